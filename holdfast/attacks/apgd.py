@@ -1,0 +1,200 @@
+"""APGD: projected gradient ascent that chooses its own step size."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import draws
+from ..errors import InputError
+from ..threat import Images, Threat, per_item
+from .base import Attack, Items, Oracle, State, common_state, observe, pick
+from .losses import loss_named
+
+MOMENTUM = 0.75
+ENOUGH_RISES = 0.75  # share of a window's looks that must have raised the loss
+L1_RADII = ((0.3, 3.0), (0.6, 2.0), (1.0, 1.0))  # up to this share of the steps, this many ε
+
+
+def share_of(steps: int, share: float) -> int:
+    """A share of the steps in whole steps, at least one."""
+    return max(int(share * steps + 1e-9), 1)
+
+
+class APGD(Attack):
+    """Auto-PGD (Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble
+    of diverse parameter-free attacks", ICML 2020), algorithm 1.
+
+    Steps start at 2ε and are halved, going back to the best point, whenever a window of steps
+    ends in which too few steps raised the loss or nothing was gained since the last window.
+
+    In L1 (Croce & Hein, "Mind the box! l1-APGD", ICML 2021) a step moves only as many components
+    as the best point so far uses, the ball shrinks from 3ε over 2ε to ε, and points are
+    projected onto ball ∩ box exactly.
+
+    Args:
+        steps: moves after the start.
+        loss: `ce`, `dlr` or `margin`.
+        targeted: move towards each item's target class.
+
+    Cost: steps + 1 forwards and as many backwards.
+    """
+
+    norms = frozenset({"linf", "l2", "l1"})
+
+    def __init__(self, *, steps: int = 100, loss: str = "ce", targeted: bool = False):
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        if targeted and loss == "ce":
+            raise InputError("targeted APGD climbs 'dlr' or 'margin', not 'ce'")
+        super().__init__(steps=steps, loss=loss, targeted=targeted)
+        self.name = f"apgd-{loss}" + ("-targeted" if targeted else "")
+        self.steps, self.loss, self.targeted = steps, loss_named(loss), targeted
+
+    def start(self, items: Items, threat: Threat) -> State:
+        norm = self.check_norm(threat)
+        x, eps = items.images, items.eps
+        if threat.norm == "linf":
+            # As published: scaled so that the largest component is ε, whatever was drawn.
+            noise = norm.noise(items.seeds, 0, x)
+            noise = noise / per_item(noise.flatten(1).abs().amax(1), x)
+        else:
+            noise = draws.normal(items.seeds, 0, x.shape[1:])
+            noise = noise / per_item(norm.distance(noise), x)
+        radius = self._radius(torch.zeros_like(items.labels), eps, threat)
+        start = threat.project(x + per_item(radius, x) * noise, x, radius)
+        window = torch.full_like(items.labels, share_of(self.steps, 0.22))
+        state = common_state(items, start) | {
+            "previous": start,
+            "peak": start,  # the point of the highest loss
+            "peak_gradient": torch.zeros_like(x),
+            "peak_loss": torch.full_like(eps, -torch.inf),
+            "peak_loss_before": torch.full_like(eps, -torch.inf),  # at the last checkpoint
+            "last_loss": torch.full_like(eps, torch.inf),
+            "rises": torch.zeros_like(items.labels),
+            "window": window,
+            "until_checkpoint": window,
+            "halved": torch.ones_like(items.labels, dtype=torch.bool),
+            "length": 2 * eps,
+        }
+        if threat.norm == "l1":
+            size = x[0].numel()
+            window = torch.full_like(items.labels, share_of(self.steps, 0.04))
+            state |= {
+                "window": window,
+                "until_checkpoint": window,
+                "length": radius,
+                "moved_share": torch.full_like(eps, 0.2),  # of the components, in one step
+                "support": torch.full_like(eps, size),  # components that the peak uses
+            }
+        return state
+
+    def step(self, model: Oracle, state: State, threat: Threat) -> State:
+        gradient, logits, value = model.gradient(
+            state["point"], lambda z: self.loss(z, state["labels"], state["targets"])
+        )
+        higher = value > state["peak_loss"]
+        begun = state["age"] > 0  # the first look is at the start: it belongs to no window
+        state = {
+            **state,
+            "gradient": gradient,
+            "peak": pick(higher, state["point"], state["peak"]),
+            "peak_gradient": pick(higher, gradient, state["peak_gradient"]),
+            "peak_loss": torch.where(higher, value, state["peak_loss"]),
+            "rises": state["rises"] + (value > state["last_loss"]),
+            "last_loss": value,
+            "until_checkpoint": state["until_checkpoint"] - begun.long(),
+        }
+        state["peak_loss_before"] = torch.where(
+            begun, state["peak_loss_before"], state["peak_loss"]
+        )
+        # In L1, points of the wider balls do not count.
+        counts = self._radius(state["age"], state["eps"], threat) <= state["eps"]
+        best, score = observe(state, logits)
+        state["best"] = pick(counts, best, state["best"])
+        state["score"] = torch.where(counts, score, state["score"])
+
+        state = self._move_l1(state, threat) if threat.norm == "l1" else self._move(state, threat)
+        del state["gradient"]
+        state["finished"] = state["age"] >= self.steps
+        state["age"] = state["age"] + 1
+        return state
+
+    def _move(self, state: State, threat: Threat) -> State:
+        """L∞ and L2: halve the step where a checkpoint says so, then step with momentum."""
+        x, window = state["x"], state["window"]
+        checkpoint = state["until_checkpoint"] == 0
+        stuck = (state["rises"] <= ENOUGH_RISES * window) | (
+            ~state["halved"] & (state["peak_loss_before"] >= state["peak_loss"])
+        )
+        halve = checkpoint & stuck
+        length = torch.where(halve, state["length"] / 2, state["length"])
+        point = pick(halve, state["peak"], state["point"])
+        gradient = pick(halve, state["peak_gradient"], state["gradient"])
+        shorter = (window - share_of(self.steps, 0.03)).clamp_min(share_of(self.steps, 0.06))
+        window = torch.where(checkpoint, shorter, window)
+
+        step = per_item(length, x) * threat.table.steepest(gradient)
+        ahead = threat.project(point + step, x, state["eps"])
+        share = per_item(torch.where(state["age"] == 0, 1.0, MOMENTUM), x)
+        mixed = point + share * (ahead - point) + (1 - share) * (point - state["previous"])
+        return {
+            **state,
+            "length": length,
+            "halved": torch.where(checkpoint, halve, state["halved"]),
+            "peak_loss_before": torch.where(
+                checkpoint, state["peak_loss"], state["peak_loss_before"]
+            ),
+            "rises": torch.where(checkpoint, 0, state["rises"]),
+            "window": window,
+            "until_checkpoint": torch.where(checkpoint, window, state["until_checkpoint"]),
+            "previous": point,
+            "point": threat.project(mixed, x, state["eps"]),
+        }
+
+    def _radius(self, age: Tensor, eps: Tensor, threat: Threat) -> Tensor:
+        """The ball in which an item of this age searches."""
+        if threat.norm != "l1":
+            return eps
+        factor = torch.full_like(eps, L1_RADII[-1][1])
+        for share, wider in reversed(L1_RADII[:-1]):
+            factor = torch.where(age < int(share * self.steps), wider, factor)
+        return factor * eps
+
+    def _move_l1(self, state: State, threat: Threat) -> State:
+        """L1: adapt step and sparsity at checkpoints, then step along the largest components."""
+        x, eps = state["x"], state["eps"]
+        size = x[0].numel()
+        radius = self._radius(state["age"], eps, threat)
+        smaller = self._radius(state["age"] + 1, eps, threat)
+        shrinks = smaller < radius
+        checkpoint = (state["until_checkpoint"] == 0) | shrinks
+
+        support = (state["peak"] - x).flatten(1).ne(0).sum(1).to(eps)
+        sparser = checkpoint & ((support / state["support"] < 0.95) | shrinks)
+        length = torch.where(sparser, smaller, state["length"])
+        length = torch.where(checkpoint & ~sparser, length / 1.5, length)
+        length = length.maximum(smaller / 10).minimum(smaller)
+        moved_share = torch.where(checkpoint, support / size / 1.5, state["moved_share"])
+        point = pick(sparser, state["peak"], state["point"])
+        gradient = pick(sparser, state["peak_gradient"], state["gradient"]).flatten(1)
+
+        # The threshold above which a share of the components lies.
+        place = ((1 - moved_share) * size).long().clamp(0, size - 1)
+        threshold = gradient.abs().sort(dim=1).values.gather(1, place[:, None])
+        direction = torch.where(gradient.abs() >= threshold, gradient.sign(), 0.0)
+        direction = direction / direction.abs().sum(1, keepdim=True).clamp_min(1)
+        stepped = point + per_item(length, x) * direction.view_as(x)
+        return {
+            **state,
+            "length": length,
+            "moved_share": moved_share,
+            "support": torch.where(checkpoint, support.clamp_min(1), state["support"]),
+            # A loss from a wider ball must not stand as the peak of a smaller one.
+            "peak_loss": torch.where(shrinks, -torch.inf, state["peak_loss"]),
+            "until_checkpoint": torch.where(
+                checkpoint, state["window"], state["until_checkpoint"]
+            ),
+            # Where the ball shrinks, the next look is at the old peak, brought inside.
+            "point": threat.project(pick(shrinks, state["peak"], stepped), x, smaller),
+        }

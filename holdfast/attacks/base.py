@@ -1,0 +1,237 @@
+"""What an attack is: `start` and `step` over a batch-first state.
+
+An attack never loops. It describes one step of a search for many items at once; somebody else
+(the engine, the training loop, `Attack.__call__`) decides how often to step, which items to drop
+and which to add. Everything an attack remembers is therefore *per item*: a tensor whose first
+dimension is the item, so items of different ages can share a batch.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from .. import draws
+from ..checks import check_images, check_labels, check_logits
+from ..errors import InputError
+from ..threat import Images, Norm, Threat
+from . import losses
+
+Model = Callable[[Images], Float[Tensor, "n k"]]
+# Tensors with the item first. Every attack's state holds the keys that `common_state` lists.
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Items:
+    """What an attack is asked to break: one row an item.
+
+    An item is an image together with a restart and a target; the same image may stand in
+    several rows.
+    """
+
+    images: Images  # clean, [0, 1]
+    labels: Int64[Tensor, " n"]
+    targets: Int64[Tensor, " n"]  # the class to reach, −1 where any wrong class will do
+    eps: Float[Tensor, " n"]  # radius in image units
+    seeds: Int64[Tensor, " n"]  # the item's own random stream, see `holdfast.draws`
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor) -> Items:
+        return Items(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+
+class Oracle:
+    """A model as attacks see it: logits and input gradients, every pass counted.
+
+    Args:
+        model: images → logits.
+        samples: expectation over transformation (Athalye et al., ICML 2018): logits and
+            gradients are means over this many copies of each image, run as one batch, for
+            models that draw random numbers.
+    """
+
+    def __init__(self, model: Model, samples: int = 1):
+        self.model = model
+        self.samples = samples
+        self.forwards = 0  # passes over every item of the batch
+        self.backwards = 0
+
+    def _forward(self, x: Images) -> Float[Tensor, "n k"]:
+        self.forwards += self.samples
+        if self.samples == 1:
+            return self.model(x).float()
+        copies = self.model(x.repeat_interleave(self.samples, 0)).float()
+        return copies.view(len(x), self.samples, -1).mean(1)
+
+    def logits(self, x: Images) -> Float[Tensor, "n k"]:
+        with torch.no_grad():
+            return self._forward(x)
+
+    def gradient(
+        self, x: Images, loss: Callable[[Tensor], Float[Tensor, " n"]]
+    ) -> tuple[Images, Float[Tensor, "n k"], Float[Tensor, " n"]]:
+        """∂loss/∂x, the logits and the loss values at x, all detached.
+
+        Only the input's gradient is computed: none of the weights'.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = self._forward(x)
+            values = loss(logits)
+            (gradient,) = torch.autograd.grad(values.sum(), x)
+        self.backwards += self.samples
+        return gradient, logits.detach(), values.detach()
+
+
+def pick(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """a where the item's row is true, b elsewhere; rows (N,), a and b (N, …)."""
+    return torch.where(rows.view(-1, *([1] * (a.ndim - 1))), a, b)
+
+
+class Attack(ABC):
+    """A search for an adversarial example inside a threat model.
+
+    A subclass gives `start`, `step` and the class attributes. In one `step`, an attack looks at
+    the model at `state["point"]`, calls `observe`, and moves on; so a state that was stepped k
+    times has looked at k points.
+    """
+
+    name: str  # stable: it is part of random seeds and of reports
+    norms: ClassVar[frozenset[str]]
+    targeted: bool = False  # whether an item needs a target class
+    needs_gradient: bool = True
+
+    def __init__(self, **settings: Any):
+        self.settings = settings
+
+    @abstractmethod
+    def start(self, items: Items, threat: Threat) -> State:
+        """The state before the first step. Draws come from `items.seeds` alone."""
+
+    @abstractmethod
+    def step(self, model: Oracle, state: State, threat: Threat) -> State:
+        """The state after one more look at the model; the old state is not changed."""
+
+    def describe(self) -> dict[str, Any]:
+        """Name and settings: what a run's identity is made of."""
+        return {"name": self.name, **self.settings}
+
+    def __repr__(self) -> str:
+        settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
+        return f"{type(self).__name__}({settings})"
+
+    def check_norm(self, threat: Threat) -> Norm:
+        if threat.norm not in self.norms:
+            raise InputError(
+                f"{self.name} knows the norms {', '.join(sorted(self.norms))}, not {threat.norm}"
+            )
+        return threat.table
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        labels: Int64[Tensor, " n"],
+        threat: Threat,
+        *,
+        targets: Int64[Tensor, " n"] | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+    ) -> Images:
+        """Run this attack alone, in the model's own precision, on the model's own device.
+
+        Args:
+            model: images → logits; call `.eval()` on it first.
+            images: (N, C, H, W) in [0, 1].
+            labels: (N,) true classes.
+            threat: the norm must be one of `self.norms`.
+            targets: (N,) classes to reach, for a targeted attack. By default each image's
+                strongest wrong class.
+            seed: of the attack's random draws.
+
+        Returns:
+            (N, C, H, W): for each image the first point found that is misclassified, else the
+            one with the smallest margin. All lie in the ball and the box. An image that is
+            misclassified as it is comes back as it is.
+
+        Raises:
+            InputError (a ValueError): images outside [0, 1] or not finite, labels out of range,
+                a model whose logits are not finite or not (N, K).
+        """
+        self.check_norm(threat)
+        check_images(images)
+        check_labels(labels, len(images))
+        results = []
+        for first in range(0, len(images), batch_size):
+            x, y = images[first : first + batch_size], labels[first : first + batch_size]
+            index = torch.arange(first, first + len(x))
+            with torch.no_grad():
+                logits = check_logits(model(x), len(x), y)
+            chosen = (
+                logits.scatter(1, y[:, None], -torch.inf).argmax(1)
+                if targets is None
+                else targets[first : first + len(x)]
+            )
+            items = Items(
+                images=x,
+                labels=y,
+                targets=chosen if self.targeted else torch.full_like(y, -1),
+                eps=threat.radii(x),
+                seeds=draws.item_seeds(seed, index, self.name, 0, 0).to(x.device),
+            )
+            wrong = logits.argmax(1) != y
+            results.append(pick(wrong, x, self._search(Oracle(model), items, threat, ~wrong)))
+        return torch.cat(results) if results else images.clone()
+
+    def _search(self, model: Oracle, items: Items, threat: Threat, open_: Tensor) -> Images:
+        best = items.images.clone()
+        rows = open_.nonzero().squeeze(1)
+        state = self.start(items.select(rows), threat)
+        while len(rows):
+            state = self.step(model, state, threat)
+            best[rows] = state["best"]
+            going = ~(state["finished"] | (state["score"] < 0))
+            rows, state = rows[going], {key: value[going] for key, value in state.items()}
+        return best
+
+
+def common_state(items: Items, point: Images) -> State:
+    """The keys that every state has.
+
+    x, labels, targets, eps, seeds: the item (see `Items`).
+    point: (N, C, H, W) where the next step looks.
+    age: int64 (N,) steps done.
+    score: float32 (N,) below 0 once the attack believes that `best` breaks the image. For
+        attacks inside a ball it is the smallest margin seen; for minimum-norm attacks the
+        smallest adversarial distance less ε.
+    best: (N, C, H, W) the point that score belongs to, inside ball and box.
+    finished: bool (N,) the attack has spent its budget.
+    """
+    return {
+        "x": items.images,
+        "labels": items.labels,
+        "targets": items.targets,
+        "eps": items.eps,
+        "seeds": items.seeds,
+        "point": point,
+        "age": torch.zeros_like(items.labels),
+        "score": torch.full_like(items.eps, torch.inf),
+        "best": items.images,
+        "finished": torch.zeros_like(items.labels, dtype=torch.bool),
+    }
+
+
+def observe(state: Mapping[str, Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
+    """`best` and `score` after the model answered `logits` at `point`."""
+    margin = losses.margin(logits, state["labels"])
+    better = margin < state["score"]
+    return pick(better, state["point"], state["best"]), torch.where(better, margin, state["score"])

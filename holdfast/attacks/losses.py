@@ -1,0 +1,79 @@
+"""What an attack climbs: losses per image, from logits. Higher means closer to being fooled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..errors import InputError
+
+Logits = Float[Tensor, "n k"]
+Labels = Int64[Tensor, " n"]
+Values = Float[Tensor, " n"]
+# (logits, labels, targets) → one value an image. `targets` is −1 where there is none.
+Loss = Callable[[Logits, Labels, Labels], Values]
+
+
+def _pick(logits: Logits, classes: Labels) -> Values:
+    return logits.gather(1, classes[:, None]).squeeze(1)
+
+
+def best_other(logits: Logits, labels: Labels) -> Values:
+    """The largest logit among the wrong classes."""
+    return logits.scatter(1, labels[:, None], -torch.inf).amax(1)
+
+
+def margin(logits: Logits, labels: Labels) -> Values:
+    """z_y − max_{j≠y} z_j: below 0 the image is misclassified."""
+    return _pick(logits, labels) - best_other(logits, labels)
+
+
+def cross_entropy(logits: Logits, labels: Labels, targets: Labels) -> Values:
+    """−log softmax(z)_y."""
+    return F.cross_entropy(logits, labels, reduction="none")
+
+
+def margin_loss(logits: Logits, labels: Labels, targets: Labels) -> Values:
+    """z_t − z_y for the target, or for the best wrong class where there is none.
+
+    Carlini & Wagner, "Towards evaluating the robustness of neural networks", 2017.
+    """
+    other = torch.where(
+        targets >= 0, _pick(logits, targets.clamp_min(0)), best_other(logits, labels)
+    )
+    return other - _pick(logits, labels)
+
+
+def difference_of_logits_ratio(logits: Logits, labels: Labels, targets: Labels) -> Values:
+    """DLR: −(z_y − z_other) / (z_π1 − z_π3), invariant to shifting and scaling the logits.
+
+    With a target: −(z_y − z_t) / (z_π1 − (z_π3 + z_π4) / 2). Needs 3 classes, targeted 4;
+    with fewer it is the plain margin, which has the same sign.
+    Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020, eqs. 6 and 7.
+    """
+    classes = logits.shape[1]
+    numerator = margin_loss(logits, labels, targets)
+    if classes < 3:
+        return numerator
+    top = logits.topk(min(4, classes), dim=1).values
+    fourth = top[:, 3] if classes >= 4 else top[:, 2]
+    third = torch.where(targets >= 0, (top[:, 2] + fourth) / 2, top[:, 2])
+    return numerator / (top[:, 0] - third + 1e-12)
+
+
+LOSSES: dict[str, Loss] = {
+    "ce": cross_entropy,
+    "dlr": difference_of_logits_ratio,
+    "margin": margin_loss,
+}
+
+
+def loss_named(name: str) -> Loss:
+    """A loss by its short name; InputError naming the known ones."""
+    if name not in LOSSES:
+        raise InputError(f"loss {name!r} is unknown; the losses are {', '.join(LOSSES)}")
+    return LOSSES[name]

@@ -1,0 +1,64 @@
+"""Checks at the public door: what a caller hands over is right, or one line says what is wrong."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .errors import InputError
+
+
+def check_images(images: Tensor, name: str = "images") -> None:
+    """Float32 (N, C, H, W), N ≥ 1, finite, in [0, 1]; InputError saying which image is not."""
+    if not isinstance(images, Tensor):
+        raise InputError(f"{name} must be a torch.Tensor, not {type(images).__name__}")
+    if images.dtype != torch.float32:
+        raise InputError(f"{name} must be float32 in [0, 1], not {images.dtype}")
+    if images.ndim != 4:
+        raise InputError(f"{name} must have shape (N, C, H, W), not {tuple(images.shape)}")
+    if not images.numel():
+        raise InputError(f"{name} is empty: {tuple(images.shape)}")
+    flat = images.flatten(1)
+    for fault, bad in (
+        ("holds NaN or infinite values", ~torch.isfinite(flat).all(1)),
+        ("has values outside [0, 1]", (flat.amin(1) < 0) | (flat.amax(1) > 1)),
+    ):
+        if bool(bad.any()):
+            first = int(bad.nonzero()[0])
+            raise InputError(f"{name}[{first}] {fault} ({int(bad.sum())} of {len(images)} do)")
+
+
+def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None:
+    """Int64 (count,), in [0, classes); InputError saying which label is not."""
+    if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
+        kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise InputError(f"labels must be an int64 torch.Tensor, not {kind}")
+    if labels.shape != (count,):
+        raise InputError(f"labels must have shape ({count},), not {tuple(labels.shape)}")
+    bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
+    if bool(bad.any()):
+        first = int(bad.nonzero()[0])
+        top = "" if classes is None else f"; the model has {classes} classes"
+        raise InputError(f"labels[{first}] is {int(labels[first])}, out of range{top}")
+
+
+def check_logits(logits: Tensor, count: int, labels: Tensor) -> Tensor:
+    """The model's answer as float32 (count, K) with K above every label, finite.
+
+    Raises:
+        InputError: another shape, NaN or infinities, or fewer classes than the labels need.
+    """
+    if not isinstance(logits, Tensor):
+        raise InputError(f"the model returned a {type(logits).__name__}, not a tensor of logits")
+    if logits.ndim != 2 or logits.shape[0] != count or logits.shape[1] < 2:
+        raise InputError(
+            f"the model returned shape {tuple(logits.shape)} for {count} images; "
+            "logits must be (N, K) with K ≥ 2"
+        )
+    check_labels(labels, count, logits.shape[1])
+    bad = ~torch.isfinite(logits).all(1)
+    if bool(bad.any()):
+        raise InputError(
+            f"the model returned NaN or infinite logits for image {int(bad.nonzero()[0])}"
+        )
+    return logits.float()

@@ -1,0 +1,94 @@
+"""What a data set is: three splits of uint8 images with labels and file names."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64, Shaped, UInt8
+
+from ..errors import InputError
+
+SPLITS = ("train", "validation", "test")
+
+
+def fingerprint(images: np.ndarray) -> str:
+    """The first 12 hex digits of the SHA-256 of the images' bytes, (N, C, H, W) in C order."""
+    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:12]
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """One split of a data set.
+
+    Attributes:
+        images: uint8 (N, C, H, W); 0 is 0.0 and 255 is 1.0.
+        filenames: str (N,); where each image came from.
+        labels: int64 (N,), from 0 to the number of classes - 1.
+        pixels: what the pixels are, in words, for every figure made from them.
+
+    Raises:
+        InputError: images of another shape or type, or not as many labels and names as images.
+    """
+
+    images: UInt8[np.ndarray, "n c h w"]
+    filenames: Shaped[np.ndarray, " n"]
+    labels: Int64[np.ndarray, " n"]
+    pixels: str
+
+    def __post_init__(self) -> None:
+        if self.images.ndim != 4 or self.images.dtype != np.uint8:
+            raise InputError(
+                f"images must be uint8 (N, C, H, W), not {self.images.dtype} {self.images.shape}"
+            )
+        n = (len(self.images),)
+        if self.labels.shape != n or self.labels.dtype != np.int64:
+            raise InputError(
+                f"labels must be int64 {n}, not {self.labels.dtype} {self.labels.shape}"
+            )
+        if self.filenames.shape != n:
+            raise InputError(f"filenames must have the shape {n}, not {self.filenames.shape}")
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+@dataclass(frozen=True, eq=False)
+class DataSet:
+    """A name, the names of the classes, and the three splits.
+
+    Models are chosen on `validation`; `test` is looked at once, at the end.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    train: Split
+    validation: Split
+    test: Split
+
+    def split(self, name: str) -> Split:
+        """The split called `train`, `validation`, `test` or `train+validation`.
+
+        Raises:
+            InputError: another name.
+        """
+        if name == "train+validation":
+            return _joined(self.train, self.validation)
+        if name not in SPLITS:
+            known = ", ".join([*SPLITS, "train+validation"])
+            raise InputError(f"split {name!r} is unknown; the splits are {known}")
+        split: Split = getattr(self, name)
+        return split
+
+
+def _joined(first: Split, second: Split) -> Split:
+    pixels = first.pixels
+    if second.pixels != pixels:
+        pixels = f"train: {first.pixels}; validation: {second.pixels}"
+    return Split(
+        np.concatenate([first.images, second.images]),
+        np.concatenate([first.filenames, second.filenames]),
+        np.concatenate([first.labels, second.labels]),
+        pixels,
+    )

@@ -1,0 +1,299 @@
+"""CIFAR-10 from its original files (Krizhevsky, "Learning multiple layers of features from tiny
+images", 2009), in every layout that people keep them in.
+
+The splits are always 40,000 train / 10,000 validation / 10,000 test:
+
+    files                                          train  validation    test
+    data_batch_1..5, test_batch (as published)     1..4   data_batch_5  test_batch
+    data_batch_1..5, val_batch                     1..4   val_batch     data_batch_5
+    data_batch_1..4, val_batch, test_batch         1..4   val_batch     test_batch
+
+`train_batch_N` is another name for `data_batch_N`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..errors import InputError
+from .base import DataSet, Split, fingerprint
+from .pickles import parse_pickle, read_file, read_pickle
+
+SUBFOLDER = "cifar-10-batches-py"
+META = "batches.meta"
+IMAGES_PER_BATCH = 10_000
+IMAGE_SHAPE = (3, 32, 32)
+CLASSES = 10
+
+PUBLISHED_MD5 = {
+    "c99cafc152244af753f735de768cd75f",  # data_batch_1
+    "d4bba439e000b95fd0a9bffe97cbabec",  # data_batch_2
+    "54ebc095f3ab1f0389bbae665268c751",  # data_batch_3
+    "634d18415352ddfa80567beed471001a",  # data_batch_4
+    "482c414d41f54cd18b22e5b47cb7c3cb",  # data_batch_5
+    "40351d587109b95175f43aff81a1287e",  # test_batch
+}
+
+_BATCH = re.compile(r"(data|train)_batch_[1-9][0-9]*|(val|test)_batch")
+_LONGEST_FILENAME = 255
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Which file plays which part. `test` is None where one of `rest` must be the test batch."""
+
+    folder: Path
+    train: tuple[str, ...]
+    validation: str
+    test: str | None
+    rest: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Batch:
+    name: str
+    images: np.ndarray
+    labels: np.ndarray
+    filenames: np.ndarray
+    published: bool
+
+
+def is_here(folder: Path) -> bool:
+    """Whether the folder, or its `cifar-10-batches-py/`, holds any batch or `batches.meta`."""
+    return any(_files(place) for place in _places(folder))
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether all files of some layout are there (their content is not looked at)."""
+    try:
+        find(folder)
+    except InputError:
+        return False
+    return True
+
+
+def find(folder: Path) -> Layout:
+    """The layout that `folder`, or its `cifar-10-batches-py/`, holds; only names are looked at.
+
+    Raises:
+        InputError: a file is missing; the message says which, and where it was looked for.
+    """
+    places = _places(folder)
+    gaps = {place: _missing(_files(place)) for place in places}
+    for place in places:
+        if not gaps[place]:
+            return _layout(place, _files(place))
+    fullest = max(places, key=lambda place: len(_files(place)))
+    raise InputError(
+        f"{folder}: CIFAR-10 is not complete, {', '.join(gaps[fullest])} missing"
+        f" (looked in {' and '.join(map(str, places))}); {how_to_get(folder)}"
+    )
+
+
+def how_to_get(folder: Path) -> str:
+    """What to do about missing files, for error messages."""
+    return (
+        "add --download to fetch CIFAR-10, or put its Python version's files"
+        f" (data_batch_1 to 5, test_batch, {META}) in {_places(folder)[-1]}"
+    )
+
+
+def load(folder: str | Path) -> DataSet:
+    """CIFAR-10 from a folder that holds any of the layouts above, or from its subfolder.
+
+    Args:
+        folder: `DIR`, where the files are in `DIR` or in `DIR/cifar-10-batches-py`.
+
+    Returns:
+        Images uint8 (40,000 or 10,000, 3, 32, 32) in the files' order.
+
+    Raises:
+        InputError: a file is missing or damaged, holds something else than a CIFAR-10 batch, or
+            there are more batches, or fewer different ones, than the three splits need.
+    """
+    layout = find(Path(folder))
+    classes = _label_names(layout.folder / META)
+    train = [_read(layout.folder / name) for name in layout.train]
+    validation = _read(layout.folder / layout.validation)
+    used = [*train, validation]
+    if layout.test is not None:
+        used.append(_read(layout.folder / layout.test))
+    new: list[_Batch] = []
+    for name in layout.rest:
+        batch = _read(layout.folder / name)
+        if not any(_same_images(batch, other) for other in used + new):
+            new.append(batch)
+    if layout.test is None and len(new) == 1:
+        used.append(new.pop())
+    if new:
+        raise InputError(
+            f"{layout.folder}: more batches than the splits need, {_names(new)}: with"
+            f" {_names(used)} it is unclear which is meant; move what is not wanted away"
+        )
+    for first, second in combinations(used, 2):
+        if _same_images(first, second):
+            raise InputError(
+                f"{layout.folder}: {first.name} and {second.name} hold the same images, so the"
+                " splits would overlap; put the right files there"
+            )
+    if len(used) == len(train) + 1:
+        raise InputError(
+            f"{layout.folder}: test_batch is missing, and {', '.join(layout.rest)} holds the same"
+            f" images as another batch; {how_to_get(layout.folder)}"
+        )
+    return DataSet("cifar10", classes, _split(train), _split([validation]), _split(used[-1:]))
+
+
+def _places(folder: Path) -> list[Path]:
+    if folder.name == SUBFOLDER:
+        return [folder]
+    return [folder, folder / SUBFOLDER]
+
+
+def _files(place: Path) -> set[str]:
+    """The names in a folder that are CIFAR-10's."""
+    try:
+        names = {path.name for path in place.iterdir()}
+    except OSError:
+        return set()
+    return {name for name in names if name == META or _BATCH.fullmatch(name)}
+
+
+def _numbered(names: set[str], number: int) -> str | None:
+    """The file that holds the training batch of that number."""
+    candidates = (f"data_batch_{number}", f"train_batch_{number}")
+    return next((name for name in candidates if name in names), None)
+
+
+def _missing(names: set[str]) -> list[str]:
+    """What lacks for any layout."""
+    missing = [f"data_batch_{number}" for number in range(1, 5) if not _numbered(names, number)]
+    if "val_batch" not in names and not _numbered(names, 5):
+        missing.append("data_batch_5")
+    # Beyond four batches and a validation batch there must be one to test on.
+    batches = names - {META}
+    if not missing and "test_batch" not in names and not _layout(Path(), names).rest:
+        missing.append("test_batch")
+    if missing and not batches:
+        missing.append("test_batch")
+    return missing if META in names else [*missing, META]
+
+
+def _layout(folder: Path, names: set[str]) -> Layout:
+    train = tuple(filter(None, (_numbered(names, number) for number in range(1, 5))))
+    validation = "val_batch" if "val_batch" in names else _numbered(names, 5)
+    assert validation and len(train) == 4
+    test = "test_batch" if "test_batch" in names else None
+    rest = names - {META, *train, validation, test}
+    return Layout(folder, train, validation, test, tuple(sorted(rest)))
+
+
+def _read(path: Path) -> _Batch:
+    """One batch, checked."""
+    raw = read_file(path)
+    content = _dictionary(parse_pickle(raw, path), path, "data", "labels", "filenames")
+    data, n = content["data"], IMAGES_PER_BATCH
+    shape = (n, int(np.prod(IMAGE_SHAPE)))
+    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != shape:
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise InputError(f"{path}: data is {found} where a CIFAR-10 batch has uint8 {shape}")
+    md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest()
+    return _Batch(
+        name=path.name,
+        images=np.ascontiguousarray(data).reshape(n, *IMAGE_SHAPE),
+        labels=_labels(content["labels"], path),
+        filenames=_filenames(content["filenames"], path),
+        published=md5 in PUBLISHED_MD5,
+    )
+
+
+def _dictionary(content: Any, path: Path, *keys: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: holds no dictionary, so it is no CIFAR-10 file")
+    # A batch that went through Python 3 may have bytes for keys.
+    named = {k.decode("latin-1") if isinstance(k, bytes) else k: v for k, v in content.items()}
+    for key in keys:
+        if key not in named:
+            raise InputError(f"{path}: has no {key!r}, so it is no CIFAR-10 file")
+    return named
+
+
+def _sequence(values: Any, path: Path, what: str, n: int) -> list[Any]:
+    """A list or one-dimensional array of n items, as a list."""
+    if isinstance(values, np.ndarray) and values.ndim == 1:
+        values = values.tolist()
+    if not isinstance(values, list | tuple):
+        raise InputError(f"{path}: {what} are no list")
+    if len(values) != n:
+        raise InputError(f"{path}: {len(values)} {what} where there must be {n}")
+    return list(values)
+
+
+def _labels(values: Any, path: Path) -> np.ndarray:
+    labels = _sequence(values, path, "labels", IMAGES_PER_BATCH)
+    for index, label in enumerate(labels):
+        is_integer = isinstance(label, int | np.integer) and not isinstance(label, bool)
+        if not is_integer or not 0 <= label < CLASSES:
+            shown = label if is_integer or isinstance(label, float) else type(label).__name__
+            raise InputError(
+                f"{path}: label {index} is {str(shown)[:20]}; labels are integers from 0 to"
+                f" {CLASSES - 1}"
+            )
+    return np.array(labels, np.int64)
+
+
+def _filenames(values: Any, path: Path) -> np.ndarray:
+    return np.array(
+        [
+            _text(value, path, f"filename {index}")
+            for index, value in enumerate(_sequence(values, path, "filenames", IMAGES_PER_BATCH))
+        ]
+    )
+
+
+def _label_names(path: Path) -> tuple[str, ...]:
+    content = _dictionary(read_pickle(path), path, "label_names")
+    values = _sequence(content["label_names"], path, "label names", CLASSES)
+    names = tuple(_text(value, path, f"label name {i}") for i, value in enumerate(values))
+    if len(set(names)) != CLASSES:
+        raise InputError(f"{path}: two label names are the same")
+    return names
+
+
+def _text(value: Any, path: Path, what: str) -> str:
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_FILENAME or not text.isprintable():
+        raise InputError(f"{path}: {what} is no printable text of 1 to {_LONGEST_FILENAME} letters")
+    return str(text)
+
+
+def _same_images(first: _Batch, second: _Batch) -> bool:
+    # The first image alone settles nearly every case.
+    return np.array_equal(first.images[0], second.images[0]) and np.array_equal(
+        first.images, second.images
+    )
+
+
+def _names(batches: list[_Batch]) -> str:
+    return ", ".join(batch.name for batch in batches)
+
+
+def _split(batches: list[_Batch]) -> Split:
+    images = np.concatenate([batch.images for batch in batches])
+    if all(batch.published for batch in batches):
+        pixels = "original CIFAR-10 pixels"
+    else:
+        pixels = f"not the published CIFAR-10 pixels (sha256 of the images: {fingerprint(images)})"
+    return Split(
+        images,
+        np.concatenate([batch.filenames for batch in batches]),
+        np.concatenate([batch.labels for batch in batches]),
+        pixels,
+    )

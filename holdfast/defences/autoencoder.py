@@ -1,0 +1,153 @@
+"""A denoising autoencoder (Vincent et al., 2008; as a defence, Gu & Rigazio, 2014)."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .. import draws
+from ..checks import check_images
+from ..errors import InputError
+from ..files import make_folder, read_json
+from ..models.checkpoint import load_weights, save_checkpoint
+from ..threat import Images
+from .base import Defence, Model, real_number, whole_number
+
+ARCHITECTURE = "denoising-autoencoder"
+
+
+class DenoisingAutoencoder(nn.Module):
+    """Two convolutions down to a quarter of each side, two up again; the output is in [0, 1].
+
+    Args:
+        channels: of the images.
+        width: channels of the first convolution; the code has twice as many.
+    """
+
+    def __init__(self, *, channels: int = 3, width: int = 32):
+        super().__init__()
+        whole_number(ARCHITECTURE, "channels", channels, 1)
+        whole_number(ARCHITECTURE, "width", width, 1)
+        self.arguments = {"channels": channels, "width": width}
+        self.down1 = nn.Conv2d(channels, width, 3, 2, 1)
+        self.down2 = nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.up1 = nn.Conv2d(2 * width, width, 3, 1, 1)
+        self.up2 = nn.Conv2d(width, channels, 3, 1, 1)
+
+    def forward(self, images: Images) -> Images:
+        half = F.relu(self.down1(images))
+        code = F.relu(self.down2(half))
+        half_again = F.relu(self.up1(F.interpolate(code, half.shape[2:])))
+        return torch.sigmoid(self.up2(F.interpolate(half_again, images.shape[2:])))
+
+
+def train_autoencoder(
+    images: Images,
+    *,
+    sigma: float = 0.1,
+    steps: int = 2000,
+    batch_size: int = 128,
+    learning_rate: float = 2e-3,
+    width: int = 32,
+    seed: int = 0,
+) -> DenoisingAutoencoder:
+    """Learn to undo Gaussian noise, by mean squared error (Adam, learning rate falling to 0).
+
+    Args:
+        images: float32 (N, C, H, W) in [0, 1], on the device to train on.
+        sigma: standard deviation of the noise in image units, above 0.
+        steps: optimiser steps; an epoch is N / batch_size of them.
+
+    Returns:
+        The network, in eval mode.
+    """
+    check_images(images)
+    real_number(ARCHITECTURE, "sigma", sigma, above=0)
+    whole_number(ARCHITECTURE, "steps", steps, 1)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = DenoisingAutoencoder(channels=images.shape[1], width=width).to(images.device)
+    optimiser = torch.optim.Adam(network.parameters(), learning_rate)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, steps)
+    for step in range(steps):
+        picked = draws.item_seeds(seed, "autoencoder", step, torch.arange(batch_size))
+        picked = picked.to(images.device)
+        clean = images[draws.integers(picked, 0, len(images))]
+        noisy = (clean + sigma * draws.normal(picked, 1, clean.shape[1:])).clamp(0, 1)
+        loss = F.mse_loss(network(noisy), clean)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    return network.eval()
+
+
+def save_autoencoder(
+    folder: Path | str, network: DenoisingAutoencoder, card: dict[str, Any] | None = None
+) -> Path:
+    """Write `model.safetensors` and `card.json`; `card` says how it was trained, on what."""
+    card = {**(card or {}), "architecture": ARCHITECTURE, "arguments": network.arguments}
+    return save_checkpoint(make_folder(Path(folder)), network, card)
+
+
+def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
+    """The network in a folder, in eval mode.
+
+    Raises:
+        InputError: a file is missing or damaged, or holds something else.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise InputError(f"autoencoder: weights folder {folder} does not exist")
+    card = read_json(folder / "card.json")
+    if card.get("architecture") != ARCHITECTURE or not isinstance(card.get("arguments"), dict):
+        raise InputError(f"autoencoder: {folder / 'card.json'} describes no {ARCHITECTURE}")
+    arguments = card["arguments"]
+    if arguments.keys() != {"channels", "width"}:
+        raise InputError(
+            f"autoencoder: arguments in {folder / 'card.json'} must be channels and width, "
+            f"not {', '.join(arguments) or 'none'}"
+        )
+    network = DenoisingAutoencoder(**arguments)
+    load_weights(folder / "model.safetensors", network)
+    return network.eval()
+
+
+class Autoencoder(Defence):
+    """Shows the model what a denoising autoencoder makes of the image.
+
+    Args:
+        model: images → logits.
+        weights: the folder written by `save_autoencoder`, or the network itself.
+
+    Raises:
+        InputError: no weights, or bad ones; at the forward pass, if the images have another
+            number of channels than those it was trained on.
+    """
+
+    name = "autoencoder"
+
+    def __init__(self, model: Model, *, weights: str | Path | DenoisingAutoencoder | None = None):
+        if weights is None:
+            raise InputError(
+                "autoencoder: say where its weights are, autoencoder:weights=FOLDER "
+                "(train_autoencoder and save_autoencoder make such a folder)"
+            )
+        if isinstance(weights, DenoisingAutoencoder):
+            super().__init__(model)
+            self.network = weights
+        else:
+            super().__init__(model, weights=weights)
+            self.network = load_autoencoder(weights)
+
+    def transform(self, images: Images) -> Images:
+        channels = self.network.arguments["channels"]
+        if images.shape[1] != channels:
+            raise InputError(
+                f"autoencoder: trained on images of {channels} channels, given {images.shape[1]}"
+            )
+        return self.network(images)

@@ -1,0 +1,335 @@
+"""What a defence is, and what it declares about itself so that an attacker can know all of it.
+
+A `Defence` wraps a model: images → transform → model → logits. It declares which backward
+passes it offers, whether it draws random numbers, and everything else follows from that:
+whether gradients are exact, which surrogate an attack may choose, whether to average.
+
+Wrapping a wrapped model chains defences; the outermost one sees the image first.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from contextvars import ContextVar
+from dataclasses import dataclass
+from numbers import Real
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .. import draws
+from ..errors import InputError
+from ..threat import Images
+
+Model = Callable[[Images], Float[Tensor, "n k"]]
+BACKWARDS = ("exact", "identity", "surrogate")
+_ROUNDING = 1e-5  # how far float arithmetic may carry a transform out of [0, 1]
+
+
+# --- random draws -----------------------------------------------------------------------------
+
+_seeds: ContextVar[int | Tensor | None] = ContextVar("seeds", default=None)
+
+
+def fresh_seeds(count: int) -> Int64[Tensor, " n"]:
+    """Seeds for `count` images that nobody used before, from torch's default generator."""
+    return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
+
+
+@contextmanager
+def fixed_draws(seeds: int | Int64[Tensor, " n"]) -> Iterator[None]:
+    """Every random defence inside draws from these seeds, so equal calls give equal logits.
+
+    To record draws and replay them, make the seeds first: `seeds = fresh_seeds(len(images))`.
+    Outside of this context, every forward pass draws afresh.
+
+    Args:
+        seeds: int64 (N,), one an image; an image's draws do not depend on its batch. Or one
+            integer for batches of any size, whose images then get theirs by position.
+    """
+    token = _seeds.set(seeds)
+    try:
+        yield
+    finally:
+        _seeds.reset(token)
+
+
+@contextmanager
+def repeated_draws(copies: int) -> Iterator[None]:
+    """For a batch of `images.repeat_interleave(copies, 0)`: every copy gets draws of its own.
+
+    Needed inside `fixed_draws`, whose seeds belong to images; elsewhere it changes nothing.
+    """
+    seeds = _seeds.get()
+    if not isinstance(seeds, Tensor):
+        yield
+        return
+    number = torch.arange(copies).repeat(len(seeds))
+    with fixed_draws(draws.item_seeds(0, seeds.cpu().repeat_interleave(copies), number)):
+        yield
+
+
+def _seeds_for(count: int) -> Int64[Tensor, " n"]:
+    seeds = _seeds.get()
+    if seeds is None:
+        return fresh_seeds(count)
+    if isinstance(seeds, int):
+        return draws.item_seeds(seeds, torch.arange(count))
+    if seeds.shape != (count,):
+        raise InputError(
+            f"fixed_draws got seeds of shape {tuple(seeds.shape)} for {count} images; "
+            "give one an image, and wrap copies of images in repeated_draws"
+        )
+    return seeds.cpu()
+
+
+# --- backward passes --------------------------------------------------------------------------
+
+
+class _ReplaceBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, stand_in: Tensor) -> Tensor:
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+        return None, gradient
+
+
+def replace_backward(value: Tensor, stand_in: Tensor) -> Tensor:
+    """`value`, bit for bit, with the gradient of `stand_in` (of the same shape).
+
+    Backward-pass differentiable approximation (Athalye, Carlini & Wagner, "Obfuscated gradients
+    give a false sense of security", ICML 2018).
+    """
+    return _ReplaceBackward.apply(value, stand_in)
+
+
+def smooth_round(x: Tensor) -> Tensor:
+    """A smooth staircase, x − sin(2πx) / 2π: equal to round(x) on integers and half-integers.
+
+    Its slope is 1 on average, 0 in the middle of a step and 2 at its edge.
+    """
+    return x - torch.sin(2 * math.pi * x) / (2 * math.pi)
+
+
+# --- the contract -----------------------------------------------------------------------------
+
+D = TypeVar("D", bound="Defence")
+
+
+class Defence(nn.Module, ABC):
+    """A model behind a transformation of its images.
+
+    A subclass gives `transform`, the class attributes below, and an `__init__` that takes the
+    model, then options by keyword, each with a default, and hands them all to this one.
+
+    Attributes:
+        name: what the command line calls it: `module:Class` unless given.
+        random: whether `transform` draws random numbers. It must take all of them from
+            `self.draw_seeds(images)`.
+        backwards: the backward passes an attacker may choose, the default first:
+            `exact`, the gradient of `transform` itself, end to end;
+            `identity`, straight through, as if nothing had been done;
+            `surrogate`, the gradient of `self.surrogate`, a smooth or learned stand-in.
+        backward: the one in use; see `with_backward`.
+
+    Raises:
+        InputError: at the first forward pass, if `transform` changes the shape of the images or
+            leaves [0, 1].
+    """
+
+    name: ClassVar[str]
+    random: ClassVar[bool] = False
+    backwards: ClassVar[tuple[str, ...]] = ("exact", "identity")
+
+    def __init_subclass__(cls, **kwargs: Any):
+        super().__init_subclass__(**kwargs)
+        if "name" not in vars(cls):
+            cls.name = f"{cls.__module__}:{cls.__qualname__}"
+        if not cls.backwards or not set(cls.backwards) <= set(BACKWARDS):
+            raise InputError(
+                f"defence {cls.name}: backwards must name some of {', '.join(BACKWARDS)}, "
+                f"not {cls.backwards!r}"
+            )
+
+    def __init__(self, model: Model, **options: Any):
+        super().__init__()
+        self.model = model
+        self.options = options
+        self.backward = self.backwards[0]
+        # Two equal steps of a chain must not draw equal numbers.
+        self._depth = len(steps(model))
+        self._checked = False
+
+    @abstractmethod
+    def transform(self, images: Images) -> Images:
+        """What the model is shown instead: the same shape, in [0, 1]."""
+
+    def surrogate(self, images: Images) -> Images:
+        """The stand-in whose gradient `surrogate` uses, (N, C, H, W) → (N, C, H, W)."""
+        raise NotImplementedError(f"{self.name} declares a surrogate and does not define it")
+
+    @property
+    def differentiable(self) -> bool:
+        """Whether exact gradients flow through this step."""
+        return "exact" in self.backwards
+
+    @property
+    def spec(self) -> str:
+        """This step as `parse` reads it, every option written out: `jpeg:quality=75`."""
+        options = ",".join(f"{key}={value}" for key, value in self.options.items())
+        return f"{self.name}:{options}" if options else self.name
+
+    def extra_repr(self) -> str:
+        return f"{self.spec}, backward={self.backward!r}"
+
+    def draw_seeds(self, images: Images) -> Int64[Tensor, " n"]:
+        """One seed an image for `holdfast.draws`: fresh, or those of `fixed_draws`."""
+        seeds = draws.item_seeds(0, _seeds_for(len(images)), self._depth)
+        return seeds.to(images.device)
+
+    def with_backward(self: D, backward: str) -> D:
+        """The same defence (weights shared) with another backward pass.
+
+        Every step of the chain that offers it takes it; the others keep theirs.
+
+        Raises:
+            InputError: no step offers it.
+        """
+        offered = declared(self).backwards
+        if backward not in offered:
+            raise InputError(
+                f"no defence here offers backward {backward!r}; choose from {', '.join(offered)}"
+            )
+        return _with_backward(self, backward)
+
+    def defended(self, images: Images) -> Images:
+        """`transform` in the forward pass, `backward` in the backward pass; checked once."""
+        if self.backward == "exact":
+            shown = self.transform(images)
+            self._check(images, shown)
+            return shown
+        # The surrogate must see the draws that the transform saw.
+        with fixed_draws(_seeds_for(len(images))) if self.random else nullcontext():
+            with torch.no_grad():
+                shown = self.transform(images)
+            self._check(images, shown)
+            stand_in = images if self.backward == "identity" else self.surrogate(images)
+        return replace_backward(shown, stand_in)
+
+    def forward(self, images: Images) -> Float[Tensor, "n k"]:
+        return self.model(self.defended(images))
+
+    def _check(self, images: Tensor, shown: Tensor) -> None:
+        # Once: looking at every value of every batch would stall an accelerator.
+        if self._checked:
+            return
+        if not isinstance(shown, Tensor):
+            raise InputError(
+                f"defence {self.name}: transform returned {type(shown).__name__}, not a tensor"
+            )
+        if shown.shape != images.shape:
+            raise InputError(
+                f"defence {self.name}: transform turned images of shape {tuple(images.shape)} "
+                f"into {tuple(shown.shape)}; it must keep the shape"
+            )
+        low, high = float(shown.min()), float(shown.max())
+        if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
+            raise InputError(
+                f"defence {self.name}: transform left [0, 1] (values from {low:.3g} to "
+                f"{high:.3g}); clamp its result"
+            )
+        self._checked = True
+
+
+@dataclass(frozen=True)
+class Declaration:
+    """What the defences of a model say about themselves, taken together.
+
+    Attributes:
+        differentiable: every step has exact gradients.
+        random: some step draws random numbers.
+        backwards: what `with_backward` accepts.
+    """
+
+    differentiable: bool
+    random: bool
+    backwards: tuple[str, ...]
+
+
+def steps(model: Model) -> list[Defence]:
+    """The defences inside a model, in the order in which they see the image."""
+    if not isinstance(model, nn.Module):
+        return []
+    return [module for module in model.modules() if isinstance(module, Defence)]
+
+
+def declared(model: Model) -> Declaration:
+    """What an attacker must know about a model; nothing is random where nothing is declared."""
+    chain = steps(model)
+    return Declaration(
+        differentiable=all(step.differentiable for step in chain),
+        random=any(step.random for step in chain),
+        backwards=tuple(b for b in BACKWARDS if any(b in step.backwards for step in chain)),
+    )
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+def _with_backward(module: M, backward: str) -> M:
+    # Shallow copies of the modules on the way to a defence; everything else stays shared.
+    twin = copy.copy(module)
+    twin._modules = {
+        name: _with_backward(child, backward) if child is not None and steps(child) else child
+        for name, child in module._modules.items()
+    }
+    if isinstance(twin, Defence) and backward in twin.backwards:
+        twin.backward = backward
+    return twin
+
+
+# --- checks of options ------------------------------------------------------------------------
+
+
+def whole_number(owner: str, option: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` if it is a whole number in [low, high]; InputError naming the option otherwise."""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if not whole or value < low or (high is not None and value > high):
+        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
+        raise InputError(f"{owner}: {option} must be a whole number {limits}, not {value!r}")
+    return value
+
+
+def real_number(
+    owner: str, option: str, value: Any, *, above: float, at_most: float = math.inf
+) -> float:
+    """`value` if it is finite and in (above, at_most]; InputError naming the option otherwise."""
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and above < value <= at_most):
+        limits = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
+        raise InputError(f"{owner}: {option} must be a number {limits}, not {value!r}")
+    return float(value)
+
+
+def odd_kernel(owner: str, value: Any) -> int:
+    """`value` if it is an odd whole number of at least 3; InputError otherwise."""
+    if whole_number(owner, "kernel", value, 3) % 2 == 0:
+        raise InputError(f"{owner}: kernel must be odd, so that it has a centre, not {value}")
+    return value
+
+
+def fits(owner: str, kernel: int, images: Images) -> None:
+    """InputError if a kernel is larger than the images."""
+    height, width = images.shape[2:]
+    if kernel > min(height, width):
+        raise InputError(
+            f"{owner}: its kernel of {kernel} pixels is larger than the images ({height}×{width})"
+        )

@@ -1,0 +1,31 @@
+"""Bit-depth reduction (Xu, Evans & Qi, "Feature squeezing", NDSS 2018)."""
+
+from __future__ import annotations
+
+import torch
+
+from ..threat import Images
+from .base import Defence, Model, smooth_round, whole_number
+
+
+class BitDepth(Defence):
+    """Rounds every value to the nearest of 2^bits evenly spaced ones, 0 and 1 among them.
+
+    Args:
+        model: images → logits.
+        bits: 1 to 8.
+    """
+
+    name = "bit-depth"
+    backwards = ("identity", "surrogate")
+
+    def __init__(self, model: Model, *, bits: int = 4):
+        self.top = 2 ** whole_number(self.name, "bits", bits, 1, 8) - 1
+        super().__init__(model, bits=bits)
+
+    def transform(self, images: Images) -> Images:
+        return torch.round(images * self.top) / self.top
+
+    def surrogate(self, images: Images) -> Images:
+        """The staircase with rounded edges."""
+        return smooth_round(images * self.top) / self.top

@@ -1,0 +1,32 @@
+"""Median smoothing (Xu, Evans & Qi, "Feature squeezing", NDSS 2018)."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+
+from ..threat import Images
+from .base import Defence, Model, fits, odd_kernel
+
+
+class Median(Defence):
+    """Replaces every value by the median of the kernel × kernel window around it.
+
+    Each channel by itself; the border is continued with its own values. Gradients are exact:
+    they go to the pixel that is the median.
+
+    Args:
+        model: images → logits.
+        kernel: side of the window in pixels, odd, at most the image's.
+    """
+
+    name = "median"
+
+    def __init__(self, model: Model, *, kernel: int = 3):
+        self.kernel = odd_kernel(self.name, kernel)
+        super().__init__(model, kernel=kernel)
+
+    def transform(self, images: Images) -> Images:
+        fits(self.name, self.kernel, images)
+        padded = F.pad(images, [self.kernel // 2] * 4, mode="replicate")
+        windows = padded.unfold(2, self.kernel, 1).unfold(3, self.kernel, 1)
+        return windows.flatten(4).median(4).values

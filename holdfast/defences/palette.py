@@ -1,0 +1,96 @@
+"""Colour quantisation."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from ..threat import Images
+from .base import Defence, Model, whole_number
+
+_ROUNDS = 8  # of k-means; the error has all but settled by then
+
+
+class Palette(Defence):
+    """Redraws every image with few colours of its own, chosen by k-means in RGB.
+
+    The first colours are spread out by farthest-point sampling (Gonzalez, 1985), then moved by
+    Lloyd's iterations; nothing is random.
+
+    Args:
+        model: images → logits.
+        colours: how many an image may have, 2 to 256.
+    """
+
+    name = "palette"
+    backwards = ("identity", "surrogate")
+
+    def __init__(self, model: Model, *, colours: int = 64):
+        self.colours = whole_number(self.name, "colours", colours, 2, 256)
+        super().__init__(model, colours=colours)
+
+    def palette(self, images: Images) -> Float[Tensor, "n k c"]:
+        """The colours of each image; no gradient flows through their choice."""
+        pixels = _pixels(images.detach())
+        palette = _spread(pixels, self.colours)
+        for _ in range(_ROUNDS):
+            nearest = _distances(pixels, palette).argmin(2)
+            palette = _means(pixels, nearest, palette)
+        return palette
+
+    def transform(self, images: Images) -> Images:
+        palette = self.palette(images)
+        nearest = _distances(_pixels(images), palette).argmin(2)
+        return _images(_pick(palette, nearest), images)
+
+    def surrogate(self, images: Images) -> Images:
+        return self.soften(images, self.palette(images))
+
+    def soften(self, images: Images, palette: Float[Tensor, "n k c"]) -> Images:
+        """Each pixel as a mean of the palette, weighted by how near the colours are.
+
+        The weights are those of a Gaussian around each colour, as wide as the image's own
+        quantisation error.
+        """
+        distances = _distances(_pixels(images), palette)
+        variance = distances.detach().amin(2).mean(1).clamp_min(1e-6) / images.shape[1]
+        weights = torch.softmax(-distances / (2 * variance[:, None, None]), 2)
+        return _images(weights @ palette, images)
+
+
+def _pixels(images: Images) -> Float[Tensor, "n p c"]:
+    return images.flatten(2).transpose(1, 2)
+
+
+def _images(pixels: Float[Tensor, "n p c"], like: Images) -> Images:
+    return pixels.transpose(1, 2).reshape(like.shape)
+
+
+def _distances(pixels: Float[Tensor, "n p c"], palette: Float[Tensor, "n k c"]) -> Tensor:
+    """Squared distances (N, P, K), one channel after the other: no tensor with C × P × K."""
+    channels = zip(pixels.unbind(2), palette.unbind(2), strict=True)
+    return torch.stack([(p[:, :, None] - q[:, None, :]) ** 2 for p, q in channels]).sum(0)
+
+
+def _pick(colours: Float[Tensor, "n k c"], index: Int64[Tensor, "n p"]) -> Tensor:
+    return colours.gather(1, index.unsqueeze(2).expand(-1, -1, colours.shape[2]))
+
+
+def _spread(pixels: Float[Tensor, "n p c"], count: int) -> Float[Tensor, "n k c"]:
+    """The pixel nearest the mean, then again and again the pixel farthest from all chosen."""
+    mean = pixels.mean(1, keepdim=True)
+    chosen = [_pick(pixels, _distances(pixels, mean).argmin(1))]
+    farness = _distances(pixels, chosen[0]).squeeze(2)
+    while len(chosen) < count:
+        chosen.append(_pick(pixels, farness.argmax(1, keepdim=True)))
+        farness = farness.minimum(_distances(pixels, chosen[-1]).squeeze(2))
+    return torch.cat(chosen, 1)
+
+
+def _means(pixels: Tensor, nearest: Int64[Tensor, "n p"], palette: Tensor) -> Tensor:
+    """The mean of each colour's pixels; a colour without any stays where it is."""
+    index = nearest.unsqueeze(2).expand_as(pixels)
+    sums = torch.zeros_like(palette).scatter_add_(1, index, pixels)
+    counts = torch.zeros_like(palette).scatter_add_(1, index, torch.ones_like(pixels))
+    return torch.where(counts > 0, sums / counts.clamp_min(1), palette)

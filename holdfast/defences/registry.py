@@ -1,0 +1,133 @@
+"""Defences by name, and the command line's way of writing them."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Sequence
+from functools import partial
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from ..errors import InputError
+from ..files import nearest
+from ..threat import parse_number
+from .autoencoder import Autoencoder
+from .base import Defence, Model
+from .bit_depth import BitDepth
+from .gaussian_blur import GaussianBlur
+from .jpeg import Jpeg
+from .median import Median
+from .noise import Noise
+from .palette import Palette
+from .random_views import CropEnsemble, ResizePad
+from .thermometer import Thermometer
+from .total_variation import TotalVariation
+
+DEFENCES: dict[str, type[Defence]] = {
+    defence.name: defence
+    for defence in (
+        Jpeg,
+        BitDepth,
+        Median,
+        GaussianBlur,
+        TotalVariation,
+        ResizePad,
+        CropEnsemble,
+        Noise,
+        Thermometer,
+        Palette,
+        Autoencoder,
+    )
+}
+
+_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
+
+
+def parse(text: str) -> partial[Defence]:
+    """What turns a model into a defended one: `parse("jpeg:quality=75")(model)`.
+
+    Args:
+        text: `name`, or `name:key=value,key=value`. The name is a key of `DEFENCES`, or
+            `package.module:Class` for a `Defence` of the user's own.
+
+    Raises:
+        InputError: unknown name or option (with the nearest known one), or a value of another
+            type than the option's. Values out of range are reported when it meets the model.
+    """
+    name, _, rest = text.partition(":")
+    if name in DEFENCES:
+        defence = DEFENCES[name]
+    else:
+        class_name, _, rest = rest.partition(":")
+        if not class_name.isidentifier():
+            raise InputError(
+                f"defence {name!r} is unknown{nearest(name, DEFENCES)} "
+                "(your own is written package.module:Class)"
+            )
+        name = f"{name}:{class_name}"
+        defence = _own(name)
+    return partial(defence, **_options(name, defence, rest))
+
+
+def chain(model: Model, texts: Sequence[str]) -> nn.Module | Model:
+    """The model behind all these defences; the first one sees the image first."""
+    for wrap in reversed([parse(text) for text in texts]):
+        model = wrap(model)
+    return model
+
+
+def _own(name: str) -> type[Defence]:
+    module_name, _, class_name = name.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except Exception as error:  # whatever a user's module raises while it is read
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"defence {name}: cannot import {module_name!r}: {what}") from error
+    defence = getattr(module, class_name, None)
+    if defence is None:
+        raise InputError(f"defence {name}: {module_name!r} has no {class_name!r}")
+    if not (isinstance(defence, type) and issubclass(defence, Defence)):
+        raise InputError(f"defence {name}: it must be a subclass of holdfast.defences.Defence")
+    return defence
+
+
+def _options(name: str, defence: type[Defence], text: str) -> dict[str, Any]:
+    parameters = list(inspect.signature(defence).parameters.values())[1:]  # after the model
+    known = [parameter.name for parameter in parameters]
+    types = get_type_hints(defence.__init__)
+    options: dict[str, Any] = {}
+    for item in text.split(",") if text else []:
+        key, equals, value = (part.strip() for part in item.partition("="))
+        if not equals:
+            raise InputError(f"defence {name}: {item!r} is not written key=value")
+        if key not in known:
+            hint = nearest(key, known) if known else "; it has none"
+            raise InputError(f"defence {name} has no option {key!r}{hint}")
+        if key in options:
+            raise InputError(f"defence {name}: option {key!r} is given twice")
+        options[key] = _value(name, key, value, types.get(key, str))
+    for parameter in parameters:
+        if parameter.default is parameter.empty and parameter.name not in options:
+            raise InputError(f"defence {name} needs its option {parameter.name!r}")
+    return options
+
+
+def _value(name: str, key: str, text: str, kind: Any) -> Any:
+    what = f"defence {name}: {key}={text}"
+    if kind is bool:
+        if text.lower() not in _BOOLEANS:
+            raise InputError(f"{what} is neither true nor false")
+        return _BOOLEANS[text.lower()]
+    if kind is int:
+        try:
+            return int(text)
+        except ValueError:
+            raise InputError(f"{what} is not a whole number") from None
+    if kind is float:
+        try:
+            return parse_number(text)
+        except InputError:
+            raise InputError(f"{what} is not a number") from None
+    return text

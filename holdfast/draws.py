@@ -1,0 +1,80 @@
+"""Random draws that belong to an item, not to a batch.
+
+Every draw is a pure function of a 64-bit seed and a counter (Steele, Lea & Flood, "Fast
+splittable pseudorandom number generators", OOPSLA 2014: the SplitMix64 finaliser). So an
+attack on one image draws the same numbers whatever the batch size, the device, the sharding,
+or the number of times the run was interrupted.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+_GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed 64-bit number
+_MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
+_MIX_2 = -0x6B2FB644ECCEEE15  # 0x94D049BB133111EB
+
+
+def _shift_right(z: Tensor, bits: int) -> Tensor:
+    # torch's >> on int64 is arithmetic; the mask makes it logical.
+    return (z >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def _mix(z: Tensor) -> Tensor:
+    z = (z ^ _shift_right(z, 30)) * _MIX_1
+    z = (z ^ _shift_right(z, 27)) * _MIX_2
+    return z ^ _shift_right(z, 31)
+
+
+def item_seeds(seed: int, *parts: int | str | Tensor) -> Tensor:
+    """One seed an item from the run's seed and what identifies the item.
+
+    Args:
+        seed: the run's seed.
+        parts: integers, names, or int64 tensors of shape (N,), in a fixed order
+            (image, attack, restart, target).
+
+    Returns:
+        int64 tensor of shape (N,), or (1,) when every part is a scalar.
+    """
+    h = _mix(torch.tensor([seed], dtype=torch.int64) + _GOLDEN)
+    for part in parts:
+        if isinstance(part, str):
+            part = zlib.crc32(part.encode())
+        h = _mix((h ^ torch.as_tensor(part, dtype=torch.int64)) + _GOLDEN)
+    return h
+
+
+def uniform(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """Uniform draws in [0, 1), `shape` of them for each seed.
+
+    Args:
+        seeds: int64 (N,).
+        counter: which draw of the item this is; an int, or int64 (N,). Two draws with the
+            same seed and counter are the same numbers.
+        shape: the shape of one item's draw.
+
+    Returns:
+        float32 (N, *shape), multiples of 2⁻²⁴.
+    """
+    size = math.prod(shape)
+    stream = _mix(seeds + (torch.as_tensor(counter, device=seeds.device) + 1) * _GOLDEN)
+    place = torch.arange(1, size + 1, dtype=torch.int64, device=seeds.device) * _GOLDEN
+    bits = _mix(stream[:, None] + place)
+    return (_shift_right(bits, 40).to(torch.float32) * 2.0**-24).view(len(seeds), *shape)
+
+
+def normal(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> Tensor:
+    """Standard normal draws, float32 (N, *shape); arguments as in `uniform`."""
+    half_step = 2.0**-25  # keeps the argument away from 0, where the inverse is infinite
+    return torch.special.ndtri(uniform(seeds, counter, shape) + half_step)
+
+
+def integers(seeds: Tensor, counter: int | Tensor, high: Tensor | int, shape: Sequence[int] = ()):
+    """Uniform integers in [0, high), int64 (N, *shape); `high` broadcasts against that shape."""
+    return (uniform(seeds, counter, shape) * high).floor().to(torch.int64)

@@ -1,0 +1,19 @@
+"""Networks from images to logits, and the folders they are kept in."""
+
+from .checkpoint import load_checkpoint, load_weights, save_checkpoint
+from .registry import ARCHITECTURES, build
+from .resnet import CIFAR10_MEAN, CIFAR10_STD, PreActResNet, WideResNet
+from .small_cnn import SmallCNN
+
+__all__ = [
+    "ARCHITECTURES",
+    "CIFAR10_MEAN",
+    "CIFAR10_STD",
+    "PreActResNet",
+    "SmallCNN",
+    "WideResNet",
+    "build",
+    "load_checkpoint",
+    "load_weights",
+    "save_checkpoint",
+]

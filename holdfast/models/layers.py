@@ -1,0 +1,46 @@
+"""Layers that several architectures share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "relu": F.relu,
+    "silu": F.silu,
+    "gelu": F.gelu,
+}
+
+
+def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    if name not in ACTIVATIONS:
+        raise InputError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+class Normalise(nn.Module):
+    """(x − mean) / std per channel, inside the model: images stay in [0, 1] everywhere outside."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(list(mean)).view(1, -1, 1, 1))
+        self.register_buffer("std", torch.tensor(list(std)).view(1, -1, 1, 1))
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        return (images - self.mean) / self.std
+
+
+def natural(name: str, value: object) -> int:
+    """`value` if it is a whole number of at least 1; InputError naming the argument otherwise."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
+    return value

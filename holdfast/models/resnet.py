@@ -1,0 +1,154 @@
+"""Residual networks for small images.
+
+`PreActResNet` (He et al., "Identity mappings in deep residual networks", ECCV 2016) and
+`WideResNet` (Zagoruyko & Komodakis, BMVC 2016) are the same chain of pre-activation blocks with
+different numbers of stages, so both are built from one `_Trunk`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+from .layers import Normalise, activation_named, natural
+
+CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+CIFAR10_STD = (0.2470, 0.2435, 0.2616)
+
+
+class _Block(nn.Module):
+    """norm → activation → 3×3 → norm → activation → 3×3, added to the input.
+
+    Where the shape changes, the shortcut is a 1×1 convolution of the *activated* input.
+    """
+
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
+        super().__init__()
+        self.act = activation_named(activation)
+        self.norm1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.shortcut: nn.Module | None = None
+        if stride != 1 or inputs != outputs:
+            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.act(self.norm1(x))
+        shortcut = x if self.shortcut is None else self.shortcut(h)
+        return self.conv2(self.act(self.norm2(self.conv1(h)))) + shortcut
+
+
+class _Trunk(nn.Module):
+    """Stem → stages of blocks → norm → activation → average → linear.
+
+    Args:
+        stem: output channels and stride of the first convolution. Its kernel is 3 at stride 1
+            and 4 at stride 2 (which covers every pixel equally often).
+        stages: (channels, blocks, stride) of each stage.
+    """
+
+    def __init__(
+        self,
+        stem: tuple[int, int],
+        stages: Sequence[tuple[int, int, int]],
+        *,
+        classes: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        activation: str,
+    ):
+        super().__init__()
+        self.normalise = Normalise(mean, std)
+        self.act = activation_named(activation)
+        channels, stride = stem
+        self.stem = nn.Conv2d(len(mean), channels, 2 + stride, stride, 1, bias=False)
+        blocks: list[nn.Module] = []
+        for outputs, count, stride in stages:
+            for i in range(count):
+                blocks.append(_Block(channels, outputs, stride if i == 0 else 1, activation))
+                channels = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.norm = nn.BatchNorm2d(channels)
+        self.linear = nn.Linear(channels, classes)
+
+    def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """What the linear layer sees: averaged activations of the last block."""
+        x = self.blocks(self.stem(self.normalise(images)))
+        return self.act(self.norm(x)).mean((2, 3))
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        return self.linear(self.features(images))
+
+
+class PreActResNet(_Trunk):
+    """Pre-activation ResNet with four stages of `width`, 2, 4 and 8 × `width` channels.
+
+    Args:
+        depth: 2 + 8 × blocks per stage (10, 18, 26, …), or 34 for stages of 3, 4, 6 and 3 blocks.
+        width: channels of the first stage (64 in the paper).
+        classes: number of classes.
+        mean, std: normalisation per channel; their length is the number of image channels.
+        stem_stride: 1 as published; 2 works at half resolution throughout: a quarter of the
+            cost, and twice the width at equal cost.
+        activation: `relu`, `silu` or `gelu`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 18,
+        width: int = 64,
+        classes: int = 10,
+        mean: Sequence[float] = CIFAR10_MEAN,
+        std: Sequence[float] = CIFAR10_STD,
+        stem_stride: int = 1,
+        activation: str = "relu",
+    ):
+        natural("width", width)
+        natural("classes", classes)
+        if depth == 34:
+            counts = [3, 4, 6, 3]
+        elif natural("depth", depth) >= 10 and (depth - 2) % 8 == 0:
+            counts = [(depth - 2) // 8] * 4
+        else:
+            raise InputError(f"depth {depth} fits no PreAct ResNet; use 10, 18, 26, … or 34")
+        if stem_stride not in (1, 2):
+            raise InputError(f"stem_stride must be 1 or 2, not {stem_stride!r}")
+        stages = [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
+        super().__init__(
+            (width, stem_stride), stages, classes=classes, mean=mean, std=std, activation=activation
+        )
+
+
+class WideResNet(_Trunk):
+    """Wide ResNet with three stages of 16, 32 and 64 × `widen` channels.
+
+    Args:
+        depth: 4 + 6 × blocks per stage (16, 28, 34, …).
+        widen: widening factor (10 in WRN-34-10).
+        classes, mean, std, activation: as in `PreActResNet`.
+    """
+
+    def __init__(
+        self,
+        *,
+        depth: int = 28,
+        widen: int = 10,
+        classes: int = 10,
+        mean: Sequence[float] = CIFAR10_MEAN,
+        std: Sequence[float] = CIFAR10_STD,
+        activation: str = "relu",
+    ):
+        natural("widen", widen)
+        natural("classes", classes)
+        if natural("depth", depth) < 10 or (depth - 4) % 6 != 0:
+            raise InputError(f"depth {depth} fits no Wide ResNet; use 10, 16, 22, 28, 34, …")
+        count = (depth - 4) // 6
+        stages = [(16 * widen << i, count, 1 if i == 0 else 2) for i in range(3)]
+        super().__init__(
+            (16, 1), stages, classes=classes, mean=mean, std=std, activation=activation
+        )

@@ -1,0 +1,111 @@
+"""Runs in, one self-contained HTML file out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from ..errors import InputError
+from ..files import make_folder, write_atomically
+from . import sections, words
+from .runs import Evaluation, Run, Training, read_run
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("holdfast.report", ""),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {
+        "accuracy": words.accuracy,
+        "interval": words.interval,
+        "percent": words.percent,
+        "count": words.count,
+        "duration": words.duration,
+        "figure": words.figure,
+        "words": words.name,
+    }
+    environment.globals["NONE"] = words.NONE
+    return environment
+
+
+def _view(number: int, run: Run) -> SimpleNamespace:
+    """What the template named after the run's kind is given."""
+    common = {
+        "id": f"run-{number}",
+        "run": run,
+        "heading": sections.heading(run),
+        "request": sections.request(run),
+    }
+    if isinstance(run, Training):
+        return SimpleNamespace(
+            **common, facts=sections.training_facts(run), charts=sections.training_charts(run)
+        )
+    return SimpleNamespace(
+        **common,
+        verdict=sections.verdict(run),
+        facts=sections.facts(run),
+        fates=sections.fates(run),
+        curves=sections.security_curves([run]),
+        classes=sections.classes(run),
+        confusion=sections.confusion(run),
+        examples=sections.examples(run),
+        cost=sections.cost(run),
+        standard_strip=sections.charts.strip("standard accuracy", ("standard", run.standard)),
+        robust_strip=sections.charts.strip("robust accuracy", ("robust", run.robust)),
+    )
+
+
+def render(runs: Sequence[Run]) -> str:
+    """The page of these runs; evaluations first, the same runs always giving the same page."""
+    evaluations = [run for run in runs if isinstance(run, Evaluation)]
+    trainings = [run for run in runs if isinstance(run, Training)]
+    ordered: list[Run] = [*evaluations, *trainings]
+    return (
+        _environment()
+        .get_template("page.html")
+        .render(
+            views=[_view(number, run) for number, run in enumerate(ordered, 1)],
+            evaluations=len(evaluations),
+            comparison=sections.comparison(evaluations),
+        )
+    )
+
+
+def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
+    """Write one HTML file that shows finished runs and opens without a network.
+
+    Args:
+        runs: folders of evaluation and training runs, in the order to show them. A training run
+            that an evaluation names is added. A folder given twice is shown once.
+        out: the file to write; its folder is made if need be, and a file that is there is
+            replaced in one step.
+
+    Returns:
+        `out`.
+
+    Raises:
+        InputError: no run; a run that is missing, unfinished or damaged; `out` is a folder.
+        HoldfastError: `out` cannot be written; whatever was there is untouched.
+    """
+    out = Path(out)
+    if not runs:
+        raise InputError("no run to report on: give at least one run folder")
+    if out.is_dir():
+        raise InputError(f"{out} is a folder: give the name of the HTML file to write")
+    folders: dict[Path, Path] = {}
+    for run in runs:
+        folders.setdefault(Path(run).resolve(), Path(run))
+    read = [read_run(run) for run in folders.values()]
+    read += [read_run(run) for run in sections.linked_trainings(read)]
+    html = render(read)
+    make_folder(out.parent)
+    # Names from a file may hold lone surrogates, which UTF-8 has no bytes for.
+    write_atomically(out, html.encode("utf-8", "replace"))
+    return out

@@ -1,0 +1,532 @@
+"""What a run folder holds, read into plain records. Nothing here draws.
+
+`result.json` is required. The other files of a run (`request.json`, `verdicts.csv`,
+`examples.safetensors`, `metrics.csv`) may be absent, for results are published without them; one
+that is there must be whole, and must say the same as `result.json`.
+"""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ..errors import InputError
+from ..files import read_json
+from ..threat import Threat
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """A fraction in [0, 1] of n images and its 95 % interval; None is "has no value"."""
+
+    value: float | None
+    low: float | None = None
+    high: float | None = None
+    n: int | None = None
+
+    @property
+    def count(self) -> int | None:
+        """How many images the fraction stands for."""
+        return None if self.value is None or self.n is None else round(self.value * self.n)
+
+    @classmethod
+    def of(cls, count: int, n: int) -> Accuracy:
+        """`count` of n with Wilson's score interval (Wilson, JASA 1927)."""
+        if n == 0:
+            return cls(None, n=0)
+        z, p = 1.959964, count / n
+        centre = p + z * z / (2 * n)
+        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
+        scale = 1 + z * z / n
+        low, high = (centre - spread) / scale, (centre + spread) / scale
+        return cls(p, max(0.0, low), min(1.0, high), n)
+
+
+@dataclass(frozen=True)
+class Attack:
+    name: str
+    broken: int | None
+    forwards: int | None
+    backwards: int | None
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Flag:
+    """One health check; `fired` is None where it could not be run."""
+
+    name: str
+    fired: bool | None
+    detail: str
+    figures: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Robust accuracy against ε, found by one attack: `accuracies[i]` at `eps[i]`, ascending."""
+
+    attack: str
+    n: int | None
+    eps: list[float]
+    accuracies: list[Accuracy]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The columns of `verdicts.csv`, each of length n. Predictions are -1, and confidences and
+    distances NaN, where there is none."""
+
+    index: np.ndarray
+    label: np.ndarray
+    clean_prediction: np.ndarray
+    clean_confidence: np.ndarray
+    broken: np.ndarray
+    attack: list[str]
+    adversarial_prediction: np.ndarray
+    adversarial_confidence: np.ndarray
+    distance: np.ndarray
+
+    @property
+    def clean_right(self) -> np.ndarray:
+        return self.clean_prediction == self.label
+
+    @property
+    def broken_by_attack(self) -> np.ndarray:
+        return self.broken & self.clean_right
+
+
+@dataclass(frozen=True)
+class Examples:
+    """Images to show: (M, C, H, W) float32 in [0, 1], and the rows of the verdicts they belong
+    to, (M,)."""
+
+    images: np.ndarray
+    adversarial: np.ndarray
+    rows: np.ndarray
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation run."""
+
+    kind = "evaluation"
+
+    path: Path
+    request: dict[str, Any] | None
+    identity: str
+    model: str
+    architecture: str
+    source: str
+    sha256: str
+    data: str
+    split: str
+    first: int | None
+    pixels: str
+    n: int
+    standard: Accuracy
+    robust: Accuracy
+    threat: Threat
+    suite: str
+    attacks: list[Attack]
+    flags: list[Flag]
+    classes: list[str]
+    curve: Curve | None
+    forwards: int | None
+    backwards: int | None
+    seconds: float | None
+    seed: int | None
+    precision: str
+    training_run: str
+    verdicts: Verdicts | None
+    examples: Examples | None
+
+    @property
+    def fired(self) -> list[Flag]:
+        return [flag for flag in self.flags if flag.fired]
+
+    def class_name(self, index: int) -> str:
+        if index < 0:
+            return ""
+        return self.classes[index] if index < len(self.classes) else str(index)
+
+
+@dataclass(frozen=True)
+class Event:
+    epoch: int | None
+    kind: str
+    detail: str
+
+
+@dataclass(frozen=True)
+class Training:
+    """A finished training run. `metrics` maps each column of `metrics.csv` to one value an
+    epoch, None where the field was empty."""
+
+    kind = "training"
+
+    path: Path
+    request: dict[str, Any] | None
+    epochs: int | None
+    steps: int | None
+    seconds: float | None
+    best_epoch: int | None
+    standard: Accuracy
+    pgd: Accuracy
+    events: list[Event]
+    metrics: dict[str, list[float | None]] = field(default_factory=dict)
+
+
+Run = Evaluation | Training
+
+
+class _Fields:
+    """A JSON object whose fields are read by kind.
+
+    A field that is absent or null has no value (None, or ""); one of the wrong kind is an
+    InputError that names the file and the field.
+    """
+
+    def __init__(self, value: Any, where: str) -> None:
+        if not isinstance(value, dict):
+            raise InputError(f"{where} must be a JSON object, not {_shown(value)}")
+        self.value, self.where = value, where
+
+    def _wrong(self, name: str, wanted: str) -> InputError:
+        return InputError(
+            f"{self.where}: {name!r} must be {wanted}, not {_shown(self.value.get(name))}"
+        )
+
+    def number(self, name: str, low: float = 0, high: float = math.inf) -> float | None:
+        value = self.value.get(name)
+        if value is None:
+            return None
+        wanted = f"a number from {low:g} to {high:g}" if high < math.inf else f"a number ≥ {low:g}"
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise self._wrong(name, wanted)
+        if isinstance(value, float) and math.isnan(value):
+            return None
+        if not low <= value <= high or abs(value) > 1e300:
+            raise self._wrong(name, wanted)
+        return float(value)
+
+    def whole(self, name: str, low: int = 0) -> int | None:
+        value = self.value.get(name)
+        if value is None:
+            return None
+        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
+            raise self._wrong(name, f"a whole number ≥ {low}")
+        return value
+
+    def truth(self, name: str) -> bool | None:
+        value = self.value.get(name)
+        if value is None or isinstance(value, bool):
+            return value
+        raise self._wrong(name, "true or false")
+
+    def text(self, name: str) -> str:
+        value = self.value.get(name)
+        if value is None or isinstance(value, str):
+            return value or ""
+        raise self._wrong(name, "text")
+
+    def list(self, name: str) -> list[Any]:
+        value = self.value.get(name)
+        if value is None or isinstance(value, list):
+            return value or []
+        raise self._wrong(name, "a list")
+
+    def object(self, name: str) -> _Fields:
+        return _Fields(self.value.get(name) or {}, f"{self.where}: {name!r}")
+
+    def objects(self, name: str) -> Iterator[_Fields]:
+        for i, item in enumerate(self.list(name)):
+            yield _Fields(item, f"{self.where}: {name}[{i}]")
+
+    def accuracy(self, name: str, interval: str, n: int | None) -> Accuracy:
+        bounds = self.list(interval)
+        if bounds and len(bounds) != 2:
+            raise self._wrong(interval, "a list of two fractions")
+        pair = _Fields(dict(zip(("low", "high"), bounds, strict=False)), f"{self.where}: {interval}")
+        return Accuracy(
+            self.number(name, 0, 1), pair.number("low", 0, 1), pair.number("high", 0, 1), n
+        )
+
+
+def _shown(value: Any) -> str:
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def _rows(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]] | None:
+    """The rows of a CSV file with a header, or None where there is no such file."""
+    try:
+        with path.open(encoding="utf-8", newline="") as file:
+            reader = csv.DictReader(file, strict=True)
+            rows = list(reader)
+            names = reader.fieldnames or []
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, csv.Error) as error:
+        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
+    missing = [name for name in needed if name not in names]
+    if missing:
+        raise InputError(f"{path} has no column {missing[0]!r}")
+    for line, row in enumerate(rows, 2):
+        # DictReader files surplus fields under None, and fills absent ones with None.
+        if None in row or None in row.values():
+            raise InputError(f"{path} line {line} has not the {len(names)} fields of its header")
+    return rows
+
+
+def _column(
+    path: Path, rows: list[dict[str, str]], name: str, kind: Callable[[str], Any], empty: Any
+) -> list[Any]:
+    values = []
+    for line, row in enumerate(rows, 2):
+        text = row[name].strip()
+        try:
+            values.append(kind(text) if text else empty)
+        except (ValueError, OverflowError):
+            raise InputError(
+                f"{path} line {line}: {name} is {_shown(text)}, not a number"
+            ) from None
+    return values
+
+
+def _whole_number(text: str) -> int:
+    value = int(text)
+    if not -1 <= value < 2**63:
+        raise ValueError(text)
+    return value
+
+
+_WHOLE = ("index", "label", "clean_prediction", "adversarial_prediction")
+_REAL = ("clean_confidence", "adversarial_confidence", "distance")
+
+
+def _read_verdicts(path: Path) -> Verdicts | None:
+    rows = _rows(path, (*_WHOLE, *_REAL, "broken", "attack"))
+    if rows is None:
+        return None
+    columns: dict[str, Any] = {
+        name: np.array(_column(path, rows, name, _whole_number, -1), np.int64) for name in _WHOLE
+    }
+    columns |= {
+        name: np.array(_column(path, rows, name, float, math.nan), np.float64) for name in _REAL
+    }
+    broken = _column(path, rows, "broken", lambda text: bool(("0", "1").index(text)), False)
+    return Verdicts(
+        **columns, broken=np.array(broken, bool), attack=[row["attack"] for row in rows]
+    )
+
+
+def _check_verdicts(path: Path, verdicts: Verdicts, n: int, result: _Fields) -> None:
+    """Two files that disagree are worth nothing: which of them would the page believe?"""
+    if len(verdicts.index) != n:
+        raise InputError(f"{path} holds {len(verdicts.index)} images, but {result.where} says {n}")
+    for name, right in (
+        ("standard_accuracy", verdicts.clean_right),
+        ("robust_accuracy", ~verdicts.broken),
+    ):
+        stated = result.number(name, 0, 1)
+        if stated is not None and abs(stated * n - right.sum()) > 0.5:
+            raise InputError(
+                f"{path} counts {right.sum()} of {n} images for {name}, "
+                f"but {result.where} says {stated}"
+            )
+
+
+def _read_examples(path: Path, verdicts: Verdicts) -> Examples | None:
+    if not path.exists():
+        return None
+    try:
+        tensors = load_file(path)
+        images, adversarial = tensors["images"], tensors["adversarial"]
+        index = tensors["index"]
+    except KeyError as error:
+        raise InputError(f"{path} holds no tensor {error}") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    if images.ndim != 4 or images.shape != adversarial.shape or index.shape != images.shape[:1]:
+        raise InputError(
+            f"{path}: images {images.shape}, adversarial {adversarial.shape} and index "
+            f"{index.shape} do not belong together; (M, C, H, W) twice and (M,) do"
+        )
+    if not (np.isfinite(images).all() and np.isfinite(adversarial).all()):
+        raise InputError(f"{path} holds images with values that are not finite")
+    row_of = {int(index): row for row, index in enumerate(verdicts.index)}
+    unknown = [int(i) for i in index if int(i) not in row_of]
+    if unknown:
+        raise InputError(f"{path} shows image {unknown[0]}, which has no row in verdicts.csv")
+    rows = np.array([row_of[int(i)] for i in index], np.int64)
+    return Examples(images.astype(np.float32), adversarial.astype(np.float32), rows)
+
+
+def _read_request(run: Path) -> dict[str, Any] | None:
+    path = run / "request.json"
+    return read_json(path) if path.exists() else None
+
+
+def _read_threat(result: _Fields) -> Threat:
+    threat = result.object("threat")
+    try:
+        return Threat(threat.text("norm"), threat.number("eps") or 0.0)
+    except InputError as error:
+        raise InputError(f"{threat.where}: {error}") from None
+
+
+def _read_curve(result: _Fields) -> Curve | None:
+    if result.value.get("curve") is None:
+        return None
+    curve = result.object("curve")
+    n = curve.whole("n", 1)
+    points = []
+    for point in curve.objects("points"):
+        eps = point.number("eps")
+        if eps is None:
+            raise InputError(f"{point.where} has no 'eps'")
+        points.append((eps, point.accuracy("robust_accuracy", "interval", n)))
+    if not points:
+        return None
+    points.sort(key=lambda point: point[0])
+    return Curve(curve.text("attack"), n, [e for e, _ in points], [a for _, a in points])
+
+
+def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
+    n = result.whole("n", 1)
+    if n is None:
+        raise InputError(f"{result.where} has no 'n', the number of images")
+    model, data = result.object("model"), result.object("data")
+    classes = result.list("classes")
+    if not all(isinstance(name, str) for name in classes):
+        raise InputError(f"{result.where}: 'classes' must be a list of names")
+    verdicts = _read_verdicts(run / "verdicts.csv")
+    if verdicts is not None:
+        _check_verdicts(run / "verdicts.csv", verdicts, n, result)
+    return Evaluation(
+        path=run,
+        request=_read_request(run),
+        identity=result.text("identity"),
+        model=model.text("name"),
+        architecture=model.text("architecture"),
+        source=model.text("source"),
+        sha256=model.text("sha256"),
+        data=data.text("name"),
+        split=data.text("split"),
+        first=data.whole("first"),
+        pixels=data.text("pixels"),
+        n=n,
+        standard=result.accuracy("standard_accuracy", "standard_accuracy_interval", n),
+        robust=result.accuracy("robust_accuracy", "robust_accuracy_interval", n),
+        threat=_read_threat(result),
+        suite=result.text("suite"),
+        attacks=[
+            Attack(
+                attack.text("name"),
+                attack.whole("broken"),
+                attack.whole("forwards"),
+                attack.whole("backwards"),
+                attack.number("seconds"),
+            )
+            for attack in result.objects("attacks")
+        ],
+        flags=[
+            Flag(
+                flag.text("name"),
+                flag.truth("fired"),
+                flag.text("detail"),
+                flag.object("figures").value,
+            )
+            for flag in result.objects("flags")
+        ],
+        classes=classes,
+        curve=_read_curve(result),
+        forwards=result.whole("forwards"),
+        backwards=result.whole("backwards"),
+        seconds=result.number("seconds"),
+        seed=result.whole("seed", -(2**63)),
+        precision=result.text("precision"),
+        training_run=result.text("training_run"),
+        verdicts=verdicts,
+        examples=_read_examples(run / "examples.safetensors", verdicts) if verdicts else None,
+    )
+
+
+def _read_training(run: Path, result: _Fields) -> Training:
+    validation = result.object("validation")
+    n = validation.whole("n", 1)
+
+    def accuracy(name: str) -> Accuracy:
+        value = validation.number(name, 0, 1)
+        return Accuracy(value) if value is None or n is None else Accuracy.of(round(value * n), n)
+
+    path = run / "metrics.csv"
+    rows = _rows(path) or []
+    return Training(
+        path=run,
+        request=_read_request(run),
+        epochs=result.whole("epochs"),
+        steps=result.whole("steps"),
+        seconds=result.number("seconds"),
+        best_epoch=result.whole("best_epoch"),
+        standard=accuracy("standard_accuracy"),
+        pgd=accuracy("pgd_accuracy"),
+        events=[
+            Event(event.whole("epoch"), event.text("kind"), event.text("detail"))
+            for event in result.objects("events")
+        ],
+        metrics={
+            name: [
+                None if value is None or not math.isfinite(value) else value
+                for value in _column(path, rows, name, float, None)
+            ]
+            for name in (rows[0] if rows else ())
+        },
+    )
+
+
+# What a page can show. A new kind of run is one reader here and one template named after its kind.
+READERS: dict[str, Callable[[Path, _Fields], Run]] = {
+    "holdfast/evaluation/1": _read_evaluation,
+    "holdfast/training/1": _read_training,
+}
+
+
+def read_run(run: Path) -> Run:
+    """Read a finished run folder.
+
+    Raises:
+        InputError: there is no such folder; the run is not finished; a file in it is damaged, is
+            of a schema this version does not know, or contradicts another. One line naming the
+            file.
+    """
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError(f"run folder {run} does not exist")
+    path = run / "result.json"
+    if not path.exists():
+        raise InputError(
+            f"{path} does not exist: the run is not finished; issue its command again to finish it"
+        )
+    result = _Fields(read_json(path), str(path))
+    schema = result.text("schema")
+    if schema not in READERS:
+        raise InputError(
+            f"{path} has schema {_shown(schema)}; this version of Holdfast reads "
+            f"{' and '.join(READERS)}"
+        )
+    status = result.text("status")
+    if status != "complete":
+        raise InputError(
+            f"{path} has status {_shown(status)}, not 'complete': issue the run's command again "
+            f"to finish it"
+        )
+    return READERS[schema](run, result)

@@ -1,0 +1,582 @@
+"""What each section of a page shows, worked out from runs. Templates only lay it out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from . import charts, pictures, words
+from .runs import Accuracy, Evaluation, Training
+
+MOST_CLASSES = 30  # rows of the class table
+MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond
+MOST_EXAMPLES = 24
+PIXELS = 400_000  # of all example images together, so that photographs do not make a page of 50 MB
+TONES = 6  # line styles in the style sheet
+
+Facts = list[tuple[str, str]]
+
+
+def heading(run: Evaluation | Training) -> str:
+    if isinstance(run, Evaluation) and run.model:
+        return run.model
+    return run.path.resolve().name
+
+
+# --- the verdict -------------------------------------------------------------------------------
+
+
+def verdict(run: Evaluation) -> tuple[str, str]:
+    """The outcome in plain words: one short judgement, and the counts behind it."""
+    right, standing = run.standard.count, run.robust.count
+    if right is None or standing is None:
+        return "The evaluation reached no verdict.", "At least one of its accuracies has no value."
+    if run.fired:
+        judgement = "Do not rely on the robust accuracy yet: a health check fired."
+        if len(run.fired) > 1:
+            judgement = (
+                f"Do not rely on the robust accuracy yet: {len(run.fired)} health checks fired."
+            )
+    elif right == 0:
+        judgement = "The model is wrong everywhere, attack or not."
+    elif standing == 0:
+        judgement = "Nothing stands under attack."
+    elif standing < 0.05 * right:
+        judgement = "Almost nothing stands under attack."
+    elif standing < 0.5 * right:
+        judgement = "Less than half of what the model gets right stands under attack."
+    else:
+        judgement = "Most of what the model gets right stands under attack."
+    counts = (
+        f"It names {words.count(right)} of {words.count(run.n)} images right. An attacker who may "
+        f"{words.permission(run.threat)} makes it wrong on {words.count(right - standing)} of "
+        f"these; {words.count(standing)} still stand after the whole suite. A stronger attack "
+        f"could only lower that figure."
+    )
+    return judgement, counts
+
+
+def facts(run: Evaluation) -> Facts:
+    return [
+        ("Images", f"{words.count(run.n)} · {words.data(run.data, run.split, run.first)}"),
+        ("Pixels", run.pixels or words.NONE),
+        ("Threat model", str(run.threat)),
+        ("Suite", run.suite or words.NONE),
+        ("Model", " · ".join(w for w in (run.architecture, run.sha256[:12]) if w) or words.NONE),
+        ("Seed · precision", f"{words.figure(run.seed)} · {run.precision or words.NONE}"),
+        ("Time", words.duration(run.seconds)),
+        (
+            "Forwards · backwards",
+            f"{words.count(run.forwards)} · {words.count(run.backwards)}",
+        ),
+    ]
+
+
+def fates(run: Evaluation) -> Markup | None:
+    """What became of all n images; None where the counts of the attacks do not add up to n."""
+    right, standing = run.standard.count, run.robust.count
+    if right is None or standing is None:
+        return None
+    broken = [(attack.name, attack.broken) for attack in run.attacks if attack.broken]
+    parts = [charts.Part("stand", "robust", standing)]
+    parts += [
+        charts.Part(f"broken by {name}", f"broken-{min(i, 2)}", number)
+        for i, (name, number) in enumerate(broken)
+    ]
+    parts += [charts.Part("wrong before any attack", "standard", run.n - right)]
+    parts = [part for part in parts if part.size]
+    if sum(part.size for part in parts) != run.n:
+        return None
+    spoken = "; ".join(f"{part.size} {part.name}" for part in parts)
+    return charts.parts_bar(f"Of {run.n} images: {spoken}.", parts)
+
+
+# --- security curves ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curves:
+    chart: Markup
+    table: Markup
+    caption: str
+
+
+def _epsilon_axis(runs: Sequence[Evaluation], high: float) -> charts.Axis:
+    if runs[0].threat.norm == "linf":
+        ticks = [tick / 255 for tick in charts.ticks(0, high * 255)]
+        return charts.Axis(
+            "ε (L∞), in steps of 1/255", 0, high, ticks, lambda eps: f"{eps * 255:.4g}"
+        )
+    name = str(runs[0].threat).split()[0]
+    return charts.Axis(f"ε ({name})", 0, high, charts.ticks(0, high), "{:.4g}".format)
+
+
+def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
+    """Robust accuracy against ε, one line a run, and each suite's own figure as a marked point.
+
+    The runs must share the norm and the curve's attack: figures from different searches never
+    share a line, nor lines a chart.
+    """
+    shown = [(run, run.curve) for run in runs if run.curve is not None]
+    if not shown:
+        return None
+    high = max(max(run.threat.eps, *curve.eps) for run, curve in shown)
+    axis = _epsilon_axis([run for run, _ in shown], high)
+    several = len(shown) > 1
+    lines, marks = [], []
+    for i, (run, curve) in enumerate(shown):
+        tone = f"tone-{i % TONES}" if several else "robust"
+        points = curve.accuracies
+        lines.append(
+            charts.Line(
+                heading(run) if several else f"{curve.attack}, n = {words.count(curve.n)}",
+                tone,
+                curve.eps,
+                [a.value for a in points],
+                [a.low for a in points],
+                [a.high for a in points],
+            )
+        )
+        title = f"suite {run.suite} at {words.figure(run.threat.eps)}, n = {words.count(run.n)}"
+        if run.threat.norm == "linf":
+            title = (
+                f"suite {run.suite} at {words.over_255(run.threat.eps)}, n = {words.count(run.n)}"
+            )
+        if several:
+            title = f"{heading(run)}: {title}"
+        marks.append(charts.Mark(title, tone, run.threat.eps, run.robust))
+    chart = charts.line_chart(
+        "Robust accuracy against the radius ε; the table below holds the same figures.",
+        axis,
+        charts.fraction_axis("robust accuracy"),
+        lines,
+        marks,
+        write=words.percent,
+    )
+    table = charts.data_table(axis.label, lines, axis.write, words.percent)
+    caption = (
+        "The band is the 95 % interval. The diamond is the suite's own figure: a longer search "
+        "on its own images, so it belongs to no line."
+    )
+    unfinished = [
+        run for run, curve in shown if curve.accuracies[-1].value not in (None, 0.0)
+    ]
+    if unfinished:
+        caption += (
+            " The line does not reach 0: either the radii end too early, or the attack "
+            "fails where a stronger one would not."
+        )
+    if several:
+        caption += f" Lines: {shown[0][1].attack}, n = {words.count(shown[0][1].n)}."
+    return Curves(chart, table, caption)
+
+
+# --- classes and confusions --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    name: str
+    standard: Accuracy
+    robust: Accuracy
+    strip: Markup
+
+
+@dataclass(frozen=True)
+class Classes:
+    rows: list[ClassRow]
+    left_out: int
+
+
+def classes(run: Evaluation) -> Classes | None:
+    """Accuracy by class; of many classes, those that are weakest under attack."""
+    if run.verdicts is None:
+        return None
+    v, rows = run.verdicts, []
+    for label in np.unique(v.label):
+        own = v.label == label
+        standard = Accuracy.of(int((own & v.clean_right).sum()), int(own.sum()))
+        robust = Accuracy.of(int((own & ~v.broken).sum()), int(own.sum()))
+        name = run.class_name(int(label))
+        strip = charts.strip(
+            f"{name}: {words.accuracy(standard)} clean, {words.accuracy(robust)} under attack",
+            ("standard", standard),
+            ("robust", robust),
+        )
+        rows.append(ClassRow(name, standard, robust, strip))
+    if len(rows) <= MOST_CLASSES:
+        return Classes(rows, 0)
+    weakest = sorted(rows, key=lambda row: row.robust.value or 0.0)[:MOST_CLASSES]
+    return Classes(weakest, len(rows) - MOST_CLASSES)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often each label (row) was broken into each prediction (column), clean mistakes left
+    out; for many classes, only the commonest pairs."""
+
+    total: int
+    names: list[str]
+    counts: list[list[int]]
+    largest: int
+    pairs: list[tuple[str, str, int]]
+
+
+def confusion(run: Evaluation) -> Confusion | None:
+    if run.verdicts is None:
+        return None
+    v = run.verdicts
+    of_interest = v.broken_by_attack & (v.adversarial_prediction >= 0)
+    labels, turned = v.label[of_interest], v.adversarial_prediction[of_interest]
+    k = int(max(len(run.classes), *(v.label + 1), *(turned + 1)))
+    pairs, numbers = np.unique(np.stack([labels, turned]), axis=1, return_counts=True)
+    if k <= MOST_CONFUSED:
+        counts = np.zeros((k, k), int)
+        counts[pairs[0], pairs[1]] = numbers
+        return Confusion(
+            int(of_interest.sum()),
+            [run.class_name(i) for i in range(k)],
+            counts.tolist(),
+            max(1, int(counts.max())),
+            [],
+        )
+    commonest = np.argsort(-numbers, kind="stable")[:MOST_CONFUSED]
+    return Confusion(
+        int(of_interest.sum()),
+        [],
+        [],
+        max(1, int(numbers.max(initial=1))),
+        [
+            (run.class_name(int(pairs[0, i])), run.class_name(int(pairs[1, i])), int(numbers[i]))
+            for i in commonest
+        ],
+    )
+
+
+# --- examples ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    index: int
+    label: str
+    fate: str  # standing, broken or mistake
+    attack: str
+    image: str
+    perturbation: str
+    adversarial: str
+    before: str
+    before_confidence: str
+    after: str
+    after_confidence: str
+    distance: str
+
+
+@dataclass(frozen=True)
+class Examples:
+    shown: list[Example]
+    stored: int
+    factor: int
+    note: str
+
+
+def _distance(run: Evaluation, value: float) -> str:
+    if np.isnan(value):
+        return ""
+    if run.threat.norm == "linf":
+        return f"L∞ {words.over_255(value)}"
+    return f"{str(run.threat).split()[0]} {value:.4g}"
+
+
+def examples(run: Evaluation) -> Examples | None:
+    """The first of the stored examples, as pictures."""
+    if run.examples is None or run.verdicts is None or not len(run.examples.rows):
+        return None
+    images, v = run.examples.images, run.verdicts
+    stored, channels, height, width = images.shape
+    if channels not in (1, 3):
+        note = f"Images of {channels} channels cannot be shown; 1 or 3 can."
+        return Examples([], stored, 1, note)
+    most = max(3, min(MOST_EXAMPLES, PIXELS // (height * width)))
+    images, adversarial = images[:most], run.examples.adversarial[:most]
+    delta = adversarial - images
+    factor = pictures.magnification(delta)
+    shown = []
+    for row, image, change, attacked in zip(
+        run.examples.rows, images, delta, adversarial, strict=False
+    ):
+        fate = "mistake" if not v.clean_right[row] else "broken" if v.broken[row] else "standing"
+        shown.append(
+            Example(
+                index=int(v.index[row]),
+                label=run.class_name(int(v.label[row])),
+                fate=fate,
+                attack=v.attack[row],
+                image=pictures.png(image),
+                perturbation=pictures.png(pictures.magnified(change, factor)),
+                adversarial=pictures.png(attacked),
+                before=run.class_name(int(v.clean_prediction[row])),
+                before_confidence=_confidence(v.clean_confidence[row]),
+                after=run.class_name(int(v.adversarial_prediction[row])),
+                after_confidence=_confidence(v.adversarial_confidence[row]),
+                distance=_distance(run, float(v.distance[row])),
+            )
+        )
+    return Examples(shown, stored, factor, "")
+
+
+def _confidence(value: float) -> str:
+    return "" if np.isnan(value) else words.percent(float(value))
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CostRow:
+    name: str
+    broken: str
+    share: float  # of all images, for the bar
+    forwards: str
+    backwards: str
+    seconds: str
+
+
+def cost(run: Evaluation) -> list[CostRow]:
+    return [
+        CostRow(
+            attack.name,
+            words.count(attack.broken),
+            (attack.broken or 0) / run.n,
+            words.count(attack.forwards),
+            words.count(attack.backwards),
+            words.duration(attack.seconds),
+        )
+        for attack in run.attacks
+    ]
+
+
+# --- the request -------------------------------------------------------------------------------
+
+_SHOWN_ELSEWHERE = {"command", "kind", "identity", "versions", "recipe"}
+
+
+@dataclass(frozen=True)
+class Request:
+    command: str
+    report_command: str
+    versions: Facts
+    asked: Facts
+    recipe: str
+
+
+def request(run: Evaluation | Training) -> Request | None:
+    asked = run.request
+    if asked is None:
+        return None
+    command, versions, recipe = (asked.get(key) for key in ("command", "versions", "recipe"))
+    if isinstance(command, list):
+        command = shlex.join(str(word) for word in command)
+    if recipe is not None and not isinstance(recipe, str):
+        recipe = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    return Request(
+        command=command if isinstance(command, str) else "",
+        report_command=shlex.join(["holdfast", "report", str(run.path), "--out", "report.html"]),
+        versions=[
+            (str(key), words.figure(value))
+            for key, value in (versions if isinstance(versions, dict) else {}).items()
+        ],
+        asked=[
+            (words.name(str(key)), _asked(value))
+            for key, value in asked.items()
+            if key not in _SHOWN_ELSEWHERE
+        ],
+        recipe=recipe or "",
+    )
+
+
+def _asked(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    return words.figure(value) if not isinstance(value, float) else repr(value)
+
+
+# --- comparison --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ComparisonRow:
+    number: int
+    run: Evaluation
+    name: str
+    folder: str
+    data: str
+    figures: list[Accuracy | None]  # one a column; None where the run used another suite
+    strip: Markup
+
+
+@dataclass(frozen=True)
+class Comparison:
+    columns: list[str]
+    rows: list[ComparisonRow]
+    same_images: bool
+    curves: list[Curves]
+
+
+def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
+    """Several evaluations side by side, a column for each suite and threat model: figures from
+    different suites never share one."""
+    if len(runs) < 2:
+        return None
+
+    def column(run: Evaluation) -> str:
+        return f"{run.suite or words.NONE} · {run.threat}"
+
+    def images(run: Evaluation) -> tuple[str, str, int | None, str, int]:
+        return run.data, run.split, run.first, run.pixels, run.n
+
+    columns = list(dict.fromkeys(column(run) for run in runs))
+    rows = [
+        ComparisonRow(
+            number,
+            run,
+            heading(run),
+            str(run.path),
+            f"{words.data(run.data, run.split, run.first)}, n = {words.count(run.n)}",
+            [run.robust if column(run) == name else None for name in columns],
+            charts.strip(
+                f"{heading(run)}: {words.accuracy(run.standard)} standard, "
+                f"{words.accuracy(run.robust)} robust accuracy",
+                ("standard", run.standard),
+                ("robust", run.robust),
+            ),
+        )
+        for number, run in enumerate(runs, 1)
+    ]
+
+    def search(run: Evaluation) -> tuple[str, ...]:
+        n = run.curve.n if run.curve else None
+        attack = run.curve.attack if run.curve else ""
+        return (run.threat.norm, attack, str(n), *(str(part) for part in images(run)))
+
+    with_curves = sorted((run for run in runs if run.curve), key=search)
+    groups = [list(group) for _, group in groupby(with_curves, key=search)]
+    curves = [security_curves(group) for group in groups if len(group) > 1]
+    return Comparison(
+        columns, rows, len({images(run) for run in runs}) == 1, [c for c in curves if c]
+    )
+
+
+# --- training ----------------------------------------------------------------------------------
+
+_ACCURACIES = (
+    ("train_accuracy", "training images, as trained on", "tone-3"),
+    ("validation_accuracy", "validation, clean", "standard"),
+    ("validation_fgsm_accuracy", "validation, FGSM", "tone-1"),
+    ("validation_pgd_accuracy", "validation, PGD", "robust"),
+)
+
+
+@dataclass(frozen=True)
+class TrainingCharts:
+    accuracy: Markup | None
+    loss: Markup | None
+    learning_rate: Markup | None
+    table: Markup
+
+
+def training_facts(run: Training) -> Facts:
+    speed = [value for value in run.metrics.get("images_per_second", []) if value is not None]
+    return [
+        ("Epochs", words.count(run.epochs)),
+        ("Steps", words.count(run.steps)),
+        ("Time", words.duration(run.seconds)),
+        ("Best epoch", words.count(run.best_epoch)),
+        ("Images a second, median", words.count(median(speed) if speed else None)),
+        ("Validation images", words.count(run.standard.n)),
+    ]
+
+
+def training_charts(run: Training) -> TrainingCharts | None:
+    epochs = run.metrics.get("epoch", [])
+    known = [(i, epoch) for i, epoch in enumerate(epochs) if epoch is not None]
+    if not known:
+        return None
+    x = [epoch for _, epoch in known]
+    low, high = min(x), max(x)
+    if low == high:
+        low, high = low - 1, high + 1
+    axis = charts.Axis("epoch", low, high, [t for t in charts.ticks(low, high) if t == int(t)])
+
+    def line(column: str, title: str, tone: str) -> charts.Line | None:
+        values = run.metrics.get(column, [])
+        y = [values[i] for i, _ in known] if values else []
+        return charts.Line(title, tone, x, y) if any(v is not None for v in y) else None
+
+    def small(column: str, title: str) -> Markup | None:
+        shown = line(column, title, "robust")
+        if shown is None:
+            return None
+        top = max(value for value in shown.y if value is not None) or 1.0
+        y = charts.Axis(title, 0, top * 1.05, charts.ticks(0, top * 1.05, 5), "{:.4g}".format)
+        return charts.line_chart(f"{title} by epoch", axis, y, [shown])
+
+    events = [
+        charts.Event(event.epoch, words.name(event.kind) or "event", "alarm")
+        for event in run.events
+        if event.epoch is not None and low <= event.epoch <= high
+    ]
+    if run.best_epoch is not None and low <= run.best_epoch <= high:
+        events.append(charts.Event(run.best_epoch, "weights kept", "calm"))
+    lines = [shown for shown in (line(*spec) for spec in _ACCURACIES) if shown]
+    accuracy = None
+    if lines:
+        accuracy = charts.line_chart(
+            "Accuracies by epoch; the table below holds the same figures.",
+            axis,
+            charts.fraction_axis("accuracy"),
+            lines,
+            events=events,
+            write=words.percent,
+        )
+    columns = [
+        charts.Line(words.name(column), "", x, [values[i] for i, _ in known])
+        for column, values in run.metrics.items()
+        if column != "epoch"
+    ]
+    return TrainingCharts(
+        accuracy,
+        small("train_loss", "training loss"),
+        small("learning_rate", "learning rate"),
+        charts.data_table("epoch", columns, "{:g}".format, "{:.4g}".format),
+    )
+
+
+def linked_trainings(runs: Sequence[Evaluation | Training]) -> list[Path]:
+    """Training runs that evaluations name and that are not among `runs` themselves.
+
+    A name is looked up from the working folder, then from the evaluation's own; one that leads
+    nowhere is left out, for runs are moved about.
+    """
+    known = {run.path.resolve() for run in runs}
+    found = []
+    for run in runs:
+        if not isinstance(run, Evaluation) or not run.training_run:
+            continue
+        for path in (Path(run.training_run), run.path / run.training_run):
+            if (path / "result.json").is_file():
+                if path.resolve() not in known:
+                    known.add(path.resolve())
+                    found.append(path)
+                break
+    return found

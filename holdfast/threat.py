@@ -1,0 +1,233 @@
+"""Threat models: what an attacker may do to an image.
+
+One table of norms serves every attack, the verification of every verdict, and training.
+All functions take the radius per item, so that one batch may hold items of different ε.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from . import draws
+from .errors import InputError
+
+Images = Float[Tensor, "n c h w"]
+
+
+def per_item(values: Float[Tensor, " n"], like: Tensor) -> Tensor:
+    """(N,) reshaped to (N, 1, …) so that it broadcasts against `like` (N, …)."""
+    return values.view(-1, *([1] * (like.ndim - 1)))
+
+
+def _l1_threshold(magnitudes: Tensor, ceilings: Tensor, eps: Tensor) -> Tensor:
+    """The soft threshold λ ≥ 0, (N,), at which Σ min(max(|v| − λ, 0), ceiling) = ε.
+
+    Bisection: the sum falls monotonically in λ, and 40 halvings reach float32's precision.
+    """
+    low = torch.zeros_like(eps)
+    high = magnitudes.amax(1)
+    for _ in range(40):
+        middle = (low + high) / 2
+        total = (magnitudes - middle[:, None]).clamp_min(0).minimum(ceilings).sum(1)
+        inside = total <= eps
+        high = torch.where(inside, middle, high)
+        low = torch.where(inside, low, middle)
+    return high  # the side on which the constraint holds
+
+
+class Linf:
+    """‖δ‖∞ = max |δᵢ|; ε in image units, such as 8/255."""
+
+    name = "linf"
+
+    def distance(self, delta: Images) -> Float[Tensor, " n"]:
+        return delta.flatten(1).abs().amax(1)
+
+    def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"]) -> Images:
+        e = per_item(eps, x)
+        return torch.minimum(torch.maximum(x_adv, x - e), x + e).clamp_(0, 1)
+
+    def steepest(self, gradient: Images) -> Images:
+        return gradient.sign()
+
+    def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
+        return draws.uniform(seeds, counter, like.shape[1:]) * 2 - 1
+
+
+class L2:
+    """‖δ‖₂ = √Σδᵢ²; ε in image units."""
+
+    name = "l2"
+
+    def distance(self, delta: Images) -> Float[Tensor, " n"]:
+        return delta.flatten(1).norm(dim=1)
+
+    def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"]) -> Images:
+        delta = x_adv - x
+        shrink = (eps / self.distance(delta).clamp_min(1e-12)).clamp_max(1)
+        # Clamping to the box after the ball only ever brings δ closer to 0.
+        return (x + delta * per_item(shrink, x)).clamp_(0, 1)
+
+    def steepest(self, gradient: Images) -> Images:
+        # Scaled by its largest entry first: the squares of a tiny gradient underflow.
+        largest = per_item(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), gradient)
+        gradient = gradient / largest
+        return gradient / per_item(self.distance(gradient).clamp_min(1e-12), gradient)
+
+    def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
+        direction = self.steepest(draws.normal(seeds, 2 * counter, like.shape[1:]))
+        radius = draws.uniform(seeds, 2 * counter + 1) ** (1 / like[0].numel())
+        return direction * per_item(radius, like)
+
+
+class L1:
+    """‖δ‖₁ = Σ|δᵢ|; ε in image units summed over all components, such as 12."""
+
+    name = "l1"
+    step_share = 0.01  # share of the components that one steepest step moves
+
+    def distance(self, delta: Images) -> Float[Tensor, " n"]:
+        return delta.flatten(1).abs().sum(1)
+
+    def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"]) -> Images:
+        """The exact projection onto ball ∩ box (Croce & Hein, "Mind the box", ICML 2021)."""
+        delta = (x_adv - x).flatten(1)
+        # How far each component may go in its direction before it leaves the box.
+        ceilings = torch.where(delta > 0, 1 - x.flatten(1), x.flatten(1))
+        magnitudes = delta.abs()
+        in_box = magnitudes.minimum(ceilings)
+        threshold = _l1_threshold(magnitudes, ceilings, eps)
+        shrunk = (magnitudes - threshold[:, None]).clamp_min(0).minimum(ceilings)
+        outside = in_box.sum(1) > eps
+        magnitudes = torch.where(outside[:, None], shrunk, in_box)
+        return (x + (magnitudes * delta.sign()).view_as(x)).clamp_(0, 1)
+
+    def steepest(self, gradient: Images) -> Images:
+        flat = gradient.flatten(1)
+        k = max(1, round(self.step_share * flat.shape[1]))
+        top = flat.abs().topk(k, dim=1).indices
+        return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / k).view_as(
+            gradient
+        )
+
+    def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
+        # Exponential magnitudes with one spare, normalised, are uniform in the simplex.
+        size = like[0].numel()
+        u = draws.uniform(seeds, 2 * counter, (size + 1,)) + 2.0**-25
+        e = -u.log()
+        signs = draws.integers(seeds, 2 * counter + 1, 2, (size,)) * 2 - 1
+        return (e[:, :size] / e.sum(1, keepdim=True) * signs).view_as(like)
+
+
+class L0:
+    """‖δ‖₀ = the number of components (pixel × channel) that differ; ε is such a count."""
+
+    name = "l0"
+
+    def distance(self, delta: Images) -> Float[Tensor, " n"]:
+        return (delta.flatten(1) != 0).sum(1).to(delta.dtype)
+
+    def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"]) -> Images:
+        delta = (x_adv.clamp(0, 1) - x).flatten(1)
+        order = delta.abs().argsort(dim=1, descending=True, stable=True)
+        rank = torch.empty_like(order).scatter_(
+            1, order, torch.arange(delta.shape[1], device=x.device).expand_as(order)
+        )
+        kept = torch.where(rank < eps[:, None], delta, torch.zeros_like(delta))
+        # Untouched components must be the image's own, bit for bit: x + (y − x) need not be y.
+        return torch.where(kept.view_as(x) != 0, x_adv.clamp(0, 1), x)
+
+    def steepest(self, gradient: Images) -> Images:
+        flat = gradient.flatten(1)
+        top = flat.abs().argmax(1, keepdim=True)
+        return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(gradient)
+
+    def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
+        return draws.uniform(seeds, counter, like.shape[1:]) * 2 - 1
+
+
+Norm = Linf | L2 | L1 | L0
+NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1(), L0())}
+
+
+def parse_number(text: str | float) -> float:
+    """A number written as `8/255`, `0.5` or `0.5/3`.
+
+    Raises:
+        InputError: if it is not one.
+    """
+    try:
+        if isinstance(text, str) and "/" in text:
+            numerator, denominator = (Fraction(part.strip()) for part in text.split("/"))
+            return float(numerator / denominator)
+        return float(text)
+    except (ValueError, ZeroDivisionError):
+        raise InputError(f"{text!r} is not a number (write it like 8/255 or 0.5)") from None
+
+
+@dataclass(frozen=True)
+class Threat:
+    """A norm, a radius and the box [0, 1].
+
+    Attributes:
+        norm: `linf`, `l2`, `l1` or `l0`.
+        eps: the radius in image units (`8/255`); for `l0`, a number of components.
+
+    Raises:
+        InputError: unknown norm; a radius that is not a finite number above 0.
+    """
+
+    norm: str
+    eps: float
+
+    def __post_init__(self) -> None:
+        if self.norm not in NORMS:
+            raise InputError(f"norm {self.norm!r} is unknown; the norms are {', '.join(NORMS)}")
+        object.__setattr__(self, "eps", parse_number(self.eps))
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise InputError(f"eps must be a finite number above 0, not {self.eps}")
+
+    @property
+    def table(self) -> Norm:
+        return NORMS[self.norm]
+
+    def radii(self, x: Tensor) -> Float[Tensor, " n"]:
+        """ε once per item of x."""
+        return torch.full((len(x),), self.eps, device=x.device)
+
+    def distance(self, x_adv: Images, x: Images) -> Float[Tensor, " n"]:
+        return self.table.distance(x_adv - x)
+
+    def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"] | None = None) -> Images:
+        """The point of the ball around x and the box, closest (for l2: near) to x_adv."""
+        return self.table.project(x_adv, x, self.radii(x) if eps is None else eps)
+
+    def contains(
+        self, x_adv: Images, x: Images, eps: Float[Tensor, " n"] | None = None
+    ) -> Bool[Tensor, " n"]:
+        """Whether each item lies in the ball and the box.
+
+        The ball is allowed float32's own rounding and no more: 1e-6 relative (2e-5 for the norms
+        that sum over all components) plus half a unit in the last place of an image value.
+        The box is exact. A point with a NaN is outside.
+        """
+        eps = self.radii(x) if eps is None else eps
+        slack = 1e-6 if self.norm in ("linf", "l0") else 2e-5
+        in_ball = self.distance(x_adv, x) <= eps * (1 + slack) + 6e-8
+        flat = x_adv.flatten(1)
+        in_box = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
+        return in_ball & in_box
+
+    def __str__(self) -> str:
+        named = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}[self.norm]
+        over_255 = self.eps * 255
+        if self.norm == "linf" and abs(over_255 - round(over_255, 1)) < 1e-6:
+            return f"{named} {over_255:g}/255"
+        return f"{named} {self.eps:g}"

@@ -1,0 +1,98 @@
+"""Sizing a schedule to the wall clock."""
+
+from __future__ import annotations
+
+import re
+
+from ..errors import InputError
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds from `90s`, `60m`, `1.5h`, `1h30m` or a bare number of seconds.
+
+    Raises:
+        InputError: anything else, or nothing above 0.
+    """
+    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd])", str(text))
+    rest = re.sub(r"(\d+(?:\.\d*)?|\.\d+)\s*[smhd]", "", str(text)).strip()
+    try:
+        seconds = sum(float(n) * _UNITS[u] for n, u in parts) + (float(rest) if rest else 0.0)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"budget {str(text)!r} is no length of time (write it like 60m or 1h30m)")
+    return seconds
+
+
+class Schedule:
+    """How far a run has come, from 0 to 1, by steps or by the clock.
+
+    By steps, each step advances by 1 / total. By the clock, the number of steps that still fit
+    is estimated anew from the measured speed, and each step advances by its share of what is
+    left: so progress is smooth, reaches 1 when the time is up, and forgives a machine that
+    becomes slower or faster on the way.
+
+    Args:
+        total_steps: length of the schedule, where there is no budget.
+        budget_seconds: wall-clock time for the whole run, validations included.
+        first_estimate_after: steps after which the speed is believed; the first ones are slower.
+    """
+
+    def __init__(self, total_steps: int, budget_seconds: float | None = None):
+        self.total_steps = max(1, total_steps)
+        self.budget_seconds = budget_seconds
+        self.progress = 0.0
+        self.steps = 0
+        self.step_seconds = 0.0  # a running mean
+        self.validation_seconds = 0.0  # of one validation
+        self.validations_left = 0.0
+        self.spent_seconds = 0.0
+
+    @property
+    def done(self) -> bool:
+        return self.progress >= 1 - 1e-9
+
+    def remaining_steps(self) -> float:
+        """How many more steps there will be, at the present speed."""
+        if self.budget_seconds is None:
+            return self.total_steps - self.steps
+        if not self.step_seconds:
+            return float("inf")
+        left = self.budget_seconds - self.spent_seconds
+        left -= self.validation_seconds * self.validations_left
+        return max(left / self.step_seconds, 0.0)
+
+    def advance(self, step_seconds: float) -> None:
+        """One step was done and took so long."""
+        self.steps += 1
+        self.spent_seconds += step_seconds
+        # Slow outliers (a first compilation, a pause of the machine) must not stick.
+        weight = max(0.02, 1 / self.steps)
+        if self.step_seconds and step_seconds > 3 * self.step_seconds:
+            weight /= 10
+        self.step_seconds += weight * (step_seconds - self.step_seconds)
+        if self.budget_seconds is None:
+            self.progress = self.steps / self.total_steps
+        else:
+            remaining = self.remaining_steps()
+            self.progress += (1 - self.progress) / (remaining + 1)
+            if remaining < 1:
+                self.progress = 1.0
+
+    def state(self) -> dict[str, float | int | None]:
+        return dict(vars(self))
+
+    def restore(self, state: dict[str, float | int | None]) -> None:
+        vars(self).update(state)
+
+
+def one_cycle(progress: float, warmup: float) -> float:
+    """Share of the peak learning rate: linear from 0 to 1 at `warmup`, then linear to 0.
+
+    Smith & Topin, "Super-convergence", 2018.
+    """
+    if progress < warmup:
+        return progress / warmup
+    return max(1 - progress, 0.0) / (1 - warmup)
