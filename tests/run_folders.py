@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-CIFAR10 = "airplane automobile bird cat deer dog frog horse ship truck".split()
+CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -47,7 +47,7 @@ def evaluation_run(
     images: np.ndarray | None = None,
     labels: np.ndarray | None = None,
     fired: tuple[str, ...] = (),
-    curve: bool = True,
+    curve: dict[str, Any] | bool = True,
     data: str = "cifar10",
     pixels: str = "the JPEG copy of the test images",
     seed: int = 0,
@@ -163,7 +163,9 @@ def evaluation_run(
             for flag, detail in checks.items()
         ],
         "classes": classes,
-        "curve": {"attack": "apgd-ce, 20 steps", "n": 256, "points": points} if curve else None,
+        "curve": {"attack": "apgd-ce, 20 steps", "n": 256, "points": points}
+        if curve is True
+        else curve or None,
         "forwards": 473579,
         "backwards": 467579,
         "seconds": 155.3,
@@ -225,7 +227,16 @@ def training_run(folder: Path, *, epochs: int = 24, collapse: bool = True, **cha
 
 def request(kind: str, folder: Path, options: list[str]) -> dict[str, Any]:
     return {
-        "command": ["holdfast", kind, "a model", "--data", "datasets", *options, "--out", folder.name],
+        "command": [
+            "holdfast",
+            kind,
+            "a model",
+            "--data",
+            "datasets",
+            *options,
+            "--out",
+            folder.name,
+        ],
         "kind": kind,
         "identity": "9f2c" * 16,
         "versions": {"python": "3.12.4", "torch": "2.13.0", "holdfast": "0.1.0"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from ..errors import InputError
 from ..threat import Threat, per_item
 from .base import Attack, Items, Oracle, State, common_state, observe
-from .losses import loss_named
+from .losses import Loss, loss_named
 
 
 class PGD(Attack):
@@ -19,7 +19,8 @@ class PGD(Attack):
         step_size: in units of ε; by default 2.5 / steps, which can cross the ball.
         start: `random` in the ball, or `clean`.
         momentum: of the gradients, each divided by its mean absolute value; 0 for none.
-        loss: `ce`, `dlr` or `margin`.
+        loss: `ce`, `dlr`, `margin`, or a function of (logits, labels, targets) to one value an
+            image.
     """
 
     name = "pgd"
@@ -32,7 +33,7 @@ class PGD(Attack):
         step_size: float | None = None,
         start: str = "random",
         momentum: float = 0.0,
-        loss: str = "ce",
+        loss: str | Loss = "ce",
     ):
         if steps < 1:
             raise InputError(f"steps must be at least 1, not {steps}")
@@ -45,7 +46,7 @@ class PGD(Attack):
         self.length = 2.5 / steps if step_size is None else step_size
         self.random_start = start == "random"
         self.momentum = momentum
-        self.loss = loss_named(loss)
+        self.loss = loss_named(loss) if isinstance(loss, str) else loss
 
     def start(self, items: Items, threat: Threat) -> State:
         norm = self.check_norm(threat)

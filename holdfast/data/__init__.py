@@ -1,0 +1,90 @@
+"""Data sets: CIFAR-10 in its original files, any folder of images, and the embedded digits.
+
+Images are stored as uint8 (N, C, H, W); `to_tensor` brings them to the float32 images in [0, 1]
+that models and attacks see.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from ..errors import InputError
+from . import cifar10, digits, folder
+from .augment import Augment
+from .base import DataSet, Split
+from .contact_sheet import figure
+from .download import fetch
+
+__all__ = ["Augment", "DataSet", "Split", "describe", "figure", "load", "to_tensor"]
+
+
+def load(source: str | Path, *, download: bool = False, size: int | None = None) -> DataSet:
+    """A data set by name or folder.
+
+    Args:
+        source: `digits` for the embedded handwritten digits, or a folder: CIFAR-10's original
+            files in any of the layouts of `holdfast.data.cifar10`, directly or in its
+            `cifar-10-batches-py`; or images in one folder a class (`holdfast.data.folder`).
+        download: fetch CIFAR-10 into the folder if nothing else is there.
+        size: for images of one's own, the height and width in pixels to bring them to.
+
+    Returns:
+        The three splits, in memory.
+
+    Raises:
+        InputError: nothing there, files missing, damaged or of the wrong content.
+        HoldfastError: the download failed.
+    """
+    if source == "digits":
+        return _fixed_size(digits.load(), size)
+    path = Path(source)
+    if not cifar10.is_here(path) and folder.is_here(path):
+        return folder.load(path, size)
+    if download and not cifar10.is_complete(path):
+        path = fetch(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder; {cifar10.how_to_get(path)}")
+    return _fixed_size(cifar10.load(path), size)
+
+
+def _fixed_size(dataset: DataSet, size: int | None) -> DataSet:
+    own = dataset.train.images.shape[2]
+    if size not in (None, own):
+        raise InputError(
+            f"size {size} is for images of your own; those of {dataset.name} are {own}×{own}"
+        )
+    return dataset
+
+
+def to_tensor(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    """Images as models see them: float32 in [0, 1], where 255 becomes 1.
+
+    Raises:
+        InputError: images that are not uint8.
+    """
+    if images.dtype != np.uint8:
+        raise InputError(f"images must be uint8, not {images.dtype}")
+    return torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(255)
+
+
+def describe(dataset: DataSet) -> str:
+    """Ten lines with the shape of every array of the data set."""
+    lines = [
+        f"{title} {what}:  {array.shape}"
+        for title, split in (
+            ("Training", dataset.train),
+            ("Validation", dataset.validation),
+            ("Test", dataset.test),
+        )
+        for what, array in (
+            ("data", split.images),
+            ("filenames", split.filenames),
+            ("labels", split.labels),
+        )
+    ]
+    return "\n".join([*lines, f"Label names:  ({len(dataset.classes)},)"])

@@ -42,18 +42,28 @@ PUBLISHED_MD5 = {
 }
 
 _BATCH = re.compile(r"(data|train)_batch_[1-9][0-9]*|(val|test)_batch")
-_LONGEST_FILENAME = 255
+_LONGEST_NAME = 255
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Which file plays which part. `test` is None where one of `rest` must be the test batch."""
+class _Layout:
+    """Which file plays which part; None where it is missing, `rest` for what has no part yet."""
 
     folder: Path
-    train: tuple[str, ...]
-    validation: str
+    train: tuple[str | None, ...]
+    validation: str | None
     test: str | None
+    meta: str | None
     rest: tuple[str, ...]
+
+    @property
+    def missing(self) -> list[str]:
+        parts = [(name, f"data_batch_{number}") for number, name in enumerate(self.train, 1)]
+        parts.append((self.validation, "data_batch_5"))
+        # Without a test batch, one of the rest must be it.
+        parts.append((self.test or (self.rest[0] if self.rest else None), "test_batch"))
+        parts.append((self.meta, META))
+        return [usual_name for name, usual_name in parts if name is None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,43 +75,26 @@ class _Batch:
     published: bool
 
 
+def is_file_name(name: str) -> bool:
+    """Whether one of CIFAR-10's files may be called so."""
+    return name == META or _BATCH.fullmatch(name) is not None
+
+
 def is_here(folder: Path) -> bool:
-    """Whether the folder, or its `cifar-10-batches-py/`, holds any batch or `batches.meta`."""
+    """Whether the folder, or its `cifar-10-batches-py/`, holds any of CIFAR-10's files."""
     return any(_files(place) for place in _places(folder))
 
 
 def is_complete(folder: Path) -> bool:
-    """Whether all files of some layout are there (their content is not looked at)."""
-    try:
-        find(folder)
-    except InputError:
-        return False
-    return True
-
-
-def find(folder: Path) -> Layout:
-    """The layout that `folder`, or its `cifar-10-batches-py/`, holds; only names are looked at.
-
-    Raises:
-        InputError: a file is missing; the message says which, and where it was looked for.
-    """
-    places = _places(folder)
-    gaps = {place: _missing(_files(place)) for place in places}
-    for place in places:
-        if not gaps[place]:
-            return _layout(place, _files(place))
-    fullest = max(places, key=lambda place: len(_files(place)))
-    raise InputError(
-        f"{folder}: CIFAR-10 is not complete, {', '.join(gaps[fullest])} missing"
-        f" (looked in {' and '.join(map(str, places))}); {how_to_get(folder)}"
-    )
+    """Whether it holds all files of some layout (their content is not looked at)."""
+    return not _find(folder).missing
 
 
 def how_to_get(folder: Path) -> str:
-    """What to do about missing files, for error messages."""
+    """What to do where files are missing, for error messages."""
     return (
-        "add --download to fetch CIFAR-10, or put its Python version's files"
-        f" (data_batch_1 to 5, test_batch, {META}) in {_places(folder)[-1]}"
+        "add --download to fetch CIFAR-10, or put its files for Python (data_batch_1 to 5,"
+        f" test_batch, {META}) in {_places(folder)[-1]}"
     )
 
 
@@ -118,24 +111,34 @@ def load(folder: str | Path) -> DataSet:
         InputError: a file is missing or damaged, holds something else than a CIFAR-10 batch, or
             there are more batches, or fewer different ones, than the three splits need.
     """
-    layout = find(Path(folder))
+    folder = Path(folder)
+    layout = _find(folder)
+    if layout.missing:
+        raise InputError(
+            f"{folder}: CIFAR-10 is incomplete, {', '.join(layout.missing)} missing (looked in"
+            f" {' and '.join(map(str, _places(folder)))}); {how_to_get(folder)}"
+        )
+
+    def read(name: str | None) -> _Batch:
+        assert name is not None
+        return _read(layout.folder / name)
+
     classes = _label_names(layout.folder / META)
-    train = [_read(layout.folder / name) for name in layout.train]
-    validation = _read(layout.folder / layout.validation)
-    used = [*train, validation]
-    if layout.test is not None:
-        used.append(_read(layout.folder / layout.test))
+    train = [read(name) for name in layout.train]
+    used = [*train, read(layout.validation)]
+    if layout.test:
+        used.append(read(layout.test))
     new: list[_Batch] = []
     for name in layout.rest:
-        batch = _read(layout.folder / name)
+        batch = read(name)
         if not any(_same_images(batch, other) for other in used + new):
             new.append(batch)
-    if layout.test is None and len(new) == 1:
+    if not layout.test and len(new) == 1:
         used.append(new.pop())
     if new:
         raise InputError(
-            f"{layout.folder}: more batches than the splits need, {_names(new)}: with"
-            f" {_names(used)} it is unclear which is meant; move what is not wanted away"
+            f"{layout.folder}: more batches than the splits need: {_names(new)} beside"
+            f" {_names(used)}; move away what is not meant"
         )
     for first, second in combinations(used, 2):
         if _same_images(first, second):
@@ -143,12 +146,19 @@ def load(folder: str | Path) -> DataSet:
                 f"{layout.folder}: {first.name} and {second.name} hold the same images, so the"
                 " splits would overlap; put the right files there"
             )
-    if len(used) == len(train) + 1:
+    if len(used) < len(train) + 2:
         raise InputError(
-            f"{layout.folder}: test_batch is missing, and {', '.join(layout.rest)} holds the same"
-            f" images as another batch; {how_to_get(layout.folder)}"
+            f"{layout.folder}: test_batch is missing, and {', '.join(layout.rest)} cannot take its"
+            " part, for its images are another batch's; put test_batch there"
         )
-    return DataSet("cifar10", classes, _split(train), _split([validation]), _split(used[-1:]))
+    *_, validation, test = used
+    return DataSet("cifar10", classes, _split(train), _split([validation]), _split([test]))
+
+
+def _find(folder: Path) -> _Layout:
+    """The most complete layout in `folder` or its `cifar-10-batches-py/`."""
+    layouts = [_layout(place, _files(place)) for place in _places(folder)]
+    return min(layouts, key=lambda layout: len(layout.missing))
 
 
 def _places(folder: Path) -> list[Path]:
@@ -163,7 +173,7 @@ def _files(place: Path) -> set[str]:
         names = {path.name for path in place.iterdir()}
     except OSError:
         return set()
-    return {name for name in names if name == META or _BATCH.fullmatch(name)}
+    return set(filter(is_file_name, names))
 
 
 def _numbered(names: set[str], number: int) -> str | None:
@@ -172,27 +182,13 @@ def _numbered(names: set[str], number: int) -> str | None:
     return next((name for name in candidates if name in names), None)
 
 
-def _missing(names: set[str]) -> list[str]:
-    """What lacks for any layout."""
-    missing = [f"data_batch_{number}" for number in range(1, 5) if not _numbered(names, number)]
-    if "val_batch" not in names and not _numbered(names, 5):
-        missing.append("data_batch_5")
-    # Beyond four batches and a validation batch there must be one to test on.
-    batches = names - {META}
-    if not missing and "test_batch" not in names and not _layout(Path(), names).rest:
-        missing.append("test_batch")
-    if missing and not batches:
-        missing.append("test_batch")
-    return missing if META in names else [*missing, META]
-
-
-def _layout(folder: Path, names: set[str]) -> Layout:
-    train = tuple(filter(None, (_numbered(names, number) for number in range(1, 5))))
+def _layout(folder: Path, names: set[str]) -> _Layout:
+    train = tuple(_numbered(names, number) for number in range(1, 5))
     validation = "val_batch" if "val_batch" in names else _numbered(names, 5)
-    assert validation and len(train) == 4
     test = "test_batch" if "test_batch" in names else None
-    rest = names - {META, *train, validation, test}
-    return Layout(folder, train, validation, test, tuple(sorted(rest)))
+    meta = META if META in names else None
+    rest = sorted(names.difference(filter(None, (*train, validation, test, meta))))
+    return _Layout(folder, train, validation, test, meta, tuple(rest))
 
 
 def _read(path: Path) -> _Batch:
@@ -201,9 +197,12 @@ def _read(path: Path) -> _Batch:
     content = _dictionary(parse_pickle(raw, path), path, "data", "labels", "filenames")
     data, n = content["data"], IMAGES_PER_BATCH
     shape = (n, int(np.prod(IMAGE_SHAPE)))
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.shape != shape:
-        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
-        raise InputError(f"{path}: data is {found} where a CIFAR-10 batch has uint8 {shape}")
+    if not isinstance(data, np.ndarray):
+        raise InputError(f"{path}: data is no array, so it is no CIFAR-10 file")
+    if data.dtype != np.uint8 or data.shape != shape:
+        raise InputError(
+            f"{path}: data is {data.dtype} {data.shape} where a CIFAR-10 batch has uint8 {shape}"
+        )
     md5 = hashlib.md5(raw, usedforsecurity=False).hexdigest()
     return _Batch(
         name=path.name,
@@ -269,9 +268,12 @@ def _label_names(path: Path) -> tuple[str, ...]:
 
 def _text(value: Any, path: Path, what: str) -> str:
     text = value.decode("latin-1") if isinstance(value, bytes) else value
-    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_FILENAME or not text.isprintable():
-        raise InputError(f"{path}: {what} is no printable text of 1 to {_LONGEST_FILENAME} letters")
-    return str(text)
+    if not isinstance(text, str) or not 0 < len(text) <= _LONGEST_NAME:
+        raise InputError(f"{path}: {what} is no text of 1 to {_LONGEST_NAME} characters")
+    if text.isprintable():
+        return str(text)
+    # Names end up in tables and on terminals, where a control character could do harm.
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _same_images(first: _Batch, second: _Batch) -> bool:

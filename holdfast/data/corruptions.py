@@ -234,7 +234,8 @@ def fog(x: Images, seeds: Seeds, severity: int) -> Images:
     """A cloud added, and the sum scaled back to the image's own brightest value."""
     density, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity - 1]
     brightest = x.amax((1, 2, 3), keepdim=True)
-    cloud = _plasma(seeds, *x.shape[-2:], decay)[:, None]
+    h, w = x.shape[-2:]
+    cloud = _plasma(seeds, h, w, decay)[:, None]
     return (x + density * cloud) * brightest / (brightest + density)
 
 

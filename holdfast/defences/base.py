@@ -98,7 +98,7 @@ class _ReplaceBackward(torch.autograd.Function):
         return value.clone()
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
         return None, gradient
 
 
@@ -240,7 +240,7 @@ class Defence(nn.Module, ABC):
                 f"defence {self.name}: transform turned images of shape {tuple(images.shape)} "
                 f"into {tuple(shown.shape)}; it must keep the shape"
             )
-        low, high = float(shown.min()), float(shown.max())
+        low, high = (float(value) for value in torch.aminmax(shown.detach()))
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise InputError(
                 f"defence {self.name}: transform left [0, 1] (values from {low:.3g} to "

@@ -8,10 +8,13 @@ an `nn.Sequential` (or several, nested) of the layers listed in `propagate`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.func import functional_call
 
 from .. import draws
 from ..checks import check_labels
@@ -65,19 +68,11 @@ def propagate(layer: nn.Module, interval: Interval) -> Interval:
         InputError: no rule for this layer, or batch norm in training mode.
     """
     lower, upper = interval
-    if isinstance(layer, nn.Linear):
-        return _affine(
-            interval,
-            lambda x: F.linear(x, layer.weight, layer.bias),
-            lambda r: F.linear(r, layer.weight.abs()),
-        )
-    if isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros":
-        where = (layer.stride, layer.padding, layer.dilation, layer.groups)
-        return _affine(
-            interval,
-            lambda x: F.conv2d(x, layer.weight, layer.bias, *where),
-            lambda r: F.conv2d(r, layer.weight.abs(), None, *where),
-        )
+    if isinstance(layer, nn.Linear | nn.Conv2d):
+        absolute = {"weight": layer.weight.abs()}
+        if layer.bias is not None:
+            absolute["bias"] = torch.zeros_like(layer.bias)
+        return _affine(interval, layer, lambda radius: functional_call(layer, absolute, radius))
     if isinstance(layer, nn.BatchNorm2d):
         if layer.training or layer.running_var is None:
             raise InputError(
@@ -87,7 +82,7 @@ def propagate(layer: nn.Module, interval: Interval) -> Interval:
         if layer.weight is not None:
             slope = slope * layer.weight
         slope = slope.abs().view(1, -1, 1, 1)
-        return _affine(interval, layer, lambda r: r * slope)
+        return _affine(interval, layer, lambda radius: radius * slope)
     if isinstance(layer, _INCREASING):
         return layer(lower), layer(upper)
     raise InputError(
@@ -95,7 +90,9 @@ def propagate(layer: nn.Module, interval: Interval) -> Interval:
     )
 
 
-def _affine(interval: Interval, apply, spread) -> Interval:
+def _affine(
+    interval: Interval, apply: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor]
+) -> Interval:
     """The centre goes through the layer itself, the half-width through its absolute weights."""
     lower, upper = interval
     centre, radius = apply((lower + upper) / 2), spread((upper - lower) / 2)

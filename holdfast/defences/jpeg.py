@@ -50,6 +50,11 @@ def _dct() -> Tensor:
     return scale * torch.cos((2 * i + 1) * k * math.pi / 16)
 
 
+def _half_away(x: Tensor) -> Tensor:
+    """Rounds halves away from 0, as JPEG encoders do; flat blocks make exact halves common."""
+    return torch.sign(x) * torch.floor(x.abs() + 0.5 + 1e-4)
+
+
 class Jpeg(Defence):
     """Compresses each image as a JPEG file and decompresses it.
 
@@ -86,7 +91,7 @@ class Jpeg(Defence):
             self.register_buffer(name, value, persistent=False)
 
     def transform(self, images: Images) -> Images:
-        return self._codec(images, torch.round, torch.round)
+        return self._codec(images, torch.round, _half_away)
 
     def surrogate(self, images: Images) -> Images:
         # Clean pixels are 8-bit numbers, where a smooth staircase has slope 0: leave them alone.

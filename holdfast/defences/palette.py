@@ -68,9 +68,9 @@ def _images(pixels: Float[Tensor, "n p c"], like: Images) -> Images:
 
 
 def _distances(pixels: Float[Tensor, "n p c"], palette: Float[Tensor, "n k c"]) -> Tensor:
-    """Squared distances (N, P, K), one channel after the other: no tensor with C × P × K."""
-    channels = zip(pixels.unbind(2), palette.unbind(2), strict=True)
-    return torch.stack([(p[:, :, None] - q[:, None, :]) ** 2 for p, q in channels]).sum(0)
+    """Squared distances, (N, P, K)."""
+    squares = (pixels**2).sum(2, keepdim=True) + (palette**2).sum(2).unsqueeze(1)
+    return torch.baddbmm(squares, pixels, palette.transpose(1, 2), alpha=-2)
 
 
 def _pick(colours: Float[Tensor, "n k c"], index: Int64[Tensor, "n p"]) -> Tensor:
@@ -79,12 +79,12 @@ def _pick(colours: Float[Tensor, "n k c"], index: Int64[Tensor, "n p"]) -> Tenso
 
 def _spread(pixels: Float[Tensor, "n p c"], count: int) -> Float[Tensor, "n k c"]:
     """The pixel nearest the mean, then again and again the pixel farthest from all chosen."""
-    mean = pixels.mean(1, keepdim=True)
-    chosen = [_pick(pixels, _distances(pixels, mean).argmin(1))]
-    farness = _distances(pixels, chosen[0]).squeeze(2)
+    first = ((pixels - pixels.mean(1, keepdim=True)) ** 2).sum(2).argmin(1, keepdim=True)
+    chosen = [_pick(pixels, first)]
+    farness = torch.full_like(pixels[:, :, 0], torch.inf)
     while len(chosen) < count:
+        farness = farness.minimum(((pixels - chosen[-1]) ** 2).sum(2))
         chosen.append(_pick(pixels, farness.argmax(1, keepdim=True)))
-        farness = farness.minimum(_distances(pixels, chosen[-1]).squeeze(2))
     return torch.cat(chosen, 1)
 
 

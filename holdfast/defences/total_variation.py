@@ -36,8 +36,8 @@ class TotalVariation(Defence):
             u = images - self.weight * _adjoint(dual)
             # 1 / 8 is the largest safe step: ‖gradient‖² ≤ 8 in two dimensions.
             dual = dual + _gradient(u) / (8 * self.weight)
-            # vector_norm, not a root of squares: its gradient at 0 is 0 and not NaN.
-            dual = dual / torch.linalg.vector_norm(dual, dim=0).clamp_min(1)
+            # Clamped before the root, whose gradient at 0 is infinite.
+            dual = dual / (dual[0] ** 2 + dual[1] ** 2).clamp_min(1).sqrt()
         return (images - self.weight * _adjoint(dual)).clamp(0, 1)
 
 

@@ -88,8 +88,10 @@ class PreActResNet(_Trunk):
     """Pre-activation ResNet with four stages of `width`, 2, 4 and 8 × `width` channels.
 
     Args:
-        depth: 2 + 8 × blocks per stage (10, 18, 26, …), or 34 for stages of 3, 4, 6 and 3 blocks.
+        depth: 2 + 2 × stages × blocks per stage: with four stages 10, 18, 26, …; also 34, for
+            stages of 3, 4, 6 and 3 blocks.
         width: channels of the first stage (64 in the paper).
+        stages: each halves the resolution and doubles the channels of the one before.
         classes: number of classes.
         mean, std: normalisation per channel; their length is the number of image channels.
         stem_stride: 1 as published; 2 works at half resolution throughout: a quarter of the
@@ -102,6 +104,7 @@ class PreActResNet(_Trunk):
         *,
         depth: int = 18,
         width: int = 64,
+        stages: int = 4,
         classes: int = 10,
         mean: Sequence[float] = CIFAR10_MEAN,
         std: Sequence[float] = CIFAR10_STD,
@@ -110,17 +113,19 @@ class PreActResNet(_Trunk):
     ):
         natural("width", width)
         natural("classes", classes)
-        if depth == 34:
+        per_block = 2 * natural("stages", stages)
+        if (depth, stages) == (34, 4):
             counts = [3, 4, 6, 3]
-        elif natural("depth", depth) >= 10 and (depth - 2) % 8 == 0:
-            counts = [(depth - 2) // 8] * 4
+        elif natural("depth", depth) > 2 and (depth - 2) % per_block == 0:
+            counts = [(depth - 2) // per_block] * stages
         else:
-            raise InputError(f"depth {depth} fits no PreAct ResNet; use 10, 18, 26, … or 34")
+            fitting = ", ".join(str(2 + per_block * n) for n in (1, 2, 3))
+            raise InputError(f"depth {depth} fits no PreAct ResNet of {stages} stages; use {fitting}, …")
         if stem_stride not in (1, 2):
             raise InputError(f"stem_stride must be 1 or 2, not {stem_stride!r}")
-        stages = [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
+        shapes = [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
         super().__init__(
-            (width, stem_stride), stages, classes=classes, mean=mean, std=std, activation=activation
+            (width, stem_stride), shapes, classes=classes, mean=mean, std=std, activation=activation
         )
 
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from .runs import Accuracy
-from .words import NONE, accuracy, interval
+from .words import NONE, accuracy, interval, whole_percent
 
 
 @dataclass(frozen=True)
@@ -50,12 +50,14 @@ class Line:
 
 @dataclass(frozen=True)
 class Mark:
-    """One separately measured point with its interval, drawn as a diamond."""
+    """One separately measured point with its interval, drawn as a diamond; marks of one legend
+    share an entry there."""
 
     name: str
     tone: str
     x: float
     accuracy: Accuracy
+    legend: str
 
 
 @dataclass(frozen=True)
@@ -87,8 +89,9 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / most))
     for factor in (1, 2, 5, 10):
-        first, last = math.ceil(low / (step * factor) - 1e-9), math.floor(
-            high / (step * factor) + 1e-9
+        first, last = (
+            math.ceil(low / (step * factor) - 1e-9),
+            math.floor(high / (step * factor) + 1e-9),
         )
         if last - first < most:
             return [k * step * factor for k in range(first, last + 1)]
@@ -96,7 +99,7 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
 
 
 def fraction_axis(label: str) -> Axis:
-    return Axis(label, 0, 1, [0, 0.25, 0.5, 0.75, 1], "{:.0%}".format)
+    return Axis(label, 0, 1, [0, 0.25, 0.5, 0.75, 1], whole_percent)
 
 
 def _stretched(*shapes: Markup) -> Markup:
@@ -153,9 +156,7 @@ def line_chart(
         parts.append(tag("text", x.write(value), x=where, y="100%", dy=22, class_="middle"))
     for event in events:
         where = _percent(x.share(event.x))
-        rule = tag(
-            "line", x1=where, x2=where, y1="0", y2="100%", class_=f"event {event.tone}"
-        )
+        rule = tag("line", x1=where, x2=where, y1="0", y2="100%", class_=f"event {event.tone}")
         parts.append(tag("g", tag("title", event.name), rule))
     curves: list[Markup] = []
     for line in lines:
@@ -230,10 +231,12 @@ def _legend(lines: Sequence[Line], marks: Sequence[Mark], events: Sequence[Event
         entry(tag("line", x1=0, x2=26, y1=7, y2=7, class_=f"curve {line.tone}"), line.name)
         for line in lines
     ]
-    entries += [
-        entry(tag("path", d="M13 0.5 19.5 7 13 13.5 6.5 7Z", class_=f"mark {mark.tone}"), mark.name)
-        for mark in marks
-    ]
+    for text in dict.fromkeys(mark.legend for mark in marks):
+        tones = {mark.tone for mark in marks if mark.legend == text}
+        tone = tones.pop() if len(tones) == 1 else "ink"
+        entries.append(
+            entry(tag("path", d="M13 0.5 19.5 7 13 13.5 6.5 7Z", class_=f"mark {tone}"), text)
+        )
     # Events of one kind share an entry; each says in its tooltip which it is.
     kinds = {event.tone: event.name for event in events}
     entries += [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ def _environment() -> Environment:
         "duration": words.duration,
         "figure": words.figure,
         "words": words.name,
+        "title": words.title,
     }
     environment.globals["NONE"] = words.NONE
     return environment
@@ -38,6 +40,7 @@ def _environment() -> Environment:
 def _view(number: int, run: Run) -> SimpleNamespace:
     """What the template named after the run's kind is given."""
     common = {
+        "number": number,
         "id": f"run-{number}",
         "run": run,
         "heading": sections.heading(run),
@@ -62,8 +65,9 @@ def _view(number: int, run: Run) -> SimpleNamespace:
     )
 
 
-def render(runs: Sequence[Run]) -> str:
-    """The page of these runs; evaluations first, the same runs always giving the same page."""
+def render(runs: Sequence[Run], command: str) -> str:
+    """The page of these runs, evaluations first, and the command that makes it; the same runs
+    always give the same page."""
     evaluations = [run for run in runs if isinstance(run, Evaluation)]
     trainings = [run for run in runs if isinstance(run, Training)]
     ordered: list[Run] = [*evaluations, *trainings]
@@ -74,6 +78,7 @@ def render(runs: Sequence[Run]) -> str:
             views=[_view(number, run) for number, run in enumerate(ordered, 1)],
             evaluations=len(evaluations),
             comparison=sections.comparison(evaluations),
+            report_command=command,
         )
     )
 
@@ -104,7 +109,8 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
         folders.setdefault(Path(run).resolve(), Path(run))
     read = [read_run(run) for run in folders.values()]
     read += [read_run(run) for run in sections.linked_trainings(read)]
-    html = render(read)
+    command = ["holdfast", "report", *(str(folder) for folder in folders.values())]
+    html = render(read, shlex.join([*command, "--out", str(out)]))
     make_folder(out.parent)
     # Names from a file may hold lone surrogates, which UTF-8 has no bytes for.
     write_atomically(out, html.encode("utf-8", "replace"))

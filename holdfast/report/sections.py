@@ -16,7 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from . import charts, pictures, words
-from .runs import Accuracy, Evaluation, Training
+from .runs import Accuracy, Curve, Evaluation, Training
 
 MOST_CLASSES = 30  # rows of the class table
 MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond
@@ -53,10 +53,14 @@ def verdict(run: Evaluation) -> tuple[str, str]:
         judgement = "Nothing stands under attack."
     elif standing < 0.05 * right:
         judgement = "Almost nothing stands under attack."
-    elif standing < 0.5 * right:
+    elif standing < 0.45 * right:
         judgement = "Less than half of what the model gets right stands under attack."
+    elif standing <= 0.55 * right:
+        judgement = "About half of what the model gets right stands under attack."
+    elif standing < 0.95 * right:
+        judgement = "More than half of what the model gets right stands under attack."
     else:
-        judgement = "Most of what the model gets right stands under attack."
+        judgement = "Nearly all that the model gets right stands under attack."
     counts = (
         f"It names {words.count(right)} of {words.count(run.n)} images right. An attacker who may "
         f"{words.permission(run.threat)} makes it wrong on {words.count(right - standing)} of "
@@ -68,7 +72,7 @@ def verdict(run: Evaluation) -> tuple[str, str]:
 
 def facts(run: Evaluation) -> Facts:
     return [
-        ("Images", f"{words.count(run.n)} · {words.data(run.data, run.split, run.first)}"),
+        ("Images", words.data(run.data, run.split, run.first, run.n)),
         ("Pixels", run.pixels or words.NONE),
         ("Threat model", str(run.threat)),
         ("Suite", run.suite or words.NONE),
@@ -121,6 +125,16 @@ def _epsilon_axis(runs: Sequence[Evaluation], high: float) -> charts.Axis:
     return charts.Axis(f"ε ({name})", 0, high, charts.ticks(0, high), "{:.4g}".format)
 
 
+def _end(curve: Curve) -> float:
+    """The radius from which nothing stands, or the last one."""
+    end = curve.eps[-1]
+    for eps, a in zip(reversed(curve.eps), reversed(curve.accuracies), strict=True):
+        if a.value != 0:
+            break
+        end = eps
+    return end
+
+
 def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
     """Robust accuracy against ε, one line a run, and each suite's own figure as a marked point.
 
@@ -130,31 +144,34 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
     shown = [(run, run.curve) for run in runs if run.curve is not None]
     if not shown:
         return None
-    high = max(max(run.threat.eps, *curve.eps) for run, curve in shown)
+    high = max(max(run.threat.eps, _end(curve)) for run, curve in shown)
     axis = _epsilon_axis([run for run, _ in shown], high)
     several = len(shown) > 1
     lines, marks = [], []
     for i, (run, curve) in enumerate(shown):
         tone = f"tone-{i % TONES}" if several else "robust"
-        points = curve.accuracies
+        radii = [eps for eps in curve.eps if eps <= high]
+        points = curve.accuracies[: len(radii)]
         lines.append(
             charts.Line(
                 heading(run) if several else f"{curve.attack}, n = {words.count(curve.n)}",
                 tone,
-                curve.eps,
+                radii,
                 [a.value for a in points],
                 [a.low for a in points],
                 [a.high for a in points],
             )
         )
-        title = f"suite {run.suite} at {words.figure(run.threat.eps)}, n = {words.count(run.n)}"
-        if run.threat.norm == "linf":
-            title = (
-                f"suite {run.suite} at {words.over_255(run.threat.eps)}, n = {words.count(run.n)}"
+        title = f"suite {run.suite} at {run.threat}, n = {words.count(run.n)}"
+        marks.append(
+            charts.Mark(
+                f"{heading(run)}: {title}" if several else title,
+                tone if several else "ink",
+                run.threat.eps,
+                run.robust,
+                title,
             )
-        if several:
-            title = f"{heading(run)}: {title}"
-        marks.append(charts.Mark(title, tone, run.threat.eps, run.robust))
+        )
     chart = charts.line_chart(
         "Robust accuracy against the radius ε; the table below holds the same figures.",
         axis,
@@ -168,9 +185,7 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
         "The band is the 95 % interval. The diamond is the suite's own figure: a longer search "
         "on its own images, so it belongs to no line."
     )
-    unfinished = [
-        run for run, curve in shown if curve.accuracies[-1].value not in (None, 0.0)
-    ]
+    unfinished = [run for run, curve in shown if curve.accuracies[-1].value not in (None, 0.0)]
     if unfinished:
         caption += (
             " The line does not reach 0: either the radii end too early, or the attack "
@@ -280,6 +295,8 @@ class Example:
     after: str
     after_confidence: str
     distance: str
+    wrong_before: bool
+    wrong_after: bool
 
 
 @dataclass(frozen=True)
@@ -293,6 +310,8 @@ class Examples:
 def _distance(run: Evaluation, value: float) -> str:
     if np.isnan(value):
         return ""
+    if value == 0:
+        return "no change"
     if run.threat.norm == "linf":
         return f"L∞ {words.over_255(value)}"
     return f"{str(run.threat).split()[0]} {value:.4g}"
@@ -330,6 +349,8 @@ def examples(run: Evaluation) -> Examples | None:
                 after=run.class_name(int(v.adversarial_prediction[row])),
                 after_confidence=_confidence(v.adversarial_confidence[row]),
                 distance=_distance(run, float(v.distance[row])),
+                wrong_before=not v.clean_right[row],
+                wrong_after=bool(v.adversarial_prediction[row] not in (-1, v.label[row])),
             )
         )
     return Examples(shown, stored, factor, "")
@@ -374,7 +395,6 @@ _SHOWN_ELSEWHERE = {"command", "kind", "identity", "versions", "recipe"}
 @dataclass(frozen=True)
 class Request:
     command: str
-    report_command: str
     versions: Facts
     asked: Facts
     recipe: str
@@ -391,7 +411,6 @@ def request(run: Evaluation | Training) -> Request | None:
         recipe = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     return Request(
         command=command if isinstance(command, str) else "",
-        report_command=shlex.join(["holdfast", "report", str(run.path), "--out", "report.html"]),
         versions=[
             (str(key), words.figure(value))
             for key, value in (versions if isinstance(versions, dict) else {}).items()
@@ -400,9 +419,19 @@ def request(run: Evaluation | Training) -> Request | None:
             (words.name(str(key)), _asked(value))
             for key, value in asked.items()
             if key not in _SHOWN_ELSEWHERE
-        ],
+        ]
+        + (_identity(run) if isinstance(run, Evaluation) else []),
         recipe=recipe or "",
     )
+
+
+def _identity(run: Evaluation) -> Facts:
+    pairs = [
+        ("model", run.source),
+        ("weights, SHA-256", run.sha256),
+        ("identity of the run", run.identity),
+    ]
+    return [(name, value) for name, value in pairs if value]
 
 
 def _asked(value: Any) -> str:
@@ -422,7 +451,7 @@ class ComparisonRow:
     folder: str
     data: str
     figures: list[Accuracy | None]  # one a column; None where the run used another suite
-    strip: Markup
+    strip: Markup | None  # None where the runs' suites differ: they may not share an axis either
 
 
 @dataclass(frozen=True)
@@ -446,20 +475,23 @@ def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
         return run.data, run.split, run.first, run.pixels, run.n
 
     columns = list(dict.fromkeys(column(run) for run in runs))
+    names = [heading(run) for run in runs]
     rows = [
         ComparisonRow(
             number,
             run,
             heading(run),
-            str(run.path),
-            f"{words.data(run.data, run.split, run.first)}, n = {words.count(run.n)}",
+            run.path.resolve().name if names.count(heading(run)) > 1 else "",
+            words.data(run.data, run.split, run.first, run.n),
             [run.robust if column(run) == name else None for name in columns],
             charts.strip(
                 f"{heading(run)}: {words.accuracy(run.standard)} standard, "
                 f"{words.accuracy(run.robust)} robust accuracy",
                 ("standard", run.standard),
                 ("robust", run.robust),
-            ),
+            )
+            if len(columns) == 1
+            else None,
         )
         for number, run in enumerate(runs, 1)
     ]

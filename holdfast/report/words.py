@@ -25,6 +25,11 @@ def percent(value: float | None, n: int | None = None) -> str:
     return NONE if value is None else f"{100 * value:.{_digits(n)}f}{_SPACE}%"
 
 
+def whole_percent(value: float) -> str:
+    """A fraction as "41 %", for axes."""
+    return f"{100 * value:.0f}{_SPACE}%"
+
+
 def accuracy(a: Accuracy) -> str:
     return percent(a.value, a.n)
 
@@ -79,6 +84,11 @@ def name(text: str) -> str:
     return text.replace("_", " ").replace("-", " ")
 
 
+def title(text: str) -> str:
+    """A key of a file as a heading: "gradients-vanish" is "Gradients vanish"."""
+    return name(text)[:1].upper() + name(text)[1:]
+
+
 def over_255(value: float) -> str:
     return f"{value * 255:.4g}/255"
 
@@ -96,12 +106,14 @@ def permission(threat: Threat) -> str:
 
 def _step(threat: Threat) -> str:
     in_steps = threat.eps * 255
-    if abs(in_steps - round(in_steps, 1)) < 1e-6:
+    if abs(in_steps - round(in_steps)) < 1e-6:
         return f"{in_steps:g}/255 of its range"
     return f"{100 * threat.eps:.3g}{_SPACE}% of its range"
 
 
-def data(title: str, split: str, first: int | None) -> str:
-    """ "cifar10 test, first 1,000"."""
-    words = " ".join(word for word in (title, split) if word) or NONE
-    return words if first is None else f"{words}, first {count(first)}"
+def data(title: str, split: str, first: int | None, n: int) -> str:
+    """ "cifar10 test, first 1,000", or "1,000 of digits test"."""
+    words = " ".join(word for word in (title, split) if word)
+    if not words:
+        return f"{count(n)} images"
+    return f"{words}, first {count(n)}" if first == n else f"{count(n)} of {words}"

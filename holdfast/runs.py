@@ -1,0 +1,168 @@
+"""Run folders: what was asked, by what code, on what machine, and whether it may go on."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import subprocess
+import sys
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .errors import InputError
+from .files import make_folder, read_json, write_json
+
+PACKAGE = Path(__file__).parent
+
+
+def digest(*parts: bytes | np.ndarray | Tensor | str) -> str:
+    """SHA-256 over the parts, shapes and types included."""
+    sha = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, Tensor):
+            part = part.detach().cpu()
+            part = part.float() if part.dtype == torch.bfloat16 else part
+            part = part.numpy()
+        if isinstance(part, np.ndarray):
+            sha.update(f"{part.dtype}{part.shape}".encode())
+            part = np.ascontiguousarray(part).data.cast("B")
+        sha.update(part.encode() if isinstance(part, str) else part)
+    return sha.hexdigest()
+
+
+def weights_digest(model: Any) -> str | None:
+    """SHA-256 of a module's weights and buffers by name; None for a bare function."""
+    if not isinstance(model, nn.Module):
+        return None
+    state = sorted(model.state_dict().items())
+    structure = f"{type(model).__qualname__}\n{model}"
+    parts: list[Any] = [structure]
+    for name, value in state:
+        parts += [name, value] if isinstance(value, Tensor) else [name, repr(value)]
+    return digest(*parts)
+
+
+def identity(**parts: Any) -> str:
+    """The hash of everything that can change a run's result, from JSON-able parts."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@functools.cache
+def code_version(*packages: str) -> str:
+    """Holdfast's version, and a hash of the given modules' source: a run goes on with that only."""
+    sources = sorted(
+        file
+        for package in packages
+        for file in ([PACKAGE / package] if package.endswith(".py") else (PACKAGE / package).rglob("*.py"))
+    )
+    sha = hashlib.sha256(b"".join(file.read_bytes() for file in sources))
+    return f"{metadata.version('holdfast')}+{sha.hexdigest()[:12]}"
+
+
+@functools.cache
+def processor() -> str:
+    """The processor's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def machine(device: torch.device | str = "cpu") -> str:
+    """One line on the hardware: processor, threads used, fast bfloat16 units, and GPU if used."""
+    parts = [processor(), f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"]
+    for name, probe in (("AMX", "_is_amx_tile_supported"), ("AVX-512 bf16", "_is_avx512_bf16_supported")):
+        if getattr(torch.cpu, probe, lambda: False)():
+            parts.append(name)
+            break
+    if torch.device(device).type == "cuda":
+        parts.insert(0, torch.cuda.get_device_name(device))
+    return ", ".join(parts)
+
+
+def git_revision() -> str | None:
+    """The revision of the checkout that Holdfast runs from, "+changes" if it was edited."""
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def circumstances(device: torch.device | str) -> dict[str, Any]:
+    """What a reader needs besides the request: versions, hardware, time, command."""
+    return {
+        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "versions": {
+            "holdfast": metadata.version("holdfast"),
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "numpy": np.__version__,
+        },
+        "device": str(device),
+        "machine": machine(device),
+        "git": git_revision(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -> tuple[Path, bool]:
+    """Begin a run in a folder, or find that the same one was begun there.
+
+    Args:
+        folder: created if need be.
+        kind: `train` or `evaluate`.
+        key: the run's identity.
+        request: what is written to `request.json` for a new run.
+
+    Returns:
+        the folder, and whether it holds the same run already.
+
+    Raises:
+        InputError: the folder holds another run or other files, or cannot be written.
+    """
+    folder = Path(folder)
+    file = folder / "request.json"
+    if file.exists():
+        held = read_json(file)
+        if held.get("kind") == kind and held.get("identity") == key:
+            return make_folder(folder), True
+        raise InputError(
+            f"{folder} holds another run ({_what_differs(held, {'kind': kind, **request})}); "
+            "choose another --out, or remove it"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} holds other files; choose another --out")
+    make_folder(folder)
+    write_json(file, {"schema": "holdfast/request/1", "kind": kind, "identity": key, **request})
+    return folder, False
+
+
+def _what_differs(held: dict[str, Any], asked: dict[str, Any]) -> str:
+    """In words, the first thing in which two requests differ."""
+    for name in ("kind", "asked"):
+        a, b = held.get(name), asked.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            keys = [key for key in b if a.get(key) != b[key]]
+            if keys:
+                return f"its {keys[0]} is {str(a.get(keys[0]))[:60]}, not {str(b[keys[0]])[:60]}"
+        elif a != b:
+            return f"its {name} is {a}, not {b}"
+    return "made by another version of the code or on other data"

@@ -1,0 +1,83 @@
+"""Averages of weights, and batch-norm statistics that fit them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    return [module for module in model.modules() if isinstance(module, _BatchNorm)]
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, training-mode passes leave the running batch-norm statistics as they are.
+
+    The passes of an inner attack see points that the model is never evaluated on; their
+    statistics must not leak into the running averages.
+    """
+    norms = batch_norms(model)
+    saved = [(norm, norm.momentum) for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in saved:
+            norm.momentum = momentum
+
+
+class WeightAverage:
+    """Exponential moving average of a model's weights.
+
+    The decay warms up as min(decay, (1 + t) / (10 + t)), so that the random start is forgotten
+    within the first steps. Batch-norm statistics are not averaged: statistics of averaged
+    weights are not averages of statistics. Call `estimate_statistics` before using the average.
+    Izmailov et al., "Averaging weights leads to wider optima", UAI 2018.
+
+    Args:
+        model: whose weights are averaged.
+        decay: per step, in [0, 1); 0 makes the average a copy.
+    """
+
+    def __init__(self, model: nn.Module, decay: float):
+        self.decay = decay
+        self.steps = 0
+        self.model = copy.deepcopy(model)
+        for parameter in self.model.parameters():
+            parameter.requires_grad_(False)
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        self.steps += 1
+        decay = min(self.decay, self.steps / (self.steps + 9))
+        average, live = list(self.model.parameters()), list(model.parameters())
+        torch._foreach_lerp_(average, live, 1 - decay)
+
+
+@torch.no_grad()
+def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Set the running batch-norm statistics to the mean over `batches` of images.
+
+    The model is left in eval mode. Without batch norms nothing happens.
+    """
+    norms = batch_norms(model)
+    if not norms:
+        model.eval()
+        return
+    saved = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain mean over the batches
+    model.train()
+    for images in batches:
+        model(images)
+    for norm, momentum in zip(norms, saved, strict=True):
+        norm.momentum = momentum
+    model.eval()

@@ -1,0 +1,9 @@
+"""How sure a model is, and whether that can be believed.
+
+- `scores`: one number an image, higher = less sure
+- `metrics`: calibration, selective prediction and detection, with bootstrap intervals
+- `calibration`: temperature, vector and isotonic scaling
+- `conformal`: sets that hold the right class with a promised probability, plain and robust
+- `abstaining`: a wrapper that answers "unsure" to keep a promised risk or coverage
+- `human`: people as the yardstick
+"""

@@ -1,0 +1,60 @@
+"""Running a function over many images, in batches, without gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from ..errors import InputError
+
+
+@contextmanager
+def evaluating(*models: Any) -> Iterator[None]:
+    """Models in eval mode inside, each part as it was outside."""
+    training = [
+        part
+        for model in models
+        if isinstance(model, nn.Module)
+        for part in model.modules()
+        if part.training
+    ]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
+
+
+@torch.no_grad()
+def in_batches(
+    function: Callable[..., Tensor],
+    images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
+    *more: Tensor,
+    batch_size: int = 256,
+) -> Tensor:
+    """`function(images, *more)` batch by batch, concatenated.
+
+    Args:
+        function: images (B, C, H, W) in [0, 1], and its share of `more`, to (B, …).
+        images: in [0, 1], or as data sets store them (uint8, divided by 255 here).
+        more: tensors whose first dimension is the image.
+
+    Raises:
+        InputError: no images.
+    """
+    if len(images) == 0:
+        raise InputError("there are no images to run the model on")
+    parts = []
+    for start in range(0, len(images), batch_size):
+        part = slice(start, start + batch_size)
+        x = images[part]
+        x = x.float() / 255 if x.dtype == torch.uint8 else x
+        parts.append(function(x, *(tensor[part] for tensor in more)))
+    return torch.cat(parts)
