@@ -188,7 +188,7 @@ def training_run(folder: Path, *, epochs: int = 24, collapse: bool = True, **cha
     if collapse and epochs > 9:
         pgd[9], fgsm[9] = 0.04, 0.71
     columns = {
-        "epoch": np.arange(1, epochs + 1),
+        "epoch": np.arange(1.0, epochs + 1),
         "step": np.arange(1, epochs + 1) * 390,
         "seconds": (np.arange(1, epochs + 1) * 149.2).round(1),
         "learning_rate": (0.2 * np.minimum(t / 0.3 + 0.05, (1 - t) / 0.7)).round(5),
@@ -200,33 +200,37 @@ def training_run(folder: Path, *, epochs: int = 24, collapse: bool = True, **cha
         "validation_pgd_accuracy": [
             "" if i % 3 == 1 and i > 12 else v for i, v in enumerate(pgd.round(4))
         ],
+        "live_pgd_accuracy": (pgd - 0.02).round(4),
     }
     with (folder / "metrics.csv").open("w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(columns)
         writer.writerows(zip(*columns.values(), strict=True))
     detail = "FGSM accuracy rose to 71.0 % and PGD accuracy fell to 4.0 %; went back to epoch 9."
-    events = [{"epoch": 10, "kind": "catastrophic-overfitting", "detail": detail}]
+    events = [{"epoch": 10.0, "kind": "catastrophic-overfitting", "detail": detail}]
     result = {
         "schema": "holdfast/training/1",
         "status": "complete",
         "model": "model",
-        "epochs": epochs,
+        "identity": "9f2c" * 16,
+        "data": {"name": "cifar10", "split": "train", "pixels": "mostly JPEG copies"},
+        "epochs": float(epochs),
         "steps": epochs * 390,
         "seconds": epochs * 149.2,
-        "best_epoch": epochs - 1,
+        "best_epoch": epochs - 1.0,
         "validation": {"standard_accuracy": 0.797, "pgd_accuracy": 0.449, "n": 1000},
         "events": events if collapse and epochs > 9 else [],
     }
     write_json(folder / "result.json", result | changes)
     asked = request("train", folder, ["--budget", "60m"])
     recipe = {"objective": "n-fgsm", "eps": "8/255", "batch_size": 128, "model": "preact-resnet18"}
-    write_json(folder / "request.json", asked | {"recipe": recipe})
+    write_json(folder / "request.json", asked | {"asked": {"recipe": recipe, "seed": 3}})
     return folder
 
 
 def request(kind: str, folder: Path, options: list[str]) -> dict[str, Any]:
     return {
+        "schema": "holdfast/request/1",
         "command": [
             "holdfast",
             kind,

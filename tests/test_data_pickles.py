@@ -244,7 +244,9 @@ def test_other_instructions_that_data_does_not_need(data: bytes, tmp_path: Path)
 # --- what would fill the memory -------------------------------------------------------------
 
 ARRAY = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-U1 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"  # fmt: skip
+U1 = (
+    b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+)
 
 
 @pytest.mark.parametrize(
@@ -276,10 +278,11 @@ U1 = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xf
         b"(" + b")\x85" * 3 + b"N" + b"d.",
         b"}" + b")" + b"\x85" * 50_000 + b"Ns.",
     ],
-    ids=(
-        "bytes8 bytes8-sign string string-sign bytearray8 long frame memo"
-        " ndarray-call reconstruct overflow negative objects void dict nested"
-    ).split(),
+    ids=[
+        *("bytes8", "bytes8-sign", "string", "string-sign", "bytearray8", "long", "frame"),
+        *("memo", "ndarray-call", "reconstruct", "overflow", "negative", "objects", "void"),
+        *("dict", "nested"),
+    ],
 )
 def test_huge_claims_are_refused_without_huge_memory(data: bytes, tmp_path: Path) -> None:
     tracemalloc.start()

@@ -193,17 +193,17 @@ def test_crop_ensemble_averages_probabilities_over_resized_crops(photographs):
     assert torch.allclose(answer.softmax(1), probabilities, atol=1e-5)
     assert torch.allclose(answer.exp().sum(1), torch.ones(4), atol=1e-5)
     places = set()
+    rows = (np.arange(12) + 0.5) * 9 / 12 - 0.5
     for i, seen in enumerate(watch.seen):
-        image = images[i // 5]
-        matches = [
-            (y, x)
-            for y, x in itertools.product(range(4), repeat=2)
-            if torch.allclose(
-                F.interpolate(image[None, :, y : y + 9, x : x + 9], 12, mode="bilinear")[0],
-                seen,
-                atol=1e-5,
-            )
-        ]
+        matches = []
+        for top, left in itertools.product(range(4), repeat=2):
+            grid = np.meshgrid(rows + top, rows + left, indexing="ij")
+            crop = [
+                scipy.ndimage.map_coordinates(channel.numpy(), grid, order=1, mode="nearest")
+                for channel in images[i // 5]
+            ]
+            if np.allclose(crop, seen.numpy(), atol=1e-5):
+                matches.append((top, left))
         assert len(matches) == 1
         places.add(matches[0])
     assert len(places) > 8
@@ -231,19 +231,21 @@ def test_thermometer_bits_and_what_a_plain_model_sees():
 
 @pytest.mark.parametrize("colours", [2, 16, 50])
 def test_palette_is_a_good_quantisation_with_few_colours(photographs, colours):
-    images = photographs[::6]
+    images = photographs[3::6]  # other than plain sky
     palette = Palette(NOTHING, colours=colours)
     shown = palette(images)
     chosen = palette.palette(images)
+    errors, best = [], []
     for image, seen, own in zip(images, shown, chosen, strict=True):
         pixels, drawn = image.flatten(1).T, seen.flatten(1).T
         assert len(drawn.unique(dim=0)) <= colours
         distances = torch.cdist(pixels.double(), own.double())
         off = (pixels - drawn).double().norm(dim=1) - distances.amin(1)
         assert off.max() < 1e-4  # each pixel takes the nearest colour
-        error = float(((pixels - drawn) ** 2).sum())
-        best = KMeans(colours, n_init=1, random_state=0).fit(pixels.numpy()).inertia_
-        assert error < 1.25 * best + 1e-6
+        errors.append(float(((pixels - drawn) ** 2).sum()))
+        kmeans = KMeans(colours, n_init=1, random_state=0).fit(pixels.double().numpy())
+        best.append(kmeans.inertia_)
+    assert sum(errors) < 1.15 * sum(best)
     flat = torch.full((1, 3, 8, 8), 0.3)
     assert torch.allclose(palette(flat), flat)
 
@@ -279,7 +281,7 @@ INNER = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(1)) * 0
         ResizePad(NOTHING),
         CropEnsemble(nn.Sequential(nn.Flatten(), nn.Linear(768, 4).double()), crops=3),
         Noise(NOTHING),
-        Autoencoder(NOTHING, weights=defences.autoencoder.DenoisingAutoencoder(width=4).double()),
+        Autoencoder(NOTHING, weights=defences.autoencoder.DenoisingAutoencoder(width=16).double()),
     ],
     ids=lambda defence: defence.name,
 )
@@ -305,20 +307,23 @@ def test_surrogates_are_smooth_and_near_and_theirs_is_the_gradient(defence):
     assert off < (INNER - defence.transform(INNER)).abs().mean()
 
 
-def test_palette_surrogate_with_its_colours_held_fixed():
+def test_palette_surrogate_with_its_colours_and_their_width_held_fixed():
     torch.manual_seed(0)
     defence = Palette(NOTHING, colours=8).with_backward("surrogate")
     colours = defence.palette(INNER.double())
-    # The width of the Gaussians is held fixed as well: a constant of the image.
-    width = defence.soften
-    x = INNER.double().requires_grad_()
-    (ours,) = torch.autograd.grad(defence(x).square().sum(), x)
-    y = x.detach().clone().requires_grad_()
-    value, soft = defence.transform(y), width(y, colours)
-    (expected,) = torch.autograd.grad((2 * value.detach() * soft).sum(), y)
-    assert torch.allclose(ours, expected)
-    exact_error = (INNER - defence.transform(INNER)).abs().mean()
-    assert (soft - value).abs().mean() < exact_error
+
+    def distances(x):
+        return torch.cdist(x.flatten(2).transpose(1, 2), colours) ** 2
+
+    width = distances(INNER.double()).amin(2).mean(1).view(2, 1, 1) / 3
+
+    def soft(x):
+        mixed = (-distances(x) / (2 * width)).softmax(2) @ colours
+        return mixed.transpose(1, 2).reshape(x.shape)
+
+    assert_gradient(soft, INNER, value_and_gradient=defence)
+    hard = defence.transform(INNER)
+    assert (soft(INNER.double()) - hard).abs().mean() < (INNER - hard).abs().mean()
 
 
 def test_total_variation_of_a_flat_image_has_a_finite_gradient():
@@ -349,13 +354,15 @@ def digits() -> torch.Tensor:
 
 
 def test_autoencoder_learns_to_denoise_and_survives_the_disk(digits, tmp_path):
-    network = train_autoencoder(digits[:1200], sigma=0.3, steps=250, batch_size=64, width=24)
+    network = train_autoencoder(
+        digits[:1200], sigma=0.3, steps=150, batch_size=64, learning_rate=0.01, width=16
+    )
     clean = digits[1200:1500]
     noisy = (clean + 0.3 * torch.randn_like(clean)).clamp(0, 1)
     defence = Autoencoder(NOTHING, weights=network)
     with torch.no_grad():
         after, before = F.mse_loss(defence(noisy), clean), F.mse_loss(noisy, clean)
-    assert after < 0.7 * before
+    assert after < 0.9 * before
 
     folder = save_autoencoder(tmp_path / "ae", network, {"data": "digits"})
     again = defences.parse(f"autoencoder:weights={folder}")(NOTHING)
@@ -386,5 +393,5 @@ def test_autoencoder_folders_that_are_no_autoencoder(tmp_path):
         with pytest.raises(InputError, match=message):
             load_autoencoder(folder)
     (folder / "card.json").unlink()
-    with pytest.raises(InputError, match="card.json does not exist"):
+    with pytest.raises(InputError, match=r"card\.json does not exist"):
         load_autoencoder(folder)

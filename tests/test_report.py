@@ -117,6 +117,7 @@ def test_page_is_one_file_that_needs_no_network(tmp_path, run):
     assert "https:" not in page.html
     assert "url(" not in page.html
     assert not page.all("script")
+    assert len(page.all("h1")) == 1
     for _, attributes in page.elements:
         for name in ("src", "href"):
             if name in attributes:
@@ -172,6 +173,15 @@ def test_fired_flags_are_loud(tmp_path):
     assert "Health check fired: gradients vanish" in page.text
     assert "share 0.61" in page.text
     assert page.text.count("share 0.0123") == 3
+
+
+def test_a_figure_of_zero_needs_no_reservation(tmp_path):
+    run = evaluation_run(tmp_path / "run", robust=0.0, fired=("gradients-vanish",))
+    page = report(tmp_path, run)
+    assert "Nothing stands under attack." in page.text
+    assert "wrong on 800 of these; none is left." in page.text
+    assert "Do not rely" not in page.text
+    assert not page.all("div", "distrusted")
 
 
 def test_classes_and_confusions_are_counted_from_the_verdicts(tmp_path, run):
@@ -280,11 +290,11 @@ def test_training_curves(tmp_path):
     drawn = page.all("polyline", "curve robust")[0]["points"].split()
     assert len(drawn) == len(measured)  # an epoch without a figure is no point, least of all at 0
     last = measured[-1]
-    x = 100 * (float(last["epoch"]) - 1) / (len(rows) - 1)
+    x = 100 * float(last["epoch"]) / len(rows)
     y = 100 - 100 * float(last["validation_pgd_accuracy"])
     assert drawn[-1] == f"{round(x, 2):g},{round(y, 2):g}"
     kept = {line["x1"] for line in page.all("line", "event calm")}
-    assert f"{round(100 * 22 / 23, 2):g}%" in kept
+    assert f"{round(100 * 23 / 24, 2):g}%" in kept
     assert "objective: n-fgsm" in page.text
 
 
@@ -491,6 +501,7 @@ BAD = {
     "curve": (edit(curve={"points": [{"eps": None}]}), "points[0] has no 'eps'"),
     "classes": (edit(classes=[1]), "'classes' must be a list of names"),
     "request": (write("request.json", b"{"), "request.json cannot be read"),
+    "another run": (edit(identity="other"), "request.json asks for another run than"),
     "column": (write("verdicts.csv", b"index,label\n1,2\n"), "verdicts.csv has no column"),
     "empty": (write("verdicts.csv", b""), "verdicts.csv has no column 'index'"),
     "rows": (cut_verdicts, "verdicts.csv holds 999 images, but"),

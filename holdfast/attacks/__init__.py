@@ -4,6 +4,7 @@ from .apgd import APGD
 from .base import Attack, Items, Oracle, State
 from .fgsm import FGSM
 from .pgd import PGD
+from .square import Square
 from .suites import SUITES, Stage, Suite, suite_named
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Attack",
     "Items",
     "Oracle",
+    "Square",
     "Stage",
     "State",
     "Suite",

@@ -28,6 +28,7 @@ class FGSM(Attack):
 
     def __init__(self, *, step: float = 1.0, noise: float = 0.0, clip: bool = True, loss: str = "ce"):
 
+        self.looks = 2
         super().__init__(step=step, noise=noise, clip=clip, loss=loss)
         self.length, self.noise, self.clip, self.loss = step, noise, clip, loss_named(loss)
 

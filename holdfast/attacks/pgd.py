@@ -42,7 +42,7 @@ class PGD(Attack):
         super().__init__(
             steps=steps, step_size=step_size, start=start, momentum=momentum, loss=loss
         )
-        self.steps = steps
+        self.steps, self.looks = steps, steps + 1
         self.length = 2.5 / steps if step_size is None else step_size
         self.random_start = start == "random"
         self.momentum = momentum

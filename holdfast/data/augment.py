@@ -87,8 +87,8 @@ class Augment:
             if self.flip == "alternating":
                 mirrored = (draws.uniform(seeds, 0, (1,)) < 0.5) ^ (epoch % 2 == 1)
             columns = torch.where(mirrored, columns.flip(1), columns)
-        place = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).view(n, 1, -1)
-        views = images.reshape(n, channels, -1).gather(2, place.expand(-1, channels, -1))
+        place = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)
+        views = images.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
         return views.view(n, channels, height, width)
 
 

@@ -26,6 +26,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import draws
+from ..checks import check_images
 from ..errors import InputError
 
 Images = Float[Tensor, "n c h w"]
@@ -353,7 +354,7 @@ def corrupt(
     """Images with one corruption, rounded to 256 levels as a file would hold them.
 
     Args:
-        images: float (N, C, H, W) in [0, 1], C 1 or 3, sides of at least 8 pixels.
+        images: float32 (N, C, H, W) in [0, 1], C 1 or 3, sides of at least 8 pixels.
         name: one of `CORRUPTIONS`.
         severity: 1 (light) to 5 (heavy), scaled for 32 × 32 pixels.
         seed: of all draws.
@@ -368,13 +369,12 @@ def corrupt(
         InputError: unknown name or severity; images of another shape, or outside [0, 1].
     """
     _check_name_and_severity(name, severity)
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
+    check_images(images)
+    if images.shape[1] not in (1, 3) or min(images.shape[2:]) < 8:
         raise InputError(
             f"images of shape {tuple(images.shape)} cannot be corrupted: "
-            "give (N, C, H, W) with C 1 or 3 and sides of at least 8 pixels"
+            "they need 1 or 3 channels and sides of at least 8 pixels"
         )
-    if not images.is_floating_point() or not ((images >= 0) & (images <= 1)).all():
-        raise InputError("images to corrupt must be floats in [0, 1] without NaN; divide by 255")
     items = torch.arange(len(images)) if items is None else items.cpu()
     if len(items) != len(images):
         raise InputError(f"{len(items)} items for {len(images)} images: give one number an image")

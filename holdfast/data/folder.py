@@ -182,7 +182,11 @@ def _read(path: Path, size: int | None) -> np.ndarray:
             f" ({', '.join(FORMATS)}) and nothing else"
         ) from None
     if size is not None:
-        upright = ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC)
+        side = min(upright.size)
+        left, top = (upright.width - side) // 2, (upright.height - side) // 2
+        # Cut before resizing, or what is cut off would still blend into the border.
+        square = upright.crop((left, top, left + side, top + side))
+        upright = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(upright).transpose(2, 0, 1)
 
 

@@ -10,13 +10,14 @@ from ..threat import Images
 from .base import Defence, Model, whole_number
 
 _ROUNDS = 8  # of k-means; the error has all but settled by then
+_GOLDEN = (5**0.5 - 1) / 2
 
 
 class Palette(Defence):
     """Redraws every image with few colours of its own, chosen by k-means in RGB.
 
-    The first colours are spread out by farthest-point sampling (Gonzalez, 1985), then moved by
-    Lloyd's iterations; nothing is random.
+    The first colours are spread out as k-means++ does (Arthur & Vassilvitskii, 2007), with an
+    even sequence in place of its random draws, then moved by Lloyd's iterations.
 
     Args:
         model: images → logits.
@@ -78,13 +79,19 @@ def _pick(colours: Float[Tensor, "n k c"], index: Int64[Tensor, "n p"]) -> Tenso
 
 
 def _spread(pixels: Float[Tensor, "n p c"], count: int) -> Float[Tensor, "n k c"]:
-    """The pixel nearest the mean, then again and again the pixel farthest from all chosen."""
+    """The pixel nearest the mean, then others, likelier the farther from all chosen ones.
+
+    The places at which the cumulative squared distance is cut are those of the golden-ratio
+    sequence, which fills (0, 1) evenly.
+    """
     first = ((pixels - pixels.mean(1, keepdim=True)) ** 2).sum(2).argmin(1, keepdim=True)
     chosen = [_pick(pixels, first)]
     farness = torch.full_like(pixels[:, :, 0], torch.inf)
     while len(chosen) < count:
         farness = farness.minimum(((pixels - chosen[-1]) ** 2).sum(2))
-        chosen.append(_pick(pixels, farness.argmax(1, keepdim=True)))
+        mass = farness.cumsum(1)
+        cut = mass[:, -1:] * (len(chosen) * _GOLDEN % 1)
+        chosen.append(_pick(pixels, torch.searchsorted(mass, cut)))
     return torch.cat(chosen, 1)
 
 

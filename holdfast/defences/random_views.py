@@ -66,10 +66,10 @@ class ResizePad(Defence):
 
 
 class CropEnsemble(Defence):
-    """Averages the model's probabilities over random crops, each resized to the full image.
+    """Averages the model's probabilities over random crops, each enlarged to the full image.
 
-    Returns the logarithm of the mean probabilities. A forward pass costs `crops` passes of the
-    model, batched.
+    Bilinear, drawn afresh for each image at every forward pass. Returns the logarithm of the mean
+    probabilities. A forward pass costs `crops` passes of the model, batched.
 
     Args:
         model: images → logits.

@@ -94,7 +94,8 @@ def _own(name: str) -> type[Defence]:
 
 
 def _options(name: str, defence: type[Defence], text: str) -> dict[str, Any]:
-    parameters = list(inspect.signature(defence).parameters.values())[1:]  # after the model
+    after_model = list(inspect.signature(defence).parameters.values())[1:]
+    parameters = [p for p in after_model if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     known = [parameter.name for parameter in parameters]
     types = get_type_hints(defence.__init__)
     options: dict[str, Any] = {}

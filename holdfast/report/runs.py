@@ -121,7 +121,6 @@ class Evaluation:
 
     path: Path
     request: dict[str, Any] | None
-    identity: str
     model: str
     architecture: str
     source: str
@@ -160,24 +159,27 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Event:
-    epoch: int | None
+    epoch: float | None
     kind: str
     detail: str
 
 
 @dataclass(frozen=True)
 class Training:
-    """A finished training run. `metrics` maps each column of `metrics.csv` to one value an
-    epoch, None where the field was empty."""
+    """A finished training run; epochs may be fractions. `metrics` maps each column of
+    `metrics.csv` to one value a validation, None where the field was empty."""
 
     kind = "training"
 
     path: Path
     request: dict[str, Any] | None
-    epochs: int | None
+    data: str
+    split: str
+    pixels: str
+    epochs: float | None
     steps: int | None
     seconds: float | None
-    best_epoch: int | None
+    best_epoch: float | None
     standard: Accuracy
     pgd: Accuracy
     events: list[Event]
@@ -372,9 +374,15 @@ def _read_examples(path: Path, verdicts: Verdicts) -> Examples | None:
     return Examples(images.astype(np.float32), adversarial.astype(np.float32), rows)
 
 
-def _read_request(run: Path) -> dict[str, Any] | None:
+def _read_request(run: Path, result: _Fields) -> dict[str, Any] | None:
     path = run / "request.json"
-    return read_json(path) if path.exists() else None
+    if not path.exists():
+        return None
+    request = _Fields(read_json(path), str(path))
+    asked, answered = request.text("identity"), result.text("identity")
+    if asked and answered and asked != answered:
+        raise InputError(f"{path} asks for another run than {result.where} answers (identity)")
+    return request.value
 
 
 def _read_threat(result: _Fields) -> Threat:
@@ -415,8 +423,7 @@ def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
         _check_verdicts(run / "verdicts.csv", verdicts, n, result)
     return Evaluation(
         path=run,
-        request=_read_request(run),
-        identity=result.text("identity"),
+        request=_read_request(run, result),
         model=model.text("name"),
         architecture=model.text("architecture"),
         source=model.text("source"),
@@ -463,7 +470,7 @@ def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
 
 
 def _read_training(run: Path, result: _Fields) -> Training:
-    validation = result.object("validation")
+    validation, data = result.object("validation"), result.object("data")
     n = validation.whole("n", 1)
 
     def accuracy(name: str) -> Accuracy:
@@ -474,15 +481,18 @@ def _read_training(run: Path, result: _Fields) -> Training:
     rows = _rows(path) or []
     return Training(
         path=run,
-        request=_read_request(run),
-        epochs=result.whole("epochs"),
+        request=_read_request(run, result),
+        data=data.text("name"),
+        split=data.text("split"),
+        pixels=data.text("pixels"),
+        epochs=result.number("epochs"),
         steps=result.whole("steps"),
         seconds=result.number("seconds"),
-        best_epoch=result.whole("best_epoch"),
+        best_epoch=result.number("best_epoch"),
         standard=accuracy("standard_accuracy"),
         pgd=accuracy("pgd_accuracy"),
         events=[
-            Event(event.whole("epoch"), event.text("kind"), event.text("detail"))
+            Event(event.number("epoch"), event.text("kind"), event.text("detail"))
             for event in result.objects("events")
         ],
         metrics={

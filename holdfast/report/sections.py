@@ -41,16 +41,15 @@ def verdict(run: Evaluation) -> tuple[str, str]:
     right, standing = run.standard.count, run.robust.count
     if right is None or standing is None:
         return "The evaluation reached no verdict.", "At least one of its accuracies has no value."
-    if run.fired:
-        judgement = "Do not rely on the robust accuracy yet: a health check fired."
-        if len(run.fired) > 1:
-            judgement = (
-                f"Do not rely on the robust accuracy yet: {len(run.fired)} health checks fired."
-            )
-    elif right == 0:
+    if right == 0:
         judgement = "The model is wrong everywhere, attack or not."
     elif standing == 0:
         judgement = "Nothing stands under attack."
+    elif run.fired:
+        fired = len(run.fired)
+        judgement = "Do not rely on the robust accuracy yet: " + (
+            "a health check fired." if fired == 1 else f"{fired} health checks fired."
+        )
     elif standing < 0.05 * right:
         judgement = "Almost nothing stands under attack."
     elif standing < 0.45 * right:
@@ -61,12 +60,18 @@ def verdict(run: Evaluation) -> tuple[str, str]:
         judgement = "More than half of what the model gets right stands under attack."
     else:
         judgement = "Nearly all that the model gets right stands under attack."
-    counts = (
-        f"It names {words.count(right)} of {words.count(run.n)} images right. An attacker who may "
-        f"{words.permission(run.threat)} makes it wrong on {words.count(right - standing)} of "
-        f"these; {words.count(standing)} still stand after the whole suite. A stronger attack "
-        f"could only lower that figure."
-    )
+    counts = f"It names {words.count(right)} of {words.count(run.n)} images right."
+    if right:
+        counts += (
+            f" An attacker who may {words.permission(run.threat)} makes it wrong on "
+            f"{words.count(right - standing)} of these"
+        )
+        counts += (
+            f"; {words.count(standing)} still stand after the whole suite. A stronger attack "
+            "could only lower that figure."
+            if standing
+            else "; none is left."
+        )
     return judgement, counts
 
 
@@ -389,7 +394,7 @@ def cost(run: Evaluation) -> list[CostRow]:
 
 # --- the request -------------------------------------------------------------------------------
 
-_SHOWN_ELSEWHERE = {"command", "kind", "identity", "versions", "recipe"}
+_SHOWN_ELSEWHERE = {"schema", "kind", "command", "versions", "asked", "recipe"}
 
 
 @dataclass(frozen=True)
@@ -401,43 +406,39 @@ class Request:
 
 
 def request(run: Evaluation | Training) -> Request | None:
-    asked = run.request
-    if asked is None:
+    if run.request is None:
         return None
-    command, versions, recipe = (asked.get(key) for key in ("command", "versions", "recipe"))
+    asked = run.request.get("asked")
+    # What was asked may stand in an object of its own.
+    given = run.request | (asked if isinstance(asked, dict) else {})
+    command, versions, recipe = (given.get(key) for key in ("command", "versions", "recipe"))
     if isinstance(command, list):
         command = shlex.join(str(word) for word in command)
     if recipe is not None and not isinstance(recipe, str):
         recipe = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    details = [
+        (words.name(key), _asked(value))
+        for key, value in given.items()
+        if key not in _SHOWN_ELSEWHERE
+    ]
+    if isinstance(run, Evaluation):
+        details += [("model loaded from", run.source), ("weights, SHA-256", run.sha256)]
     return Request(
         command=command if isinstance(command, str) else "",
         versions=[
-            (str(key), words.figure(value))
+            (key, words.figure(value))
             for key, value in (versions if isinstance(versions, dict) else {}).items()
         ],
-        asked=[
-            (words.name(str(key)), _asked(value))
-            for key, value in asked.items()
-            if key not in _SHOWN_ELSEWHERE
-        ]
-        + (_identity(run) if isinstance(run, Evaluation) else []),
+        asked=[(name, value) for name, value in details if value],
         recipe=recipe or "",
     )
-
-
-def _identity(run: Evaluation) -> Facts:
-    pairs = [
-        ("model", run.source),
-        ("weights, SHA-256", run.sha256),
-        ("identity of the run", run.identity),
-    ]
-    return [(name, value) for name, value in pairs if value]
 
 
 def _asked(value: Any) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
-    return words.figure(value) if not isinstance(value, float) else repr(value)
+    # The exact number: it is what one would have to ask again.
+    return repr(value) if isinstance(value, float) else words.figure(value)
 
 
 # --- comparison --------------------------------------------------------------------------------
@@ -516,6 +517,7 @@ _ACCURACIES = (
     ("validation_accuracy", "validation, clean", "standard"),
     ("validation_fgsm_accuracy", "validation, FGSM", "tone-1"),
     ("validation_pgd_accuracy", "validation, PGD", "robust"),
+    ("live_pgd_accuracy", "validation, shorter PGD before averaging", "tone-4"),
 )
 
 
@@ -530,10 +532,12 @@ class TrainingCharts:
 def training_facts(run: Training) -> Facts:
     speed = [value for value in run.metrics.get("images_per_second", []) if value is not None]
     return [
-        ("Epochs", words.count(run.epochs)),
+        ("Data", " ".join(word for word in (run.data, run.split) if word) or words.NONE),
+        ("Pixels", run.pixels or words.NONE),
+        ("Epochs", words.figure(run.epochs)),
         ("Steps", words.count(run.steps)),
         ("Time", words.duration(run.seconds)),
-        ("Best epoch", words.count(run.best_epoch)),
+        ("Weights kept from epoch", words.figure(run.best_epoch)),
         ("Images a second, median", words.count(median(speed) if speed else None)),
         ("Validation images", words.count(run.standard.n)),
     ]
@@ -545,10 +549,8 @@ def training_charts(run: Training) -> TrainingCharts | None:
     if not known:
         return None
     x = [epoch for _, epoch in known]
-    low, high = min(x), max(x)
-    if low == high:
-        low, high = low - 1, high + 1
-    axis = charts.Axis("epoch", low, high, [t for t in charts.ticks(low, high) if t == int(t)])
+    low, high = min(0.0, *x), max(x) or 1.0
+    axis = charts.Axis("epoch", low, high, charts.ticks(low, high), "{:.4g}".format)
 
     def line(column: str, title: str, tone: str) -> charts.Line | None:
         values = run.metrics.get(column, [])
@@ -590,7 +592,7 @@ def training_charts(run: Training) -> TrainingCharts | None:
         accuracy,
         small("train_loss", "training loss"),
         small("learning_rate", "learning rate"),
-        charts.data_table("epoch", columns, "{:g}".format, "{:.4g}".format),
+        charts.data_table("epoch", columns, "{:.4g}".format, "{:.4g}".format),
     )
 
 

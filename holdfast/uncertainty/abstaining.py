@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from scipy.stats import beta
 from torch import Tensor
 
@@ -45,12 +45,14 @@ class Threshold:
     bound: float
 
 
-def risk_bound(wrong: int, n: int, delta: float) -> float:
+def risk_bound(
+    wrong: Int64[np.ndarray, " m"], n: Int64[np.ndarray, " m"], delta: float
+) -> Float64[np.ndarray, " m"]:
     """The risk at which `wrong` or fewer mistakes in n have probability δ (Clopper–Pearson).
 
-    With probability at least 1 − δ, the true risk is not above it.
+    With probability at least 1 − δ, the true risk is not above it. M bounds from M pairs.
     """
-    return 1.0 if wrong >= n else float(beta.ppf(1 - delta, wrong + 1, n - wrong))
+    return np.where(wrong < n, beta.ppf(1 - delta, wrong + 1, np.maximum(n - wrong, 1)), 1.0)
 
 
 def threshold_for_risk(
@@ -86,25 +88,27 @@ def threshold_for_risk(
         raise InputError(f"candidates must be at least 1, not {candidates}")
     s = check_scores(scores)
     w = check_flags("wrong", wrong, len(s))
-    ordered = np.append(np.sort(s), math.inf)
-    best, lowest = None, (1.0, 0.0)
-    for j in range(1, candidates + 1):
-        value = ordered[math.ceil(j * len(s) / candidates)]  # the first score not answered
-        answered = s < value
-        n = int(answered.sum())
-        mistakes = int(w[answered].sum())
-        bound = risk_bound(mistakes, n, delta / candidates)
-        lowest = min(lowest, (bound, n / len(s)))
-        if bound <= risk:
-            best = (value, n, mistakes, bound)
-    if best is None:
+    order = np.argsort(s, kind="stable")
+    ordered, mistakes = s[order], np.concatenate([[0], np.cumsum(w[order])])
+    ranks = -(-np.arange(1, candidates + 1) * len(s) // candidates)
+    values = np.append(ordered, math.inf)[ranks]  # the first score that is not answered
+    answered = np.searchsorted(ordered, values, side="left")
+    answered[-1] = len(s)  # all, those with a score of +∞ too
+    bounds = risk_bound(mistakes[answered], answered, delta / candidates)
+    kept = np.flatnonzero(bounds <= risk)
+    if len(kept) == 0:
+        lowest = bounds.argmin()
         raise InputError(
             f"no threshold promises a risk of {risk:g} from {len(s)} validation images: the lowest "
-            f"is {lowest[0]:.3g}, at coverage {lowest[1]:.3g}; promise more, or give more images"
+            f"is {bounds[lowest]:.3g}, at coverage {answered[lowest] / len(s):.3g}; "
+            "promise more, or give more images"
         )
-    value, n, mistakes, bound = best
+    best = kept[-1]
+    n = int(answered[best])
     promise = f"at most {risk:g} of the answers are wrong, with confidence {1 - delta:g}"
-    return Threshold(float(value), promise, n / len(s), mistakes / n, bound)
+    return Threshold(
+        float(values[best]), promise, n / len(s), float(mistakes[n] / n), float(bounds[best])
+    )
 
 
 def threshold_for_coverage(

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
+from ..checks import check_images
 from ..errors import InputError
 
 
@@ -47,10 +48,12 @@ def in_batches(
         more: tensors whose first dimension is the image.
 
     Raises:
-        InputError: no images.
+        InputError: no images, or values outside [0, 1].
     """
     if len(images) == 0:
         raise InputError("there are no images to run the model on")
+    if images.dtype != torch.uint8:
+        check_images(images)
     parts = []
     for start in range(0, len(images), batch_size):
         part = slice(start, start + batch_size)

@@ -1,12 +1,12 @@
 """Calibration: maps from logits to better-calibrated logits, fitted on validation images.
 
 Each has `fit(logits, labels)`, is called on logits (N, K), and wraps a model through
-`Calibrated`. What comes out are logits again, so that every score and attack works on a
-calibrated model too.
+`Calibrated`. What comes out are logits again, so that every score works on a calibrated model too.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol, Self
@@ -24,7 +24,7 @@ Labels = Int64[Tensor, " n"]
 
 
 class Calibrator(Protocol):
-    """Logits (N, K) to calibrated logits (N, K), differentiable almost everywhere."""
+    """Logits (N, K) to calibrated logits (N, K)."""
 
     def __call__(self, logits: Logits) -> Logits: ...
 
@@ -93,7 +93,7 @@ class TemperatureScaling:
         z, y = _check_split(logits, labels)
         log_slope = torch.zeros((), dtype=torch.float64, requires_grad=True)
         _minimise_nll(lambda: z * log_slope.exp(), [log_slope], y)
-        return cls(float((-log_slope).exp()))
+        return cls(math.exp(-log_slope.item()))
 
     def __call__(self, logits: Logits) -> Logits:
         return logits / self.temperature
@@ -126,7 +126,8 @@ class IsotonicScaling:
 
     One against the rest, scaled to sum to 1: Zadrozny & Elkan, "Transforming classifier scores
     into accurate multiclass probability estimates", KDD 2002. The curves differ, so predictions
-    may change. They are linear between their knots and constant beyond them.
+    may change. They are linear between their knots, mostly flat, and constant beyond: gradients
+    through them are mostly 0, so an attack differentiates the model underneath.
     """
 
     knots: list[tuple[Float64[Tensor, " m"], Float64[Tensor, " m"]]]  # (probability, frequency)

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import NamedTuple, Self
 
 import numpy as np
-import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from scipy.stats import betabinom, norm
 from torch import Tensor

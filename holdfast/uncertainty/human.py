@@ -121,7 +121,8 @@ class HumanComparison(NamedTuple):
 def disagreed(human: Float[Array, "n k"], majority: float = 0.8) -> Bool[np.ndarray, " n"]:
     """Images whose most frequent answer came from less than this share of the people."""
     check_share("majority", majority)
-    return check_probabilities(human, "human distributions").max(1) < majority
+    # 40 of 50 is 0.8, whatever a file in float32 makes of it.
+    return check_probabilities(human, "human distributions").max(1) < majority - 1e-6
 
 
 def compare(
@@ -155,7 +156,8 @@ def compare(
         len(p),
         float(_cross_entropies(h, p).mean()),
         float(human_entropy.mean()),
-        float(spearmanr(model_entropy, human_entropy).statistic),
+        # Where 49 of 50 agree, it is a tie whatever the classes: rounding must not untie it.
+        float(spearmanr(model_entropy.round(6), human_entropy.round(6)).statistic),
         auroc(model_entropy if scores is None else scores, contested),
         int(contested.sum()),
     )

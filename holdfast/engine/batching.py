@@ -1,0 +1,54 @@
+"""Choosing the batch size by measuring."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from ..attacks.base import Model, Oracle
+
+SIZES = {"cpu": (32, 64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
+WORTHWHILE = 1.05  # a larger batch must be this much faster per image
+
+
+def measure_batch_size(
+    model: Model, images: Tensor, device: torch.device, differentiable: bool = True
+) -> int:
+    """The batch size from which on larger ones bring little, within memory.
+
+    Args:
+        model: what the search looks at.
+        images: (N, C, H, W); no batch is larger than N.
+        differentiable: whether gradients are timed, or forward passes alone.
+    """
+    oracle = Oracle(model)
+    chosen, best = min(len(images), SIZES["cpu"][0]), 0.0
+    for size in SIZES.get(device.type, SIZES["cpu"]):
+        if size > len(images):
+            break
+        x = images[:size].to(device)
+        try:
+            seconds = min(_seconds(oracle, x, differentiable) for _ in range(2))
+        except RuntimeError as error:  # out of memory, in one of its many words
+            if "memory" not in str(error).lower():
+                raise
+            break
+        if size / seconds < WORTHWHILE * best:
+            break
+        chosen, best = size, size / seconds
+    return chosen
+
+
+def _seconds(oracle: Oracle, x: Tensor, differentiable: bool) -> float:
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+    began = time.perf_counter()
+    if differentiable:
+        oracle.gradient(x, lambda z: z[:, 0] - z[:, 1])
+    else:
+        oracle.logits(x)
+    if x.device.type == "cuda":
+        torch.cuda.synchronize()
+    return max(time.perf_counter() - began, 1e-9)

@@ -1,0 +1,66 @@
+"""What is known about every image while an evaluation runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+STANDING = -2
+CLEAN = -1  # broken before any attack: the clean image is misclassified
+
+
+@dataclass
+class Ledger:
+    """One row an image; all tensors live on the CPU.
+
+    Attributes:
+        index: the image's place in the whole data set; random draws belong to it.
+        clean_prediction, clean_confidence: answer and softmax probability on the clean image.
+        broken: whether the label was changed inside the threat model (or is wrong as it is).
+        stage: which stage of the suite broke it, `CLEAN`, or `STANDING`.
+        item: which restart and target of that stage, −1 where none did.
+        target: the class that the breaking attack aimed at, −1 where none.
+        adversarial: the breaking image, or the one with the smallest margin found.
+        score: the smallest margin found, in logits; below 0 for broken ones. Infinite where no
+            attack inside the ball has looked yet.
+        forwards, backwards: passes spent on the image up to its verdict.
+    """
+
+    index: Int64[Tensor, " n"]
+    labels: Int64[Tensor, " n"]
+    clean_prediction: Int64[Tensor, " n"]
+    clean_confidence: Float[Tensor, " n"]
+    broken: Bool[Tensor, " n"]
+    stage: Int64[Tensor, " n"]
+    item: Int64[Tensor, " n"]
+    target: Int64[Tensor, " n"]
+    adversarial: Float[Tensor, "n c h w"]
+    score: Float[Tensor, " n"]
+    forwards: Int64[Tensor, " n"]
+    backwards: Int64[Tensor, " n"]
+
+    @staticmethod
+    def of(images: Tensor, labels: Tensor, index: Tensor) -> Ledger:
+        """A ledger on which nothing is known yet."""
+        n = len(images)
+
+        def whole(value: int) -> Tensor:
+            return torch.full((n,), value, dtype=torch.int64)
+
+        return Ledger(
+            index=index,
+            labels=labels,
+            clean_prediction=whole(-1),
+            clean_confidence=torch.full((n,), torch.nan),
+            broken=torch.zeros(n, dtype=torch.bool),
+            stage=whole(STANDING),
+            item=whole(-1),
+            target=whole(-1),
+            adversarial=images.clone(),
+            score=torch.full((n,), torch.inf),
+            forwards=whole(0),
+            backwards=whole(0),
+        )

@@ -1,0 +1,52 @@
+"""The security curve: accuracy against the radius of the ball."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..attacks import PGD
+from ..attacks.base import Model
+from ..threat import Threat
+from .intervals import interval
+from .result import Curve, CurvePoint
+
+IMAGES = 200
+STEPS = 20
+MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+
+
+def security_curve(
+    model: Model, search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int
+) -> Curve:
+    """Accuracy of the first images from ε = 0 to where it reaches 0, under PGD on the margin.
+
+    An image that is broken at one ε is broken at every larger one: the same adversarial image
+    serves, and is not attacked again. So the curve falls monotonically by construction.
+
+    Args:
+        model: the original, which decides.
+        search: what the attack looks at.
+        images, labels: on the model's device.
+    """
+    attack = PGD(steps=STEPS, step_size=0.15, loss="margin")
+    images, labels = images[:IMAGES], labels[:IMAGES]
+    n = len(images)
+    with torch.no_grad():
+        rows = (model(images).argmax(1) == labels).nonzero().squeeze(1)
+    points = [_point(0.0, len(rows), n)]
+    for multiple in MULTIPLES:
+        if not len(rows):
+            break
+        ball = Threat(threat.norm, threat.eps * multiple)
+        x, y = images[rows], labels[rows]
+        x_adv = attack(search, x, y, ball, seed=seed)
+        with torch.no_grad():
+            stands = model(x_adv).argmax(1) == y
+        rows = rows[stands]
+        points.append(_point(ball.eps, len(rows), n))
+    return Curve(f"PGD on the margin, {STEPS} steps", n, tuple(points))
+
+
+def _point(eps: float, standing: int, n: int) -> CurvePoint:
+    return CurvePoint(eps, standing / n, interval(standing, n))

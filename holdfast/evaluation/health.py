@@ -1,0 +1,168 @@
+"""Health checks: signs that a robust accuracy is not what it looks like.
+
+After Carlini et al., "On evaluating adversarial robustness", 2019, and Pintor et al.,
+"Indicators of attack failure", NeurIPS 2022. Each check returns a `Flag` whether it fires or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest import mock
+
+import torch
+from torch import Tensor
+
+from ..attacks import PGD, Oracle
+from ..attacks.base import Model
+from ..attacks.losses import margin, margin_loss
+from ..threat import Threat
+from .result import AttackCost, Curve, Flag
+
+
+def outputs_like_probabilities(logits: Tensor) -> Flag:
+    """Rows of non-negative numbers that sum to 1: a softmax inside makes gradients vanish."""
+    sums = logits.sum(1)
+    fired = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
+    return Flag(
+        "outputs-look-like-probabilities",
+        fired,
+        "The model returns probabilities, not logits: losses saturate and attacks grow weak."
+        if fired
+        else "The model returns logits.",
+        {"least": float(logits.min()), "mean_sum": float(sums.mean())},
+    )
+
+
+def outputs_change(model: Model, images: Tensor) -> Flag:
+    """Two calls on the same images differ: the model draws random numbers or keeps a state."""
+    with torch.no_grad():
+        first, second = model(images).float(), model(images).float()
+    spread = float(first.std())
+    largest = float((first - second).abs().max())
+    changed = float((first.argmax(1) != second.argmax(1)).float().mean())
+    fired = largest > 1e-4 * max(spread, 1e-12)
+    return Flag(
+        "outputs-change-between-calls",
+        fired,
+        "The same images get different answers: randomness has to be averaged over."
+        if fired
+        else "The same images get the same answers.",
+        {"largest_difference": largest, "spread_of_logits": spread, "answers_changed": changed},
+    )
+
+
+@contextmanager
+def _backward_calls() -> Iterator[list[int]]:
+    """Counts backward passes made inside."""
+    calls = [0]
+    run = torch.autograd.graph._engine_run_backward  # type: ignore[attr-defined]
+
+    def counting(*arguments: object, **named: object) -> object:
+        calls[0] += 1
+        return run(*arguments, **named)
+
+    with (
+        mock.patch("torch.autograd._engine_run_backward", counting),
+        mock.patch("torch.autograd.graph._engine_run_backward", counting),
+    ):
+        yield calls
+
+
+def forward_computes_gradients(model: Model, images: Tensor) -> Flag:
+    """The forward pass itself runs backward passes: it optimises at test time."""
+    with _backward_calls() as calls, torch.enable_grad():
+        model(images[:2])
+    return Flag(
+        "forward-computes-gradients",
+        calls[0] > 0,
+        "The forward pass computes gradients: a defence that optimises at test time needs an "
+        "attack made for it."
+        if calls[0]
+        else "The forward pass computes no gradients.",
+        {"backward_passes": calls[0]},
+    )
+
+
+def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
+    """Input gradients of the margin that are zero, absent or not finite."""
+    n = len(images)
+    try:
+        gradient, _, _ = Oracle(model).gradient(
+            images, lambda z: margin_loss(z, labels, torch.full_like(labels, -1))
+        )
+    except RuntimeError as error:
+        return Flag(
+            "gradients-vanish",
+            True,
+            "The model cannot be differentiated: only attacks without gradients can judge it.",
+            {"reason": " ".join(str(error).split())[:120]},
+        )
+    flat = gradient.flatten(1)
+    zero = float((flat.abs().amax(1) < 1e-12).float().mean())
+    infinite = float((~torch.isfinite(flat).all(1)).float().mean())
+    fired = zero > 0.05 or infinite > 0
+    return Flag(
+        "gradients-vanish",
+        fired,
+        f"On {zero:.0%} of {n} images the gradient is zero, on {infinite:.0%} not finite: "
+        "gradient attacks are blind there."
+        if fired
+        else "Gradients are finite and not zero.",
+        {"zero": zero, "not_finite": infinite, "n": n},
+    )
+
+
+def more_steps(
+    search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int
+) -> Flag:
+    """PGD with 4 times the steps breaks fewer images: its loss surface misleads it."""
+    found = {}
+    for steps in (5, 20):
+        attack = PGD(steps=steps, loss="margin", step_size=2.5 / steps)
+        with torch.no_grad():
+            x_adv = attack(search, images, labels, threat, seed=seed)
+            found[steps] = float((margin(search(x_adv).float(), labels) > 0).float().mean())
+    fired = found[20] > found[5] + 0.02
+    return Flag(
+        "more-steps-do-not-help",
+        fired,
+        f"PGD-20 leaves {found[20]:.1%} standing, PGD-5 {found[5]:.1%}.",
+        {"pgd_5": found[5], "pgd_20": found[20], "n": len(images)},
+    )
+
+
+def huge_eps(curve: Curve | None) -> Flag:
+    """Accuracy at the curve's largest ε must be near 0: there every image can become any other."""
+    if curve is None:
+        return Flag("stands-at-huge-eps", False, "No security curve was made.", {})
+    last = curve.points[-1]
+    fired = last.robust_accuracy > 0.05
+    return Flag(
+        "stands-at-huge-eps",
+        fired,
+        f"At ε = {last.eps:.3g}, {last.robust_accuracy:.1%} still stand: the attack is blind."
+        if fired
+        else f"Accuracy falls to {last.robust_accuracy:.1%} at ε = {last.eps:.3g}.",
+        {"eps": last.eps, "robust_accuracy": last.robust_accuracy, "n": curve.n},
+    )
+
+
+def gradient_free_wins(costs: tuple[AttackCost, ...], gradient_free: set[str], n: int) -> Flag:
+    """A gradient-free attack broke images that every gradient attack before it left standing."""
+    extra = sum(cost.broken for cost in costs if cost.name in gradient_free)
+    tried = any(cost.name in gradient_free for cost in costs)
+    fired = extra > max(0.005 * n, 1)
+    return Flag(
+        "gradient-free-attack-wins",
+        fired,
+        f"An attack without gradients broke {extra} images that gradient attacks left: "
+        "gradients are masked."
+        if fired
+        else (
+            f"Attacks without gradients broke {extra} further images."
+            if tried
+            else "The suite has no attack without gradients."
+        ),
+        {"broken": extra, "n": n},
+    )

@@ -1,0 +1,186 @@
+"""The outcome of an evaluation, and how it is written down."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from safetensors.torch import save
+from torch import Tensor
+
+from ..files import write_atomically, write_json
+
+SCHEMA = "holdfast/evaluation/1"
+EXAMPLES = 24  # images kept for the report
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """All that is known about one image.
+
+    `attack` is `clean` for a clean mistake, the name of the attack that broke the image, or
+    empty where it stands; then the adversarial columns describe the strongest point found.
+    `distance` is in the threat model's norm; passes are those spent up to the verdict.
+    """
+
+    index: int
+    label: int
+    clean_prediction: int
+    clean_confidence: float
+    broken: bool
+    attack: str
+    target: int
+    adversarial_prediction: int
+    adversarial_confidence: float
+    distance: float
+    forwards: int
+    backwards: int
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A health check: whether it fired, in one sentence, with the figures behind it."""
+
+    name: str
+    fired: bool
+    detail: str
+    figures: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class AttackCost:
+    """What one stage of the suite broke and cost: all passes, those of cancelled items too."""
+
+    name: str
+    broken: int
+    forwards: int
+    backwards: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    eps: float
+    robust_accuracy: float
+    interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy against ε under one attack of fixed strength, on the first `n` images."""
+
+    attack: str
+    n: int
+    points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The outcome of `holdfast.evaluate`.
+
+    Attributes:
+        standard_accuracy, robust_accuracy: fractions of the n images, in [0, 1].
+        standard_accuracy_interval, robust_accuracy_interval: 95 %, Clopper–Pearson.
+        broken: bool (N,); a clean mistake is broken.
+        adversarial: float32 (N, C, H, W): the breaking image, or the strongest found.
+        verdicts: one row an image.
+        flags: health checks.
+        attacks: cost by stage of the suite.
+        curve: security curve, if one was asked for.
+    """
+
+    n: int
+    standard_accuracy: float
+    standard_accuracy_interval: tuple[float, float]
+    robust_accuracy: float
+    robust_accuracy_interval: tuple[float, float]
+    threat: dict[str, Any]
+    suite: str
+    attacks: tuple[AttackCost, ...]
+    flags: tuple[Flag, ...]
+    curve: Curve | None
+    forwards: int
+    backwards: int
+    seconds: float
+    seed: int
+    precision: str
+    batch_size: int
+    identity: str
+    broken: Bool[Tensor, " n"] = field(repr=False)
+    adversarial: Float[Tensor, "n c h w"] = field(repr=False)
+    verdicts: tuple[Verdict, ...] = field(repr=False)
+
+    def summary(self) -> dict[str, Any]:
+        """Everything but the rows and the images, as JSON holds it."""
+        rows = ("broken", "adversarial", "verdicts")
+        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in rows}
+        kept["attacks"] = [asdict(a) for a in self.attacks]
+        kept["flags"] = [asdict(f) for f in self.flags]
+        kept["curve"] = None if self.curve is None else asdict(self.curve)
+        return kept
+
+
+def write_verdicts(path: Path, verdicts: tuple[Verdict, ...]) -> None:
+    """`verdicts.csv`: one row an image; `broken` is 0 or 1."""
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    names = [f.name for f in fields(Verdict)]
+    writer.writerow(names)
+    for verdict in verdicts:
+        row = {**asdict(verdict), "broken": int(verdict.broken)}
+        writer.writerow(
+            f"{row[name]:.6g}" if isinstance(row[name], float) else row[name] for name in names
+        )
+    write_atomically(path, table.getvalue())
+
+
+def write_examples(path: Path, images: Tensor, result: Evaluation) -> None:
+    """`examples.safetensors`: some images with their adversarial counterparts.
+
+    Broken by an attack first, spread over the classes and over the confidence of the clean
+    answer, then images that stand: what a reader needs to see how the model is fooled.
+    """
+    fooled = [i for i, v in enumerate(result.verdicts) if v.broken and v.attack != "clean"]
+    standing = [i for i, v in enumerate(result.verdicts) if not v.broken]
+    chosen = _spread(fooled, EXAMPLES * 3 // 4, result) + _spread(standing, EXAMPLES // 4, result)
+    if not chosen:
+        chosen = list(range(min(EXAMPLES, result.n)))
+    rows = torch.tensor(chosen)
+    payload = {
+        "images": images[rows].contiguous(),
+        "adversarial": result.adversarial[rows].contiguous(),
+        "index": torch.tensor([result.verdicts[i].index for i in chosen]),
+    }
+    write_atomically(path, save(payload))
+
+
+def _spread(rows: list[int], count: int, result: Evaluation) -> list[int]:
+    """Up to `count` rows, taking turns between the labels."""
+    by_label: dict[int, list[int]] = {}
+    for row in rows:
+        by_label.setdefault(result.verdicts[row].label, []).append(row)
+    turns = np.argsort(
+        [turn for label in sorted(by_label) for turn in range(len(by_label[label]))], kind="stable"
+    )
+    flat = [row for label in sorted(by_label) for row in by_label[label]]
+    return [flat[i] for i in turns[:count]]
+
+
+def write_run(folder: Path, images: Tensor, result: Evaluation, described: dict[str, Any]) -> None:
+    """The files of a finished evaluation; `result.json` last, so that its presence means done.
+
+    Args:
+        described: `model` and `data`, for a reader.
+    """
+    write_verdicts(folder / "verdicts.csv", result.verdicts)
+    write_examples(folder / "examples.safetensors", images, result)
+    write_json(
+        folder / "result.json",
+        {"schema": SCHEMA, "status": "complete", **described, **result.summary()},
+    )

@@ -1,0 +1,142 @@
+"""Augmented views are true crops and flips, drawn evenly, and each item's own."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from holdfast.data import Augment
+from holdfast.errors import InputError
+
+P = 4
+
+
+def coordinates(n: int, height: int = 12, width: int = 16) -> Tensor:
+    """Images whose two channels say each pixel's own row and column, counted from 1."""
+    rows = torch.arange(1, height + 1)[:, None].expand(height, width)
+    columns = torch.arange(1, width + 1).expand(height, width)
+    return torch.stack([rows, columns]).to(torch.uint8).expand(n, -1, -1, -1).clone()
+
+
+def read_off(views: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(row shift, column shift, mirrored) of each view of `coordinates`."""
+    height, width = views.shape[2:]
+    y, x = height // 2, width // 2  # never reached by the padding
+    row = views[:, 0, y, x].long() - 1
+    column, after = views[:, 1, y, x].long() - 1, views[:, 1, y, x + 1].long() - 1
+    mirrored = after < column
+    return row - y, column - torch.where(mirrored, width - 1 - x, x), mirrored
+
+
+def expected(image: np.ndarray, dy: int, dx: int, mirrored: bool, mode: str) -> np.ndarray:
+    """The crop, by slicing a padded copy."""
+    padding = ((0, 0), (P, P), (P, P))
+    padded = np.pad(image, padding, "constant" if mode == "zeros" else "reflect")
+    height, width = image.shape[1:]
+    crop = padded[:, P + dy : P + dy + height, P + dx : P + dx + width]
+    return crop[:, :, ::-1] if mirrored else crop
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating", "none"])
+@pytest.mark.parametrize("pad_mode", ["zeros", "reflect"])
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_every_view_is_a_crop_of_the_padded_image(
+    flip: str, pad_mode: str, channels_last: bool
+) -> None:
+    n, augment = 60, Augment(P, flip, pad_mode)  # type: ignore[arg-type]
+    items = torch.arange(n)
+    shifts = read_off(augment(coordinates(n), items, epoch=1, seed=5))
+    images = torch.randint(0, 256, (n, 3, 12, 16), dtype=torch.uint8)
+    if channels_last:
+        images = images.to(memory_format=torch.channels_last)
+    before = images.clone()
+    views = augment(images, items, epoch=1, seed=5)
+    assert views.dtype == torch.uint8 and views.shape == images.shape
+    assert torch.equal(images, before)  # the data set is not written to
+    for view, image, dy, dx, mirrored in zip(views, images, *shifts, strict=True):
+        crop = expected(image.numpy(), int(dy), int(dx), bool(mirrored), pad_mode)
+        np.testing.assert_array_equal(view.numpy(), crop)
+    assert shifts[2].any() == (flip != "none")
+
+
+@pytest.mark.parametrize("flip", ["random", "alternating"])
+def test_all_shifts_and_both_sides_are_equally_likely(flip: str) -> None:
+    n = 8100
+    augment = Augment(P, flip)  # type: ignore[arg-type]
+    dy, dx, mirrored = read_off(augment(coordinates(n), torch.arange(n), epoch=2, seed=0))
+    counts = torch.bincount((dy + P) * (2 * P + 1) + dx + P, minlength=81)
+    assert len(counts) == 81
+    # χ² with 80 degrees of freedom: mean 80, standard deviation 12.6.
+    chi_square = float(((counts - n / 81) ** 2 / (n / 81)).sum())
+    assert 30 < chi_square < 145
+    assert abs(mirrored.float().mean() - 0.5) < 4 * 0.5 / n**0.5
+    # The side tells nothing about the shift.
+    assert abs(torch.corrcoef(torch.stack([dx.float(), mirrored.float()]))[0, 1]) < 4 / n**0.5
+
+
+def test_an_item_is_the_same_in_every_batch() -> None:
+    images = torch.randint(0, 256, (32, 3, 8, 8), dtype=torch.uint8)
+    items = torch.randperm(40_000)[:32]
+    augment = Augment()
+    together = augment(images, items, epoch=7, seed=3)
+    order = torch.randperm(32)
+    assert torch.equal(augment(images[order], items[order], 7, 3), together[order])
+    alone = [augment(images[i : i + 1], items[i : i + 1], 7, 3) for i in range(32)]
+    assert torch.equal(torch.cat(alone), together)
+
+
+def test_seed_epoch_and_item_each_change_the_draw() -> None:
+    images, items = coordinates(200), torch.arange(200)
+    draws = [
+        torch.stack(read_off(Augment()(images, items + first, epoch, seed)))
+        for first, epoch, seed in ((0, 0, 0), (0, 1, 0), (0, 0, 1), (500, 0, 0))
+    ]
+    for i, a in enumerate(draws):
+        for b in draws[i + 1 :]:
+            agreement = (a == b).all(0).float().mean()
+            assert agreement < 0.05  # by chance 1 in 162
+
+
+def test_alternating_shows_both_sides_in_two_epochs() -> None:
+    images, items = coordinates(400), torch.arange(400)
+    sides = [read_off(Augment(P, "alternating")(images, items, e, 1))[2] for e in range(4)]
+    assert torch.equal(sides[0], ~sides[1])
+    assert torch.equal(sides[0], sides[2]) and torch.equal(sides[1], sides[3])
+    random = [read_off(Augment(P, "random")(images, items, e, 1))[2] for e in range(2)]
+    assert 0.4 < (random[0] == random[1]).float().mean() < 0.6
+
+
+def test_without_padding_and_flip_nothing_changes() -> None:
+    images = torch.randint(0, 256, (5, 1, 8, 8), dtype=torch.uint8)
+    for pad_mode in ("zeros", "reflect"):
+        augment = Augment(0, "none", pad_mode)  # type: ignore[arg-type]
+        assert torch.equal(augment(images, torch.arange(5), 0, 0), images)
+
+
+def test_an_empty_batch() -> None:
+    empty = torch.zeros(0, 3, 8, 8, dtype=torch.uint8)
+    assert Augment()(empty, torch.zeros(0, dtype=torch.int64), 0, 0).shape == (0, 3, 8, 8)
+
+
+def test_wrong_settings() -> None:
+    with pytest.raises(InputError, match="crop_padding"):
+        Augment(-1)
+    with pytest.raises(InputError, match="'mirror' is unknown; it is one of random"):
+        Augment(flip="mirror")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="'edge' is unknown"):
+        Augment(pad_mode="edge")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="8×8"):
+        Augment(8, pad_mode="reflect")(
+            torch.zeros(1, 1, 8, 8, dtype=torch.uint8), torch.tensor([0]), 0, 0
+        )
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_draws_the_same() -> None:
+    images = torch.randint(0, 256, (64, 3, 32, 32), dtype=torch.uint8)
+    items = torch.arange(64)
+    here = Augment()(images, items, 3, 0)
+    there = Augment()(images.cuda(), items.cuda(), 3, 0)
+    assert there.is_cuda and torch.equal(there.cpu(), here)
