@@ -28,8 +28,12 @@ def check_images(images: Tensor, name: str = "images") -> None:
             raise InputError(f"{name}[{first}] {fault} ({int(bad.sum())} of {len(images)} do)")
 
 
-def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None:
-    """Int64 (count,), in [0, classes); InputError saying which label is not."""
+def check_labels(labels: Tensor, count: int, classes: int | None = None, first: int = 0) -> None:
+    """Int64 (count,), in [0, classes); InputError saying which label is not.
+
+    Args:
+        first: where these labels begin among all, for the message.
+    """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
         raise InputError(f"labels must be an int64 torch.Tensor, not {kind}")
@@ -37,13 +41,16 @@ def check_labels(labels: Tensor, count: int, classes: int | None = None) -> None
         raise InputError(f"labels must have shape ({count},), not {tuple(labels.shape)}")
     bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
     if bool(bad.any()):
-        first = int(bad.nonzero()[0])
+        place = int(bad.nonzero()[0])
         top = "" if classes is None else f"; the model has {classes} classes"
-        raise InputError(f"labels[{first}] is {int(labels[first])}, out of range{top}")
+        raise InputError(f"labels[{first + place}] is {int(labels[place])}, out of range{top}")
 
 
-def check_logits(logits: Tensor, count: int, labels: Tensor) -> Tensor:
+def check_logits(logits: Tensor, count: int, labels: Tensor, first: int = 0) -> Tensor:
     """The model's answer as float32 (count, K) with K above every label, finite.
+
+    Args:
+        first: where these images begin among all, for the message.
 
     Raises:
         InputError: another shape, NaN or infinities, or fewer classes than the labels need.
@@ -55,10 +62,10 @@ def check_logits(logits: Tensor, count: int, labels: Tensor) -> Tensor:
             f"the model returned shape {tuple(logits.shape)} for {count} images; "
             "logits must be (N, K) with K ≥ 2"
         )
-    check_labels(labels, count, logits.shape[1])
+    check_labels(labels, count, logits.shape[1], first)
     bad = ~torch.isfinite(logits).all(1)
     if bool(bad.any()):
         raise InputError(
-            f"the model returned NaN or infinite logits for image {int(bad.nonzero()[0])}"
+            f"the model returned NaN or infinite logits for image {first + int(bad.nonzero()[0])}"
         )
     return logits.float()

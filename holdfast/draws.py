@@ -71,8 +71,9 @@ def uniform(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> 
 
 def normal(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> Tensor:
     """Standard normal draws, float32 (N, *shape); arguments as in `uniform`."""
-    half_step = 2.0**-25  # keeps the argument away from 0, where the inverse is infinite
-    return torch.special.ndtri(uniform(seeds, counter, shape) + half_step)
+    # Half a step up, and never rounded up to 1: at 0 and 1 the inverse is infinite.
+    u = (uniform(seeds, counter, shape) + 2.0**-25).clamp_max(1 - 2.0**-24)
+    return torch.special.ndtri(u)
 
 
 def integers(seeds: Tensor, counter: int | Tensor, high: Tensor | int, shape: Sequence[int] = ()):

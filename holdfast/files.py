@@ -13,6 +13,8 @@ from typing import Any
 
 from .errors import InputError
 
+PARTIAL = ".partial"  # ends the names of temporaries; a killed process leaves one behind
+
 
 def write_atomically(path: Path, content: bytes | str) -> None:
     """Write to a temporary neighbour, flush it to the disk, then rename it over `path`.
@@ -22,7 +24,9 @@ def write_atomically(path: Path, content: bytes | str) -> None:
     """
     data = content.encode() if isinstance(content, str) else content
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        handle, temporary = tempfile.mkstemp(
+            dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL
+        )
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     try:
@@ -48,7 +52,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file; InputError naming the file if there is none."""
     try:
-        value = json.loads(path.read_text())
+        value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} does not exist") from None
     except (OSError, UnicodeDecodeError, ValueError, RecursionError) as error:
@@ -70,7 +74,7 @@ def make_folder(path: Path) -> Path:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """"; did you mean 'x'?" where a known name is close, else the list of known names."""
+    """ "; did you mean 'x'?" where a known name is close, else the list of known names."""
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:

@@ -10,7 +10,6 @@ import platform
 import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -19,23 +18,30 @@ import torch
 from torch import Tensor, nn
 
 from .errors import InputError
-from .files import make_folder, read_json, write_json
+from .files import PARTIAL, make_folder, read_json, write_json
+from .version import VERSION
 
 PACKAGE = Path(__file__).parent
 
 
 def digest(*parts: bytes | np.ndarray | Tensor | str) -> str:
-    """SHA-256 over the parts, shapes and types included."""
+    """SHA-256 over the parts, their lengths, shapes and types included."""
     sha = hashlib.sha256()
     for part in parts:
         if isinstance(part, Tensor):
             part = part.detach().cpu()
-            part = part.float() if part.dtype == torch.bfloat16 else part
+            if part.dtype == torch.bfloat16:  # NumPy has no such type
+                sha.update(b"bfloat16")
+                part = part.view(torch.int16)
             part = part.numpy()
         if isinstance(part, np.ndarray):
             sha.update(f"{part.dtype}{part.shape}".encode())
-            part = np.ascontiguousarray(part).data.cast("B")
-        sha.update(part.encode() if isinstance(part, str) else part)
+            if part.size:  # an empty array's memory cannot be cast
+                sha.update(np.ascontiguousarray(part).data.cast("B"))
+        else:
+            content = part.encode() if isinstance(part, str) else part
+            sha.update(f"{len(content)}:".encode())
+            sha.update(content)
     return sha.hexdigest()
 
 
@@ -63,10 +69,12 @@ def code_version(*packages: str) -> str:
     sources = sorted(
         file
         for package in packages
-        for file in ([PACKAGE / package] if package.endswith(".py") else (PACKAGE / package).rglob("*.py"))
+        for file in (
+            [PACKAGE / package] if package.endswith(".py") else (PACKAGE / package).rglob("*.py")
+        )
     )
     sha = hashlib.sha256(b"".join(file.read_bytes() for file in sources))
-    return f"{metadata.version('holdfast')}+{sha.hexdigest()[:12]}"
+    return f"{VERSION}+{sha.hexdigest()[:12]}"
 
 
 @functools.cache
@@ -84,7 +92,10 @@ def processor() -> str:
 def machine(device: torch.device | str = "cpu") -> str:
     """One line on the hardware: processor, threads used, fast bfloat16 units, and GPU if used."""
     parts = [processor(), f"{torch.get_num_threads()} threads of {os.cpu_count()} cores"]
-    for name, probe in (("AMX", "_is_amx_tile_supported"), ("AVX-512 bf16", "_is_avx512_bf16_supported")):
+    for name, probe in (
+        ("AMX", "_is_amx_tile_supported"),
+        ("AVX-512 bf16", "_is_avx512_bf16_supported"),
+    ):
         if getattr(torch.cpu, probe, lambda: False)():
             parts.append(name)
             break
@@ -94,14 +105,25 @@ def machine(device: torch.device | str = "cpu") -> str:
 
 
 def git_revision() -> str | None:
-    """The revision of the checkout that Holdfast runs from, "+changes" if it was edited."""
+    """The revision of the checkout that Holdfast runs from, "+changes" if it was edited.
+
+    None where Holdfast is installed: a checkout around the environment is somebody else's.
+    """
+
     def git(*arguments: str) -> str:
         return subprocess.run(
-            ["git", "-C", str(PACKAGE), *arguments], capture_output=True, text=True, check=True, timeout=10
+            ["git", "-C", str(PACKAGE), *arguments],
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=10,
         ).stdout.strip()
 
     try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+        git("ls-files", "--error-unmatch", Path(__file__).name)
+        return git("rev-parse", "HEAD") + (
+            "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
+        )
     except (OSError, subprocess.SubprocessError):
         return None
 
@@ -111,7 +133,7 @@ def circumstances(device: torch.device | str) -> dict[str, Any]:
     return {
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "versions": {
-            "holdfast": metadata.version("holdfast"),
+            "holdfast": VERSION,
             "python": platform.python_version(),
             "torch": torch.__version__,
             "numpy": np.__version__,
@@ -143,26 +165,43 @@ def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -
     if file.exists():
         held = read_json(file)
         if held.get("kind") == kind and held.get("identity") == key:
+            for leftover in folder.rglob(f".*{PARTIAL}"):  # of a process that was killed
+                leftover.unlink(missing_ok=True)
             return make_folder(folder), True
         raise InputError(
             f"{folder} holds another run ({_what_differs(held, {'kind': kind, **request})}); "
             "choose another --out, or remove it"
         )
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; choose another --out")
+    if folder.exists() and any(not entry.name.endswith(PARTIAL) for entry in folder.iterdir()):
         raise InputError(f"{folder} holds other files; choose another --out")
     make_folder(folder)
     write_json(file, {"schema": "holdfast/request/1", "kind": kind, "identity": key, **request})
     return folder, False
 
 
+def withdraw_run(folder: Path) -> None:
+    """Forget a run that failed before it wrote anything, so that its folder is free again."""
+    if [entry.name for entry in folder.iterdir()] == ["request.json"]:
+        (folder / "request.json").unlink()
+
+
 def _what_differs(held: dict[str, Any], asked: dict[str, Any]) -> str:
     """In words, the first thing in which two requests differ."""
     for name in ("kind", "asked"):
-        a, b = held.get(name), asked.get(name)
-        if isinstance(a, dict) and isinstance(b, dict):
-            keys = [key for key in b if a.get(key) != b[key]]
-            if keys:
-                return f"its {keys[0]} is {str(a.get(keys[0]))[:60]}, not {str(b[keys[0]])[:60]}"
-        elif a != b:
-            return f"its {name} is {a}, not {b}"
+        difference = _first_difference(name, held.get(name), asked.get(name))
+        if difference:
+            return difference
     return "made by another version of the code or on other data"
+
+
+def _first_difference(name: str, held: Any, asked: Any) -> str | None:
+    if isinstance(held, dict) and isinstance(asked, dict):
+        for key in [*asked, *(held.keys() - asked.keys())]:
+            difference = _first_difference(key, held.get(key), asked.get(key))
+            if difference:
+                return difference
+    elif held != asked:
+        return f"its {name} is {str(held)[:60]}, not {str(asked)[:60]}"
+    return None

@@ -7,9 +7,7 @@ All functions take the radius per item, so that one batch may hold items of diff
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -42,6 +40,17 @@ def _l1_threshold(magnitudes: Tensor, ceilings: Tensor, eps: Tensor) -> Tensor:
     return high  # the side on which the constraint holds
 
 
+def _movable(gradient: Images, at: Images | None) -> Tensor:
+    """The gradient (N, D), without what would push a component of `at` through a wall of the box.
+
+    A step that moves few components would be spent on such ones, and stay where it is.
+    """
+    if at is not None:
+        stuck = ((gradient > 0) & (at >= 1)) | ((gradient < 0) & (at <= 0))
+        gradient = gradient.masked_fill(stuck, 0)
+    return gradient.flatten(1)
+
+
 class Linf:
     """‖δ‖∞ = max |δᵢ|; ε in image units, such as 8/255."""
 
@@ -54,7 +63,7 @@ class Linf:
         e = per_item(eps, x)
         return torch.minimum(torch.maximum(x_adv, x - e), x + e).clamp_(0, 1)
 
-    def steepest(self, gradient: Images) -> Images:
+    def steepest(self, gradient: Images, at: Images | None = None) -> Images:
         return gradient.sign()
 
     def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
@@ -75,7 +84,7 @@ class L2:
         # Clamping to the box after the ball only ever brings δ closer to 0.
         return (x + delta * per_item(shrink, x)).clamp_(0, 1)
 
-    def steepest(self, gradient: Images) -> Images:
+    def steepest(self, gradient: Images, at: Images | None = None) -> Images:
         # Scaled by its largest entry first: the squares of a tiny gradient underflow.
         largest = per_item(gradient.flatten(1).abs().amax(1).clamp_min(1e-38), gradient)
         gradient = gradient / largest
@@ -109,12 +118,14 @@ class L1:
         magnitudes = torch.where(outside[:, None], shrunk, in_box)
         return (x + (magnitudes * delta.sign()).view_as(x)).clamp_(0, 1)
 
-    def steepest(self, gradient: Images) -> Images:
-        flat = gradient.flatten(1)
+    def steepest(self, gradient: Images, at: Images | None = None) -> Images:
+        flat = _movable(gradient, at)
         k = max(1, round(self.step_share * flat.shape[1]))
         top = flat.abs().topk(k, dim=1).indices
-        return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign() / k).view_as(
-            gradient
+        return (
+            torch.zeros_like(flat)
+            .scatter_(1, top, flat.gather(1, top).sign() / k)
+            .view_as(gradient)
         )
 
     def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
@@ -140,12 +151,12 @@ class L0:
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(delta.shape[1], device=x.device).expand_as(order)
         )
-        kept = torch.where(rank < eps[:, None], delta, torch.zeros_like(delta))
+        kept = torch.where(rank + 1 <= eps[:, None], delta, torch.zeros_like(delta))
         # Untouched components must be the image's own, bit for bit: x + (y − x) need not be y.
         return torch.where(kept.view_as(x) != 0, x_adv.clamp(0, 1), x)
 
-    def steepest(self, gradient: Images) -> Images:
-        flat = gradient.flatten(1)
+    def steepest(self, gradient: Images, at: Images | None = None) -> Images:
+        flat = _movable(gradient, at)
         top = flat.abs().argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(gradient)
 
@@ -165,10 +176,10 @@ def parse_number(text: str | float) -> float:
     """
     try:
         if isinstance(text, str) and "/" in text:
-            numerator, denominator = (Fraction(part.strip()) for part in text.split("/"))
-            return float(numerator / denominator)
+            numerator, denominator = map(float, text.split("/"))
+            return numerator / denominator
         return float(text)
-    except (ValueError, ZeroDivisionError):
+    except (ValueError, TypeError, ZeroDivisionError):
         raise InputError(f"{text!r} is not a number (write it like 8/255 or 0.5)") from None
 
 

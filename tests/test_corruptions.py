@@ -166,8 +166,8 @@ def test_zoom_blur_smears_outward_and_more_so_at_the_edge():
     image[..., 6] = image[..., 14] = 1
     found = corrupt(image, "zoom_blur", 5)[0, 0, 16]
     assert found[6] < 0.5 < found[14]
-    assert found[7:10].sum() == 0 and found[3:6].sum() > 0.4
-    assert found[15:].sum() == 0 and found[:14].sum() > 1
+    assert found[8:10].sum() == 0 and found[3:6].sum() > 0.4
+    assert found[16:].sum() == 0 and found[:14].sum() > 1
 
 
 @pytest.mark.parametrize(

@@ -303,8 +303,10 @@ def test_surrogates_are_smooth_and_near_and_theirs_is_the_gradient(defence):
     twin = defence.with_backward("surrogate")
     assert_gradient(defence.surrogate, INNER, value_and_gradient=twin)
     assert torch.equal(twin(INNER), defence.transform(INNER))
-    off = (defence.surrogate(INNER) - defence.transform(INNER)).abs().mean()
-    assert off < (INNER - defence.transform(INNER)).abs().mean()
+    # Grey, because in colour JPEG loses more to halved chroma, which needs no surrogate.
+    grey = INNER[:, :1]
+    off = (defence.surrogate(grey) - defence.transform(grey)).abs().mean()
+    assert off < 0.8 * (grey - defence.transform(grey)).abs().mean()
 
 
 def test_palette_surrogate_with_its_colours_and_their_width_held_fixed():

@@ -149,10 +149,10 @@ def test_ties_count_as_the_mean_over_their_orders():
     assert m.coverage_at_risk(scores, wrong, 0.25) == 0.8
 
 
-def test_coverage_of_80_percent_is_exact():
-    # 0.8 · 35 = 28.000000000000004 in floating point; the 29th image is the wrong one.
-    wrong = np.arange(35) == 28
-    assert m.risk_at_coverage(np.arange(35.0), wrong, 0.8) == 0
+def test_share_of_the_images_is_exact():
+    # 0.55 · 100 = 55.00000000000001 in floating point; the 56th image is the wrong one.
+    wrong = np.arange(100) == 55
+    assert m.risk_at_coverage(np.arange(100.0), wrong, 0.55) == 0
 
 
 # --- detection ----------------------------------------------------------------------------------

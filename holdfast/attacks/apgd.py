@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
 from .base import Attack, Items, Oracle, State, common_state, observe, pick
 from .losses import loss_named
 
@@ -193,9 +193,7 @@ class APGD(Attack):
             "support": torch.where(checkpoint, support.clamp_min(1), state["support"]),
             # A loss from a wider ball must not stand as the peak of a smaller one.
             "peak_loss": torch.where(shrinks, -torch.inf, state["peak_loss"]),
-            "until_checkpoint": torch.where(
-                checkpoint, state["window"], state["until_checkpoint"]
-            ),
+            "until_checkpoint": torch.where(checkpoint, state["window"], state["until_checkpoint"]),
             # Where the ball shrinks, the next look is at the old peak, brought inside.
             "point": threat.project(pick(shrinks, state["peak"], stepped), x, smaller),
         }

@@ -176,7 +176,7 @@ class Attack(ABC):
             x, y = images[first : first + batch_size], labels[first : first + batch_size]
             index = torch.arange(first, first + len(x))
             with torch.no_grad():
-                logits = check_logits(model(x), len(x), y)
+                logits = check_logits(model(x), len(x), y, first)
             chosen = (
                 logits.scatter(1, y[:, None], -torch.inf).argmax(1)
                 if targets is None

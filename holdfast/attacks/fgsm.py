@@ -26,7 +26,9 @@ class FGSM(Attack):
     name = "fgsm"
     norms = frozenset({"linf", "l2", "l1"})
 
-    def __init__(self, *, step: float = 1.0, noise: float = 0.0, clip: bool = True, loss: str = "ce"):
+    def __init__(
+        self, *, step: float = 1.0, noise: float = 0.0, clip: bool = True, loss: str = "ce"
+    ):
 
         self.looks = 2
         super().__init__(step=step, noise=noise, clip=clip, loss=loss)
@@ -52,7 +54,7 @@ class FGSM(Attack):
         )
         best, score = observe(state, logits)
         length = per_item(state["eps"] * self.length, state["x"])
-        moved = state["point"] + length * threat.table.steepest(gradient)
+        moved = state["point"] + length * threat.table.steepest(gradient, state["point"])
         return {
             **state,
             "best": best,

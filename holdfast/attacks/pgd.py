@@ -40,7 +40,11 @@ class PGD(Attack):
         if start not in ("random", "clean"):
             raise InputError(f"start must be 'random' or 'clean', not {start!r}")
         super().__init__(
-            steps=steps, step_size=step_size, start=start, momentum=momentum, loss=loss
+            steps=steps,
+            step_size=step_size,
+            start=start,
+            momentum=momentum,
+            loss=loss if isinstance(loss, str) else getattr(loss, "__qualname__", repr(loss)),
         )
         self.steps, self.looks = steps, steps + 1
         self.length = 2.5 / steps if step_size is None else step_size
@@ -70,7 +74,7 @@ class PGD(Attack):
             gradient = self.momentum * state["velocity"] + gradient / per_item(size, gradient)
             new["velocity"] = gradient
         length = per_item(state["eps"] * self.length, state["x"])
-        moved = state["point"] + length * threat.table.steepest(gradient)
+        moved = state["point"] + length * threat.table.steepest(gradient, state["point"])
         new["point"] = threat.project(moved, state["x"], state["eps"])
         new["finished"] = state["age"] >= self.steps
         return new

@@ -69,7 +69,7 @@ def to_tensor(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """
     if images.dtype != np.uint8:
         raise InputError(f"images must be uint8, not {images.dtype}")
-    return torch.from_numpy(np.ascontiguousarray(images)).to(torch.float32).div_(255)
+    return torch.from_numpy(images.astype(np.float32, order="C")).div_(255)
 
 
 def describe(dataset: DataSet) -> str:

@@ -240,10 +240,11 @@ def _labels(values: Any, path: Path) -> np.ndarray:
     for index, label in enumerate(labels):
         is_integer = isinstance(label, int | np.integer) and not isinstance(label, bool)
         if not is_integer or not 0 <= label < CLASSES:
-            shown = label if is_integer or isinstance(label, float) else type(label).__name__
+            # A damaged integer may have more digits than Python agrees to print.
+            printable = isinstance(label, float) or (is_integer and abs(label) < 2**63)
             raise InputError(
-                f"{path}: label {index} is {str(shown)[:20]}; labels are integers from 0 to"
-                f" {CLASSES - 1}"
+                f"{path}: label {index} is {label if printable else 'out of range'}; labels are"
+                f" integers from 0 to {CLASSES - 1}"
             )
     return np.array(labels, np.int64)
 

@@ -73,13 +73,17 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
         how = "as in the files" if size is None else "centre cut and resized"
         return Split(
             images,
-            np.array([path.relative_to(folder).as_posix() for path, _ in members]),
+            np.array([_name(path.relative_to(folder)) for path, _ in members]),
             np.array([label for _, label in members], np.int64),
             f"own images, {_hw(shape)}, {how} (sha256 of the images: {fingerprint(images)})",
         )
 
     return DataSet(
-        folder.resolve().name, classes, split("train"), split("validation"), split("test")
+        _name(Path(folder.resolve().name)),
+        tuple(_name(Path(c)) for c in classes),
+        split("train"),
+        split("validation"),
+        split("test"),
     )
 
 
@@ -188,6 +192,11 @@ def _read(path: Path, size: int | None) -> np.ndarray:
         square = upright.crop((left, top, left + side, top + side))
         upright = square.resize((size, size), Image.Resampling.BICUBIC)
     return np.asarray(upright).transpose(2, 0, 1)
+
+
+def _name(path: Path) -> str:
+    # A file name need not be text; what stands in tables must be.
+    return path.as_posix().encode(errors="replace").decode()
 
 
 def _hw(shape: tuple[int, ...]) -> str:

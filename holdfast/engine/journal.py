@@ -109,7 +109,15 @@ class Journal:
     def finished(self, item: FinishedItem) -> None:
         self.db.execute(
             "INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (item.stage, item.lane, item.image, item.item, item.forwards, item.backwards, item.score),
+            (
+                item.stage,
+                item.lane,
+                item.image,
+                item.item,
+                item.forwards,
+                item.backwards,
+                item.score,
+            ),
         )
 
     def strongest(self, image: int, score: float, point: Tensor) -> None:
@@ -162,23 +170,32 @@ class Journal:
                 image = row[0]
                 ledger.broken[image] = True
                 for column, value in zip(
-                    ("stage", "item", "target", "forwards", "backwards", "score"), row[1:7], strict=True
+                    ("stage", "item", "target", "forwards", "backwards", "score"),
+                    row[1:7],
+                    strict=True,
                 ):
                     getattr(ledger, column)[image] = value
                 ledger.adversarial[image] = _tensor(row[7], shape)
-        except (sqlite3.Error, IndexError, ValueError) as error:
-            raise InputError(
-                f"journal {self.path} is damaged ({error}); remove the run folder to start anew"
-            ) from None
+        except (sqlite3.Error, IndexError, TypeError, ValueError, RuntimeError) as error:
+            raise self._damaged(error) from None
+
+    def _damaged(self, error: Exception) -> InputError:
+        what = " ".join(str(error).split())
+        return InputError(
+            f"journal {self.path} is damaged ({what}); remove the run folder to start anew"
+        )
 
     def items(self, stage: int) -> list[FinishedItem]:
         """The items of a stage that ended without success, in the order of their keys."""
-        return [
-            FinishedItem(*row)
-            for row in self.db.execute(
-                "SELECT * FROM item WHERE stage = ? ORDER BY lane, image, item", (stage,)
-            )
-        ]
+        try:
+            return [
+                FinishedItem(*row)
+                for row in self.db.execute(
+                    "SELECT * FROM item WHERE stage = ? ORDER BY lane, image, item", (stage,)
+                )
+            ]
+        except sqlite3.Error as error:
+            raise self._damaged(error) from None
 
     def cost(self, stage: int) -> tuple[float, int, int]:
         """Seconds, forwards and backwards of a stage, over all processes that worked on it."""

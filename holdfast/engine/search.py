@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from math import inf
 
 import torch
 from torch import Tensor
@@ -132,7 +133,8 @@ class Search:
         for rows in torch.arange(len(self.images)).split(self.batch_size):
             with torch.no_grad():
                 logits = self.model(self.images[rows].to(self.device))
-            logits = check_logits(logits, len(rows), self.labels[rows].to(self.device)).cpu()
+            y = self.labels[rows].to(self.device)
+            logits = check_logits(logits, len(rows), y, first=int(rows[0])).cpu()
             orders.append(
                 logits.scatter(1, self.labels[rows, None], -torch.inf).argsort(
                     dim=1, descending=True, stable=True
@@ -159,14 +161,13 @@ class Search:
         scores: dict[tuple[int, int], float] = {}  # of the lane before
         for lane_number, lane in enumerate(self.lanes):
             before = scores
-            scores = {
-                (k.image, k.item): k.score for k in kept if k.lane == lane_number
-            }
+            scores = {(k.image, k.item): k.score for k in kept if k.lane == lane_number}
             state: dict[int, _Image] = {}
             todo = []
             for item in range(stage.items_per_image(self.classes)):
                 for image in self._open_images(number):
-                    if lane.near is not None and before.get((image, item), 0.0) > lane.near:
+                    # Where the lane before saw no finite score, nothing is known: try again.
+                    if lane.near is not None and lane.near < before.get((image, item), 0.0) < inf:
                         continue
                     state.setdefault(image, _Image())
                     if (image, item) not in scores:
@@ -218,9 +219,7 @@ class Search:
                 return
             before = (oracle.forwards, oracle.backwards)
             state = attack.step(oracle, state, self.threat)
-            passes += torch.tensor(
-                [oracle.forwards - before[0], oracle.backwards - before[1]]
-            )
+            passes += torch.tensor([oracle.forwards - before[0], oracle.backwards - before[1]])
             score = state["score"].float().cpu()
             finished = state["finished"].cpu()
             # A point on which the twin may be wrong is looked at before its item gives up.
@@ -237,8 +236,16 @@ class Search:
                 for row in leaving.nonzero().squeeze(1).tolist():
                     item, image = rows[row]
                     self._leave(
-                        number, lane_number, item, image, images[image],
-                        bool(won[row]), passes[row], float(score[row]), state["best"][row], scores,
+                        number,
+                        lane_number,
+                        item,
+                        image,
+                        images[image],
+                        bool(won[row]),
+                        passes[row],
+                        float(score[row]),
+                        state["best"][row],
+                        scores,
                     )
                 for row, (item, image) in enumerate(rows):
                     first = images[image].won
@@ -328,9 +335,11 @@ class Search:
                 FinishedItem(number, lane, image, item, int(passes[0]), int(passes[1]), score)
             )
             if business.won is None and score < float(ledger.score[image]):
-                ledger.score[image] = score
-                ledger.adversarial[image] = best.cpu()
-                self.journal.strongest(image, score, ledger.adversarial[image])
+                point = best.cpu()
+                # An attack for the closest point may end outside the ball.
+                if bool(self.threat.contains(point[None], self.images[image][None])):
+                    ledger.score[image], ledger.adversarial[image] = score, point
+                    self.journal.strongest(image, score, point)
         first = business.won
         if first is not None and not any(k < first for k in business.open_items):
             # No earlier item can succeed any more: this is the verdict.
@@ -353,9 +362,7 @@ class Search:
 
     def _tell(self, number: int, stage: Stage, share: float) -> None:
         """Share of the whole work: what is left is estimated from the images that still stand."""
-        weights = [
-            s.items_per_image(self.classes) * s.attack.looks for s in self.suite.stages
-        ]
+        weights = [s.items_per_image(self.classes) * s.attack.looks for s in self.suite.stages]
         done = sum(weights[:number]) + share * weights[number]
         standing = int((~self.ledger.broken).sum())
         self.report(

@@ -87,7 +87,7 @@ def fast_twin(model: Model, probe: Tensor, labels: Tensor, precision: str) -> Tw
         if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
             return None
         error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
-        spread = float(reference.std())
+        spread = float(reference.double().std())  # squares of large logits overflow float32
     except (RuntimeError, TypeError, ValueError):
         return None
     # A model that draws random numbers, or a folding gone wrong, does not answer the same.

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..attacks import Attack, Square, Stage, Suite, suite_named
@@ -17,7 +17,7 @@ from ..attacks.base import Model
 from ..checks import check_images, check_labels, check_logits
 from ..engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, fast_twin, measure_batch_size
 from ..engine.twin import has_fast_bf16, original
-from ..errors import HoldfastError, InputError
+from ..errors import InputError
 from ..progress import ProgressLine
 from ..runs import circumstances, code_version, digest, identity, open_run, weights_digest
 from ..threat import Images, Threat
@@ -104,8 +104,20 @@ def evaluate(
             model.to(target)
         with evaluating(model):
             return _evaluate(
-                model, images, labels, threat, suite, batch_size, target, precision,
-                seed, run, progress, curve, described or {}, began,
+                model,
+                images,
+                labels,
+                threat,
+                suite,
+                batch_size,
+                target,
+                precision,
+                seed,
+                run,
+                progress,
+                curve,
+                described or {},
+                began,
             )
     finally:
         if isinstance(model, nn.Module) and target != home:
@@ -132,6 +144,7 @@ def _evaluate(
     probe, probe_labels = images[:PROBE].to(device), labels[:PROBE].to(device)
     with torch.no_grad():
         logits = check_logits(model(probe), len(probe), probe_labels)
+    check_labels(labels, len(labels), logits.shape[1])
 
     asked = {
         "model": before or digest(logits),
@@ -157,18 +170,30 @@ def _evaluate(
     if not differentiable:
         suite = _without_gradients(suite)
     steady = not flags[1].fired
-    lanes = _lanes(model, probe, probe_labels, precision if differentiable and steady else "original")
+    lanes = _lanes(
+        model, probe, probe_labels, precision if differentiable and steady else "original"
+    )
     # Only the first lane's batch is measured: the others are small or of the same cost.
     if batch_size is None:
         batch_size = measure_batch_size(lanes[0].twin.model, images, device, differentiable)
 
     journal = Journal(None if folder is None else folder / "journal.sqlite", key)
+    earlier = sum(journal.cost(number)[0] for number in range(len(suite.stages)))  # processes
     ledger = Ledger.of(images, labels, torch.arange(len(images)))
     with ProgressLine(f"{suite.name}, {threat}", progress) as line:
         search = Search(
-            model, images, labels, threat, suite,
-            lanes=lanes, batch_size=batch_size, device=device, seed=seed,
-            ledger=ledger, journal=journal, report=line.update,
+            model,
+            images,
+            labels,
+            threat,
+            suite,
+            lanes=lanes,
+            batch_size=batch_size,
+            device=device,
+            seed=seed,
+            ledger=ledger,
+            journal=journal,
+            report=line.update,
         )
         try:
             search.run()
@@ -213,7 +238,7 @@ def _evaluate(
         curve=drawn,
         forwards=n + sum(cost.forwards for cost in costs),
         backwards=sum(cost.backwards for cost in costs),
-        seconds=time.monotonic() - began,
+        seconds=earlier + time.monotonic() - began,
         seed=seed,
         precision=" then ".join(lane.twin.name for lane in lanes),
         batch_size=batch_size,
@@ -253,7 +278,12 @@ def _lanes(model: Model, probe: Tensor, labels: Tensor, precision: str) -> list[
 
 
 def _final_answers(
-    model: Model, ledger: Ledger, images: Tensor, threat: Threat, batch_size: int, device: torch.device
+    model: Model,
+    ledger: Ledger,
+    images: Tensor,
+    threat: Threat,
+    batch_size: int,
+    device: torch.device,
 ) -> tuple[Tensor, Tensor]:
     """What the original says of every adversarial image: the last word on every verdict."""
     predictions, confidences = [], []

@@ -38,7 +38,7 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
     """Two calls on the same images differ: the model draws random numbers or keeps a state."""
     with torch.no_grad():
         first, second = model(images).float(), model(images).float()
-    spread = float(first.std())
+    spread = float(first.double().std())  # squares of large logits overflow float32
     largest = float((first - second).abs().max())
     changed = float((first.argmax(1) != second.argmax(1)).float().mean())
     fired = largest > 1e-4 * max(spread, 1e-12)
@@ -113,9 +113,7 @@ def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
     )
 
 
-def more_steps(
-    search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int
-) -> Flag:
+def more_steps(search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Flag:
     """PGD with 4 times the steps breaks fewer images: its loss surface misleads it."""
     found = {}
     for steps in (5, 20):
@@ -150,8 +148,12 @@ def huge_eps(curve: Curve | None) -> Flag:
 
 def gradient_free_wins(costs: tuple[AttackCost, ...], gradient_free: set[str], n: int) -> Flag:
     """A gradient-free attack broke images that every gradient attack before it left standing."""
-    extra = sum(cost.broken for cost in costs if cost.name in gradient_free)
-    tried = any(cost.name in gradient_free for cost in costs)
+    blind = [cost.name in gradient_free for cost in costs]
+    first = blind.index(False) if False in blind else len(costs)  # gradient attack
+    tried = any(blind[first:])
+    extra = sum(
+        cost.broken for cost, free in zip(costs[first:], blind[first:], strict=True) if free
+    )
     fired = extra > max(0.005 * n, 1)
     return Flag(
         "gradient-free-attack-wins",
@@ -162,7 +164,7 @@ def gradient_free_wins(costs: tuple[AttackCost, ...], gradient_free: set[str], n
         else (
             f"Attacks without gradients broke {extra} further images."
             if tried
-            else "The suite has no attack without gradients."
+            else "The suite has no attack without gradients after one with."
         ),
         {"broken": extra, "n": n},
     )

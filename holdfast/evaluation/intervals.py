@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 
 def interval(right: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Clopper–Pearson interval of a fraction `right` of `n`: it covers at least as often as it says.
+    """Clopper–Pearson interval of a fraction `right` of `n`, which covers at least as promised.
 
     Clopper & Pearson, "The use of confidence or fiducial limits", Biometrika 1934.
     """

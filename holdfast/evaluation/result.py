@@ -15,6 +15,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..files import write_atomically, write_json
+from ..threat import Threat
 
 SCHEMA = "holdfast/evaluation/1"
 EXAMPLES = 24  # images kept for the report
@@ -115,6 +116,11 @@ class Evaluation:
     broken: Bool[Tensor, " n"] = field(repr=False)
     adversarial: Float[Tensor, "n c h w"] = field(repr=False)
     verdicts: tuple[Verdict, ...] = field(repr=False)
+
+    @property
+    def described_threat(self) -> str:
+        """Norm and radius as a reader writes them, such as `L∞ 8/255`."""
+        return str(Threat(**self.threat))
 
     def summary(self) -> dict[str, Any]:
         """Everything but the rows and the images, as JSON holds it."""

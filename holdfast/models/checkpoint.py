@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..errors import InputError
-from ..files import read_json, write_atomically
+from ..files import make_folder, read_json, write_atomically
 from .registry import build
 
 CARD_SCHEMA = "holdfast/card/1"
@@ -34,13 +34,18 @@ def save_checkpoint(
         card: at least `architecture` (a registered name), `arguments` (a dict) and `classes`
             (label names). Usually also `threat`, `recipe`, `data` and `figures`.
         dtype: what floating-point weights are stored as; they are loaded as float32.
+
+    Raises:
+        InputError: weights that are not finite (in that type); a folder that cannot be written.
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(Path(folder))
     weights = {
         name: value.detach().cpu().contiguous().to(dtype if value.is_floating_point() else None)
         for name, value in model.state_dict().items()
     }
+    for name, value in weights.items():
+        if not bool(value.isfinite().all()):
+            raise InputError(f"{folder} is not written: {name!r} is not finite in {dtype}")
     payload = save(weights)
     card = {
         "schema": CARD_SCHEMA,
@@ -87,11 +92,16 @@ def load_checkpoint(folder: Path | str) -> nn.Module:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist")
-    card = read_json(folder / "card.json")
+    card, file = read_json(folder / "card.json"), folder / "model.safetensors"
     for key, kind in (("architecture", str), ("arguments", dict), ("classes", list)):
         if not isinstance(card.get(key), kind):
             raise InputError(f"{folder / 'card.json'} lacks {key!r} (a {kind.__name__})")
-    model = build(card["architecture"], card["arguments"])
-    load_weights(folder / "model.safetensors", model)
+    try:
+        model = build(card["architecture"], card["arguments"])
+    except InputError as error:
+        raise InputError(f"{folder / 'card.json'}: {error}") from None
+    load_weights(file, model)
+    if card.get("weights_sha256") not in (None, hashlib.sha256(file.read_bytes()).hexdigest()):
+        raise InputError(f"{file} is damaged, or not the one that {folder / 'card.json'} speaks of")
     model.card = card  # type: ignore[assignment]
     return model.eval()

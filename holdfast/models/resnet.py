@@ -120,8 +120,10 @@ class PreActResNet(_Trunk):
             counts = [(depth - 2) // per_block] * stages
         else:
             fitting = ", ".join(str(2 + per_block * n) for n in (1, 2, 3))
-            raise InputError(f"depth {depth} fits no PreAct ResNet of {stages} stages; use {fitting}, …")
-        if stem_stride not in (1, 2):
+            raise InputError(
+                f"depth {depth} fits no PreAct ResNet of {stages} stages; use {fitting}, …"
+            )
+        if natural("stem_stride", stem_stride) > 2:
             raise InputError(f"stem_stride must be 1 or 2, not {stem_stride!r}")
         shapes = [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
         super().__init__(

@@ -22,15 +22,14 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
     The passes of an inner attack see points that the model is never evaluated on; their
     statistics must not leak into the running averages.
     """
-    norms = batch_norms(model)
-    saved = [(norm, norm.momentum) for norm in norms]
-    for norm in norms:
-        norm.momentum = 0.0
+    saved = [(norm, norm.track_running_stats) for norm in batch_norms(model)]
+    for norm, _ in saved:
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in saved:
-            norm.momentum = momentum
+        for norm, tracks in saved:
+            norm.track_running_stats = tracks
 
 
 class WeightAverage:
@@ -57,7 +56,8 @@ class WeightAverage:
     def update(self, model: nn.Module) -> None:
         self.steps += 1
         decay = min(self.decay, self.steps / (self.steps + 9))
-        average, live = list(self.model.parameters()), list(model.parameters())
+        average: list[Tensor] = [*self.model.parameters()]
+        live: list[Tensor] = [*model.parameters()]
         torch._foreach_lerp_(average, live, 1 - decay)
 
 
@@ -76,8 +76,10 @@ def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
     model.train()
-    for images in batches:
-        model(images)
-    for norm, momentum in zip(norms, saved, strict=True):
-        norm.momentum = momentum
-    model.eval()
+    try:
+        for images in batches:
+            model(images)
+    finally:
+        for norm, momentum in zip(norms, saved, strict=True):
+            norm.momentum = momentum
+        model.eval()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 from ..errors import InputError
 
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd])"  # such as 1.5h
+_SLOW_STEPS = 3  # the first steps compile and fill caches: they say nothing about the speed
 
 
 def parse_seconds(text: str | float) -> float:
@@ -15,10 +18,13 @@ def parse_seconds(text: str | float) -> float:
     Raises:
         InputError: anything else, or nothing above 0.
     """
-    parts = re.findall(r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd])", str(text))
-    rest = re.sub(r"(\d+(?:\.\d*)?|\.\d+)\s*[smhd]", "", str(text)).strip()
+    said = str(text).strip()
     try:
-        seconds = sum(float(n) * _UNITS[u] for n, u in parts) + (float(rest) if rest else 0.0)
+        seconds = (
+            sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, said))
+            if re.fullmatch(rf"(?:{_PART}\s*)+", said)
+            else float(said)
+        )
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
@@ -37,17 +43,22 @@ class Schedule:
     Args:
         total_steps: length of the schedule, where there is no budget.
         budget_seconds: wall-clock time for the whole run, validations included.
-        first_estimate_after: steps after which the speed is believed; the first ones are slower.
+        validation_every: steps from one validation to the next.
     """
 
-    def __init__(self, total_steps: int, budget_seconds: float | None = None):
+    def __init__(
+        self,
+        total_steps: int,
+        budget_seconds: float | None = None,
+        validation_every: float = math.inf,
+    ):
         self.total_steps = max(1, total_steps)
         self.budget_seconds = budget_seconds
+        self.validation_every = validation_every
         self.progress = 0.0
         self.steps = 0
         self.step_seconds = 0.0  # a running mean
         self.validation_seconds = 0.0  # of one validation
-        self.validations_left = 0.0
         self.spent_seconds = 0.0
 
     @property
@@ -58,21 +69,24 @@ class Schedule:
         """How many more steps there will be, at the present speed."""
         if self.budget_seconds is None:
             return self.total_steps - self.steps
+        # The last validation comes when all steps are done; the others are spread over the steps.
+        left = self.budget_seconds - self.spent_seconds - self.validation_seconds
+        if left <= 0:
+            return 0.0
         if not self.step_seconds:
-            return float("inf")
-        left = self.budget_seconds - self.spent_seconds
-        left -= self.validation_seconds * self.validations_left
-        return max(left / self.step_seconds, 0.0)
+            return math.inf
+        return left / (self.step_seconds + self.validation_seconds / self.validation_every)
 
-    def advance(self, step_seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """One step was done and took so long."""
         self.steps += 1
-        self.spent_seconds += step_seconds
-        # Slow outliers (a first compilation, a pause of the machine) must not stick.
-        weight = max(0.02, 1 / self.steps)
-        if self.step_seconds and step_seconds > 3 * self.step_seconds:
-            weight /= 10
-        self.step_seconds += weight * (step_seconds - self.step_seconds)
+        self.spent_seconds += seconds
+        if self.steps > _SLOW_STEPS:
+            # Slow outliers (a pause of the machine) must not stick.
+            weight = max(0.02, 1 / (self.steps - _SLOW_STEPS))
+            if self.step_seconds and seconds > 3 * self.step_seconds:
+                weight /= 10
+            self.step_seconds += weight * (seconds - self.step_seconds)
         if self.budget_seconds is None:
             self.progress = self.steps / self.total_steps
         else:
@@ -80,6 +94,11 @@ class Schedule:
             self.progress += (1 - self.progress) / (remaining + 1)
             if remaining < 1:
                 self.progress = 1.0
+
+    def validated(self, seconds: float) -> None:
+        """One validation was done and took so long."""
+        self.spent_seconds += seconds
+        self.validation_seconds = seconds
 
     def state(self) -> dict[str, float | int | None]:
         return dict(vars(self))

@@ -26,7 +26,7 @@ from ..errors import HoldfastError, InputError
 from ..files import make_folder, write_atomically, write_json
 from ..models import build, save_checkpoint
 from ..progress import ProgressLine, clock
-from ..runs import circumstances, digest, identity, open_run
+from ..runs import circumstances, digest, identity, open_run, withdraw_run
 from ..threat import Threat
 from .averaging import WeightAverage, estimate_statistics
 from .budget import Schedule, one_cycle, parse_seconds
@@ -62,11 +62,19 @@ class Trainer:
         self.objective: Objective = objective_named(
             recipe.objective.name, recipe.objective.arguments
         )
-        self.augment = Augment(**vars(recipe.augment))  # type: ignore[arg-type]
+        self.robust = recipe.objective.name != "standard"
+        self.augment = Augment(**vars(recipe.augment))
         self.images, self.labels = self._on_device(data.split(recipe.train_on))
         if len(self.images) < recipe.batch_size:
             raise InputError(
-                f"batch_size {recipe.batch_size} is more than the {len(self.images)} training images"
+                f"batch_size {recipe.batch_size} is more than the {len(self.images)} images "
+                "to train on"
+            )
+        classes = recipe.model.arguments.get("classes", len(data.classes))
+        if classes != len(data.classes):
+            raise InputError(
+                f"the recipe's model has {classes} classes, the data {len(data.classes)}; "
+                "leave model.arguments.classes out"
             )
         held_out, held_labels = self._on_device(data.validation)
         count = min(recipe.validation.images, len(held_out))
@@ -83,9 +91,14 @@ class Trainer:
                 arguments["mean"] = [round(float(m), 4) for m in flat.mean(1)]
                 arguments["std"] = [round(float(s), 4) for s in flat.std(1)]
             model = build(recipe.model.architecture, arguments)
+        if model.get_buffer("normalise.mean").shape[1] != channels:
+            raise InputError(
+                f"model {recipe.model.architecture!r} normalises another number of channels than "
+                f"the images have; set model.arguments.mean and std to {channels} numbers each"
+            )
         self.arguments = arguments
         self.average = WeightAverage(model, recipe.averaging)
-        self.average.model.to(fabric.device, memory_format=FORMAT)
+        self.average.model.to(fabric.device, memory_format=FORMAT)  # type: ignore[call-overload]
         matrices = [p for p in model.parameters() if p.ndim > 1]
         vectors = [p for p in model.parameters() if p.ndim <= 1]
         spec = recipe.optimiser
@@ -103,7 +116,10 @@ class Trainer:
 
         self.steps_per_epoch = len(self.images) // recipe.batch_size
         budget = None if recipe.budget is None else parse_seconds(recipe.budget)
-        self.schedule = Schedule(math.ceil(recipe.epochs * self.steps_per_epoch), budget)
+        self.validation_every = recipe.validation.every * self.steps_per_epoch  # steps
+        self.schedule = Schedule(
+            math.ceil(recipe.epochs * self.steps_per_epoch), budget, self.validation_every
+        )
         self.order_of: tuple[int, Tensor] = (-1, torch.empty(0))
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.events: list[dict[str, Any]] = []
@@ -111,6 +127,7 @@ class Trainer:
         self.best_live = 0.0  # PGD accuracy of the live weights
         self.window = {"loss": 0.0, "right": 0.0, "seen": 0, "seconds": 0.0}
         self.next_validation = 1
+        self.lap_began = time.monotonic()
 
     # -- data -----------------------------------------------------------------------------
 
@@ -122,7 +139,9 @@ class Trainer:
         """This process's share of the batch that belongs to a step; a function of seed and step."""
         epoch, place = divmod(step, self.steps_per_epoch)
         if self.order_of[0] != epoch:
-            shuffle = torch.Generator().manual_seed(int(draws.item_seeds(self.seed, "order", epoch)))
+            shuffle = torch.Generator().manual_seed(
+                int(draws.item_seeds(self.seed, "order", epoch))
+            )
             self.order_of = (epoch, torch.randperm(len(self.images), generator=shuffle))
         size = self.recipe.batch_size
         rows = self.order_of[1][place * size : (place + 1) * size]
@@ -139,7 +158,8 @@ class Trainer:
         recipe, step = self.recipe, self.schedule.steps
         rate = recipe.optimiser.learning_rate * one_cycle(
             # The first step of all needs a rate above 0.
-            max(self.schedule.progress, 1e-3), recipe.optimiser.warmup
+            max(self.schedule.progress, 1e-3),
+            recipe.optimiser.warmup,
         )
         for group in self.optimiser.param_groups:
             group["lr"] = rate
@@ -156,15 +176,23 @@ class Trainer:
         self.average.update(self.model.module)
         value = float(loss.value.detach())
         if not math.isfinite(value):
-            raise HoldfastError(
-                f"the loss became {value} at step {step}; lower optimiser.learning_rate "
-                "or set optimiser.clip_gradient (the last checkpoint is intact)"
-            )
+            raise self._diverged(f"the loss became {value}")
         window = self.window
         window["loss"] += value * len(batch.labels)
         window["right"] += float((loss.logits.argmax(1) == batch.labels).sum())
         window["seen"] += len(batch.labels)
         return rate
+
+    def _diverged(self, what: str) -> HoldfastError:
+        return HoldfastError(
+            f"{what} at step {self.schedule.steps}; lower optimiser.learning_rate "
+            "or set optimiser.clip_gradient (the last checkpoint is intact)"
+        )
+
+    def _lap(self) -> float:
+        """Seconds since the last call, the same on every process; nothing goes unmeasured."""
+        began, self.lap_began = self.lap_began, time.monotonic()
+        return self.fabric.broadcast(self.lap_began - began)
 
     # -- validation -----------------------------------------------------------------------
 
@@ -180,7 +208,10 @@ class Trainer:
         def standing(x: Tensor) -> float:
             with torch.no_grad():
                 margins = torch.cat(
-                    [margin(answer(a), b) for a, b in zip(x.split(250), labels.split(250), strict=True)]
+                    [
+                        margin(answer(a), b)
+                        for a, b in zip(x.split(250), labels.split(250), strict=True)
+                    ]
                 )
             return float((margins > 0).float().mean())
 
@@ -210,7 +241,6 @@ class Trainer:
             estimate_statistics(average, list(batches()))
 
     def _validate(self, rate: float) -> dict[str, Any]:
-        began = time.monotonic()
         recipe = self.recipe
         self._fit_statistics()
         count = len(self.held_out)
@@ -238,10 +268,9 @@ class Trainer:
             "live_pgd_accuracy": live["pgd"],
         }
         self.window = dict.fromkeys(window, 0.0)
+        # What is decided from these figures must be decided alike on every process.
+        row = self.fabric.broadcast(row)
         self.rows.append(row)
-        seconds = time.monotonic() - began
-        self.schedule.validation_seconds = seconds
-        self.schedule.spent_seconds += seconds
         return row
 
     def _collapsed(self, row: dict[str, Any]) -> bool:
@@ -249,16 +278,15 @@ class Trainer:
 
         Wong, Rice & Kolter, "Fast is better than free", ICLR 2020.
         """
+        if not self.robust:  # nothing to lose, and no attack that could be made stronger
+            return False
         fgsm, pgd = row["live_fgsm_accuracy"], row["live_pgd_accuracy"]
         return pgd < 0.6 * self.best_live and fgsm > pgd + 0.15 and self.best_live > 0.1
 
     def _keep_if_best(self, row: dict[str, Any]) -> None:
-        final = self.schedule.done
         choose_last = self.recipe.train_on != "train"
-        robust = self.recipe.objective.name != "standard"
-        key = "validation_pgd_accuracy" if robust else "validation_accuracy"
-        better = not self.best or row[key] >= self.best[key]
-        if (final and choose_last) or (better and not choose_last):
+        key = "validation_pgd_accuracy" if self.robust else "validation_accuracy"
+        if choose_last or not self.best or row[key] >= self.best[key]:
             self.best = row
             if self.fabric.is_global_zero:
                 self._save_model()
@@ -302,7 +330,15 @@ class Trainer:
         """One file, whole or not at all: weights, average, momentum, and how far the run is."""
         if not self.fabric.is_global_zero:
             return
-        progress = {
+        tensors, progress = self._tensors(), json.dumps(self._progress())
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
+            raise self._diverged("the weights became NaN or infinite")
+        metadata = {"progress": progress, "sha256": _checksum(tensors, progress)}
+        file = make_folder(self.run / "checkpoints") / f"{name}.safetensors"
+        write_atomically(file, save(tensors, metadata))
+
+    def _progress(self) -> dict[str, Any]:
+        return {
             "schedule": self.schedule.state(),
             "average_steps": self.average.steps,
             "rows": self.rows,
@@ -313,8 +349,6 @@ class Trainer:
             "next_validation": self.next_validation,
             "caution": self.objective.caution,
         }
-        payload = save(self._tensors(), metadata={"progress": json.dumps(progress)})
-        write_atomically(make_folder(self.run / "checkpoints") / f"{name}.safetensors", payload)
 
     def restore(self, name: str, weights_only: bool = False) -> bool:
         """Go back to a checkpoint; False if there is none.
@@ -328,10 +362,16 @@ class Trainer:
         try:
             with safe_open(file, "pt") as reader:
                 tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
-                progress = json.loads(reader.metadata()["progress"])
+                metadata = reader.metadata() or {}
+            progress = json.loads(metadata["progress"])
+            if sorted(progress) != sorted(self._progress()):
+                raise ValueError("written by another version of the code")
+            if metadata.get("sha256") not in (None, _checksum(tensors, metadata["progress"])):
+                raise ValueError("its checksum differs")
         except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"checkpoint {file} is damaged: {' '.join(str(error).split())}; remove it to start anew"
+                f"checkpoint {file} is damaged: {' '.join(str(error).split())}; remove it to go on "
+                "from the last validation, or from the start"
             ) from None
         try:
             self.model.module.load_state_dict(_part(tensors, "model."))
@@ -339,8 +379,13 @@ class Trainer:
         except RuntimeError:
             raise InputError(f"checkpoint {file} is of another architecture") from None
         state = self.optimiser.state_dict()
+        # In the layout of the weights: elementwise work on two layouts at once is slow.
         state["state"] = {
-            int(i): {"momentum_buffer": buffer.clone(memory_format=torch.preserve_format)}
+            int(i): {
+                "momentum_buffer": buffer.clone(
+                    memory_format=FORMAT if buffer.ndim == 4 else torch.contiguous_format
+                )
+            }
             for i, buffer in _part(tensors, "momentum.").items()
         }
         self.optimiser.load_state_dict(state)
@@ -366,20 +411,14 @@ class Trainer:
 
     def fit(self, line: ProgressLine) -> None:
         """Train from where the run stands to its end."""
-        schedule, every = self.schedule, self.recipe.validation.every
+        schedule = self.schedule
         self.model.train()
-        saved = time.monotonic()
+        saved = self.lap_began = time.monotonic()
         while not schedule.done:
-            began = time.monotonic()
             rate = self._step()
-            taken = time.monotonic() - began
+            taken = self._lap()
             self.window["seconds"] += taken
-            schedule.validations_left = (
-                schedule.remaining_steps() / (every * self.steps_per_epoch) + 1
-                if schedule.step_seconds
-                else 1
-            )
-            schedule.advance(self.fabric.broadcast(taken) if self.fabric.world_size > 1 else taken)
+            schedule.advance(taken)
             self._check_budget()
             seen = self.window
             line.update(
@@ -388,25 +427,28 @@ class Trainer:
                 f"loss {seen['loss'] / seen['seen']:.3f}  "
                 f"{seen['seen'] * self.fabric.world_size / seen['seconds']:.0f} images/s",
             )
-            if schedule.done or schedule.steps >= self.next_validation * every * self.steps_per_epoch:
-                self.next_validation = 1 + math.floor(
-                    schedule.steps / (every * self.steps_per_epoch) + 1e-9
-                )
+            due = schedule.done or schedule.steps >= self.next_validation * self.validation_every
+            if due:
+                self.next_validation = 1 + math.floor(schedule.steps / self.validation_every + 1e-9)
                 self._after_validation(self._validate(rate), line)
+                schedule.validated(self._lap())
+            if due or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save("latest")
                 saved = time.monotonic()
-            elif time.monotonic() - saved > CHECKPOINT_SECONDS:
-                self.save("latest")
-                saved = time.monotonic()
+                schedule.spent_seconds += self._lap()
 
     def _check_budget(self) -> None:
+        """Refuse a budget too short for an epoch while hardly anything is lost."""
         schedule = self.schedule
-        if schedule.budget_seconds is None or schedule.steps != 5:
+        first = schedule.steps == 5 or (schedule.done and schedule.steps < 5)
+        if schedule.budget_seconds is None or not first:
             return
-        epoch = schedule.step_seconds * self.steps_per_epoch
+        step = schedule.step_seconds or schedule.spent_seconds / schedule.steps
+        epoch = step * self.steps_per_epoch
         if epoch > schedule.budget_seconds:
             raise InputError(
-                f"budget {self.recipe.budget} is too short: one epoch takes about {clock(epoch)} here"
+                f"budget {self.recipe.budget} is too short: "
+                f"one epoch takes about {clock(epoch)} here"
             )
 
     def _after_validation(self, row: dict[str, Any], line: ProgressLine) -> None:
@@ -418,20 +460,24 @@ class Trainer:
                 "kind": "catastrophic-overfitting",
                 "detail": f"FGSM accuracy {row['live_fgsm_accuracy']:.1%} but PGD accuracy "
                 f"{row['live_pgd_accuracy']:.1%}: back to the last good weights, "
-                f"with {1 + self.objective.caution} attack steps from here on",
+                "with more attack steps from here on",
             }
             self.events.append(event)
             line.say(f"epoch {row['epoch']:.1f}: {event['detail']}")
         else:
             self.best_live = max(self.best_live, row["live_pgd_accuracy"])
-            self.save("good")
             self._keep_if_best(row)
+            self.save("good")
         self._write_metrics()
         line.say(
             f"epoch {row['epoch']:6.2f}  {clock(row['seconds']):>8}  loss {row['train_loss']:.3f}  "
             f"standard {row['validation_accuracy']:.1%}  PGD-{self.recipe.validation.steps} "
             f"{row['validation_pgd_accuracy']:.1%}  {row['images_per_second']:.0f} images/s"
         )
+
+
+def _checksum(tensors: dict[str, Tensor], progress: str) -> str:
+    return digest(progress, *(part for name in sorted(tensors) for part in (name, tensors[name])))
 
 
 def _part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
@@ -461,29 +507,43 @@ def fit_recipe(
     Raises:
         InputError: `out` holds another run; a bad recipe; a budget too short for one epoch.
     """
-    fabric = Fabric(
-        accelerator=device or "auto",
-        devices="auto" if _launched() else 1,
-        precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
-    )
+    try:
+        fabric = Fabric(
+            accelerator=device or "auto",
+            devices="auto" if _launched() else 1,
+            precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"device {device or 'auto'!r} cannot be used: {said}") from None
     if _launched():
         fabric.launch()
     split = data.split(recipe.train_on)
     asked = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name}
     key = identity(**asked, images=digest(split.images, split.labels, data.validation.images))
+    run = Path(out)
+    # It refuses a recipe that does not fit the data, so it comes before anything is written.
+    trainer = Trainer(recipe, data, run, seed, fabric)
     if fabric.is_global_zero:
-        run, _ = open_run(
-            out, "train", key, {"asked": asked, "pixels": split.pixels, **circumstances(fabric.device)}
+        open_run(
+            run,
+            "train",
+            key,
+            {"asked": asked, "pixels": split.pixels, **circumstances(fabric.device)},
         )
     fabric.barrier()
-    run = Path(out)
-    trainer = Trainer(recipe, data, run, seed, fabric)
-    with ProgressLine(f"training {recipe.model.architecture}", progress and fabric.is_global_zero) as line:
-        if trainer.restore("latest"):
-            line.say(
-                f"going on from epoch {trainer.schedule.steps / trainer.steps_per_epoch:.2f} in {run}"
-            )
-        trainer.fit(line)
+    with ProgressLine(
+        f"training {recipe.model.architecture}", progress and fabric.is_global_zero
+    ) as line:
+        if trainer.restore("latest") or trainer.restore("good"):
+            epoch = trainer.schedule.steps / trainer.steps_per_epoch
+            line.say(f"going on from epoch {epoch:.2f} in {run}")
+        try:
+            trainer.fit(line)
+        except HoldfastError:
+            if fabric.is_global_zero:
+                withdraw_run(run)
+            raise
     schedule = trainer.schedule
     validation = {
         "standard_accuracy": trainer.best["validation_accuracy"],

@@ -8,6 +8,7 @@ number of times.
 from __future__ import annotations
 
 import inspect
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -37,9 +38,7 @@ class Loss(NamedTuple):
     logits: Float[Tensor, "n k"]  # detached, of the images that the model was trained on
 
 
-def perturb(
-    model: nn.Module, batch: Batch, attack: Attack, threat: Threat, steps: int
-) -> Images:
+def perturb(model: nn.Module, batch: Batch, attack: Attack, threat: Threat, steps: int) -> Images:
     """`batch.images` after `steps` steps of the attack; the model's statistics stay untouched."""
     items = Items(
         batch.images,
@@ -141,7 +140,10 @@ class TRADES(Objective):
         logits = model(self.attacked(model, batch, threat))
         clean, attacked = logits.chunk(2)
         divergence = F.kl_div(
-            F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="batchmean", log_target=True
+            F.log_softmax(attacked, 1),
+            F.log_softmax(clean, 1),
+            reduction="batchmean",
+            log_target=True,
         )
         value = F.cross_entropy(clean, batch.labels) + self.beta * divergence
         return Loss(value, clean.detach())
@@ -163,6 +165,13 @@ def objective_named(name: str, arguments: Mapping[str, Any]) -> Objective:
     for key, value in arguments.items():
         if key not in known:
             raise InputError(f"objective {name!r} has no argument {key!r}{nearest(key, known)}")
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise InputError(f"objective {name!r}: {key} must be a number, not {value!r}")
+        whole = isinstance(known[key].default, int)
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float):
+            kind = "a whole number" if whole else "a number"
+            raise InputError(f"objective {name!r}: {key} must be {kind}, not {value!r}")
+        least = 1 if whole else 0
+        if not least <= value < math.inf:
+            raise InputError(f"objective {name!r}: {key} must be at least {least}, not {value!r}")
+        if key == "label_smoothing" and value >= 1:
+            raise InputError(f"objective {name!r}: {key} must be below 1, not {value!r}")
     return OBJECTIVES[name](**arguments)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
+import reprlib
 import types
 import typing
 from dataclasses import dataclass, field
@@ -11,10 +14,13 @@ from typing import Any
 
 import yaml
 
+from ..attacks import FGSM
+from ..data.augment import Augment
 from ..errors import InputError
 from ..files import nearest
-from ..threat import parse_number
+from ..threat import Threat
 from .budget import parse_seconds
+from .objectives import objective_named
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,11 @@ class Recipe:
             ("epochs", self.epochs > 0, "above 0"),
             ("batch_size", self.batch_size >= 2, "at least 2"),
             ("averaging", 0 <= self.averaging < 1, "in [0, 1)"),
-            ("train_on", self.train_on in ("train", "train+validation"), "train or train+validation"),
+            (
+                "train_on",
+                self.train_on in ("train", "train+validation"),
+                "train or train+validation",
+            ),
             ("precision", self.precision in ("bf16", "float32"), "bf16 or float32"),
             ("optimiser.learning_rate", optimiser.learning_rate > 0, "above 0"),
             ("optimiser.warmup", 0 < optimiser.warmup < 1, "in (0, 1)"),
@@ -124,8 +134,11 @@ class Recipe:
             ("validation.steps", validation.steps >= 1, "at least 1"),
         ):
             if not good:
-                raise InputError(f"recipe: {name} must be {says}, not {_value(self, name)!r}")
-        parse_number(self.threat.eps)
+                raise InputError(f"{name} must be {says}, not {_value(self, name)!r}")
+        # The attacks of training and validation must know the norm.
+        FGSM().check_norm(Threat(**vars(self.threat)))
+        Augment(**vars(self.augment))
+        objective_named(self.objective.name, self.objective.arguments)
         if self.budget is not None:
             parse_seconds(self.budget)
 
@@ -145,21 +158,43 @@ def _fits(value: Any, kind: Any) -> Any:
     options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     for option in options:
         option = typing.get_origin(option) or option
-        if isinstance(value, option) and not isinstance(value, bool):
-            return value
-        if option is float and isinstance(value, int | str) and not isinstance(value, bool):
+        if isinstance(value, bool):
+            continue
+        if option is float and isinstance(value, int | float | str):
             try:  # YAML reads 5e-4 as a string
-                return float(value)
-            except ValueError:
+                number = float(value)
+            except (ValueError, OverflowError):
                 continue
-        if option is str and isinstance(value, int | float) and not isinstance(value, bool):
+            if math.isfinite(number):
+                return number
+        elif isinstance(value, option) and (option is not dict or _is_plain(value)):
+            return value
+        elif option is str and isinstance(value, int | float):
             return str(value)
-    raise TypeError(" or ".join(getattr(option, "__name__", str(option)) for option in options))
+    raise TypeError(" or ".join(_WORDS.get(option, str(option)) for option in options))
+
+
+_WORDS = {
+    float: "a finite number",
+    int: "a whole number",
+    str: "text",
+    types.NoneType: "null",
+    dict[str, Any]: "a mapping of names to numbers, text and lists of them",
+}
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether JSON can hold it: a recipe is written into request.json and into the card."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (TypeError, ValueError):
+        return False
+    return all(isinstance(key, str) for key in value)
 
 
 def _build(kind: type, values: Any, where: str) -> Any:
     if not isinstance(values, dict):
-        raise InputError(f"{where} must be a mapping of keys to values, not {values!r}")
+        raise InputError(f"{where} must be a mapping of keys to values, not {reprlib.repr(values)}")
     hints = typing.get_type_hints(kind)
     arguments = {}
     for key, value in values.items():
@@ -167,18 +202,38 @@ def _build(kind: type, values: Any, where: str) -> Any:
         if key not in hints:
             raise InputError(f"{where}: unknown key {key!r}{nearest(str(key), hints)}")
         if dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, name)  # type: ignore[arg-type]
+            arguments[key] = _build(hints[key], value, name)
         else:
             try:
                 arguments[key] = _fits(value, hints[key])
             except TypeError as error:
-                raise InputError(f"{name} must be {error}, not {value!r}") from None
-    return kind(**arguments)
+                raise InputError(f"{name} must be {error}, not {reprlib.repr(value)}") from None
+    try:
+        return kind(**arguments)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
 
 
 def recipe_from(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from nested mappings; InputError naming an unknown key or a value of wrong type."""
     return _build(Recipe, values, where)
+
+
+class _Loader(yaml.SafeLoader):
+    """Plain values only. Aliases are refused: a few lines of them unfold into gigabytes."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) have no place in a recipe")
+        return super().compose_node(parent, index)
+
+
+def _parsed(text: str) -> Any:
+    """The value that a YAML text stands for; ValueError in one line if it stands for none."""
+    try:
+        return yaml.load(text, _Loader)
+    except Exception as error:  # PyYAML's own constructors raise whatever comes
+        raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
 
 
 def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -193,11 +248,11 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
     """
     path = Path(path)
     try:
-        values = yaml.safe_load(path.read_text())
+        values = _parsed(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"recipe {path} does not exist") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise InputError(f"recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"recipe {path} holds no mapping of keys to values")
     for override in overrides:
@@ -211,7 +266,7 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
             if not isinstance(place, dict):
                 raise InputError(f"--set {override!r}: {parent!r} holds no keys")
         try:
-            place[last] = yaml.safe_load(text)
-        except yaml.YAMLError:
-            raise InputError(f"--set {override!r}: the value is no YAML") from None
+            place[last] = _parsed(text)
+        except ValueError as error:
+            raise InputError(f"--set {override!r}: the value is no YAML: {error}") from None
     return recipe_from(values, str(path))

@@ -34,7 +34,7 @@ def check_share(name: str, share: float) -> Fraction:
 
 
 def ceil_share(share: Fraction, n: int) -> int:
-    """⌈share · n⌉, exactly: rounding must not turn 0.95 · 60 = 57 into 58."""
+    """⌈share · n⌉, exactly: rounding must not turn 0.55 · 100 = 55 into 56."""
     return math.ceil(share * n)
 
 

@@ -1,0 +1,33 @@
+# `make demo` and `make test` do everything from a fresh clone; they need Python ≥ 3.11 alone.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: demo test test-all check benchmarks clean
+
+# The environment is whole once this file is there; it is made anew when versions change.
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: .venv/ready
+	$(BIN)/holdfast demo
+
+check: .venv/ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow"
+
+test-all: check
+	$(BIN)/pytest
+
+# The peers that benchmarks/ compares with.
+benchmarks: .venv/ready
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,56 @@
+"""DeepFool: to the nearest linearised boundary, again and again."""
+
+from __future__ import annotations
+
+from ..errors import InputError
+from ..threat import Threat
+from .base import Items, Oracle, State
+from .hyperplane import nearest_hyperplane
+from .losses import margin
+from .minimum_norm import MinimumNorm, class_differences
+
+
+class DeepFool(MinimumNorm):
+    """Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool: a simple and accurate method to fool deep
+    neural networks", CVPR 2016.
+
+    Each move goes to the nearest of the linearised class boundaries, by the shortest way inside
+    the box (the paper leaves the box and clips). The search ends at the first adversarial point.
+
+    Args:
+        steps: moves at most.
+        overshoot: share by which the way from the image is lengthened, to cross the boundary.
+        stop_inside: see `MinimumNorm`.
+
+    Cost: at most steps + 1 forwards and (steps + 1) × (K − 1) backwards; usually a few.
+
+    Raises:
+        InputError: a setting outside its range.
+    """
+
+    name = "deepfool"
+    norms = frozenset({"linf", "l2"})
+
+    def __init__(self, *, steps: int = 50, overshoot: float = 0.02, stop_inside: bool = True):
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        if overshoot < 0:
+            raise InputError(f"overshoot must not be below 0, not {overshoot}")
+        super().__init__(steps=steps, overshoot=overshoot, stop_inside=stop_inside)
+        self.overshoot = overshoot
+        self.looks = steps + 1
+
+    def start(self, items: Items, threat: Threat) -> State:
+        self.check_norm(threat)
+        return self.begin(items, items.images) | {"path": items.images}
+
+    def step(self, model: Oracle, state: State, threat: Threat) -> State:
+        x, looked = state["x"], state["point"]
+        normals, values, logits = class_differences(model, looked, state["labels"])
+        fooled = margin(logits, state["labels"]) < 0
+        state, _ = self.record(state, logits, threat, gave_up=fooled)
+        _, move = nearest_hyperplane(looked, normals, values, threat.norm)
+        # The path keeps the way without the overshoot, which would else grow with every step.
+        state["path"] = state["path"] + move
+        state["point"] = (x + (1 + self.overshoot) * (state["path"] - x)).clamp(0, 1)
+        return state

@@ -1,0 +1,122 @@
+"""FAB: fast adaptive boundary attack."""
+
+from __future__ import annotations
+
+import torch
+
+from .. import draws
+from ..errors import InputError
+from ..threat import Threat, per_item
+from .base import Items, Oracle, State, pick
+from .hyperplane import nearest_hyperplane, shortest_move
+from .losses import margin_loss
+from .minimum_norm import MinimumNorm, class_differences
+
+
+class FAB(MinimumNorm):
+    """Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
+    attack", ICML 2020: projections onto the linearised decision boundary inside the box, drawn
+    towards the image.
+
+    Each move mixes the projections of the current point and of the image onto the hyperplane,
+    both overshot; an adversarial point is first pulled back towards the image. Here the boundary
+    is linearised at the point that was looked at, also where that point is then pulled back; the
+    paper asks the model a second time for each such point.
+
+    Args:
+        steps: moves after the start.
+        targeted: approach the boundary between the label and the item's target class. Otherwise
+            the nearest boundary of all, at K − 1 backwards a look.
+        start: `clean`, or `random`: at a distance of ε/2.
+        image_share: largest weight in (0, 1) of the image's own projection; 0.1 as published.
+        overshoot: at least 1, factor on the projections; 1.05 as published.
+        pull_back: in (0, 1], factor on the distance of an adversarial point; 0.9 as published.
+        stop_inside: see `MinimumNorm`.
+
+    Cost: steps + 1 forwards, and as many backwards; K − 1 times as many where untargeted.
+
+    Raises:
+        InputError: a setting outside its range.
+    """
+
+    norms = frozenset({"linf", "l2", "l1"})
+
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        targeted: bool = False,
+        start: str = "clean",
+        image_share: float = 0.1,
+        overshoot: float = 1.05,
+        pull_back: float = 0.9,
+        stop_inside: bool = True,
+    ):
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        if start not in ("clean", "random"):
+            raise InputError(f"start must be 'clean' or 'random', not {start!r}")
+        if not 0 <= image_share < 1:
+            raise InputError(f"image_share must be in [0, 1), not {image_share}")
+        if overshoot < 1:
+            raise InputError(f"overshoot must be at least 1, not {overshoot}")
+        if not 0 < pull_back <= 1:
+            raise InputError(f"pull_back must be in (0, 1], not {pull_back}")
+        super().__init__(
+            steps=steps,
+            targeted=targeted,
+            start=start,
+            image_share=image_share,
+            overshoot=overshoot,
+            pull_back=pull_back,
+            stop_inside=stop_inside,
+        )
+        self.name = "fab-targeted" if targeted else "fab"
+        self.targeted, self.random_start = targeted, start == "random"
+        self.image_share, self.overshoot, self.pull_back = image_share, overshoot, pull_back
+        self.looks = steps + 1
+
+    def start(self, items: Items, threat: Threat) -> State:
+        norm = self.check_norm(threat)
+        x = items.images
+        if not self.random_start:
+            return self.begin(items, x)
+        if threat.norm == "linf":
+            noise = draws.uniform(items.seeds, 0, x.shape[1:]) * 2 - 1
+        else:
+            noise = draws.normal(items.seeds, 0, x.shape[1:])
+        length = items.eps / 2 / norm.distance(noise).clamp_min(1e-12)
+        return self.begin(items, (x + per_item(length, x) * noise).clamp(0, 1))
+
+    def step(self, model: Oracle, state: State, threat: Threat) -> State:
+        x, looked, labels = state["x"], state["point"], state["labels"]
+        if self.targeted:
+            normal, logits, value = model.gradient(
+                looked, lambda z: margin_loss(z, labels, state["targets"])
+            )
+        else:
+            normals, values, logits = class_differences(model, looked, labels)
+        state, fooled = self.record(state, logits, threat)
+        point = pick(fooled, x + self.pull_back * (looked - x), looked)
+        if not self.targeted:
+            there = values + torch.einsum("njchw,nchw->nj", normals, point - looked)
+            nearest, _ = nearest_hyperplane(point, normals, there, threat.norm)
+            rows = torch.arange(len(x), device=x.device)
+            normal, value = normals[rows, nearest], values[rows, nearest]
+
+        def at(place):
+            return value + (normal * (place - looked)).flatten(1).sum(1)
+
+        near, far = shortest_move(
+            torch.cat([point, x]),
+            torch.cat([normal, normal]),
+            torch.cat([at(point), at(x)]),
+            threat.norm,
+        ).chunk(2)
+        near_length = threat.table.distance(near)
+        both = (near_length + threat.table.distance(far)).clamp_min(1e-12)
+        share = per_item((near_length / both).clamp_max(self.image_share), x)
+        state["point"] = (
+            (1 - share) * (point + self.overshoot * near) + share * (x + self.overshoot * far)
+        ).clamp(0, 1)
+        return state

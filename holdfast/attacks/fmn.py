@@ -1,0 +1,121 @@
+"""FMN: fast minimum-norm attack."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..errors import InputError
+from ..threat import Images, Threat, per_item
+from .base import Items, Oracle, State
+from .losses import margin_loss
+from .minimum_norm import MinimumNorm, cosine
+
+
+class FMN(MinimumNorm):
+    """Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive
+    norm constraints", NeurIPS 2021.
+
+    Steps along the normalised gradient of the margin are projected onto a ball whose radius is,
+    until a first adversarial point is found, the linear estimate of the distance to the boundary
+    (L0: one component more each time); then it shrinks after adversarial points and grows after
+    others, by a share that falls with a cosine.
+
+    Args:
+        steps: moves after the start.
+        length: of the first step in the L2 norm, image units; it falls to a hundredth.
+        rate: share by which the radius changes at first, in (0, 1); it falls to `last_rate`.
+        last_rate: in (0, rate].
+        stop_inside: see `MinimumNorm`.
+
+    Cost: steps + 1 forwards and as many backwards.
+
+    Raises:
+        InputError: a setting outside its range.
+    """
+
+    name = "fmn"
+    norms = frozenset({"linf", "l2", "l1", "l0"})
+
+    def __init__(
+        self,
+        *,
+        steps: int = 100,
+        length: float = 1.0,
+        rate: float = 0.05,
+        last_rate: float = 0.001,
+        stop_inside: bool = True,
+    ):
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        if length <= 0:
+            raise InputError(f"length must be above 0, not {length}")
+        if not 0 < last_rate <= rate < 1:
+            raise InputError(
+                f"rates must satisfy 0 < last_rate ≤ rate < 1, not {last_rate} and {rate}"
+            )
+        super().__init__(
+            steps=steps, length=length, rate=rate, last_rate=last_rate, stop_inside=stop_inside
+        )
+        self.steps, self.length, self.rate, self.last_rate = steps, length, rate, last_rate
+        self.looks = steps + 1
+
+    def start(self, items: Items, threat: Threat) -> State:
+        self.check_norm(threat)
+        first = 1.0 if threat.norm == "l0" else torch.inf
+        return self.begin(items, items.images) | {"radius": torch.full_like(items.eps, first)}
+
+    def step(self, model: Oracle, state: State, threat: Threat) -> State:
+        x, looked, age = state["x"], state["point"], state["age"]
+        gradient, logits, value = model.gradient(
+            looked, lambda z: margin_loss(z, state["labels"], state["targets"])
+        )
+        state, fooled = self.record(state, logits, threat)
+        rate = cosine(age, self.steps, self.rate, self.last_rate)
+        if threat.norm == "l0":
+            radius = _next_count(state["radius"], fooled, rate)
+        else:
+            reach = threat.distance(looked, x) + value.abs() / _dual(gradient, threat.norm)
+            # Growing from the estimate, too, gets across a boundary that it only touches.
+            found = state["distance"].isfinite()
+            grown = torch.where(found, state["radius"], reach) * (1 + rate)
+            shrunk = (state["radius"] * (1 - rate)).minimum(state["distance"])
+            radius = torch.where(fooled, shrunk, grown)
+        size = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
+        length = cosine(age, self.steps, self.length, self.length / 100) / size
+        moved = looked + per_item(length, x) * gradient
+        state["radius"] = radius
+        if threat.norm == "l0":
+            state["point"] = _keep_useful(moved, x, gradient, radius)
+        else:
+            state["point"] = threat.project(moved, x, radius)
+        return state
+
+
+def _next_count(count: Tensor, fooled: Tensor, rate: Tensor) -> Tensor:
+    """L0's radius moves by whole components, at least one at a time."""
+    fewer = (count - 1).minimum((count * (1 - rate)).floor())
+    more = (count + 1).maximum((count * (1 + rate)).floor())
+    return torch.where(fooled, fewer, more).clamp_min(1)
+
+
+def _keep_useful(moved: Images, x: Images, gradient: Images, count: Tensor) -> Images:
+    """`moved` in the box with all but `count` components set back to the image's.
+
+    Those stay whose change raises the value most, to first order. (The paper keeps the largest
+    changes; but in L0 a component costs the same whatever its change.)
+    """
+    moved = moved.clamp(0, 1)
+    use = ((moved - x) * gradient).flatten(1)
+    order = use.argsort(dim=1, descending=True, stable=True)
+    rank = torch.empty_like(order).scatter_(
+        1, order, torch.arange(use.shape[1], device=x.device).expand_as(order)
+    )
+    return torch.where((rank < count[:, None]).view_as(x), moved, x)
+
+
+def _dual(gradient: Tensor, norm: str) -> Tensor:
+    """The gradient's dual norm, (N,): how much a unit of distance changes the value at most."""
+    flat = gradient.flatten(1)
+    order = {"linf": 1.0, "l2": 2.0, "l1": torch.inf}[norm]
+    return torch.linalg.vector_norm(flat, order, dim=1).clamp_min(1e-30)

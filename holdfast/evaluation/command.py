@@ -1,0 +1,97 @@
+"""`holdfast evaluate`: what the names on the command line stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .. import data as datasets
+from ..errors import InputError
+from ..models.loading import load
+from ..runs import weights_digest
+from ..threat import Threat, parse_number
+from .evaluate import evaluate
+from .result import Evaluation
+
+USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+
+
+def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -> Threat:
+    """The threat model asked for; what is not said is taken from the model's card.
+
+    Without either it is L∞ 8/255, or the usual radius of the norm (L2 0.5, L1 12).
+    """
+    trained = card.get("threat") or {}
+    if norm is None:
+        norm = str(trained.get("norm", "linf"))
+    if eps is None:
+        eps = trained["eps"] if trained.get("norm") == norm else USUAL_EPS.get(norm)
+        if eps is None:
+            raise InputError(f"norm {norm} has no usual radius: say --eps")
+    return Threat(norm, parse_number(eps))
+
+
+def evaluate_command(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    suite: str,
+    norm: str | None,
+    eps: str | None,
+    limit: int | None,
+    split: str,
+    pixels: str | None,
+    curve: bool,
+    batch_size: int | None,
+    precision: str,
+    size: int | None,
+    seed: int,
+    device: str | None,
+    progress: bool,
+) -> Evaluation:
+    """Load, evaluate, write the run folder; see `evaluate` for what the options mean."""
+    network = load(model)
+    card = getattr(network, "card", {})
+    threat = threat_of(norm, eps, card)
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1, not {limit}")
+    dataset = datasets.load(data, size=size)
+    chosen = dataset.split(split)
+    first = len(chosen) if limit is None else min(limit, len(chosen))
+    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
+        raise InputError(
+            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
+            f"{data} has {', '.join(dataset.classes[:3])}, …"
+        )
+    return evaluate(
+        network,
+        datasets.to_tensor(chosen.images[:first]),
+        torch.from_numpy(chosen.labels[:first].copy()),
+        threat,
+        suite,
+        batch_size,
+        device or ("cuda" if torch.cuda.is_available() else None),
+        precision,
+        seed,
+        out,
+        progress,
+        curve=curve,
+        described={
+            "model": {
+                "name": Path(model).name if card else model,
+                "source": model,
+                "sha256": weights_digest(network),
+                "architecture": card.get("architecture", type(network).__name__),
+            },
+            "data": {
+                "name": dataset.name,
+                "split": split,
+                "first": first,
+                "pixels": pixels or chosen.pixels,
+            },
+            "classes": list(dataset.classes),
+        },
+    )

@@ -1,0 +1,76 @@
+"""Finding a model by what a user calls it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from pathlib import Path
+
+from torch import nn
+
+from ..errors import InputError
+from .checkpoint import load_checkpoint
+
+
+def zoo_folder() -> Path:
+    """Where the zoo is: `$HOLDFAST_ZOO`, else `zoo` beside the package or in this folder."""
+    if "HOLDFAST_ZOO" in os.environ:
+        return Path(os.environ["HOLDFAST_ZOO"])
+    beside = Path(__file__).resolve().parents[2] / "zoo"
+    return beside if beside.is_dir() else Path("zoo")
+
+
+def zoo_names() -> list[str]:
+    """The names of the models in the zoo."""
+    folder = zoo_folder()
+    if not folder.is_dir():
+        return []
+    return sorted(entry.parent.name for entry in folder.glob("*/card.json"))
+
+
+def load(source: Path | str) -> nn.Module:
+    """A model, in eval mode.
+
+    Args:
+        source: a checkpoint folder; a training run's folder; a name from `holdfast models`; or
+            `package.module:function`, which is imported and called without arguments (the
+            current folder is searched too).
+
+    Raises:
+        InputError: nothing of that name, or it cannot be loaded.
+    """
+    text = str(source)
+    folder = Path(source)
+    for candidate in (folder, folder / "model", zoo_folder() / text):
+        if (candidate / "card.json").is_file():
+            return load_checkpoint(candidate)
+    if ":" in text and not folder.exists():
+        return _call(text)
+    if folder.is_dir():
+        raise InputError(f"{folder} holds no model: neither card.json nor model/card.json is there")
+    known = ", ".join(zoo_names()) or "none"
+    raise InputError(
+        f"model {text!r} is neither a folder, nor package.module:function, nor in the zoo ({known})"
+    )
+
+
+def _call(text: str) -> nn.Module:
+    module_name, _, function_name = text.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        module = importlib.import_module(module_name)
+        if not hasattr(module, function_name):
+            raise InputError(f"model {text!r}: {module_name} has no {function_name!r}")
+        model = getattr(module, function_name)()
+    except InputError:
+        raise
+    except ModuleNotFoundError as error:
+        raise InputError(f"model {text!r}: there is no module {error.name!r}") from None
+    except Exception as error:  # the user's own code: say what it said
+        said = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"model {text!r} cannot be built: {said}") from None
+    if not callable(model):
+        raise InputError(f"model {text!r} built a {type(model).__name__}, which cannot be called")
+    return model.eval() if isinstance(model, nn.Module) else model

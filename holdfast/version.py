@@ -1,0 +1,3 @@
+"""Holdfast's version, in one place."""
+
+VERSION = "0.1.0"

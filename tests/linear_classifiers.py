@@ -1,0 +1,94 @@
+"""Linear classifiers, on which the distance to the closest adversarial point is known exactly."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from holdfast.threat import NORMS
+
+
+@dataclass
+class Linear:
+    """Logits W·x + b with images that it classifies as `labels`; a plain callable, not a module."""
+
+    weights: Tensor  # (K, C·H·W)
+    bias: Tensor  # (K,)
+    images: Tensor
+    labels: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.weights.T + self.bias
+
+    def optimum(self, norm: str) -> np.ndarray:
+        """The smallest distance at which each image is misclassified, in float64."""
+        return np.array(
+            [
+                min(
+                    self._distance(norm, x, label, other)
+                    for other in range(len(self.bias))
+                    if other != label
+                )
+                for x, label in zip(self.images, self.labels.tolist(), strict=True)
+            ]
+        )
+
+    def _distance(self, norm: str, image: Tensor, label: int, other: int) -> float:
+        x, weights = image.flatten().double().numpy(), self.weights.double().numpy()
+        slope = weights[other] - weights[label]
+        gap = -(slope @ x + float(self.bias[other]) - float(self.bias[label]))
+        room = np.where(slope > 0, 1 - x, x)
+        slope = np.abs(slope)
+        if slope @ room <= gap:
+            return np.inf
+        if norm == "linf":
+            return _root(lambda r: slope @ np.minimum(r, room) - gap, 1.0)
+        if norm == "l2":
+            top = (room / slope).max()
+            level = _root(lambda t: slope @ np.minimum(t * slope, room) - gap, top)
+            return float(np.linalg.norm(np.minimum(level * slope, room)))
+        if norm == "l1":
+            order = np.argsort(-slope)
+            before = np.concatenate([[0], np.cumsum((slope * room)[order])])[:-1]
+            return float(np.clip((gap - before) / slope[order], 0, room[order]).sum())
+        return float(np.searchsorted(np.cumsum(np.sort(slope * room)[::-1]), gap, "right") + 1)
+
+
+def _root(rising, high: float) -> float:
+    low = 0.0
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if rising(middle) < 0 else (low, middle)
+    return high
+
+
+def linear(classes: int, box: str, *, shape=(3, 6, 6), count=6, seed=0) -> Linear:
+    """A random linear classifier.
+
+    Args:
+        box: `free`: images in [0.4, 0.6], close to the boundary. `binding`: a third of the
+            components lie at 0 or 1, and all images in class 0, far from the boundary.
+    """
+    draw = torch.Generator().manual_seed(seed)
+    size = int(np.prod(shape))
+    weights = torch.randn(classes, size, generator=draw) / size**0.5
+    images = torch.rand(count, *shape, generator=draw)
+    images = 0.4 + 0.2 * images if box == "free" else (1.5 * images - 0.25).clamp(0, 1)
+    logits = images.flatten(1) @ weights.T
+    bias = -logits.mean(0)
+    if box == "free":
+        return Linear(weights, bias, images, (logits + bias).argmax(1))
+    bias[0] += 2 + (logits.mean(0) - logits).abs().max()
+    return Linear(weights, bias, images, torch.zeros(count, dtype=torch.int64))
+
+
+def assert_minimal(model: Linear, norm: str, points: Tensor, tolerance: float = 0.05) -> None:
+    """Points are misclassified, in the box, and within 5 % of the smallest distance there is."""
+    assert points.shape == model.images.shape and points.dtype == torch.float32
+    assert points.min() >= 0 and points.max() <= 1
+    wrong = model(points).argmax(1) != model.labels
+    assert wrong.all(), f"still right: {(~wrong).nonzero().squeeze(1).tolist()}"
+    ratio = NORMS[norm].distance(points - model.images).double().numpy() / model.optimum(norm)
+    assert (ratio >= 1 - 1e-4).all(), f"closer than is possible: {ratio}"
+    assert (ratio <= 1 + tolerance).all(), f"too far: {ratio}"
