@@ -98,18 +98,31 @@ def test_an_images_noise_depends_on_nothing_but_seed_and_index():
     assert not torch.equal(pieces.counts(x, 300, "select"), pieces.counts(x, 300, "estimate"))
 
 
-def test_noise_has_the_stated_width_and_is_not_clipped():
-    class Watch(nn.Module):
-        def forward(self, x):
-            self.seen = x
-            return torch.zeros(len(x), 2)
+class Watch(nn.Module):
+    """Keeps what it is shown and always answers class 0."""
 
+    def __init__(self):
+        super().__init__()
+        self.seen: list[torch.Tensor] = []
+
+    def forward(self, x):
+        self.seen.append(x)
+        return torch.eye(2)[:1].expand(len(x), 2)
+
+
+def test_noise_has_the_stated_width_and_is_not_clipped():
     watch = Watch()
-    Smoothed(watch, 0.5, batch_size=2000).counts(torch.ones(1, 1, 4, 4), 2000, "estimate")
-    noise = watch.seen - 1
-    assert float(noise.std()) == pytest.approx(0.5, rel=0.02)
-    assert abs(float(noise.mean())) < 0.01
-    assert len(watch.seen.unique(dim=0)) == 2000
+    Smoothed(watch, 0.5).counts(torch.ones(1, 1, 4, 4), 2000, "estimate")
+    seen = torch.cat(watch.seen)
+    assert float(seen.std()) == pytest.approx(0.5, rel=0.02)
+    assert float(seen.mean()) == pytest.approx(1, abs=0.01)
+    assert len(seen.unique(dim=0)) == 2000
+
+
+def test_the_class_is_chosen_and_its_probability_bounded_with_different_noise():
+    watch = Watch()
+    Smoothed(watch, 0.5).certify(torch.ones(2, 1, 4, 4), n0=30, n=50)
+    assert len(torch.cat(watch.seen).unique(dim=0)) == 2 * (30 + 50)
 
 
 def test_an_abstention_is_never_right():

@@ -374,6 +374,19 @@ def test_autoencoder_learns_to_denoise_and_survives_the_disk(digits, tmp_path):
         again(torch.rand(1, 3, 8, 8))
 
 
+def test_autoencoder_is_trained_on_noise_of_the_stated_width(monkeypatch):
+    seen = []
+    forward = defences.autoencoder.DenoisingAutoencoder.forward
+    monkeypatch.setattr(
+        defences.autoencoder.DenoisingAutoencoder,
+        "forward",
+        lambda self, x: seen.append(x) or forward(self, x),
+    )
+    train_autoencoder(torch.full((4, 1, 16, 16), 0.5), sigma=0.1, steps=2, width=2)
+    assert float(torch.stack(seen).std()) == pytest.approx(0.1, rel=0.05)
+    assert not torch.equal(*seen)
+
+
 def test_autoencoder_training_is_repeatable(digits):
     first, second = (train_autoencoder(digits[:64], steps=3, width=2, seed=4) for _ in range(2))
     other = train_autoencoder(digits[:64], steps=3, width=2, seed=5)

@@ -23,9 +23,9 @@ def test_splitmix64_gives_its_published_numbers():
 def test_draws_never_change():
     # Reports quote seeds: these numbers must be the same on every machine, for ever.
     seeds = draws.item_seeds(0, torch.tensor([0, 1]), "apgd-ce", 0, -1)
-    assert seeds.tolist() == [SEED_0, SEED_1]
+    assert seeds.tolist() == [1734388134083656467, -9173663070862690720]
     drawn = (draws.uniform(seeds, 0, (2,)) * 2**24).long().tolist()
-    assert drawn == DRAWN
+    assert drawn == [[11906810, 1817995], [16402319, 15900423]]
 
 
 def test_draws_do_not_depend_on_the_batch():
@@ -95,8 +95,7 @@ def test_draws_that_differ_in_anything_are_uncorrelated():
     for what, b in others.items():
         # 20,000 pairs: the correlation's standard deviation is 0.007.
         seen = float(torch.corrcoef(torch.stack([a.flatten(), b.flatten()]))[0, 1])
-        expected = 0.0 if what != "image" else 0.0
-        assert abs(seen - expected) < 0.03, what
+        assert abs(seen) < 0.03, what
         assert not bool((a == b).all(1).any()), what
 
 

@@ -43,8 +43,8 @@ class Thermometer(Defence):
         return (self._excess(images) >= 0).to(images.dtype).flatten(1, 2)
 
     def soft_code(self, images: Images) -> Float[Tensor, "n c*l h w"]:
-        """The bits with a smooth transition, two levels wide, around each threshold."""
-        return torch.sigmoid(4 * self._excess(images)).flatten(1, 2)
+        """The bits with a smooth transition, about one level wide, around each threshold."""
+        return torch.sigmoid(8 * self._excess(images)).flatten(1, 2)
 
     def transform(self, images: Images) -> Images:
         return self.encode(images).unflatten(1, (-1, self.levels)).mean(2)

@@ -1,0 +1,87 @@
+"""Write README's table of figures from the result files in benchmarks/results/.
+
+    python benchmarks/table.py [--check]
+
+With --check nothing is written, and the exit status is 1 where README and results disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from holdfast.evaluation.tables import evaluations, percent
+from holdfast.files import read_json, write_atomically
+from holdfast.threat import Threat
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
+
+
+def evaluation_rows(results: list[dict[str, Any]]) -> list[str]:
+    """A Markdown table: a row an evaluation, with all that a figure needs to be believed."""
+    rows = [
+        "| model | standard accuracy | robust accuracy | threat, suite | n | pixels | machine |",
+        "| --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in sorted(results, key=lambda r: (r["suite"], -r["robust_accuracy"])):
+        request = read_json(Path(result["run"]) / "request.json")
+        data = result["data"]
+        rows.append(
+            f"| {result['model']['name']} | {percent(result, 'standard_accuracy')} "
+            f"| {percent(result, 'robust_accuracy')} "
+            f"| {Threat(**result['threat'])}, `{result['suite']}` | {result['n']} "
+            f"| {data['pixels']} ({data['split']}) | {request['machine']} |"
+        )
+    return rows
+
+
+def benchmark_rows(folder: Path) -> list[str]:
+    """A line for each benchmark's result file."""
+    lines = []
+    for file in sorted(folder.glob("*.json")):
+        result = read_json(file)
+        if result.get("benchmark") == "train_throughput":
+            ours, plain = (
+                result["images_per_second"][name] for name in ("holdfast", "plain float32")
+            )
+            lines.append(
+                f"- Training, {result['model']}, {result['objective']}: {result['ratio']:.2f} × the "
+                f"plain float32 loop's images per second ({ours:.0f} beside {plain:.0f}; "
+                f"{result['machine']}; `{' '.join(result['command'])}`)."
+            )
+        if result.get("benchmark") == "agreement":
+            theirs = result["torchattacks"]
+            lines.append(
+                f"- Suite `apgd` beside torchattacks' APGD and APGDT, {result['n']} images "
+                f"({result['pixels']}): {result['holdfast']['robust_accuracy']:.1%} beside "
+                f"{theirs['robust_accuracy']:.1%} standing, "
+                f"{theirs['seconds'] / result['holdfast']['seconds']:.1f} × sooner "
+                f"({result['machine']}; `{' '.join(result['command'])}`)."
+            )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    options = parser.parse_args()
+    readme = ROOT / "README.md"
+    text = readme.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    body = evaluation_rows(evaluations(RESULTS)) + ["", *benchmark_rows(RESULTS)]
+    made = f"{head}{BEGIN}\n\n" + "\n".join(body).strip() + f"\n\n{END}{tail}"
+    if options.check:
+        if made != text:
+            print("README.md and benchmarks/results/ disagree: run python benchmarks/table.py")
+        return int(made != text)
+    write_atomically(readme, made)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""The command line: contract, errors of one line, exit statuses, nothing half-written."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from holdfast import cli
+from holdfast.models import build, save_checkpoint
+
+CARD = {
+    "architecture": "small-cnn",
+    "arguments": {"width": 4},
+    "classes": [str(i) for i in range(10)],
+    "threat": {"norm": "linf", "eps": 0.1},
+}
+
+
+def run(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit status of `holdfast ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, arguments)])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    torch.manual_seed(0)
+    return save_checkpoint(tmp_path / "model", build("small-cnn", {"width": 4}), CARD)
+
+
+def one_line(text: str) -> str:
+    assert text.startswith("holdfast: "), text
+    assert text.count("\n") == 1 and text.endswith("\n"), text
+    assert "Traceback" not in text
+    return text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["data", "--data", "/no/such/folder"], "/no/such/folder"),
+        (["train", "no.yaml", "--data", "digits", "--out", "OUT"], "no.yaml"),
+        (["evaluate", "no-model", "--data", "digits", "--out", "OUT"], "no-model"),
+        (["evaluate", "MODEL", "--data", "digits", "--eps", "0", "--out", "OUT"], "above 0"),
+        (["evaluate", "MODEL", "--data", "digits", "--eps", "x", "--out", "OUT"], "'x'"),
+        (["evaluate", "MODEL", "--data", "digits", "--norm", "l7", "--eps", "1", "--out", "OUT"], "l7"),
+        (["evaluate", "MODEL", "--data", "digits", "--suite", "apgdd", "--out", "OUT"], "'apgd'"),
+        (["evaluate", "MODEL", "--data", "digits", "--limit", "0", "--out", "OUT"], "--limit"),
+        (["evaluate", "MODEL", "--data", "digits", "--split", "dev", "--out", "OUT"], "dev"),
+        (["evaluate", "os:nothing_here", "--data", "digits", "--out", "OUT"], "nothing_here"),
+        (["evaluate", "no_such_module:f", "--data", "digits", "--out", "OUT"], "no_such_module"),
+        (["report", "/no/such/run"], "/no/such/run"),
+        (["leaderboard", "/no/such/folder"], "/no/such/folder"),
+        (["frobnicate"], "frobnicate"),
+        (["evaluate", "--out", "OUT"], "model"),
+        (["evaluate", "MODEL", "--out", "OUT", "--frob"], "--frob"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_2(
+    arguments: list[str],
+    says: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    places = {"MODEL": str(model), "OUT": str(tmp_path / "out")}
+    assert run(monkeypatch, *(places.get(a, a) for a in arguments)) == 2
+    assert says in one_line(capsys.readouterr().err)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unknown_recipe_key_names_the_nearest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("optimiser: {learning_rat: 0.1}\n")
+    status = run(monkeypatch, "train", recipe, "--data", "digits", "--out", tmp_path / "out")
+    assert status == 2
+    error = one_line(capsys.readouterr().err)
+    assert "'learning_rat'" in error and "'learning_rate'" in error and "recipe.yaml" in error
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["train", "evaluate"])
+def test_unwritable_folder(
+    verb: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text("model: {architecture: small-cnn}\n")
+    what = recipe if verb == "train" else model
+    status = run(
+        monkeypatch, verb, what, "--data", "digits", "--out", tmp_path / "file" / "out", "--quiet"
+    )
+    assert status == 2
+    assert "file" in one_line(capsys.readouterr().err)
+
+
+def test_a_folder_with_another_run_is_refused_and_left_alone(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    common = ["evaluate", model, "--data", "digits", "--suite", "fgsm", "--quiet", "--no-curve"]
+    assert run(monkeypatch, *common, "--limit", 8, "--out", out) == 0
+    before = {file.name: file.read_bytes() for file in out.iterdir()}
+    capsys.readouterr()
+    assert run(monkeypatch, *common, "--limit", 9, "--out", out) == 2
+    assert "another run" in one_line(capsys.readouterr().err)
+    assert {file.name: file.read_bytes() for file in out.iterdir()} == before
+
+
+def test_evaluate_writes_what_the_contract_says(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    out = tmp_path / "out"
+    status = run(
+        monkeypatch, "evaluate", model, "--data", "digits", "--suite", "pgd", "--eps", "0.2",
+        "--limit", 12, "--out", out, "--pixels", "digits as they are", "--quiet",
+    )  # fmt: skip
+    assert status == 0
+    assert "robust accuracy" in capsys.readouterr().out
+    result = json.loads((out / "result.json").read_text())
+    for key in (
+        "schema", "status", "identity", "model", "data", "n", "standard_accuracy",
+        "standard_accuracy_interval", "robust_accuracy", "robust_accuracy_interval", "threat",
+        "suite", "attacks", "flags", "seconds",
+    ):  # fmt: skip
+        assert key in result, key
+    assert result["threat"] == {"norm": "linf", "eps": 0.2}
+    assert result["data"]["pixels"] == "digits as they are"
+    assert result["n"] == 12
+    for cost in result["attacks"]:
+        assert {"name", "broken", "forwards", "backwards", "seconds"} <= cost.keys()
+    rows = (out / "verdicts.csv").read_text().splitlines()
+    assert len(rows) == 13
+    request = json.loads((out / "request.json").read_text())
+    assert request["identity"] == result["identity"]
+    assert {"versions", "device", "git", "command"} <= request.keys()
+
+    page = tmp_path / "page.html"
+    assert run(monkeypatch, "report", out, "--out", page) == 0
+    assert "<html" in page.read_text()
+    assert run(monkeypatch, "leaderboard", tmp_path) == 0
+    assert "pgd" in capsys.readouterr().out
+
+
+def test_help_needs_no_command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch) == 0
+    assert "evaluate" in capsys.readouterr().out
+
+
+def test_data_lists_digits_exactly(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(monkeypatch, "data", "--data", "digits") == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "Training data:  (1197, 1, 8, 8)"
+    assert lines[-1] == "Label names:  (10,)"
+    assert len(lines) == 10
