@@ -33,9 +33,7 @@ def torchattacks_standing(
     classes = model(images[:2]).shape[1]
     attacks = [
         torchattacks.APGD(model, norm="Linf", eps=eps, steps=100, n_restarts=1, loss="ce"),
-        torchattacks.APGDT(
-            model, norm="Linf", eps=eps, steps=100, n_restarts=1, n_classes=classes
-        ),
+        torchattacks.APGDT(model, norm="Linf", eps=eps, steps=100, n_restarts=1, n_classes=classes),
     ]
     standing = torch.cat([model(x).argmax(1) for x in images.split(batch)]) == labels
     threat = hf.Threat("linf", eps)

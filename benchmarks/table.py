@@ -49,8 +49,9 @@ def benchmark_rows(folder: Path) -> list[str]:
                 result["images_per_second"][name] for name in ("holdfast", "plain float32")
             )
             lines.append(
-                f"- Training, {result['model']}, {result['objective']}: {result['ratio']:.2f} × the "
-                f"plain float32 loop's images per second ({ours:.0f} beside {plain:.0f}; "
+                f"- Training, {result['model']}, {result['objective']}: "
+                f"{result['ratio']:.2f} × the plain float32 loop's images per second "
+                f"({ours:.0f} beside {plain:.0f}; "
                 f"{result['machine']}; `{' '.join(result['command'])}`)."
             )
         if result.get("benchmark") == "agreement":
@@ -73,7 +74,7 @@ def main() -> int:
     text = readme.read_text()
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    body = evaluation_rows(evaluations(RESULTS)) + ["", *benchmark_rows(RESULTS)]
+    body = [*evaluation_rows(evaluations(RESULTS)), "", *benchmark_rows(RESULTS)]
     made = f"{head}{BEGIN}\n\n" + "\n".join(body).strip() + f"\n\n{END}{tail}"
     if options.check:
         if made != text:

@@ -4,9 +4,8 @@
 
 Both train the same PreAct ResNet-18 with the same objective (N-FGSM) on the same images. The plain
 loop is what a first version would be: float32, default layout, `loss.backward()` for the attack's
-gradient too (so weight gradients are computed and thrown away), augmentation image by image in
-the usual way for a batch. The two take turns, several times, so that a machine whose speed drifts
-treats them alike; the ratio of the medians is the figure.
+gradient too (so weight gradients are computed and thrown away). The two take turns, several times,
+so that a machine whose speed drifts treats them alike; the ratio of the medians is the figure.
 """
 
 from __future__ import annotations
@@ -22,6 +21,7 @@ import torch.nn.functional as F
 from lightning.fabric import Fabric
 
 from holdfast import data as datasets
+from holdfast.data.augment import Augment
 from holdfast.files import write_json
 from holdfast.models import build
 from holdfast.runs import circumstances
@@ -37,6 +37,7 @@ class PlainLoop:
     def __init__(self, arguments: dict[str, object], images: torch.Tensor, labels: torch.Tensor):
         self.model = build("preact-resnet", arguments).train()
         self.images, self.labels = images, labels
+        self.augment = Augment()
         self.optimiser = torch.optim.SGD(
             self.model.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
         )
@@ -53,13 +54,8 @@ class PlainLoop:
         self.optimiser.step()
 
     def _augmented(self, rows: torch.Tensor) -> torch.Tensor:
-        padded = F.pad(self.images[rows].float() / 255, (4, 4, 4, 4))
-        out = torch.empty(len(rows), 3, 32, 32)
-        for i in range(len(rows)):
-            top, left = torch.randint(0, 9, (2,)).tolist()
-            crop = padded[i, :, top : top + 32, left : left + 32]
-            out[i] = crop.flip(2) if torch.rand(()) < 0.5 else crop
-        return out
+        # The same batched augmentation as Holdfast's: the comparison is of the loops alone.
+        return self.augment(self.images[rows], rows, 0, 0).float() / 255
 
 
 def main() -> None:
@@ -112,7 +108,11 @@ def main() -> None:
         "pixels": dataset.train.pixels,
         **circumstances("cpu"),
     }
-    print(json.dumps({k: result[k] for k in ("model", "images_per_second", "ratio", "machine")}, indent=2))
+    print(
+        json.dumps(
+            {k: result[k] for k in ("model", "images_per_second", "ratio", "machine")}, indent=2
+        )
+    )
     if options.out:
         write_json(options.out, result)
 

@@ -1,10 +1,10 @@
 """Holdfast: image classifiers that stay right under attack, and honest figures about them.
 
-    import holdfast as hf
+import holdfast as hf
 
-    threat = hf.Threat("linf", 8 / 255)
-    result = hf.evaluate(model, images, labels, threat, suite="apgd")
-    result.robust_accuracy
+threat = hf.Threat("linf", 8 / 255)
+result = hf.evaluate(model, images, labels, threat, suite="apgd")
+result.robust_accuracy
 """
 
 from . import attacks, data, defences, uncertainty

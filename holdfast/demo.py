@@ -56,7 +56,9 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> Path:
         table.add_column(column)
     for name, recipe in RECIPES.items():
         training = out / name / "training"
-        fit_recipe(recipe_from({**SHARED, **recipe}), digits, training, seed=seed, progress=progress)
+        fit_recipe(
+            recipe_from({**SHARED, **recipe}), digits, training, seed=seed, progress=progress
+        )
         verdict = out / name / "verdict"
         result = evaluate_command(
             str(training),

@@ -146,8 +146,10 @@ class L0:
         return (delta.flatten(1) != 0).sum(1).to(delta.dtype)
 
     def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"]) -> Images:
-        delta = (x_adv.clamp(0, 1) - x).flatten(1)
-        order = delta.abs().argsort(dim=1, descending=True, stable=True)
+        wanted, delta = (x_adv - x).flatten(1), (x_adv.clamp(0, 1) - x).flatten(1)
+        # By how much moving a component brings the point closer to x_adv, squared.
+        gain = delta * (2 * wanted - delta)
+        order = gain.argsort(dim=1, descending=True, stable=True)
         rank = torch.empty_like(order).scatter_(
             1, order, torch.arange(delta.shape[1], device=x.device).expand_as(order)
         )

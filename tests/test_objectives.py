@@ -287,7 +287,7 @@ def standing(model: nn.Module) -> float:
     [
         ("n-fgsm", {"noise": 1.0}),
         ("pgd", {"steps": 4, "step_size": 0.5}),
-        ("trades", {"steps": 3, "step_size": 0.5, "beta": 3.0}),
+        ("trades", {"steps": 3, "step_size": 0.5, "beta": 2.0}),
     ],
 )
 def test_adversarial_objectives_raise_pgd_accuracy_by_20_points(name, arguments, undefended):

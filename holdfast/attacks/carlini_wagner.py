@@ -64,16 +64,20 @@ class CarliniWagner(MinimumNorm):
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)
         inner = torch.atanh((items.images * 2 - 1) * INSIDE)
-        return self.begin(items, items.images) | adam_start(inner) | {
-            "inner": inner,
-            "weight": torch.full_like(items.eps, self.weight),
-            "too_small": torch.zeros_like(items.eps),  # the largest c that failed
-            "enough": torch.full_like(items.eps, torch.inf),  # the smallest c that did not
-            "succeeded": torch.zeros_like(items.labels, dtype=torch.bool),  # in this search
-            "search": torch.zeros_like(items.labels),
-            "moves": torch.zeros_like(items.labels),  # in this search
-            "loss_before": torch.full_like(items.eps, torch.inf),  # at the last check
-        }
+        return (
+            self.begin(items, items.images)
+            | adam_start(inner)
+            | {
+                "inner": inner,
+                "weight": torch.full_like(items.eps, self.weight),
+                "too_small": torch.zeros_like(items.eps),  # the largest c that failed
+                "enough": torch.full_like(items.eps, torch.inf),  # the smallest c that did not
+                "succeeded": torch.zeros_like(items.labels, dtype=torch.bool),  # in this search
+                "search": torch.zeros_like(items.labels),
+                "moves": torch.zeros_like(items.labels),  # in this search
+                "loss_before": torch.full_like(items.eps, torch.inf),  # at the last check
+            }
+        )
 
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         x, looked, weight = state["x"], state["point"], state["weight"]

@@ -49,9 +49,7 @@ class DDN(MinimumNorm):
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)
-        return self.begin(items, items.images) | {
-            "radius": torch.full_like(items.eps, self.radius)
-        }
+        return self.begin(items, items.images) | {"radius": torch.full_like(items.eps, self.radius)}
 
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         x, looked, age = state["x"], state["point"], state["age"]

@@ -119,9 +119,7 @@ class HopSkipJump(MinimumNorm):
         baseline = torch.where(mean.abs() < 1, mean, 0.0)
         normal = threat.table.steepest(signed - per_item(baseline, x) * total)
         direction = pick(estimated, normal, state["direction"])
-        length = torch.where(
-            estimated, reach / state["round"].clamp_min(1).sqrt(), state["length"]
-        )
+        length = torch.where(estimated, reach / state["round"].clamp_min(1).sqrt(), state["length"])
         length = torch.where(leaps & ~fooled, length / 2, length)
         lost = leaps & ~fooled & (length < SHORTEST_LEAP * reach)
 

@@ -120,9 +120,7 @@ def _signs(seeds: Tensor, counter: int | Tensor, shape: tuple[int, ...]) -> Tens
     return (draws.uniform(seeds, counter, shape) < 0.5).float() * 2 - 1
 
 
-def _window(
-    corner: Tensor, side: Tensor, height: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
+def _window(corner: Tensor, side: Tensor, height: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
     """A square window in each image.
 
     Args:

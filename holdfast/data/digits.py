@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from sklearn.datasets import load_digits
 
 from .. import draws
 from .base import DataSet, Split
@@ -23,6 +22,9 @@ def load() -> DataSet:
         Images uint8 (N, 1, 8, 8), the grey levels 0..16 stretched to 0..255; validation and test
         hold 30 of each digit. An image's file name is `digit_` and its number in the original.
     """
+    # scikit-learn takes a second to import, which only those who ask for digits should wait.
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     # 255/16 is no integer, so the levels are rounded.
     levels = np.rint(images.reshape(-1, 1, 8, 8) * (255 / 16)).astype(np.uint8)

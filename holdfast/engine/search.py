@@ -349,6 +349,7 @@ class Search:
             ledger.stage[image], ledger.item[image] = number, first
             if stage.attack.targeted:
                 ledger.target[image] = self.order[image, first // stage.restarts]
+            assert business.won_point is not None
             ledger.score[image] = business.won_score
             ledger.adversarial[image] = business.won_point
             self.journal.broken(ledger, image)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 from unittest import mock
 
 import torch
@@ -56,9 +57,9 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
 def _backward_calls() -> Iterator[list[int]]:
     """Counts backward passes made inside."""
     calls = [0]
-    run = torch.autograd.graph._engine_run_backward  # type: ignore[attr-defined]
+    run = torch.autograd.graph._engine_run_backward
 
-    def counting(*arguments: object, **named: object) -> object:
+    def counting(*arguments: Any, **named: Any) -> object:
         calls[0] += 1
         return run(*arguments, **named)
 

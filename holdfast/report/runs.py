@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..errors import InputError
+from ..evaluation.intervals import interval
 from ..files import read_json
 from ..threat import Threat
 
@@ -39,15 +40,11 @@ class Accuracy:
 
     @classmethod
     def of(cls, count: int, n: int) -> Accuracy:
-        """`count` of n with Wilson's score interval (Wilson, JASA 1927)."""
+        """`count` of n with its 95 % interval; no value where n is 0."""
         if n == 0:
             return cls(None, n=0)
-        z, p = 1.959964, count / n
-        centre = p + z * z / (2 * n)
-        spread = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n))
-        scale = 1 + z * z / n
-        low, high = (centre - spread) / scale, (centre + spread) / scale
-        return cls(p, max(0.0, low), min(1.0, high), n)
+        low, high = interval(count, n)
+        return cls(count / n, low, high, n)
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ import csv
 import io
 import json
 import math
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from ..data.augment import Augment
 from ..data.base import DataSet, Split
 from ..errors import HoldfastError, InputError
 from ..files import make_folder, write_atomically, write_json
-from ..models import build, save_checkpoint
+from ..models import build, load_checkpoint, save_checkpoint
 from ..progress import ProgressLine, clock
 from ..runs import circumstances, digest, identity, open_run, withdraw_run
 from ..threat import Threat
@@ -32,6 +32,9 @@ from .averaging import WeightAverage, estimate_statistics
 from .budget import Schedule, one_cycle, parse_seconds
 from .objectives import Batch, Objective, objective_named
 from .recipe import Recipe
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints inside an epoch
 STATISTICS_BATCHES = 8  # that batch-norm statistics of the averaged weights come from
@@ -572,8 +575,6 @@ def fit_recipe(
             },
         )
     fabric.barrier()
-    from ..models import load_checkpoint
-
     return TrainingResult(
         run,
         load_checkpoint(run / "model"),
@@ -587,6 +588,4 @@ def fit_recipe(
 
 def _launched() -> bool:
     """Whether torchrun or Slurm started this process as one of several."""
-    import os
-
     return int(os.environ.get("WORLD_SIZE", os.environ.get("SLURM_NTASKS", "1"))) > 1

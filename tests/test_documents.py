@@ -1,0 +1,29 @@
+"""Documents say what the result files say, and nothing that belongs to one machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def test_readme_table_is_made_from_the_results() -> None:
+    done = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "table.py", "--check"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("file", sorted(ROOT.glob("recipes/*.yaml")), ids=lambda f: f.name)
+def test_every_recipe_is_valid(file: Path) -> None:
+    from holdfast.training import load_recipe
+    from holdfast.training.objectives import objective_named
+
+    recipe = load_recipe(file)
+    objective_named(recipe.objective.name, recipe.objective.arguments)
