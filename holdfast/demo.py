@@ -55,11 +55,11 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> Path:
     for column in ("model", "standard accuracy", "robust accuracy", "n"):
         table.add_column(column)
     for name, recipe in RECIPES.items():
-        training = out / name / "training"
+        training = out / name
         fit_recipe(
             recipe_from({**SHARED, **recipe}), digits, training, seed=seed, progress=progress
         )
-        verdict = out / name / "verdict"
+        verdict = out / f"{name}-verdict"
         result = evaluate_command(
             str(training),
             "digits",

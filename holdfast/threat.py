@@ -241,6 +241,7 @@ class Threat:
     def __str__(self) -> str:
         named = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}[self.norm]
         over_255 = self.eps * 255
-        if self.norm == "linf" and abs(over_255 - round(over_255, 1)) < 1e-6:
+        short = len(f"{self.eps:g}") <= 4
+        if self.norm == "linf" and not short and abs(over_255 - round(over_255, 1)) < 1e-6:
             return f"{named} {over_255:g}/255"
         return f"{named} {self.eps:g}"

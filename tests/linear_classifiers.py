@@ -6,6 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from holdfast import draws
+from holdfast.attacks import Items, Oracle
 from holdfast.threat import NORMS
 
 
@@ -92,3 +94,36 @@ def assert_minimal(model: Linear, norm: str, points: Tensor, tolerance: float = 
     ratio = NORMS[norm].distance(points - model.images).double().numpy() / model.optimum(norm)
     assert (ratio >= 1 - 1e-4).all(), f"closer than is possible: {ratio}"
     assert (ratio <= 1 + tolerance).all(), f"too far: {ratio}"
+
+
+def assert_items_are_independent(attack, model: Linear, threat, looks: int = 12) -> None:
+    """An item's search is the same alone as beside items of another age; no state is mutated."""
+    rows = torch.arange(len(model.images))
+    items = Items(
+        images=model.images,
+        labels=model.labels,
+        targets=(model.labels + 1) % len(model.bias) if attack.targeted else 0 * rows - 1,
+        eps=threat.radii(model.images) * (1 + rows / 10),
+        seeds=draws.item_seeds(0, rows),
+    )
+    oracle = Oracle(model)
+
+    def stepped(state, count):
+        for _ in range(count):
+            before = {key: value.clone() for key, value in state.items()}
+            after = attack.step(oracle, state, threat)
+            assert after.keys() == state.keys()
+            assert all(len(value) == len(state["age"]) for value in after.values())
+            assert all(torch.equal(value, before[key]) for key, value in state.items())
+            state = after
+        return state
+
+    old = stepped(attack.start(items.select(rows[:2]), threat), looks // 2)
+    young = attack.start(items.select(rows[2:3]), threat)
+    together = stepped({k: torch.cat([old[k], young[k]]) for k in old}, looks // 2)
+    whole = stepped(attack.start(items.select(rows[:3]), threat), looks // 2)
+    young_alone = {key: value[2:3] for key, value in whole.items()}
+    old_alone = {key: value[:2] for key, value in stepped(whole, looks // 2).items()}
+    for key, value in together.items():
+        alone = torch.cat([old_alone[key], young_alone[key]])
+        torch.testing.assert_close(value, alone, rtol=1e-4, atol=1e-5, msg=f"{key} differs")

@@ -132,3 +132,317 @@ def test_the_right_target_is_reached_among_many_classes(norm):
 def test_attacks_that_do_nothing_or_the_opposite_fail_these_tests(attack, norm):
     with pytest.raises(AssertionError, match="standing"):
         assert_strong(attack, linear(2, "free"), norm, 1.5)
+
+
+# -- state: batch-first, unchanged by steps ---------------------------------------------------
+
+ALL = [
+    (FGSM(), "linf"),
+    (FGSM(noise=2, clip=False, step=1.25), "linf"),
+    (PGD(steps=8), "linf"),
+    (PGD(steps=8, momentum=0.9, loss="dlr"), "l2"),
+    (PGD(steps=8), "l1"),
+    (APGD(steps=12), "linf"),
+    (APGD(steps=12, loss="dlr"), "l2"),
+    (APGD(steps=12, loss="margin"), "l1"),
+    (APGD(steps=12, loss="dlr", targeted=True), "linf"),
+    (Square(queries=12), "linf"),
+    (Square(queries=12), "l2"),
+    (Square(queries=12), "l1"),
+]
+EPS = {"linf": 0.05, "l2": 0.4, "l1": 2.0}
+
+
+def net_items(n: int, norm: str, targeted: bool) -> tuple[models.Net, Items]:
+    model, x = models.Net(classes=5), models.images(n)
+    labels = models.answers(model, x)
+    eps = EPS[norm] * torch.linspace(0.5, 1.5, n)
+    return model, items_for(x, labels, eps, (labels + 1) % 5 if targeted else None)
+
+
+def assert_same(a: State, b: State) -> None:
+    assert a.keys() == b.keys()
+    for key in a:
+        assert torch.equal(a[key], b[key]), key
+
+
+@pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
+def test_items_of_different_ages_share_a_batch(attack, norm):
+    threat = Threat(norm, 1)
+    model, items = net_items(6, norm, attack.targeted)
+    early, late = items.select(torch.arange(4)), items.select(torch.arange(4, 6))
+    state = steps_of(attack, model, early, threat, 2)
+    # The second item leaves, two fresh ones come, and the order is turned around.
+    fresh = attack.start(late, threat)
+    rows = torch.tensor([5, 4, 3, 2, 0])
+    state = {key: torch.cat([state[key], fresh[key]])[rows] for key in state}
+    oracle = Oracle(model)
+    for _ in range(7):
+        state = attack.step(oracle, state, threat)
+    for row, (item, age) in enumerate([(5, 7), (4, 7), (3, 9), (2, 9), (0, 9)]):
+        alone = steps_of(attack, model, items.select(torch.tensor([item])), threat, age)
+        assert_same({k: v[row : row + 1] for k, v in state.items()}, alone)
+
+
+@pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
+def test_steps_leave_the_old_state_alone(attack, norm):
+    threat = Threat(norm, 1)
+    model, items = net_items(3, norm, attack.targeted)
+    oracle, state = Oracle(model), attack.start(items, threat)
+    for _ in range(6):
+        kept = {key: value.clone() for key, value in state.items()}
+        new = attack.step(oracle, state, threat)
+        assert_same(state, kept)
+        state = new
+
+
+@pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
+def test_an_attack_costs_what_it_says(attack, norm):
+    threat = Threat(norm, 1)
+    model, items = net_items(2, norm, attack.targeted)
+    counted = models.Counted(model)
+    oracle, state, looks = Oracle(counted), attack.start(items, threat), 0
+    while not state["finished"].all():
+        state, looks = attack.step(oracle, state, threat), looks + 1
+    assert looks == attack.looks == oracle.forwards
+    assert counted.forwards == 2 * looks
+    assert counted.backwards == 2 * oracle.backwards == (2 * looks if attack.needs_gradient else 0)
+    assert torch.equal(state["age"], torch.full((2,), looks))
+
+
+@pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
+def test_best_is_the_least_margin_that_was_looked_at(attack, norm):
+    threat = Threat(norm, 1)
+    model, items = net_items(4, norm, attack.targeted)
+    state, seen = attack.start(items, threat), []
+    for _ in range(attack.looks):
+        if norm != "l1" or threat.contains(state["point"], items.images, items.eps).all():
+            seen.append(-margin_loss(model(state["point"]), items.labels, -torch.ones_like(items.labels)))
+        state = attack.step(Oracle(model), state, threat)
+    least = torch.stack(seen).amin(0)
+    assert torch.equal(state["score"], least)
+    again = -margin_loss(model(state["best"]), items.labels, -torch.ones_like(items.labels))
+    assert torch.equal(again, least)
+
+
+# -- APGD as published ------------------------------------------------------------------------
+
+
+def test_apgd_looks_back_at_the_papers_checkpoints():
+    # p₁ = 0.22, p_{j+1} = p_j + max(p_j − p_{j−1} − 0.03, 0.06): section 3 of the paper.
+    before, here, expected = 0, 22, []
+    while here <= 100:
+        expected.append(here)
+        before, here = here, here + max(here - before - 3, 6)
+    model, items = net_items(2, "linf", False)
+    attack, threat = APGD(steps=100), Threat("linf", 1)
+    state, seen = attack.start(items, threat), []
+    for look in range(attack.looks):
+        old, state = state["until_checkpoint"], attack.step(Oracle(model), state, threat)
+        if look and (state["until_checkpoint"] != old - 1).all():
+            seen.append(look)
+    assert seen == expected == [22, 41, 57, 70, 80, 87, 93, 99]
+
+
+def published_apgd(model, x, y, start, eps, steps, norm):
+    """Algorithm 1 of the paper, for one image, as plainly as it is written there."""
+    def value(point):
+        point = point.clone().requires_grad_()
+        loss = torch.nn.functional.cross_entropy(model(point), y, reduction="sum")
+        return float(loss), torch.autograd.grad(loss, point)[0]
+
+    def project(point):
+        if norm == "linf":
+            return (x + (point - x).clamp(-eps, eps)).clamp(0, 1)
+        return (x + (point - x) * min(1, eps / float((point - x).norm()))).clamp(0, 1)
+
+    checkpoints, before, here = [], 0, 0.22
+    while here <= 1:
+        checkpoints.append(-int(-here * steps // 1))
+        before, here = here, here + max(here - before - 0.03, 0.06)
+    eta, points, losses = 2 * eps, [start, start], []
+    best, f_best, last, halved, f_last = start, -1e9, 0, True, -1e9
+    for k in range(steps + 1):
+        f, gradient = value(points[-1])
+        losses.append(f)
+        if f > f_best:
+            best, f_best, g_best = points[-1], f, gradient
+        if k == 0:
+            f_last = f
+        x_k = points[-1]
+        if k in checkpoints:
+            window = range(last, k)
+            rises = sum(losses[i + 1] > losses[i] for i in window)
+            one, two = rises < 0.75 * (k - last) + 1e-9, not halved and f_last >= f_best
+            halved, f_last, last = one or two, f_best, k
+            if halved:
+                eta, x_k, gradient = eta / 2, best, g_best
+        direction = gradient.sign() if norm == "linf" else gradient / gradient.norm()
+        z = project(x_k + eta * direction)
+        alpha = 0.75 if k else 1.0
+        new = project(x_k + alpha * (z - x_k) + (1 - alpha) * (x_k - points[-2]))
+        points = [*points[:-1], x_k, new]
+    return losses
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_apgd_walks_as_the_published_algorithm(norm):
+    steps, threat = 50, Threat(norm, 1)
+    model, items = net_items(4, norm, False)
+    attack = APGD(steps=steps)
+    state = attack.start(items, threat)
+    start, values = state["point"], []
+    for _ in range(attack.looks):
+        state = attack.step(Oracle(model), state, threat)
+        values.append(state["last_loss"])
+    for i in range(4):
+        one = slice(i, i + 1)
+        expected = published_apgd(
+            model, items.images[one], items.labels[one], start[one], float(items.eps[i]), steps, norm
+        )
+        torch.testing.assert_close(
+            torch.stack(values)[:, i], torch.tensor(expected), rtol=1e-3, atol=1e-4
+        )
+
+
+def test_l1_apgd_shrinks_its_ball_and_counts_only_points_of_the_last_one():
+    attack, threat = APGD(steps=20), Threat("l1", 1)
+    model, items = net_items(3, "l1", False)
+    state, radii = attack.start(items, threat), []
+    for look in range(attack.looks):
+        radii.append((threat.distance(state["point"], items.images) / items.eps).amax().item())
+        state = attack.step(Oracle(model), state, threat)
+        assert bool(state["score"].isinf().all()) == (look < 12)
+    assert max(radii[:6]) <= 3 * (1 + 1e-5) and max(radii[:6]) > 2
+    assert max(radii[6:12]) <= 2 * (1 + 1e-5)
+    assert max(radii[12:]) <= 1 + 1e-5
+
+
+# -- called alone -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("attack", "norm"), [case for case in ALL if not getattr(case[0], "noise", 0)], ids=repr
+)
+def test_an_attack_called_alone_returns_legal_points(attack, norm):
+    model, x = models.Net(classes=5), models.images(9)
+    labels = models.answers(model, x)
+    labels[3] = (labels[3] + 1) % 5  # a clean mistake
+    threat = Threat(norm, EPS[norm])
+    whole = attack(model, x, labels, threat)
+    assert whole.shape == x.shape and whole.dtype == torch.float32
+    assert threat.contains(whole, x).all()
+    assert torch.equal(whole[3], x[3])
+    assert not torch.equal(whole[0], x[0])
+    assert torch.equal(attack(model, x, labels, threat, batch_size=4), whole)
+    assert torch.equal(attack(model, x, labels, threat, seed=0), whole)
+
+
+def test_seeds_change_random_starts():
+    model, x = models.Net(classes=5, scale=0.1), models.images(3)
+    labels = models.answers(model, x)
+    threat = Threat("linf", 0.01)
+    a, b = (APGD(steps=2)(model, x, labels, threat, seed=s) for s in (0, 1))
+    assert not torch.equal(a, b)
+
+
+def test_a_targeted_attack_takes_targets():
+    model, x = models.linear(4), models.images(6)
+    labels = models.answers(model, x)
+    targets = (labels + 2) % 4
+    attack = APGD(steps=30, loss="margin", targeted=True)
+    points = attack(model, x, labels, Threat("linf", 0.5), targets=targets)
+    reached = models.answers(model, points)
+    assert (reached != labels).all() and (reached == targets).sum() >= 4
+
+
+def test_nothing_of_the_model_or_the_world_is_changed():
+    model, x = models.Net(classes=5), models.images(2)
+    labels = models.answers(model, x)
+    kept, state = x.clone(), torch.get_rng_state()
+    APGD(steps=3)(model, x, labels, Threat("linf", 0.1))
+    assert torch.equal(x, kept) and not x.requires_grad
+    assert torch.equal(torch.get_rng_state(), state)
+    assert all(p.grad is None for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (3, 4, 9), (1, 9, 2), (2, 1, 7)], ids=lambda s: "x".join(map(str, s))
+)
+@pytest.mark.parametrize(("attack", "norm"), ALL[2:], ids=repr)
+def test_images_of_any_shape(attack, norm, shape):
+    model, x = models.Net(classes=3, shape=shape), models.images(3, shape)
+    labels = models.answers(model, x)
+    threat = Threat(norm, 0.2)
+    assert threat.contains(attack(model, x, labels, threat), x).all()
+
+
+@pytest.mark.parametrize(("attack", "norm"), ALL[2:], ids=repr)
+def test_a_model_without_gradient_leaves_points_legal(attack, norm):
+    flat = models.Wrapped(models.linear(3), before=torch.round)
+    x = models.images(4)
+    labels = models.answers(flat, x)
+    threat = Threat(norm, EPS[norm])
+    assert threat.contains(attack(flat, x, labels, threat), x).all()
+
+
+def test_expectation_over_transformation_averages_and_counts_copies():
+    model = models.Counted(models.linear(3))
+    x = models.images(2)
+    oracle = Oracle(model, samples=5)
+    torch.testing.assert_close(oracle.logits(x), models.linear(3)(x))
+    gradient, _, _ = oracle.gradient(x, lambda z: z[:, 0])
+    expected = models.linear(3).weight[0].float().expand_as(gradient)
+    torch.testing.assert_close(gradient, expected)
+    assert (oracle.forwards, oracle.backwards) == (10, 5)
+    assert (model.forwards, model.backwards) == (20, 10)
+
+
+def test_settings_are_json():
+    # They are part of a run's identity.
+    def own(z, labels, targets):
+        return margin_loss(z, labels, targets)
+
+    for attack in [*(case[0] for case in ALL), PGD(loss=own)]:
+        described = suite_named(attack).describe()
+        assert json.loads(json.dumps(described)) == described
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: PGD(steps=0),
+        lambda: PGD(start="middle"),
+        lambda: PGD(loss="cw"),
+        lambda: APGD(steps=0),
+        lambda: APGD(loss="ce", targeted=True),
+        lambda: Square(queries=0),
+        lambda: Square(area=1.5),
+        lambda: suite_named("apdg"),
+        lambda: PGD()(models.linear(2), models.images(1), torch.tensor([0]), Threat("l0", 3)),
+        lambda: PGD()(models.linear(2), models.images(1), torch.tensor([2]), Threat("l2", 3)),
+        lambda: PGD()(models.linear(2), models.images(2), torch.tensor([0]), Threat("l2", 3)),
+        lambda: PGD()(models.linear(2), models.images(1) + 1, torch.tensor([0]), Threat("l2", 3)),
+    ],
+)
+def test_what_makes_no_sense_is_refused_in_one_line(make):
+    with pytest.raises(InputError) as refused:
+        make()
+    assert "\n" not in str(refused.value)
+
+
+def test_the_message_names_the_image_in_the_whole():
+    broken = models.Wrapped(
+        models.linear(2), after=lambda z: torch.where(z[:, :1] > 1e6, torch.nan, z)
+    )
+    x = models.images(7)
+    spoilt = models.Wrapped(broken, after=lambda z: z)
+    bad = x[5].clone()
+
+    def model(images):
+        z = spoilt(images)
+        return torch.where((images == bad).flatten(1).all(1)[:, None], torch.nan, z)
+
+    labels = models.answers(model, x)
+    with pytest.raises(InputError, match="image 5"):
+        PGD(steps=1)(model, x, labels, Threat("linf", 0.1), batch_size=2)

@@ -161,6 +161,30 @@ def test_pixelate_and_jpeg_are_pillows(severity):
     assert found.numpy() == pytest.approx(np.array(Image.open(file)), abs=0.1)
 
 
+def test_weather_on_a_grey_day():
+    grey = torch.full((20, 3, 32, 32), 102 / 255)
+    # Between the flakes, snow leaves 0.8 x + 0.2 max(x, 1.5 x + 0.5).
+    assert corrupt(grey, "snow", 5).amin().item() == pytest.approx(0.8 * 0.4 + 0.2 * 1.1, abs=3e-3)
+    # Fog leaves the brightest value, and where it is thinnest takes off its share.
+    fog = corrupt(grey, "fog", 4)
+    assert fog.amax((1, 2, 3)).tolist() == pytest.approx([0.4] * 20, abs=3e-3)
+    assert fog.amin((1, 2, 3)).tolist() == pytest.approx([0.4 * 0.4 / 1.4] * 20, abs=3e-3)
+    # Ice is between a third and all of its own brightness, and blue.
+    ice = (corrupt(grey, "frost", 5) - 0.75 * grey) / 0.45
+    assert 0.29 < ice.amin() < ice.amax() < 1.01
+    assert (ice[:, 2] > ice[:, 0]).all()
+
+
+def test_a_cloud_is_as_rough_as_its_decay():
+    """Displacements fall by decay² a halving, so neighbours differ by about that power of it."""
+    seeds = torch.arange(40)
+    steps = [
+        corruptions._plasma(seeds, 32, 32, decay).diff(dim=2).abs().mean().item()
+        for decay in (3.0, 2.0, 1.75, 1.4)
+    ]
+    assert steps == pytest.approx([0.036, 0.05, 0.06, 0.12], rel=0.25)
+
+
 def test_zoom_blur_smears_outward_and_more_so_at_the_edge():
     image = torch.zeros(1, 1, 32, 32)
     image[..., 6] = image[..., 14] = 1

@@ -38,7 +38,7 @@ def network(seed: int, channels: int = 2, classes: int = 4) -> nn.Module:
     return model
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([0.0, 1 / 255, 8 / 255, 0.3, 1.0]))
 def test_no_point_of_the_ball_leaves_the_bounds(seed, eps):
     model, images = network(seed), torch.rand(4, 2, 8, 8)

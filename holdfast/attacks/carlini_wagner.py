@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..threat import Threat, per_item
 from .adam import adam_move, adam_start
 from .base import Items, Oracle, State, pick
-from .losses import margin
+from .losses import margin_loss
 from .minimum_norm import MinimumNorm
 
 INSIDE = 1 - 1e-6  # the box's own edge lies at infinity in the new variables
@@ -29,6 +29,8 @@ class CarliniWagner(MinimumNorm):
         searches: values of c that are tried.
         length: Adam's step, in w.
         weight: the first c, above 0.
+        targeted: approach the boundary between the label and the item's target class; otherwise
+            that of the strongest wrong class at each point.
         stop_inside: see `MinimumNorm`.
 
     Cost: at most searches × steps forwards and as many backwards.
@@ -37,7 +39,6 @@ class CarliniWagner(MinimumNorm):
         InputError: a setting outside its range.
     """
 
-    name = "carlini-wagner"
     norms = frozenset({"l2"})
 
     def __init__(
@@ -47,6 +48,7 @@ class CarliniWagner(MinimumNorm):
         searches: int = 9,
         length: float = 0.01,
         weight: float = 1e-3,
+        targeted: bool = False,
         stop_inside: bool = True,
     ):
         for name, count in (("steps", steps), ("searches", searches)):
@@ -56,8 +58,15 @@ class CarliniWagner(MinimumNorm):
             if value <= 0:
                 raise InputError(f"{name} must be above 0, not {value}")
         super().__init__(
-            steps=steps, searches=searches, length=length, weight=weight, stop_inside=stop_inside
+            steps=steps,
+            searches=searches,
+            length=length,
+            weight=weight,
+            targeted=targeted,
+            stop_inside=stop_inside,
         )
+        self.name = "carlini-wagner-targeted" if targeted else "carlini-wagner"
+        self.targeted = targeted
         self.steps, self.searches, self.length, self.weight = steps, searches, length, weight
         self.looks = steps * searches
 
@@ -82,7 +91,8 @@ class CarliniWagner(MinimumNorm):
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         x, looked, weight = state["x"], state["point"], state["weight"]
         gradient, logits, value = model.gradient(
-            looked, lambda z: margin(z, state["labels"]).clamp_min(0)
+            looked,
+            lambda z: (-margin_loss(z, state["labels"], state["targets"])).clamp_min(0),
         )
         delta = looked - x
         loss = delta.flatten(1).square().sum(1) + weight * value

@@ -23,9 +23,12 @@ class FMN(MinimumNorm):
 
     Args:
         steps: moves after the start.
-        length: of the first step in the L2 norm, image units; it falls to a hundredth.
+        length: of the first step in the L2 norm, image units; it falls to a hundredth. By default
+            1, but 10 in L0, where a component had better go all the way at once.
         rate: share by which the radius changes at first, in (0, 1); it falls to `last_rate`.
         last_rate: in (0, rate].
+        targeted: approach the boundary between the label and the item's target class; otherwise
+            that of the strongest wrong class at each point.
         stop_inside: see `MinimumNorm`.
 
     Cost: steps + 1 forwards and as many backwards.
@@ -34,29 +37,36 @@ class FMN(MinimumNorm):
         InputError: a setting outside its range.
     """
 
-    name = "fmn"
     norms = frozenset({"linf", "l2", "l1", "l0"})
 
     def __init__(
         self,
         *,
         steps: int = 100,
-        length: float = 1.0,
+        length: float | None = None,
         rate: float = 0.05,
         last_rate: float = 0.001,
+        targeted: bool = False,
         stop_inside: bool = True,
     ):
         if steps < 1:
             raise InputError(f"steps must be at least 1, not {steps}")
-        if length <= 0:
+        if length is not None and length <= 0:
             raise InputError(f"length must be above 0, not {length}")
         if not 0 < last_rate <= rate < 1:
             raise InputError(
                 f"rates must satisfy 0 < last_rate ≤ rate < 1, not {last_rate} and {rate}"
             )
         super().__init__(
-            steps=steps, length=length, rate=rate, last_rate=last_rate, stop_inside=stop_inside
+            steps=steps,
+            length=length,
+            rate=rate,
+            last_rate=last_rate,
+            targeted=targeted,
+            stop_inside=stop_inside,
         )
+        self.name = "fmn-targeted" if targeted else "fmn"
+        self.targeted = targeted
         self.steps, self.length, self.rate, self.last_rate = steps, length, rate, last_rate
         self.looks = steps + 1
 
@@ -82,7 +92,8 @@ class FMN(MinimumNorm):
             shrunk = (state["radius"] * (1 - rate)).minimum(state["distance"])
             radius = torch.where(fooled, shrunk, grown)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
-        length = cosine(age, self.steps, self.length, self.length / 100) / size
+        first = self.length or (10.0 if threat.norm == "l0" else 1.0)
+        length = cosine(age, self.steps, first, first / 100) / size
         moved = looked + per_item(length, x) * gradient
         state["radius"] = radius
         if threat.norm == "l0":

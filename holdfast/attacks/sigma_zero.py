@@ -8,7 +8,7 @@ from ..errors import InputError
 from ..threat import Threat, per_item
 from .adam import adam_move, adam_start
 from .base import Items, Oracle, State
-from .losses import margin
+from .losses import margin_loss
 from .minimum_norm import MinimumNorm, cosine
 
 
@@ -27,6 +27,8 @@ class SigmaZero(MinimumNorm):
         smoothness: σ, above 0.
         threshold: the first one, in [0, 1].
         rate: threshold change a step, in units of the step length.
+        targeted: approach the boundary between the label and the item's target class; otherwise
+            that of the strongest wrong class at each point.
         stop_inside: see `MinimumNorm`.
 
     Cost: steps + 1 forwards and as many backwards.
@@ -35,7 +37,6 @@ class SigmaZero(MinimumNorm):
         InputError: a setting outside its range.
     """
 
-    name = "sigma-zero"
     norms = frozenset({"l0"})
 
     def __init__(
@@ -46,6 +47,7 @@ class SigmaZero(MinimumNorm):
         smoothness: float = 1e-3,
         threshold: float = 0.3,
         rate: float = 0.01,
+        targeted: bool = False,
         stop_inside: bool = True,
     ):
         if steps < 1:
@@ -61,8 +63,11 @@ class SigmaZero(MinimumNorm):
             smoothness=smoothness,
             threshold=threshold,
             rate=rate,
+            targeted=targeted,
             stop_inside=stop_inside,
         )
+        self.name = "sigma-zero-targeted" if targeted else "sigma-zero"
+        self.targeted = targeted
         self.steps, self.length, self.smoothness = steps, length, smoothness
         self.threshold, self.rate = threshold, rate
         self.looks = steps + 1
@@ -75,7 +80,8 @@ class SigmaZero(MinimumNorm):
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         x, looked, age = state["x"], state["point"], state["age"]
         gradient, logits, _ = model.gradient(
-            looked, lambda z: margin(z, state["labels"]).clamp_min(0)
+            looked,
+            lambda z: (-margin_loss(z, state["labels"], state["targets"])).clamp_min(0),
         )
         state, fooled = self.record(state, logits, threat)
         delta = looked - x

@@ -111,6 +111,7 @@ class Search:
         self.classes = 0
         self.order = torch.empty(0)  # (N, K) classes by falling clean logit, the label left out
         self.costs: list[StageCost] = []
+        self.looks = 0  # at the model, in this process
 
     def run(self) -> None:
         """Everything that is not in the journal yet."""
@@ -165,7 +166,7 @@ class Search:
             state: dict[int, _Image] = {}
             todo = []
             for item in range(stage.items_per_image(self.classes)):
-                for image in self._open_images(number):
+                for image in (~self.ledger.broken).nonzero().squeeze(1).tolist():
                     # Where the lane before saw no finite score, nothing is known: try again.
                     if lane.near is not None and lane.near < before.get((image, item), 0.0) < inf:
                         continue
@@ -181,12 +182,6 @@ class Search:
                 if not self.ledger.broken[image]:
                     self._charge(image, business, None)
 
-    def _open_images(self, number: int) -> list[int]:
-        """Rows that no stage before this one broke."""
-        broken = self.ledger.broken & (self.ledger.stage < number)
-        mine = self.ledger.broken & (self.ledger.stage >= number)
-        return (~broken & ~mine).nonzero().squeeze(1).tolist()
-
     def _lane(
         self,
         number: int,
@@ -200,7 +195,6 @@ class Search:
         attack = stage.attack
         oracle = Oracle(lane.twin.model)
         queue = deque(todo)
-        total, reported = max(len(todo), 1), 0.0
         rows: list[tuple[int, int]] = []  # (item, image) of each row of the batch
         passes = torch.zeros(0, 2, dtype=torch.int64)  # forwards, backwards of each row
         checked = torch.zeros(0)  # score at which each row was last refused
@@ -259,8 +253,8 @@ class Search:
                 state = {k: v[index] for k, v in state.items()}
                 rows = [rows[i] for i in stay.tolist()]
                 passes, checked = passes[stay], checked[stay]
-            reported = max(reported, 1 - (len(queue) + len(rows)) / total)
-            self._tell(number, stage, (lane_number + reported) / len(self.lanes))
+            self.looks += len(score)
+            self._tell(number, len(queue) * attack.looks + int((attack.looks - state["age"]).sum()))
             yield
 
     def _take(
@@ -361,12 +355,15 @@ class Search:
                 self.ledger.forwards[image] += forwards
                 self.ledger.backwards[image] += backwards
 
-    def _tell(self, number: int, stage: Stage, share: float) -> None:
-        """Share of the whole work: what is left is estimated from the images that still stand."""
-        weights = [s.items_per_image(self.classes) * s.attack.looks for s in self.suite.stages]
-        done = sum(weights[:number]) + share * weights[number]
+    def _tell(self, number: int, left: int) -> None:
+        """Report the share done: looks so far, beside those that are left at most.
+
+        What later stages will need is estimated from the images that stand now.
+        """
         standing = int((~self.ledger.broken).sum())
+        for later in self.suite.stages[number + 1 :]:
+            left += standing * later.items_per_image(self.classes) * later.attack.looks
         self.report(
-            done / sum(weights),
-            f"{stage.attack.name}: {standing} of {len(self.labels)} stand",
+            self.looks / (self.looks + left),
+            f"{self.suite.stages[number].attack.name}: {standing} of {len(self.labels)} stand",
         )

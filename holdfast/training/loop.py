@@ -510,6 +510,8 @@ def fit_recipe(
     Raises:
         InputError: `out` holds another run; a bad recipe; a budget too short for one epoch.
     """
+    from lightning.fabric import Fabric  # takes seconds to import
+
     try:
         fabric = Fabric(
             accelerator=device or "auto",

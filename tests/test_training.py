@@ -1,0 +1,709 @@
+"""The loop: repeatable, resumable after any kill, on time, and honest when something goes wrong."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import multiprocessing
+import os
+import pickle
+import random
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from lightning.fabric import Fabric
+from safetensors.torch import load_file, save_file
+
+import holdfast as hf
+from holdfast import data, files
+from holdfast.data.base import DataSet, Split
+from holdfast.errors import HoldfastError, InputError
+from holdfast.progress import ProgressLine
+from holdfast.training import fit_recipe, loop
+from holdfast.training.objectives import Loss
+from holdfast.training.recipe import Recipe, recipe_from
+
+PER_EPOCH = 3  # steps
+
+
+def tiny(**changes: Any) -> Recipe:
+    """Three steps of 16 images an epoch, on a network of a few hundred weights."""
+    return recipe_from(
+        {
+            "model": {"architecture": "small-cnn", "arguments": {"width": 3}},
+            "threat": {"eps": "0.1"},
+            "augment": {"crop_padding": 1},
+            "validation": {"images": 20, "steps": 2},
+            "batch_size": 16,
+            "epochs": 2,
+            "averaging": 0.9,
+            "precision": "float32",
+            **changes,
+        }
+    )
+
+
+class WithoutTest(DataSet):
+    """A data set whose test images must not be looked at."""
+
+    def __getattribute__(self, name: str) -> Any:
+        assert name != "test", "training looked at the test images"
+        return super().__getattribute__(name)
+
+
+def first(split: Split, n: int) -> Split:
+    return Split(split.images[:n], split.filenames[:n], split.labels[:n], split.pixels)
+
+
+def digits(images: int = 50) -> DataSet:
+    """50 of the digits, which leave two over after three batches, and 24 for validation."""
+    whole = data.load("digits")
+    train, held_out = first(whole.train, images), first(whole.validation, 24)
+    return WithoutTest("digits", whole.classes, train, held_out, held_out)
+
+
+def trainer(run: Path, recipe: Recipe | None = None, seed: int = 0) -> loop.Trainer:
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    return loop.Trainer(recipe or tiny(), digits(), run, seed, fabric)
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "model" / "model.safetensors")
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def figures(run: Path) -> list[dict[str, str]]:
+    """The rows of metrics.csv without what depends on the clock."""
+    with open(run / "metrics.csv", newline="") as table:
+        rows = list(csv.DictReader(table))
+    timed = ("seconds", "images_per_second")
+    return [{k: v for k, v in row.items() if k not in timed} for row in rows]
+
+
+def outcome(run: Path) -> dict[str, Any]:
+    """result.json without what depends on the clock."""
+    result = json.loads((run / "result.json").read_text())
+    return {k: v for k, v in result.items() if k not in ("seconds", "images_per_second")}
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if not p.is_dir()}
+
+
+def one_line(error: pytest.ExceptionInfo) -> str:
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+# -- what a run leaves --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[Path, hf.training.TrainingResult]:
+    """A whole run that looked at no test image."""
+    run = tmp_path_factory.mktemp("training") / "run"
+    return run, fit_recipe(tiny(), digits(), run, seed=3, device="cpu")
+
+
+def test_two_runs_are_the_same_bit_for_bit(finished, tmp_path):
+    run, _ = finished
+    torch.manual_seed(99)  # what the surrounding program draws must not matter
+    fit_recipe(tiny(), digits(), tmp_path / "again", seed=3, device="cpu")
+    assert same(weights(run), weights(tmp_path / "again"))
+    assert figures(run) == figures(tmp_path / "again")
+    fit_recipe(tiny(), digits(), tmp_path / "other", seed=4, device="cpu")
+    assert not same(weights(run), weights(tmp_path / "other"))
+
+
+def test_the_result_agrees_with_the_rows_the_card_and_the_model(finished):
+    run, result = finished
+    rows, written = figures(run), json.loads((run / "result.json").read_text())
+    card = json.loads((run / "model" / "card.json").read_text())
+    assert [int(row["step"]) for row in rows] == [PER_EPOCH, 2 * PER_EPOCH]
+    assert [float(row["epoch"]) for row in rows] == [1, 2]
+    assert written["steps"] == result.steps == 2 * PER_EPOCH
+    assert written["epochs"] == result.epochs == 2
+    assert written["status"] == "complete"
+    assert written["seconds"] == result.seconds > 0
+    best = max(rows, key=lambda row: (float(row["validation_pgd_accuracy"]), int(row["step"])))
+    assert written["best_epoch"] == float(best["epoch"])
+    assert written["validation"] == result.validation
+    assert result.validation["pgd_accuracy"] == float(best["validation_pgd_accuracy"])
+    assert result.validation["n"] == 20
+    held_out = card["figures"]["validation"]
+    assert {k: held_out[k] for k in result.validation} == result.validation
+    assert card["threat"] == {"norm": "linf", "eps": 0.1}
+    assert recipe_from(card["recipe"]) == tiny()
+    assert written["identity"] == json.loads((run / "request.json").read_text())["identity"]
+
+    validation = digits().validation
+    images = data.to_tensor(validation.images)[:20]
+    with torch.no_grad():
+        right = result.model(images).argmax(1) == torch.from_numpy(validation.labels[:20])
+    assert float(right.float().mean()) == pytest.approx(result.validation["standard_accuracy"])
+    assert not result.model.training
+    assert not any(module.training for module in result.model.modules())
+    assert {p.name for p in run.iterdir()} == {
+        "request.json",
+        "result.json",
+        "metrics.csv",
+        "model",
+        "checkpoints",
+    }
+
+
+def test_the_kept_weights_have_the_statistics_of_their_own(finished):
+    """Batch-norm statistics of the kept average are those of attacked images seen through it."""
+    run, result = finished
+    norm = result.model.body[1]
+    assert not torch.equal(norm.running_var, torch.ones_like(norm.running_var))
+    again = trainer(run, seed=3)
+    again.average.model.load_state_dict(result.model.state_dict())
+    again._fit_statistics()
+    assert torch.equal(again.average.model.body[1].running_mean, norm.running_mean)
+    assert torch.equal(again.average.model.body[7].running_var, result.model.body[7].running_var)
+    assert not again.average.model.training
+
+
+def test_the_same_command_again_changes_nothing(finished):
+    run, result = finished
+    before = contents(run)
+    again = fit_recipe(tiny(), digits(), run, seed=3, device="cpu")
+    assert contents(run) == before
+    assert again.validation == result.validation
+    assert again.steps == result.steps
+
+
+@pytest.mark.parametrize(
+    ("change", "seed", "names"),
+    [({"epochs": 3}, 3, "epochs"), ({"objective": {"name": "pgd"}}, 3, "pgd"), ({}, 4, "seed")],
+)
+def test_another_run_in_the_folder_is_refused(finished, change, seed, names):
+    run, _ = finished
+    before = contents(run)
+    with pytest.raises(InputError, match="another run") as error:
+        fit_recipe(tiny(**change), digits(), run, seed=seed, device="cpu")
+    assert names in one_line(error)
+    with pytest.raises(InputError, match="another run"):
+        fit_recipe(tiny(), digits(48), run, seed=3, device="cpu")  # other images
+    assert contents(run) == before
+
+
+def test_train_reads_a_recipe_file_and_embedded_data(tmp_path):
+    file = tmp_path / "recipe.yaml"
+    file.write_text("model: {architecture: small-cnn, arguments: {width: 2}}\nprecision: float32")
+    result = hf.train(
+        file,
+        "digits",
+        tmp_path / "run",
+        changes=["epochs=1", "batch_size=600", "validation.steps=1", "validation.images=10"],
+        device="cpu",
+    )
+    assert result.steps == 1  # 1,197 images make one whole batch of 600
+    assert not result.model.training
+
+
+# -- bad input ----------------------------------------------------------------------------------
+
+
+def coloured() -> DataSet:
+    images = np.zeros((20, 3, 8, 8), np.uint8)
+    split = Split(images, np.arange(20).astype(str), np.arange(20) % 10, "made up")
+    return DataSet("coloured", tuple("0123456789"), split, split, split)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "device", "hint"),
+    [
+        (tiny(batch_size=51), digits, "cpu", "batch_size 51 .* 50 images"),
+        (tiny(model={"architecture": "resnet"}), digits, "cpu", "preact-resnet"),
+        (tiny(model={"architecture": "small-cnn", "arguments": {"wide": 1}}), digits, "cpu", "wid"),
+        (
+            tiny(model={"architecture": "small-cnn", "arguments": {"classes": 4}}),
+            digits,
+            "cpu",
+            "4 classes, the data 10",
+        ),
+        (tiny(), coloured, "cpu", "normalises another number of channels"),
+        (tiny(), digits, "banana", "banana"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_written(
+    tmp_path, recipe, given, device, hint
+):
+    with pytest.raises(InputError, match=hint) as error:
+        fit_recipe(recipe, given(), tmp_path / "run", device=device)
+    one_line(error)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_explodes_is_one_line_and_frees_the_folder(tmp_path):
+    wild = tiny(optimiser={"learning_rate": 1e30})
+    with pytest.raises(HoldfastError, match=r"became .* at step") as error:
+        fit_recipe(wild, digits(), tmp_path / "run", device="cpu")
+    assert not isinstance(error.value, InputError)
+    assert "learning_rate" in one_line(error)
+    assert contents(tmp_path / "run") == {}
+    fit_recipe(tiny(epochs=1), digits(), tmp_path / "run", device="cpu")
+
+
+def test_a_loss_that_becomes_nan_later_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    doomed = trainer(run)
+    objective, calls = doomed.objective, []
+
+    def poisoned(*arguments):
+        calls.append(1)
+        loss = objective(*arguments)
+        return loss if len(calls) < 3 else Loss(loss.value * torch.nan, loss.logits)
+
+    doomed.objective = poisoned
+    poisoned.attacked, poisoned.caution = objective.attacked, 0
+    with (
+        pytest.raises(HoldfastError, match="became nan at step 2"),
+        ProgressLine("", False) as line,
+    ):
+        doomed.fit(line)
+    after = trainer(run)
+    assert after.restore("latest")
+    assert after.schedule.steps == 2
+    assert all(t.isfinite().all() for t in after._tensors().values())
+
+
+def test_weights_that_become_nan_are_never_saved(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    doomed = trainer(tmp_path)
+    step = doomed._step
+
+    def poisoning():
+        rate = step()
+        if doomed.schedule.steps == 1:
+            with torch.no_grad():
+                next(doomed.model.parameters()).view(-1)[0] = torch.inf
+        return rate
+
+    doomed._step = poisoning
+    with pytest.raises(HoldfastError, match="NaN or infinite"), ProgressLine("", False) as line:
+        doomed.fit(line)
+    after = trainer(tmp_path)
+    assert after.restore("latest")
+    assert after.schedule.steps == 1
+
+
+# -- time ---------------------------------------------------------------------------------------
+
+
+class Machine:
+    """A made-up clock: steps, validations and checkpoints take the seconds they are said to."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, step: float, validation: float, save: float):
+        self.now = 0.0
+        patch.setattr(loop, "time", self)
+        for name, seconds in (("_step", step), ("_validate", validation), ("save", save)):
+            patch.setattr(loop.Trainer, name, self.taking(seconds, getattr(loop.Trainer, name)))
+
+    def taking(self, seconds: float, function: Callable) -> Callable:
+        def timed(*arguments, **named):
+            self.now += seconds
+            return function(*arguments, **named)
+
+        return timed
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_budget_is_kept_with_validations_and_checkpoints(tmp_path, monkeypatch):
+    machine = Machine(monkeypatch, step=1.0, validation=4.0, save=0.5)
+    recipe = tiny(budget="2m", validation={"images": 20, "steps": 1, "every": 4})
+    result = fit_recipe(recipe, digits(), tmp_path, device="cpu")
+    assert 117 <= machine.now <= 122
+    assert result.seconds == pytest.approx(machine.now)
+    rows = figures(tmp_path)
+    assert float(rows[-1]["learning_rate"]) < 0.06 * 0.1
+    assert [int(row["step"]) for row in rows[:-1]] == [12 * k for k in range(1, len(rows))]
+    assert int(rows[-1]["step"]) == result.steps > 70
+
+
+@pytest.mark.parametrize(("batch_size", "seconds", "budget"), [(4, 10.0, "60s"), (16, 10.0, "25s")])
+def test_a_budget_too_short_for_an_epoch_frees_the_folder(
+    tmp_path, monkeypatch, batch_size, seconds, budget
+):
+    machine = Machine(monkeypatch, seconds, 1.0, 0.1)
+    recipe = tiny(batch_size=batch_size, budget=budget)
+    with pytest.raises(InputError, match=f"budget {budget} is too short") as error:
+        fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
+    assert f"about {'2:00' if batch_size == 4 else '0:30'}" in one_line(error)
+    assert machine.now <= 50  # it was noticed within the first steps
+    assert contents(tmp_path / "run") == {}
+
+
+# -- kills --------------------------------------------------------------------------------------
+
+
+class Fuse:
+    """Kills its own process (SIGKILL) at the k-th of the moments that a run passes through.
+
+    Moments are: before and after each step, and, for each file written, half-way through its
+    bytes, before they reach the disk, and before and after the file takes its name.
+    """
+
+    def __init__(self, burns_at: int, log: Path):
+        self.burns_at, self.log, self.passed = burns_at, log, 0
+        self.around(loop.Trainer, "_step", "step", after=True)
+        self.around(files.os, "fsync", "flush")
+        self.around(files.os, "replace", "rename", after=True)
+        fdopen = os.fdopen
+
+        def half_written(handle, mode):
+            file = fdopen(handle, mode)
+            write = file.write
+
+            def halves(content):
+                write(content[: len(content) // 2])
+                file.flush()
+                self.moment("write")
+                return write(content[len(content) // 2 :])
+
+            return Slow(file, halves)
+
+        files.os.fdopen = half_written
+
+    def around(self, owner: Any, name: str, word: str, after: bool = False) -> None:
+        function = getattr(owner, name)
+
+        def wrapped(*arguments):
+            self.moment(word)
+            result = function(*arguments)
+            if after:
+                self.moment(f"{word}ed")
+            return result
+
+        setattr(owner, name, wrapped)
+
+    def moment(self, word: str) -> None:
+        self.passed += 1
+        if self.passed == self.burns_at:
+            with open(self.log, "a") as log:
+                log.write(word + "\n")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+class Slow:
+    """A file whose `write` is another."""
+
+    def __init__(self, file: Any, write: Callable):
+        self.file, self.write = file, write
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return self.file.__exit__(*error)
+
+    def __getattr__(self, name: str):
+        return getattr(self.file, name)
+
+
+KILLED = tiny(epochs=4, objective={"name": "n-fgsm"})
+
+
+def run_to_the_end_or(burns_at: int, run: Path, log: Path) -> None:
+    torch.set_num_threads(1)
+    loop.CHECKPOINT_SECONDS = -1  # a checkpoint after every step
+    Fuse(burns_at, log)
+    fit_recipe(KILLED, digits(), run, seed=1, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def in_a_process() -> Iterator[Callable[..., int | None]]:
+    """Runs a function in a process forked from one that has imported everything and run nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["holdfast.training", "pytest"])
+
+    def run(function: Callable, *arguments) -> int | None:
+        process = context.Process(target=function, args=arguments)
+        process.start()
+        process.join(300)
+        return process.exitcode
+
+    yield run
+
+
+def test_ten_kills_change_nothing(tmp_path, in_a_process):
+    log, run, whole = tmp_path / "log", tmp_path / "killed", tmp_path / "whole"
+    assert in_a_process(run_to_the_end_or, 0, whole, log) == 0
+    chance = random.Random(4)
+    for kill in range(10):
+        if kill == 5:  # also without the newest checkpoint: from the last validation
+            (run / "checkpoints" / "latest.safetensors").unlink(missing_ok=True)
+        code = in_a_process(run_to_the_end_or, chance.randint(1, 24), run, log)
+        assert code == -signal.SIGKILL
+    assert in_a_process(run_to_the_end_or, 0, run, log) == 0
+    moments = log.read_text().split()
+    assert len(moments) == 10
+    assert {"write", "flush"} <= set(moments)  # some while a file was being written
+    assert same(weights(whole), weights(run))
+    for name in ("latest", "good"):
+        file = f"checkpoints/{name}.safetensors"
+        assert same(load_file(whole / file), load_file(run / file))
+    assert figures(run) == figures(whole)
+    assert outcome(run) == outcome(whole)
+    assert contents(whole).keys() == contents(run).keys()  # no temporaries are left
+
+
+def test_a_kill_before_the_request_was_written_does_not_block_the_folder(tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / f".request.json.x1{files.PARTIAL}").write_bytes(b'{"sch')
+    fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    (run / "model" / f".card.json.x2{files.PARTIAL}").write_bytes(b"{")
+    fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    assert not list(run.rglob(f"*{files.PARTIAL}"))
+
+
+# -- checkpoints --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def checkpoint(finished) -> bytes:
+    run, _ = finished
+    return (run / "checkpoints" / "latest.safetensors").read_bytes()
+
+
+class Trap:
+    def __init__(self, path: str):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def damages(content: bytes) -> dict[str, bytes]:
+    header = 8 + int.from_bytes(content[:8], "little")
+    middle = (header + len(content)) // 2
+
+    def flipped(at: int, bit: int = 6) -> bytes:
+        return content[:at] + bytes([content[at] ^ (1 << bit)]) + content[at + 1 :]
+
+    return {
+        "empty": b"",
+        "one byte": content[:1],
+        "header only": content[:header],
+        "truncated": content[:-10],
+        "longer": content + b"\0",
+        "bit in a weight": flipped(middle),
+        "lowest bit of the last byte": flipped(len(content) - 1, 0),
+        "bit in the header": flipped(header // 2),
+        "first byte": flipped(0),
+        "text": b"once upon a time",
+        "no progress": content.replace(b"progress", b"regressp", 1),
+    }
+
+
+@pytest.mark.parametrize("damage", damages(bytes(99)).keys())
+def test_a_damaged_checkpoint_is_refused_and_left_as_it_is(tmp_path, checkpoint, damage):
+    broken = damages(checkpoint)[damage]
+    assert broken != checkpoint
+    file = tmp_path / "checkpoints" / "latest.safetensors"
+    file.parent.mkdir()
+    file.write_bytes(broken)
+    with pytest.raises(InputError, match="damaged") as error:
+        trainer(tmp_path, seed=3).restore("latest")
+    assert str(file) in one_line(error)
+    assert file.read_bytes() == broken
+
+
+def test_a_pickle_in_place_of_a_checkpoint_is_never_loaded(tmp_path):
+    trap, file = tmp_path / "ran", tmp_path / "checkpoints" / "latest.safetensors"
+    file.parent.mkdir()
+    for write in (lambda value: pickle.dumps(value), lambda value: zipped(value, tmp_path)):
+        file.write_bytes(write(Trap(str(trap))))
+        with pytest.raises(InputError, match="damaged"):
+            trainer(tmp_path).restore("latest")
+        assert not trap.exists()
+
+
+def zipped(value: Any, folder: Path) -> bytes:
+    torch.save(value, folder / "pickled.pt")
+    return (folder / "pickled.pt").read_bytes()
+
+
+def test_a_checkpoint_of_another_architecture_is_refused_through_the_front_door(tmp_path):
+    wider = tiny(model={"architecture": "small-cnn", "arguments": {"width": 4}})
+    run = tmp_path / "run"
+    fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    foreign = trainer(tmp_path / "other", wider)
+    foreign.save("latest")
+    file = run / "checkpoints" / "latest.safetensors"
+    file.write_bytes((tmp_path / "other" / "checkpoints" / "latest.safetensors").read_bytes())
+    before = contents(run)
+    with pytest.raises(InputError, match="another architecture") as error:
+        fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    assert str(file) in one_line(error)
+    assert contents(run) == before
+
+
+def test_foreign_tensors_are_no_checkpoint(tmp_path):
+    file = tmp_path / "checkpoints" / "latest.safetensors"
+    file.parent.mkdir()
+    for metadata in (None, {"progress": "[]"}, {"progress": "{}"}, {"progress": "{"}):
+        save_file({"a": torch.zeros(2)}, file, metadata)
+        with pytest.raises(InputError, match="damaged"):
+            trainer(tmp_path).restore("latest")
+
+
+@pytest.mark.parametrize("fault", ["fsync", "replace", "fdopen"])
+def test_a_disk_that_fills_up_leaves_the_last_checkpoint(tmp_path, monkeypatch, fault):
+    run = tmp_path / "run"
+    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    real, room = getattr(os, fault), 17  # files until the disk is full
+
+    def full(*arguments):
+        nonlocal room
+        room -= 1
+        if room < 0:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if room == 0:
+            intact.update(contents(run))
+        return real(*arguments)
+
+    intact: dict[str, bytes] = {}
+    with monkeypatch.context() as patch:
+        patch.setattr(files.os, fault, full)
+        # 17 files are the request, five steps and one validation with all it writes, and more.
+        with pytest.raises(InputError, match="No space left on device") as error:
+            fit_recipe(tiny(epochs=5), digits(), run, seed=3, device="cpu")
+    assert str(run) in one_line(error)
+    assert not list(run.rglob(f"*{files.PARTIAL}"))
+    after = trainer(run, tiny(epochs=5), seed=3)
+    assert after.restore("latest")
+    assert after.schedule.steps > PER_EPOCH
+    assert intact.keys() <= contents(run).keys()
+    fit_recipe(tiny(epochs=5), digits(), run, seed=3, device="cpu")
+    fit_recipe(tiny(epochs=5), digits(), tmp_path / "whole", seed=3, device="cpu")
+    assert same(weights(run), weights(tmp_path / "whole"))
+
+
+def test_momentum_and_average_survive(tmp_path):
+    one = trainer(tmp_path)
+    for _ in range(2):
+        one.schedule.advance(0.1)
+        one._step()
+    one.save("latest")
+    two = trainer(tmp_path)
+    assert two.restore("latest")
+    assert same(one._tensors(), two._tensors())
+    assert any(key.startswith("momentum.") for key in one._tensors())
+    assert two.average.steps == one.average.steps == 2
+    for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
+        assert a.stride() == b.stride()
+        buffers = [t.optimiser.state[p]["momentum_buffer"] for t, p in ((one, a), (two, b))]
+        assert buffers[1].shape == a.shape
+    assert one._step() == two._step()
+    assert same(one._tensors(), two._tensors())
+
+
+# -- collapse -----------------------------------------------------------------------------------
+
+
+class Played:
+    """Replaces what validations measure: (average PGD, live FGSM, live PGD), one after another."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, *measured: tuple[float, float, float]):
+        self.measured = list(measured)
+        self.live = False
+        patch.setattr(loop.Trainer, "_accuracies", lambda trainer, *_: self.next())
+
+    def next(self) -> dict[str, float]:
+        average, fgsm, pgd = self.measured[0]
+        if self.live:
+            self.measured.pop(0)
+        self.live = not self.live
+        if self.live:
+            return {"standard": 0.9, "fgsm": average, "pgd": average}
+        return {"standard": 0.9, "fgsm": fgsm, "pgd": pgd}
+
+
+HEALTHY, COLLAPSED = (0.5, 0.55, 0.5), (0.4, 0.9, 0.02)
+
+
+def test_a_collapse_is_noticed_and_survived(tmp_path, monkeypatch):
+    Played(monkeypatch, HEALTHY, COLLAPSED, (0.55, 0.6, 0.5))
+    seen = []
+    after = loop.Trainer._after_validation
+
+    def watched(self, row, line):
+        after(self, row, line)
+        seen.append((self._tensors(), self.objective.caution, self.schedule.progress))
+
+    monkeypatch.setattr(loop.Trainer, "_after_validation", watched)
+    result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu")
+    assert [caution for _, caution, _ in seen] == [0, 1, 1]
+    assert same(seen[0][0], seen[1][0])  # weights, average and momentum went back …
+    assert seen[1][2] == pytest.approx(2 / 3)  # … and the schedule did not
+    assert not same(seen[1][0], seen[2][0])
+    (event,) = result.events
+    assert event["kind"] == "catastrophic-overfitting"
+    assert event["epoch"] == 2
+    assert "90.0%" in event["detail"]
+    assert "2.0%" in event["detail"]
+    written = json.loads((tmp_path / "result.json").read_text())
+    assert written["events"] == result.events
+    assert written["best_epoch"] == 3
+    assert result.validation["pgd_accuracy"] == 0.55
+    assert all(t.isfinite().all() for t in weights(tmp_path).values())
+
+
+def test_caution_survives_a_resume(tmp_path, monkeypatch):
+    Played(monkeypatch, HEALTHY, COLLAPSED)
+    fit_recipe(tiny(), digits(), tmp_path, device="cpu")
+    again = trainer(tmp_path)
+    assert again.restore("latest")
+    assert again.objective.caution == 1
+    assert len(again.events) == 1
+
+
+@pytest.mark.parametrize("train_on", ["train", "train+validation"])
+def test_a_collapse_at_the_very_end_keeps_the_last_good_weights(tmp_path, monkeypatch, train_on):
+    Played(monkeypatch, HEALTHY, COLLAPSED)
+    result = fit_recipe(tiny(train_on=train_on), digits(), tmp_path, device="cpu")
+    assert len(result.events) == 1
+    assert result.validation["pgd_accuracy"] == 0.5
+    assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 1
+
+
+def test_standard_training_has_no_robustness_to_lose(tmp_path, monkeypatch):
+    Played(monkeypatch, HEALTHY, COLLAPSED)
+    recipe = tiny(objective={"name": "standard"})
+    assert fit_recipe(recipe, digits(), tmp_path, device="cpu").events == []
+
+
+def test_the_best_weights_are_kept_even_if_later_ones_are_worse(tmp_path, monkeypatch):
+    Played(monkeypatch, (0.3, 0.3, 0.3), (0.5, 0.5, 0.5), (0.4, 0.4, 0.4))
+    result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu")
+    assert result.validation["pgd_accuracy"] == 0.5
+    assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 2
+
+
+def test_train_and_validation_keeps_the_last_weights(tmp_path, monkeypatch):
+    Played(monkeypatch, (0.9, 0.9, 0.9), (0.5, 0.8, 0.8))
+    recipe = tiny(train_on="train+validation")
+    result = fit_recipe(recipe, digits(), tmp_path, device="cpu")
+    assert result.steps == 2 * ((50 + 24) // 16)
+    assert result.validation["pgd_accuracy"] == 0.5
+    last = load_file(tmp_path / "checkpoints" / "latest.safetensors")
+    kept = weights(tmp_path)
+    assert all(torch.equal(last[f"average.{k}"], kept[k]) for k in kept)
+    card = json.loads((tmp_path / "model" / "card.json").read_text())
+    assert card["trained_on"] == "train+validation"
