@@ -109,6 +109,7 @@ class Attack(ABC):
     norms: ClassVar[frozenset[str]]
     targeted: bool = False  # whether an item needs a target class
     needs_gradient: bool = True
+    minimum_norm: bool = False  # whether the score is a distance less ε rather than a margin
     looks: int = 1  # steps until an item is finished: what it costs at most
 
     def __init__(self, **settings: Any):

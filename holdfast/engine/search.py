@@ -160,7 +160,10 @@ class Search:
         stage = self.suite.stages[number]
         kept = self.journal.items(number)
         scores: dict[tuple[int, int], float] = {}  # of the lane before
-        for lane_number, lane in enumerate(self.lanes):
+        # The score of a search for the closest point is no margin: it says nothing of how far the
+        # coarse twin may be trusted, so such a search runs on the exact one alone.
+        lanes = self.lanes[-1:] if stage.attack.minimum_norm else self.lanes
+        for lane_number, lane in enumerate(lanes):
             before = scores
             scores = {(k.image, k.item): k.score for k in kept if k.lane == lane_number}
             state: dict[int, _Image] = {}
@@ -193,7 +196,7 @@ class Search:
         scores: dict[tuple[int, int], float],
     ) -> Iterator[None]:
         attack = stage.attack
-        oracle = Oracle(lane.twin.model)
+        oracle = Oracle(lane.twin.model, stage.samples)
         queue = deque(todo)
         rows: list[tuple[int, int]] = []  # (item, image) of each row of the batch
         passes = torch.zeros(0, 2, dtype=torch.int64)  # forwards, backwards of each row
