@@ -40,15 +40,17 @@ def _l1_threshold(magnitudes: Tensor, ceilings: Tensor, eps: Tensor) -> Tensor:
     return high  # the side on which the constraint holds
 
 
-def _movable(gradient: Images, at: Images | None) -> Tensor:
-    """The gradient (N, D), without what would push a component of `at` through a wall of the box.
+def _use(gradient: Images, at: Images | None, far: float) -> Tensor:
+    """How much moving each component helps, (N, D): |gradient|, and in proportion less where `at`
+    has less than `far` to go before the wall of the box.
 
-    A step that moves few components would be spent on such ones, and stay where it is.
+    A step that moves few components would else be spent for ever on those that cannot move.
     """
+    use = gradient.abs()
     if at is not None:
-        stuck = ((gradient > 0) & (at >= 1)) | ((gradient < 0) & (at <= 0))
-        gradient = gradient.masked_fill(stuck, 0)
-    return gradient.flatten(1)
+        room = torch.where(gradient > 0, 1 - at, at)
+        use = use * (room / far).clamp_max(1)
+    return use.flatten(1)
 
 
 class Linf:
@@ -119,9 +121,9 @@ class L1:
         return (x + (magnitudes * delta.sign()).view_as(x)).clamp_(0, 1)
 
     def steepest(self, gradient: Images, at: Images | None = None) -> Images:
-        flat = _movable(gradient, at)
+        flat = gradient.flatten(1)
         k = max(1, round(self.step_share * flat.shape[1]))
-        top = flat.abs().topk(k, dim=1).indices
+        top = _use(gradient, at, far=0.1).topk(k, dim=1).indices
         return (
             torch.zeros_like(flat)
             .scatter_(1, top, flat.gather(1, top).sign() / k)
@@ -158,8 +160,8 @@ class L0:
         return torch.where(kept.view_as(x) != 0, x_adv.clamp(0, 1), x)
 
     def steepest(self, gradient: Images, at: Images | None = None) -> Images:
-        flat = _movable(gradient, at)
-        top = flat.abs().argmax(1, keepdim=True)
+        flat = gradient.flatten(1)
+        top = _use(gradient, at, far=1).argmax(1, keepdim=True)
         return torch.zeros_like(flat).scatter_(1, top, flat.gather(1, top).sign()).view_as(gradient)
 
     def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:

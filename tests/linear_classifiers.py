@@ -86,7 +86,7 @@ def linear(classes: int, box: str, *, shape=(3, 6, 6), count=6, seed=0) -> Linea
 
 
 def assert_minimal(model: Linear, norm: str, points: Tensor, slack: float = 0.0) -> None:
-    """Points are misclassified, in the box, and within 5 % (+ `slack`) of the smallest distance there is."""
+    """Points are misclassified, in the box, and within 5 % (+ `slack`) of the smallest distance."""
     assert points.shape == model.images.shape and points.dtype == torch.float32
     assert points.min() >= 0 and points.max() <= 1
     wrong = model(points).argmax(1) != model.labels

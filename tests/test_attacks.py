@@ -13,7 +13,7 @@ from torch import Tensor
 from holdfast import draws
 from holdfast.attacks import APGD, FGSM, PGD, Attack, Items, Oracle, Square, suite_named
 from holdfast.attacks.base import State, common_state, observe
-from holdfast.attacks.losses import margin_loss
+from holdfast.attacks.losses import margin, margin_loss
 from holdfast.errors import InputError
 from holdfast.threat import Threat
 
@@ -94,22 +94,22 @@ STRONG = [
     # attack, norm, factor where the box is free, and where it binds
     (FGSM(), "linf", 1.01, 1.01),
     (FGSM(), "l2", 1.01, 1.5),
-    (FGSM(), "l1", 1.5, None),  # one step cannot spread: it needs components with room
+    (FGSM(), "l1", 1.01, None),  # one step moves one component here: it needs room
     (PGD(steps=40), "linf", 1.01, 1.01),
     (PGD(steps=40), "l2", 1.05, 1.1),
-    (PGD(steps=60), "l1", 1.2, 1.2),
+    (PGD(steps=100), "l1", 1.01, 1.2),
     (PGD(steps=40, momentum=0.75, loss="margin"), "linf", 1.01, 1.01),
     (PGD(steps=40, loss="dlr", start="clean"), "l2", 1.05, 1.1),
     (APGD(steps=50, loss="ce"), "linf", 1.01, 1.01),
     (APGD(steps=50, loss="ce"), "l2", 1.01, 1.02),
-    (APGD(steps=100, loss="ce"), "l1", 1.2, 1.2),
+    (APGD(steps=100, loss="ce"), "l1", 1.05, 1.05),
     (APGD(steps=50, loss="dlr"), "linf", 1.01, 1.01),
     (APGD(steps=50, loss="margin"), "l2", 1.01, 1.02),
-    (APGD(steps=100, loss="dlr"), "l1", 1.2, 1.2),
+    (APGD(steps=100, loss="dlr"), "l1", 1.05, 1.05),
     (APGD(steps=50, loss="dlr", targeted=True), "linf", 1.01, 1.01),
     (APGD(steps=50, loss="margin", targeted=True), "l2", 1.01, 1.02),
-    (APGD(steps=100, loss="dlr", targeted=True), "l1", 1.2, 1.2),
-    (Square(queries=1000), "linf", 1.05, 1.05),
+    (APGD(steps=100, loss="dlr", targeted=True), "l1", 1.05, 1.05),
+    (Square(queries=600), "linf", 1.1, 1.1),
 ]
 
 
@@ -217,12 +217,11 @@ def test_best_is_the_least_margin_that_was_looked_at(attack, norm):
     state, seen = attack.start(items, threat), []
     for _ in range(attack.looks):
         if norm != "l1" or threat.contains(state["point"], items.images, items.eps).all():
-            seen.append(-margin_loss(model(state["point"]), items.labels, -torch.ones_like(items.labels)))
+            seen.append(margin(model(state["point"]), items.labels))
         state = attack.step(Oracle(model), state, threat)
     least = torch.stack(seen).amin(0)
     assert torch.equal(state["score"], least)
-    again = -margin_loss(model(state["best"]), items.labels, -torch.ones_like(items.labels))
-    assert torch.equal(again, least)
+    assert torch.equal(margin(model(state["best"]), items.labels), least)
 
 
 # -- APGD as published ------------------------------------------------------------------------
@@ -246,10 +245,11 @@ def test_apgd_looks_back_at_the_papers_checkpoints():
 
 def published_apgd(model, x, y, start, eps, steps, norm):
     """Algorithm 1 of the paper, for one image, as plainly as it is written there."""
+
     def value(point):
         point = point.clone().requires_grad_()
         loss = torch.nn.functional.cross_entropy(model(point), y, reduction="sum")
-        return float(loss), torch.autograd.grad(loss, point)[0]
+        return loss.item(), torch.autograd.grad(loss, point)[0]
 
     def project(point):
         if norm == "linf":
@@ -287,7 +287,7 @@ def published_apgd(model, x, y, start, eps, steps, norm):
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_apgd_walks_as_the_published_algorithm(norm):
-    steps, threat = 50, Threat(norm, 1)
+    steps, threat = 100, Threat(norm, 1)
     model, items = net_items(4, norm, False)
     attack = APGD(steps=steps)
     state = attack.start(items, threat)
@@ -298,7 +298,13 @@ def test_apgd_walks_as_the_published_algorithm(norm):
     for i in range(4):
         one = slice(i, i + 1)
         expected = published_apgd(
-            model, items.images[one], items.labels[one], start[one], float(items.eps[i]), steps, norm
+            model,
+            items.images[one],
+            items.labels[one],
+            start[one],
+            float(items.eps[i]),
+            steps,
+            norm,
         )
         torch.testing.assert_close(
             torch.stack(values)[:, i], torch.tensor(expected), rtol=1e-3, atol=1e-4

@@ -243,6 +243,7 @@ def test_a_sparse_step_is_not_spent_on_components_at_the_wall(norm):
     step = NORMS[norm].steepest(gradient, at).flatten().tolist()
     assert step == [0, 0, 1, 0]
     assert NORMS[norm].steepest(gradient, 1 - at).flatten().tolist() == [1, 0, 0, 0]
+    assert NORMS[norm].steepest(gradient).flatten().tolist() == [1, 0, 0, 0]
 
 
 # -- words ------------------------------------------------------------------------------------

@@ -225,7 +225,7 @@ def coloured() -> DataSet:
     ("recipe", "given", "device", "hint"),
     [
         (tiny(batch_size=51), digits, "cpu", "batch_size 51 .* 50 images"),
-        (tiny(model={"architecture": "resnet"}), digits, "cpu", "preact-resnet"),
+        (tiny(model={"architecture": "preact-resnets"}), digits, "cpu", "'preact-resnet'"),
         (tiny(model={"architecture": "small-cnn", "arguments": {"wide": 1}}), digits, "cpu", "wid"),
         (
             tiny(model={"architecture": "small-cnn", "arguments": {"classes": 4}}),
@@ -325,14 +325,14 @@ class Machine:
 
 def test_a_budget_is_kept_with_validations_and_checkpoints(tmp_path, monkeypatch):
     machine = Machine(monkeypatch, step=1.0, validation=4.0, save=0.5)
-    recipe = tiny(budget="2m", validation={"images": 20, "steps": 1, "every": 4})
+    recipe = tiny(budget="1m", validation={"images": 20, "steps": 1, "every": 4})
     result = fit_recipe(recipe, digits(), tmp_path, device="cpu")
-    assert 117 <= machine.now <= 122
-    assert result.seconds == pytest.approx(machine.now)
+    assert 58 <= machine.now <= 62
+    assert result.seconds == pytest.approx(machine.now, abs=0.6)
     rows = figures(tmp_path)
     assert float(rows[-1]["learning_rate"]) < 0.06 * 0.1
     assert [int(row["step"]) for row in rows[:-1]] == [12 * k for k in range(1, len(rows))]
-    assert int(rows[-1]["step"]) == result.steps > 70
+    assert int(rows[-1]["step"]) == result.steps > 30
 
 
 @pytest.mark.parametrize(("batch_size", "seconds", "budget"), [(4, 10.0, "60s"), (16, 10.0, "25s")])
@@ -645,7 +645,8 @@ def test_a_collapse_is_noticed_and_survived(tmp_path, monkeypatch):
 
     def watched(self, row, line):
         after(self, row, line)
-        seen.append((self._tensors(), self.objective.caution, self.schedule.progress))
+        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        seen.append((tensors, self.objective.caution, self.schedule.progress))
 
     monkeypatch.setattr(loop.Trainer, "_after_validation", watched)
     result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu")

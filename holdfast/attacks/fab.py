@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
@@ -98,21 +99,18 @@ class FAB(MinimumNorm):
             normals, values, logits = class_differences(model, looked, labels)
         state, fooled = self.record(state, logits, threat)
         point = pick(fooled, x + self.pull_back * (looked - x), looked)
-        if not self.targeted:
-            there = values + torch.einsum("njchw,nchw->nj", normals, point - looked)
-            nearest, _ = nearest_hyperplane(point, normals, there, threat.norm)
+        back = torch.where(fooled, 1 - self.pull_back, 0.0)  # share of the way to the image
+        if self.targeted:
+            rise = _dot(normal, looked - x)
+        else:
+            rises = torch.stack([_dot(n, looked - x) for n in normals.unbind(1)], 1)
+            nearest, _ = nearest_hyperplane(
+                point, normals, values - back[:, None] * rises, threat.norm
+            )
             rows = torch.arange(len(x), device=x.device)
-            normal, value = normals[rows, nearest], values[rows, nearest]
-
-        def at(place):
-            return value + (normal * (place - looked)).flatten(1).sum(1)
-
-        near, far = shortest_move(
-            torch.cat([point, x]),
-            torch.cat([normal, normal]),
-            torch.cat([at(point), at(x)]),
-            threat.norm,
-        ).chunk(2)
+            normal, value, rise = (v[rows, nearest] for v in (normals, values, rises))
+        near = shortest_move(point, normal, value - back * rise, threat.norm)
+        far = shortest_move(x, normal, value - rise, threat.norm)
         near_length = threat.table.distance(near)
         both = (near_length + threat.table.distance(far)).clamp_min(1e-12)
         share = per_item((near_length / both).clamp_max(self.image_share), x)
@@ -120,3 +118,7 @@ class FAB(MinimumNorm):
             (1 - share) * (point + self.overshoot * near) + share * (x + self.overshoot * far)
         ).clamp(0, 1)
         return state
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return torch.linalg.vecdot(a.flatten(1), b.flatten(1))

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..threat import NORMS, Images, per_item
 
 _PASSES = 30  # Newton's steps; a handful suffices for images
+_CACHED = 2**17  # components that a CPU works on at once, so that temporaries stay in its cache
 
 
 def shortest_move(
@@ -24,38 +25,53 @@ def shortest_move(
         value: (N,) that function at x.
         norm: `linf`, `l2` or `l1`.
     """
-    flat, slope = x.flatten(1), normal.flatten(1)
+    rows = max(_CACHED // x[0].numel(), 1) if x.device.type == "cpu" else max(len(x), 1)
+    parts = zip(
+        x.flatten(1).split(rows), normal.flatten(1).split(rows), value.split(rows), strict=True
+    )
+    return torch.cat([_shortest(*part, norm) for part in parts]).view_as(x)
+
+
+def _shortest(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
+    """`shortest_move` on flat images (N, D)."""
+    push = normal * -value.sign()[:, None]
+    room = torch.where(push > 0, 1 - x, x).clamp_min(0)
+    slope = push.abs()
     # Scaled by the largest entry: the squares of tiny gradients underflow.
-    scale = slope.abs().amax(1).clamp_min(1e-38)
-    gap = value.abs() / scale
-    direction = -slope.sign() * value.sign()[:, None]
-    slope = slope.abs() / scale[:, None]
-    room = torch.where(direction > 0, 1 - flat, flat).clamp_min(0)
+    scale = slope.amax(1).clamp_min(1e-38)
+    slope, gap = slope / scale[:, None], value.abs() / scale
     if norm == "l1":
         length = _steepest_first(slope, room, gap)
+    elif norm == "l2":
+        length = _level(slope, slope, room, gap)
     else:
-        # Every component moves by min(level × pace, room).
-        length = _level(slope, torch.ones_like(slope) if norm == "linf" else slope, room, gap)
-    return (direction * length).view_as(x)
+        length = _level(slope, torch.ones_like(gap)[:, None], room, gap)
+    return push.sign() * length
 
 
 def _level(slope: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Tensor:
-    """min(λ · pace, room) for the λ at which ⟨slope, ·⟩ = gap; all (N, D), gap (N,).
+    """min(λ · pace, room) for the λ at which ⟨slope, ·⟩ = gap.
 
     The sum is concave and piecewise linear in λ: Newton's method climbs to the root from below
     and ends after finitely many steps, without the sort that other solutions need.
+
+    Args:
+        slope, room: (N, D).
+        pace: (N, D) or (N, 1).
+        gap: (N,).
     """
-    level = torch.zeros_like(gap)
+    rate = slope * pace
+    level = gap / rate.sum(1).clamp_min(1e-38)
     for _ in range(_PASSES):
-        reach = level[:, None] * pace
-        missing = gap - (slope * reach.minimum(room)).sum(1)
-        gain = (slope * pace * (reach < room)).sum(1)
+        length = (level[:, None] * pace).minimum(room)
+        missing = gap - torch.linalg.vecdot(slope, length)
+        gain = torch.where(length < room, rate, 0.0).sum(1)
         # An item stops on its own account: its result must not depend on the batch.
         active = (missing > 1e-6 * gap) & (gain > 0)
         if not bool(active.any()):
             break
         level = torch.where(active, level + missing / gain, level)
-    return (level[:, None] * pace).minimum(room)
+    return length
 
 
 def _steepest_first(slope: Tensor, room: Tensor, gap: Tensor) -> Tensor:

@@ -8,19 +8,19 @@ with a stated probability, and where the samples do not suffice it abstains.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from scipy import stats
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import draws
 from ..checks import check_images, check_labels
 from ..errors import InputError
+from ..models.modes import evaluating
 from ..threat import Images
 from .base import Model, real_number, whole_number
 
@@ -137,7 +137,7 @@ class Smoothed:
             )
         seeds = draws.item_seeds(self.seed, "smoothing", purpose, indices.cpu()).to(images.device)
         counts: Tensor | None = None
-        with torch.no_grad(), _eval_mode(self.model):
+        with torch.no_grad(), evaluating(self.model):
             # Batches run across images, so they are full whatever n is.
             for start in range(0, len(images) * n, self.batch_size):
                 stop = min(start + self.batch_size, len(images) * n)
@@ -172,17 +172,3 @@ def certified_accuracy(
     check_labels(labels, len(certificates.prediction))
     right = certificates.prediction == labels.cpu()
     return [float((right & (certificates.radius >= radius)).double().mean()) for radius in radii]
-
-
-@contextmanager
-def _eval_mode(model: Callable) -> Iterator[None]:
-    """Eval mode inside, and afterwards each module's own mode again."""
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    modes = [module.training for module in modules]
-    try:
-        for module in modules:
-            module.training = False
-        yield
-    finally:
-        for module, mode in zip(modules, modes, strict=True):
-            module.training = mode

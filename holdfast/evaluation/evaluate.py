@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +16,7 @@ from ..checks import check_images, check_labels, check_logits
 from ..engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, fast_twin, measure_batch_size
 from ..engine.twin import has_fast_bf16, original
 from ..errors import InputError
+from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import circumstances, code_version, digest, identity, open_run, weights_digest
 from ..threat import Images, Threat
@@ -28,21 +27,6 @@ from .result import AttackCost, Curve, Evaluation, Flag, Verdict, write_run
 
 PROBE = 64  # images that twins are compared and health is checked on
 PRECISIONS = ("auto", "bf16", "float32", "original")
-
-
-@contextmanager
-def evaluating(model: Model) -> Iterator[None]:
-    """Inside, a module is in eval mode; afterwards every part is in the mode it was in."""
-    if not isinstance(model, nn.Module):
-        yield
-        return
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training
 
 
 def evaluate(

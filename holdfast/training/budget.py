@@ -77,6 +77,13 @@ class Schedule:
             return math.inf
         return left / (self.step_seconds + self.validation_seconds / self.validation_every)
 
+    def has_time_to_validate(self) -> bool:
+        """Whether one more validation fits in before the last one."""
+        if self.budget_seconds is None:
+            return True
+        left = self.budget_seconds - self.spent_seconds
+        return left > 2 * self.validation_seconds + self.step_seconds
+
     def advance(self, seconds: float) -> None:
         """One step was done and took so long."""
         self.steps += 1

@@ -418,6 +418,7 @@ class Trainer:
         self.model.train()
         saved = self.lap_began = time.monotonic()
         while not schedule.done:
+            schedule.spent_seconds += self._lap()  # the checkpoint
             rate = self._step()
             taken = self._lap()
             self.window["seconds"] += taken
@@ -430,7 +431,8 @@ class Trainer:
                 f"loss {seen['loss'] / seen['seen']:.3f}  "
                 f"{seen['seen'] * self.fabric.world_size / seen['seconds']:.0f} images/s",
             )
-            due = schedule.done or schedule.steps >= self.next_validation * self.validation_every
+            due = schedule.steps >= self.next_validation * self.validation_every
+            due = schedule.done or (due and schedule.has_time_to_validate())
             if due:
                 self.next_validation = 1 + math.floor(schedule.steps / self.validation_every + 1e-9)
                 self._after_validation(self._validate(rate), line)
@@ -438,7 +440,6 @@ class Trainer:
             if due or time.monotonic() - saved > CHECKPOINT_SECONDS:
                 self.save("latest")
                 saved = time.monotonic()
-                schedule.spent_seconds += self._lap()
 
     def _check_budget(self) -> None:
         """Refuse a budget too short for an epoch while hardly anything is lost."""

@@ -19,7 +19,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import InputError
-from .batches import evaluating
+from ..models.modes import evaluating
 from .checks import Array, as_array, check_flags, check_scores, check_share
 from .scores import Images, Items, Score
 

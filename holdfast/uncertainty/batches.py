@@ -2,35 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, UInt8
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..checks import check_images
 from ..errors import InputError
-
-
-@contextmanager
-def evaluating(*models: Any) -> Iterator[None]:
-    """Models in eval mode inside, each part as it was outside."""
-    training = [
-        part
-        for model in models
-        if isinstance(model, nn.Module)
-        for part in model.modules()
-        if part.training
-    ]
-    for part in training:
-        part.training = False
-    try:
-        yield
-    finally:
-        for part in training:
-            part.training = True
 
 
 @torch.no_grad()

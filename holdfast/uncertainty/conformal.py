@@ -24,7 +24,8 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from .batches import evaluating, in_batches
+from ..models.modes import evaluating
+from .batches import in_batches
 from .checks import (
     Array,
     as_array,

@@ -26,7 +26,8 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
-from .batches import evaluating, in_batches
+from ..models.modes import evaluating
+from .batches import in_batches
 from .checks import check_calibration_split, check_items, check_labels
 
 Images = Float[Tensor, "n c h w"]

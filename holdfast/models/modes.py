@@ -1,0 +1,31 @@
+"""Training mode and eval mode."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import nn
+
+
+@contextmanager
+def evaluating(*models: Any) -> Iterator[None]:
+    """Inside, modules are in eval mode; afterwards every part is in the mode it was in.
+
+    What is no module (a bare function) has no mode and is left alone.
+    """
+    training = [
+        part
+        for model in models
+        if isinstance(model, nn.Module)
+        for part in model.modules()
+        if part.training
+    ]
+    for part in training:
+        part.training = False
+    try:
+        yield
+    finally:
+        for part in training:
+            part.training = True
