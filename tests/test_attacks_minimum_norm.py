@@ -27,7 +27,7 @@ from holdfast.threat import NORMS, Threat, per_item
 # The adversarial points are sought, not a ball's: ε plays no part.
 WHOLE = {"stop_inside": False}
 # Adam's step must fit the distances, which differ tenfold and more between the two kinds of box.
-WEIGHING = {"free": {"length": 0.003, "weight": 0.1}, "binding": {"length": 0.1, "weight": 10.0}}
+WEIGHING = {"free": {"length": 0.002, "weight": 0.1}, "binding": {"length": 0.1, "weight": 10.0}}
 ATTACKS = {
     "fab": lambda box, targeted: FAB(steps=20, targeted=targeted, **WHOLE),
     "ddn": lambda box, targeted: DDN(
@@ -36,10 +36,10 @@ ATTACKS = {
     "ddn-ce": lambda box, targeted: DDN(steps=120, radius=0.3, **WHOLE),
     "fmn": lambda box, targeted: FMN(steps=60, targeted=targeted, **WHOLE),
     "carlini-wagner": lambda box, targeted: CarliniWagner(
-        steps=120, searches=6, targeted=targeted, **WEIGHING[box], **WHOLE
+        steps=150, searches=6, targeted=targeted, **WEIGHING[box], **WHOLE
     ),
     "deepfool": lambda box, targeted: DeepFool(**WHOLE),
-    "sigma-zero": lambda box, targeted: SigmaZero(steps=150, targeted=targeted, **WHOLE),
+    "sigma-zero": lambda box, targeted: SigmaZero(steps=200, targeted=targeted, **WHOLE),
 }
 # σ-zero is a relaxation: beyond the 5 % it may need this many components more than the best.
 COMPONENTS = {"sigma-zero": 1}

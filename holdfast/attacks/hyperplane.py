@@ -9,6 +9,7 @@ from torch import Tensor
 from ..threat import NORMS, Images, per_item
 
 _PASSES = 30  # Newton's steps; a handful suffices for images
+_HUGE = 1e30  # stands for ∞, which would make NaN of 0
 _CACHED = 2**17  # components that a CPU works on at once, so that temporaries stay in its cache
 
 
@@ -39,7 +40,7 @@ def _shortest(x: Tensor, normal: Tensor, value: Tensor, norm: str) -> Tensor:
     slope = push.abs()
     # Scaled by the largest entry: the squares of tiny gradients underflow.
     scale = slope.amax(1).clamp_min(1e-38)
-    slope, gap = slope / scale[:, None], value.abs() / scale
+    slope, gap = slope / scale[:, None], (value.abs() / scale).clamp_max(_HUGE)
     if norm == "l1":
         length = _steepest_first(slope, room, gap)
     elif norm == "l2":
@@ -61,7 +62,7 @@ def _level(slope: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Tensor:
         gap: (N,).
     """
     rate = slope * pace
-    level = gap / rate.sum(1).clamp_min(1e-38)
+    level = gap / rate.sum(1).clamp_min(1)  # the largest slope is 1, or all are 0
     for _ in range(_PASSES):
         length = (level[:, None] * pace).minimum(room)
         missing = gap - torch.linalg.vecdot(slope, length)
@@ -70,7 +71,7 @@ def _level(slope: Tensor, pace: Tensor, room: Tensor, gap: Tensor) -> Tensor:
         active = (missing > 1e-6 * gap) & (gain > 0)
         if not bool(active.any()):
             break
-        level = torch.where(active, level + missing / gain, level)
+        level = torch.where(active, level + missing / gain, level).clamp_max(_HUGE)
     return length
 
 

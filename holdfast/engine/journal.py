@@ -93,6 +93,18 @@ class Journal:
     def close(self) -> None:
         self.db.close()
 
+    def discard_if_bare(self) -> bool:
+        """Remove a journal that no attack has written to yet; whether it was removed."""
+        (rows,) = self.db.execute(
+            "SELECT (SELECT COUNT(*) FROM item) + (SELECT COUNT(*) FROM broken)"
+        ).fetchone()
+        if rows or self.path is None:
+            return False
+        self.close()
+        for suffix in ("", "-wal", "-shm"):
+            Path(f"{self.path}{suffix}").unlink(missing_ok=True)
+        return True
+
     # -- writing; call inside a transaction -----------------------------------------------
 
     def clean(self, ledger: Ledger, rows: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +19,20 @@ from ..engine.twin import has_fast_bf16, original
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..progress import ProgressLine
-from ..runs import circumstances, code_version, digest, identity, open_run, weights_digest
+from ..runs import (
+    circumstances,
+    code_version,
+    digest,
+    identity,
+    open_run,
+    weights_digest,
+    withdraw_run,
+)
 from ..threat import Images, Threat
 from . import health
 from .curve import security_curve
 from .intervals import interval
-from .result import AttackCost, Curve, Evaluation, Flag, Verdict, write_run
+from .result import AttackCost, Curve, Evaluation, Verdict, write_run
 
 PROBE = 64  # images that twins are compared and health is checked on
 PRECISIONS = ("auto", "bf16", "float32", "original")
@@ -80,69 +89,70 @@ def evaluate(
     for stage in suite.stages:
         stage.attack.check_norm(threat)
     home = _device_of(model)
-    target = torch.device(device) if device is not None else home
-    images, labels = images.detach().cpu(), labels.cpu()
-    began = time.monotonic()
+    where = torch.device(device) if device is not None else home
+    request = _Request(
+        model=model,
+        images=images.detach().cpu(),
+        labels=labels.cpu(),
+        threat=threat,
+        suite=suite,
+        batch_size=batch_size,
+        device=where,
+        precision=precision,
+        seed=seed,
+        progress=progress,
+        curve=curve,
+    )
+    mover = model if isinstance(model, nn.Module) and where != home else None
     try:
-        if isinstance(model, nn.Module) and target != home:
-            model.to(target)
+        if mover is not None:
+            mover.to(where)
         with evaluating(model):
-            return _evaluate(
-                model,
-                images,
-                labels,
-                threat,
-                suite,
-                batch_size,
-                target,
-                precision,
-                seed,
-                run,
-                progress,
-                curve,
-                described or {},
-                began,
-            )
+            return _evaluate(request, run, described or {})
     finally:
-        if isinstance(model, nn.Module) and target != home:
-            model.to(home)
+        if mover is not None:
+            mover.to(home)
 
 
-def _evaluate(
-    model: Model,
-    images: Tensor,
-    labels: Tensor,
-    threat: Threat,
-    suite: Suite,
-    batch_size: int | None,
-    device: torch.device,
-    precision: str,
-    seed: int,
-    run: Path | str | None,
-    progress: bool,
-    curve: bool,
-    described: dict[str, Any],
-    began: float,
-) -> Evaluation:
+@dataclass(frozen=True)
+class _Request:
+    """What `evaluate` was asked, checked; images and labels on the CPU."""
+
+    model: Model
+    images: Tensor
+    labels: Tensor
+    threat: Threat
+    suite: Suite
+    batch_size: int | None
+    device: torch.device
+    precision: str
+    seed: int
+    progress: bool
+    curve: bool
+
+    def asked(self, weights: str) -> dict[str, Any]:
+        """All that can change the result, as JSON; what cannot is left out."""
+        return {
+            "model": weights,
+            "images": digest(self.images, self.labels),
+            "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
+            "suite": self.suite.describe(),
+            "seed": self.seed,
+            "precision": self.precision,
+        }
+
+
+def _evaluate(request: _Request, run: Path | str | None, described: dict[str, Any]) -> Evaluation:
+    began = time.monotonic()
+    model, images, labels = request.model, request.images, request.labels
+    threat, device = request.threat, request.device
     before = weights_digest(model)
     probe, probe_labels = images[:PROBE].to(device), labels[:PROBE].to(device)
     with torch.no_grad():
         logits = check_logits(model(probe), len(probe), probe_labels)
     check_labels(labels, len(labels), logits.shape[1])
-
-    asked = {
-        "model": before or digest(logits),
-        "images": digest(images, labels),
-        "threat": {"norm": threat.norm, "eps": threat.eps},
-        "suite": suite.describe(),
-        "seed": seed,
-        "precision": precision,
-    }
+    asked = request.asked(before or digest(logits))
     key = identity(**asked, code=code_version("attacks", "engine", "threat.py", "draws.py"))
-    folder = None
-    if run is not None:
-        asked |= {"suite": suite.name, "n": len(images), **described}
-        folder, _ = open_run(run, "evaluate", key, {"asked": asked, **circumstances(device)})
 
     flags = [
         health.outputs_like_probabilities(logits),
@@ -151,20 +161,27 @@ def _evaluate(
         health.gradients(model, probe, probe_labels),
     ]
     differentiable = "reason" not in flags[-1].figures
-    if not differentiable:
-        suite = _without_gradients(suite)
+    suite = request.suite if differentiable else _without_gradients(request.suite)
     steady = not flags[1].fired
     lanes = _lanes(
-        model, probe, probe_labels, precision if differentiable and steady else "original"
+        model, probe, probe_labels, request.precision if differentiable and steady else "original"
     )
+    exact = lanes[-1].twin.model
     # Only the first lane's batch is measured: the others are small or of the same cost.
-    if batch_size is None:
-        batch_size = measure_batch_size(lanes[0].twin.model, images, device, differentiable)
+    batch_size = request.batch_size or measure_batch_size(
+        lanes[0].twin.model, images, device, differentiable
+    )
 
+    folder = None
+    if run is not None:
+        told = {**asked, "suite": suite.name, "n": len(images), **described}
+        folder, _ = open_run(run, "evaluate", key, {"asked": told, **circumstances(device)})
     journal = Journal(None if folder is None else folder / "journal.sqlite", key)
-    earlier = sum(journal.cost(number)[0] for number in range(len(suite.stages)))  # processes
+    # What other processes spent on this run before.
+    earlier = sum(journal.cost(number)[0] for number in range(len(suite.stages)))
     ledger = Ledger.of(images, labels, torch.arange(len(images)))
-    with ProgressLine(f"{suite.name}, {threat}", progress) as line:
+    drawn: Curve | None = None
+    with ProgressLine(f"{suite.name}, {threat}", request.progress) as line:
         search = Search(
             model,
             images,
@@ -174,39 +191,34 @@ def _evaluate(
             lanes=lanes,
             batch_size=batch_size,
             device=device,
-            seed=seed,
+            seed=request.seed,
             ledger=ledger,
             journal=journal,
             report=line.update,
         )
         try:
             search.run()
+        except InputError:
+            if folder is not None and journal.discard_if_bare():
+                withdraw_run(folder)
+            raise
         finally:
             journal.close()
         prediction, confidence = _final_answers(model, ledger, images, threat, batch_size, device)
-        drawn: Curve | None = None
-        if curve and differentiable:
+        if request.curve and differentiable:
             line.say("security curve …")
             drawn = security_curve(
-                model, lanes[-1].twin.model, images.to(device), labels.to(device), threat, seed
+                model, exact, images.to(device), labels.to(device), threat, request.seed
             )
     costs = _costs(suite, search)
     if differentiable:
-        search_model = lanes[-1].twin.model
-        flags.append(health.more_steps(search_model, probe, probe_labels, threat, seed))
-    flags.append(health.huge_eps(drawn))
+        flags.append(health.more_steps(exact, probe, probe_labels, threat, request.seed))
     gradient_free = {s.attack.name for s in suite.stages if not s.attack.needs_gradient}
-    flags.append(health.gradient_free_wins(costs, gradient_free, len(images)))
-    changed = before != weights_digest(model)
-    flags.append(
-        Flag(
-            "model-changes-itself",
-            changed,
-            "Weights or buffers changed during the evaluation: verdicts depend on the order."
-            if changed
-            else "Weights and buffers are as they were.",
-        )
-    )
+    flags += [
+        health.huge_eps(drawn),
+        health.gradient_free_wins(costs, gradient_free, len(images)),
+        health.model_changes(before, weights_digest(model)),
+    ]
     n, right = len(images), int((ledger.stage != CLEAN).sum())
     standing = int((~ledger.broken).sum())
     result = Evaluation(
@@ -223,7 +235,7 @@ def _evaluate(
         forwards=n + sum(cost.forwards for cost in costs),
         backwards=sum(cost.backwards for cost in costs),
         seconds=earlier + time.monotonic() - began,
-        seed=seed,
+        seed=request.seed,
         precision=" then ".join(lane.twin.name for lane in lanes),
         batch_size=batch_size,
         identity=key,

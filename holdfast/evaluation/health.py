@@ -169,3 +169,15 @@ def gradient_free_wins(costs: tuple[AttackCost, ...], gradient_free: set[str], n
         ),
         {"broken": extra, "n": n},
     )
+
+
+def model_changes(before: str | None, after: str | None) -> Flag:
+    """Digests of weights and buffers before and after the evaluation differ."""
+    fired = before != after
+    return Flag(
+        "model-changes-itself",
+        fired,
+        "Weights or buffers changed during the evaluation: verdicts depend on the order."
+        if fired
+        else "Weights and buffers are as they were.",
+    )

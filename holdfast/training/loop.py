@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import logging
 import math
 import os
 import time
@@ -513,6 +514,9 @@ def fit_recipe(
     """
     from lightning.fabric import Fabric  # takes seconds to import
 
+    # Its remarks on precision are in the recipe already; standard error is for errors.
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     try:
         fabric = Fabric(
             accelerator=device or "auto",

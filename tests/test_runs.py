@@ -1,0 +1,241 @@
+"""A run's identity is everything that can change its result; its folder holds that run alone."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from holdfast import runs
+from holdfast.errors import InputError
+from holdfast.files import PARTIAL
+from holdfast.runs import (
+    circumstances,
+    code_version,
+    digest,
+    git_revision,
+    identity,
+    open_run,
+    weights_digest,
+    withdraw_run,
+)
+
+
+def test_a_digest_is_stable():
+    # Resuming depends on it: it must not change from version to version.
+    assert digest(np.arange(6, dtype=np.uint8).reshape(2, 3))[:16] == "4c66e7c14ddd0c3c"
+    assert digest("a", b"bc")[:16] == "83191f14ed1fdc24"
+
+
+def test_a_digest_sees_contents_shapes_types_and_borders():
+    array = np.arange(6, dtype=np.int32)
+    different = [
+        (array,),
+        (array.reshape(2, 3),),
+        (array.reshape(3, 2),),
+        (array.astype(np.int64),),
+        (array.astype(np.float32),),
+        (array[::-1],),
+        (np.arange(1, 7, dtype=np.int32),),
+        (array[:3], array[3:]),
+        (np.empty((0, 3)),),
+        (np.empty((3, 0)),),
+        (torch.arange(6).float(),),
+        (torch.arange(6).bfloat16(),),
+        (torch.arange(6).half(),),
+        (torch.tensor(1.0),),
+        ("ab", "c"),
+        ("a", "bc"),
+        ("abc",),
+        ("", "abc"),
+        (),
+    ]
+    found = [digest(*parts) for parts in different]
+    # NumPy and torch agree on what float32 numbers are; all others differ.
+    assert digest(torch.arange(6).float()) == digest(array.astype(np.float32))
+    assert len(set(found)) == len(different) - 1
+
+
+def test_a_digest_sees_contents_and_not_layout():
+    array = np.arange(24).reshape(2, 3, 4)
+    assert digest(array) == digest(np.asfortranarray(array))
+    images = torch.rand(2, 3, 4, 4)
+    assert digest(images) == digest(images.to(memory_format=torch.channels_last))
+    assert digest(images.clone().requires_grad_()) == digest(images)
+
+
+def test_weights_have_a_digest_and_functions_have_none():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    first = weights_digest(model)
+    assert first == weights_digest(model.eval().train())
+    model[1].num_batches_tracked += 1
+    second = weights_digest(model)
+    model[0].bias.data[0] += 1e-6
+    third = weights_digest(model)
+    half = weights_digest(model.bfloat16())
+    again = weights_digest(model.float())
+    assert len({first, second, third, half, again}) == 5
+    assert weights_digest(lambda x: x) is None
+    assert weights_digest(nn.ReLU()) != weights_digest(nn.ELU())
+
+
+def test_an_identity_is_sensitive_to_every_part_and_to_no_order():
+    parts = {"recipe": {"a": 1, "b": [1, 2]}, "seed": 0, "data": "digits"}
+    same = {"data": "digits", "seed": 0, "recipe": {"b": [1, 2], "a": 1}}
+    assert identity(**parts) == identity(**same)
+    others = [
+        {**parts, "seed": 1},
+        {**parts, "seed": "0"},
+        {**parts, "data": "digits "},
+        {**parts, "recipe": {"a": 1, "b": [2, 1]}},
+        {**parts, "recipe": {"a": 1.5, "b": [1, 2]}},
+        {**parts, "recipe": {"a": 1}},
+        {**parts, "more": None},
+    ]
+    assert len({identity(**other) for other in [parts, *others]}) == len(others) + 1
+    with pytest.raises(ValueError):
+        identity(a=float("nan"))
+
+
+def test_the_code_version_follows_the_source(tmp_path, monkeypatch):
+    (tmp_path / "attacks").mkdir()
+    (tmp_path / "attacks" / "a.py").write_text("x = 1")
+    (tmp_path / "b.py").write_text("y = 1")
+    monkeypatch.setattr(runs, "PACKAGE", tmp_path)
+    seen = []
+    for file, text in ((None, ""), ("attacks/a.py", "x = 2"), ("b.py", "y = 2"), ("c.py", "")):
+        if file:
+            (tmp_path / file).write_text(text)
+        code_version.cache_clear()
+        seen.append(code_version("attacks", "b.py"))
+    code_version.cache_clear()
+    assert len(set(seen)) == 3
+    assert seen[2] == seen[3]  # c.py was not asked for
+
+
+# -- folders ------------------------------------------------------------------------------------
+
+REQUEST = {"asked": {"seed": 0, "recipe": {"epochs": 3, "model": {"width": 8}}}}
+
+
+def test_a_new_run_and_the_same_again(tmp_path):
+    folder = tmp_path / "a" / "b"
+    assert open_run(folder, "train", "k", REQUEST) == (folder, False)
+    held = json.loads((folder / "request.json").read_text())
+    assert held["kind"] == "train"
+    assert held["identity"] == "k"
+    assert held["asked"] == REQUEST["asked"]
+    before = (folder / "request.json").read_bytes()
+    (folder / "checkpoints").mkdir()
+    leftover = folder / "checkpoints" / f".latest.x{PARTIAL}"
+    for file in (leftover, folder / "checkpoints" / "latest", folder / "mine.partial"):
+        file.write_text("x")
+    assert open_run(folder, "train", "k", {"asked": "is not written again"}) == (folder, True)
+    assert (folder / "request.json").read_bytes() == before
+    assert not leftover.exists()
+    assert (folder / "checkpoints" / "latest").exists()
+    assert (folder / "mine.partial").exists()  # a user's own file, not a temporary of ours
+
+
+@pytest.mark.parametrize(
+    ("kind", "asked", "says"),
+    [
+        ("evaluate", REQUEST["asked"], "its kind is train, not evaluate"),
+        ("train", {"seed": 1, "recipe": REQUEST["asked"]["recipe"]}, "its seed is 0, not 1"),
+        (
+            "train",
+            {"seed": 0, "recipe": {"epochs": 3, "model": {"width": 9}}},
+            "its width is 8, not 9",
+        ),
+        ("train", {"seed": 0, "recipe": {"epochs": 3}}, "its model is"),
+        ("train", REQUEST["asked"], "another version of the code or on other data"),
+    ],
+)
+def test_another_run_is_refused_with_what_differs(tmp_path, kind, asked, says):
+    open_run(tmp_path, "train", "k", REQUEST)
+    before = (tmp_path / "request.json").read_bytes()
+    with pytest.raises(InputError, match="holds another run") as error:
+        open_run(tmp_path, kind, "other", {"asked": asked})
+    assert says in str(error.value)
+    assert "\n" not in str(error.value)
+    assert (tmp_path / "request.json").read_bytes() == before
+
+
+def test_folders_that_hold_something_else(tmp_path):
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(InputError, match="other files"):
+        open_run(tmp_path, "train", "k", REQUEST)
+    with pytest.raises(InputError, match="is a file"):
+        open_run(tmp_path / "photo.jpg", "train", "k", REQUEST)
+    with pytest.raises(InputError, match="cannot write"):
+        open_run("/proc/holdfast", "train", "k", REQUEST)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "request.json").write_text("{")
+    with pytest.raises(InputError, match=r"request\.json"):
+        open_run(tmp_path / "run", "train", "k", REQUEST)
+    (tmp_path / "run" / "request.json").write_text('{"asked": [1]}')
+    with pytest.raises(InputError, match="another run"):
+        open_run(tmp_path / "run", "train", "k", REQUEST)
+
+
+def test_an_empty_folder_and_what_a_killed_process_left_are_free(tmp_path):
+    (tmp_path / f".request.json.x{PARTIAL}").write_text("{")
+    assert open_run(tmp_path, "train", "k", REQUEST)[1] is False
+
+
+def test_a_run_that_wrote_nothing_can_be_withdrawn_and_no_other(tmp_path):
+    open_run(tmp_path, "train", "k", REQUEST)
+    withdraw_run(tmp_path)
+    open_run(tmp_path, "train", "another", REQUEST)
+    (tmp_path / "checkpoints").mkdir()
+    withdraw_run(tmp_path)
+    assert (tmp_path / "request.json").exists()
+
+
+# -- circumstances ------------------------------------------------------------------------------
+
+
+def test_circumstances_are_json_and_say_what_matters():
+    found = json.loads(json.dumps(circumstances("cpu")))
+    assert found["versions"]["torch"] == torch.__version__
+    assert found["device"] == "cpu"
+    assert found["machine"]
+    assert found["command"][0] == Path(sys.argv[0]).name
+
+
+def git(folder: Path, *arguments: str) -> str:
+    identity = ("-c", "user.name=a", "-c", "user.email=a@b.c")
+    command = ["git", "-C", str(folder), *identity, *arguments]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+def test_the_revision_is_that_of_holdfasts_own_checkout(tmp_path, monkeypatch):
+    package = tmp_path / "holdfast"
+    package.mkdir()
+    (package / "runs.py").write_text("x = 1")
+    monkeypatch.setattr(runs, "PACKAGE", package)
+    assert git_revision() is None  # no checkout
+    git(tmp_path, "init", "-q")
+    (tmp_path / "theirs.txt").write_text("1")
+    git(tmp_path, "add", "theirs.txt")
+    git(tmp_path, "commit", "-qm", "theirs")
+    assert git_revision() is None  # somebody else's checkout around an installed Holdfast
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-qm", "ours")
+    assert git_revision() == git(tmp_path, "rev-parse", "HEAD")
+    (package / "runs.py").write_text("x = 2")
+    assert git_revision() == git(tmp_path, "rev-parse", "HEAD") + "+changes"
+
+
+def test_without_git_there_is_no_revision(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert git_revision() is None
