@@ -28,6 +28,7 @@ test-all: check
 # The peers that benchmarks/ compares with.
 benchmarks: .venv/ready
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[benchmarks]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps torchattacks
 
 clean:
 	rm -rf .venv build dist *.egg-info

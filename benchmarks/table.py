@@ -39,6 +39,26 @@ def evaluation_rows(results: list[dict[str, Any]]) -> list[str]:
     return rows
 
 
+def command_rows(results: list[dict[str, Any]]) -> list[str]:
+    """The commands behind the table: how each model was trained and evaluated."""
+    lines = []
+    for result in results:
+        folder = Path(result["run"])
+        lines.append(f"- {result['model']['name']}: `{_command(folder)}`")
+        if (folder / "training" / "result.json").exists():
+            training = read_json(folder / "training" / "result.json")
+            lines.append(
+                f"  Trained by `{_command(folder / 'training')}`: {training['epochs']:.1f} epochs "
+                f"in {training['seconds'] / 60:.0f} minutes, seed {training['seed']}, "
+                f"{training['images_per_second']:.0f} images per second."
+            )
+    return lines
+
+
+def _command(folder: Path) -> str:
+    return " ".join(read_json(folder / "request.json")["command"])
+
+
 def benchmark_rows(folder: Path) -> list[str]:
     """A line for each benchmark's result file."""
     lines = []
@@ -74,7 +94,13 @@ def main() -> int:
     text = readme.read_text()
     head, _, rest = text.partition(BEGIN)
     _, _, tail = rest.partition(END)
-    body = [*evaluation_rows(evaluations(RESULTS)), "", *benchmark_rows(RESULTS)]
+    results = evaluations(RESULTS)
+    body = [
+        *evaluation_rows(results),
+        "",
+        *command_rows(results),
+        *benchmark_rows(RESULTS),
+    ]
     made = f"{head}{BEGIN}\n\n" + "\n".join(body).strip() + f"\n\n{END}{tail}"
     if options.check:
         if made != text:

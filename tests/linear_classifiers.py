@@ -69,8 +69,9 @@ def linear(classes: int, box: str, *, shape=(3, 6, 6), count=6, seed=0) -> Linea
     """A random linear classifier.
 
     Args:
-        box: `free`: images in [0.4, 0.6], close to the boundary. `binding`: a third of the
-            components lie at 0 or 1, and all images in class 0, far from the boundary.
+        box: `free`: images in [0.4, 0.6], close to the boundary. `edges`: a third of the
+            components lie at 0 or 1. `binding`: so they do, and all images are in class 0, far
+            from the boundary.
     """
     draw = torch.Generator().manual_seed(seed)
     size = int(np.prod(shape))
@@ -79,10 +80,9 @@ def linear(classes: int, box: str, *, shape=(3, 6, 6), count=6, seed=0) -> Linea
     images = 0.4 + 0.2 * images if box == "free" else (1.5 * images - 0.25).clamp(0, 1)
     logits = images.flatten(1) @ weights.T
     bias = -logits.mean(0)
-    if box == "free":
-        return Linear(weights, bias, images, (logits + bias).argmax(1))
-    bias[0] += 2 + (logits.mean(0) - logits).abs().max()
-    return Linear(weights, bias, images, torch.zeros(count, dtype=torch.int64))
+    if box == "binding":
+        bias[0] += 2 + (logits.mean(0) - logits).abs().max()
+    return Linear(weights, bias, images, (logits + bias).argmax(1))
 
 
 def assert_minimal(model: Linear, norm: str, points: Tensor, slack: float = 0.0) -> None:

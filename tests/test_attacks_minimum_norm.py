@@ -39,7 +39,7 @@ ATTACKS = {
         steps=150, searches=6, targeted=targeted, **WEIGHING[box], **WHOLE
     ),
     "deepfool": lambda box, targeted: DeepFool(**WHOLE),
-    "sigma-zero": lambda box, targeted: SigmaZero(steps=200, targeted=targeted, **WHOLE),
+    "sigma-zero": lambda box, targeted: SigmaZero(steps=300, targeted=targeted, **WHOLE),
 }
 # σ-zero is a relaxation: beyond the 5 % it may need this many components more than the best.
 COMPONENTS = {"sigma-zero": 1}

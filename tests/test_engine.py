@@ -438,9 +438,9 @@ def test_many_interruptions_in_a_row(tmp_path, monkeypatch):
     model, x, labels, threat = problem()
     expected = run(model, x, labels, threat).ledger
     deaths = 0
-    while interrupted(tmp_path, monkeypatch, "spend", 9):
+    while interrupted(tmp_path, monkeypatch, "spend", 3 + 4 * deaths):
         deaths += 1
-    assert deaths >= 5
+    assert deaths >= 4
     again = run(model, x, labels, threat, path=tmp_path / "j").ledger
     assert differences(expected, again) == []
 

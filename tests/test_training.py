@@ -174,11 +174,12 @@ def test_the_kept_weights_have_the_statistics_of_their_own(finished):
     assert not again.average.model.training
 
 
-def test_the_same_command_again_changes_nothing(finished):
+def test_the_same_command_again_changes_nothing(finished, capsys):
     run, result = finished
     before = contents(run)
-    again = fit_recipe(tiny(), digits(), run, seed=3, device="cpu")
+    again = fit_recipe(tiny(), digits(), run, seed=3, device="cpu", progress=True)
     assert contents(run) == before
+    assert capsys.readouterr().err == f"going on from epoch 2.00 in {run}\n"
     assert again.validation == result.validation
     assert again.steps == result.steps
 
@@ -210,6 +211,33 @@ def test_train_reads_a_recipe_file_and_embedded_data(tmp_path):
     )
     assert result.steps == 1  # 1,197 images make one whole batch of 600
     assert not result.model.training
+
+
+@pytest.mark.parametrize("name", ["standard", "n-fgsm", "pgd", "trades"])
+def test_every_objective_trains_in_bfloat16(tmp_path, name):
+    recipe = tiny(
+        model={
+            "architecture": "preact-resnet",
+            "arguments": {"depth": 4, "stages": 1, "width": 4, "stem_stride": 2},
+        },
+        objective={"name": name, "arguments": {"steps": 2} if name in ("pgd", "trades") else {}},
+        optimiser={"clip_gradient": 1.0},
+        validation={"images": 20, "steps": 2, "every": 0.5},
+        precision="bf16",
+        epochs=1,
+    )
+    start = trainer(tmp_path / "start", recipe)._tensors()
+    result = fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
+    assert [int(row["step"]) for row in figures(tmp_path / "run")] == [2, 3]
+    # Images of one channel are normalised by what the training images measure.
+    pixels = digits().train.images / 255
+    arguments = json.loads((tmp_path / "run" / "model" / "card.json").read_text())["arguments"]
+    assert arguments["mean"] == pytest.approx([pixels.mean()], abs=1e-4)
+    assert arguments["std"] == pytest.approx([pixels.std()], abs=1e-4)
+    for key, value in result.model.named_parameters():
+        assert value.dtype == torch.float32
+        assert value.isfinite().all()
+        assert not torch.equal(value, start[f"model.{key}"])
 
 
 # -- bad input ----------------------------------------------------------------------------------
@@ -673,6 +701,23 @@ def test_a_collapse_is_noticed_and_survived(tmp_path, monkeypatch):
     assert written["best_epoch"] == 3
     assert result.validation["pgd_accuracy"] == 0.55
     assert all(t.isfinite().all() for t in weights(tmp_path).values())
+
+
+@pytest.mark.parametrize(
+    ("fgsm", "pgd", "collapsed"),
+    [
+        (0.9, 0.02, True),
+        (0.5, 0.29, True),
+        (0.9, 0.31, False),  # most of the best PGD accuracy is still there
+        (0.15, 0.02, False),  # FGSM accuracy is gone too: it is not overfitting to one step
+    ],
+)
+def test_what_counts_as_a_collapse(tmp_path, fgsm, pgd, collapsed):
+    watched = trainer(tmp_path)
+    row = {"live_fgsm_accuracy": fgsm, "live_pgd_accuracy": pgd}
+    assert not watched._collapsed(row)  # nothing was reached before
+    watched.best_live = 0.5
+    assert watched._collapsed(row) is collapsed
 
 
 def test_caution_survives_a_resume(tmp_path, monkeypatch):

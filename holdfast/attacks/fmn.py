@@ -24,7 +24,7 @@ class FMN(MinimumNorm):
     Args:
         steps: moves after the start.
         length: of the first step in the L2 norm, image units; it falls to a hundredth. By default
-            1, but 10 in L0, where a component had better go all the way at once.
+            1, but 2·√(C·H·W) in L0, where a component had better go all the way at once.
         rate: share by which the radius changes at first, in (0, 1); it falls to `last_rate`.
         last_rate: in (0, rate].
         targeted: approach the boundary between the label and the item's target class; otherwise
@@ -92,7 +92,7 @@ class FMN(MinimumNorm):
             shrunk = (state["radius"] * (1 - rate)).minimum(state["distance"])
             radius = torch.where(fooled, shrunk, grown)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
-        first = self.length or (10.0 if threat.norm == "l0" else 1.0)
+        first = self.length or (2 * x[0].numel() ** 0.5 if threat.norm == "l0" else 1.0)
         length = cosine(age, self.steps, first, first / 100) / size
         moved = looked + per_item(length, x) * gradient
         state["radius"] = radius

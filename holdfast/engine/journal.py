@@ -95,9 +95,10 @@ class Journal:
 
     def discard_if_bare(self) -> bool:
         """Remove a journal that no attack has written to yet; whether it was removed."""
-        (rows,) = self.db.execute(
-            "SELECT (SELECT COUNT(*) FROM item) + (SELECT COUNT(*) FROM broken)"
-        ).fetchone()
+        with self._reading():
+            (rows,) = self.db.execute(
+                "SELECT (SELECT COUNT(*) FROM item) + (SELECT COUNT(*) FROM broken)"
+            ).fetchone()
         if rows or self.path is None:
             return False
         self.close()
@@ -171,7 +172,7 @@ class Journal:
     def restore(self, ledger: Ledger) -> None:
         """Bring an empty ledger to where the journal ends (costs of open images aside)."""
         shape = ledger.adversarial.shape[1:]
-        try:
+        with self._reading():
             for image, prediction, confidence in self.db.execute("SELECT * FROM clean"):
                 ledger.clean_prediction[image] = prediction
                 ledger.clean_confidence[image] = confidence
@@ -188,38 +189,40 @@ class Journal:
                 ):
                     getattr(ledger, column)[image] = value
                 ledger.adversarial[image] = _tensor(row[7], shape)
-        except (sqlite3.Error, IndexError, TypeError, ValueError, RuntimeError) as error:
-            raise self._damaged(error) from None
-
-    def _damaged(self, error: Exception) -> InputError:
-        what = " ".join(str(error).split())
-        return InputError(
-            f"journal {self.path} is damaged ({what}); remove the run folder to start anew"
-        )
 
     def items(self, stage: int) -> list[FinishedItem]:
         """The items of a stage that ended without success, in the order of their keys."""
-        try:
+        with self._reading():
             return [
                 FinishedItem(*row)
                 for row in self.db.execute(
                     "SELECT * FROM item WHERE stage = ? ORDER BY lane, image, item", (stage,)
                 )
             ]
-        except sqlite3.Error as error:
-            raise self._damaged(error) from None
 
     def cost(self, stage: int) -> tuple[float, int, int]:
         """Seconds, forwards and backwards of a stage, over all processes that worked on it."""
-        seconds, forwards, backwards = self.db.execute(
-            "SELECT seconds, forwards, backwards FROM spent WHERE stage = ?", (stage,)
-        ).fetchone() or (0.0, 0, 0)
-        more = self.db.execute(
-            "SELECT COALESCE(SUM(forwards), 0), COALESCE(SUM(backwards), 0) FROM item "
-            "WHERE stage = ?",
-            (stage,),
-        ).fetchone()
-        return seconds, forwards + more[0], backwards + more[1]
+        with self._reading():
+            seconds, forwards, backwards = self.db.execute(
+                "SELECT seconds, forwards, backwards FROM spent WHERE stage = ?", (stage,)
+            ).fetchone() or (0.0, 0, 0)
+            more = self.db.execute(
+                "SELECT COALESCE(SUM(forwards), 0), COALESCE(SUM(backwards), 0) FROM item "
+                "WHERE stage = ?",
+                (stage,),
+            ).fetchone()
+            return seconds, forwards + more[0], backwards + more[1]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """What cannot be read, or is not what was written, is damage."""
+        try:
+            yield
+        except (sqlite3.Error, IndexError, TypeError, ValueError, RuntimeError) as error:
+            what = " ".join(str(error).split())
+            raise InputError(
+                f"journal {self.path} is damaged ({what}); remove the run folder to start anew"
+            ) from None
 
 
 def _blob(point: Tensor) -> bytes:

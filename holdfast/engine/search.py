@@ -141,9 +141,9 @@ class Search:
                     dim=1, descending=True, stable=True
                 )
             )
-            confidence, prediction = logits.softmax(1).max(1)
+            prediction = logits.argmax(1)  # of the logits: the softmax rounds close ones to a tie
             ledger.clean_prediction[rows] = prediction
-            ledger.clean_confidence[rows] = confidence
+            ledger.clean_confidence[rows] = logits.softmax(1).amax(1)
             wrong = rows[prediction != self.labels[rows]]
             ledger.broken[wrong], ledger.stage[wrong] = True, CLEAN
             with self.journal.transaction():

@@ -89,11 +89,11 @@ def evaluate(
     for stage in suite.stages:
         stage.attack.check_norm(threat)
     home = _device_of(model)
-    where = torch.device(device) if device is not None else home
+    where = home if device is None else _usable(device)
     request = _Request(
         model=model,
-        images=images.detach().cpu(),
-        labels=labels.cpu(),
+        images=_plain(images),
+        labels=_plain(labels),
         threat=threat,
         suite=suite,
         batch_size=batch_size,
@@ -104,11 +104,16 @@ def evaluate(
         curve=curve,
     )
     mover = model if isinstance(model, nn.Module) and where != home else None
+    told = {
+        "model": {"name": getattr(model, "__name__", type(model).__name__)},
+        "data": {"pixels": "as handed to holdfast.evaluate"},
+    }
     try:
         if mover is not None:
             mover.to(where)
-        with evaluating(model):
-            return _evaluate(request, run, described or {})
+        # Whatever the caller's mode, attacks need gradients.
+        with torch.inference_mode(False), evaluating(model):
+            return _evaluate(request, run, told | (described or {}))
     finally:
         if mover is not None:
             mover.to(home)
@@ -243,7 +248,7 @@ def _evaluate(request: _Request, run: Path | str | None, described: dict[str, An
         adversarial=ledger.adversarial,
         verdicts=_verdicts(suite, ledger, images, threat, prediction, confidence),
     )
-    if folder is not None:
+    if folder is not None and not (folder / "result.json").exists():
         write_run(folder, images, result, described)
     return result
 
@@ -253,6 +258,21 @@ def _device_of(model: Model) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def _usable(device: str | torch.device) -> torch.device:
+    try:
+        return torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:  # torch's words for what is not there
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise InputError(f"device {str(device)!r} cannot be used: {reason}") from None
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """On the CPU, and one that can take part in gradients."""
+    tensor = tensor.detach().cpu()
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _without_gradients(suite: Suite) -> Suite:
@@ -286,9 +306,8 @@ def _final_answers(
     for rows in torch.arange(len(images)).split(batch_size):
         with torch.no_grad():
             logits = model(ledger.adversarial[rows].to(device)).float().cpu()
-        confidence, prediction = logits.softmax(1).max(1)
-        predictions.append(prediction)
-        confidences.append(confidence)
+        predictions.append(logits.argmax(1))
+        confidences.append(logits.softmax(1).amax(1))
     prediction = torch.cat(predictions)
     # Rounding differs between batches of different make-up; a point right on the boundary may
     # answer differently now. The attacker chooses.

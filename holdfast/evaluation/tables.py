@@ -73,14 +73,17 @@ def print_zoo() -> None:
     if not names:
         raise InputError(f"the zoo ({zoo_folder()}) holds no models")
     table = Table(title="zoo", title_justify="left")
-    for column in ("model", "architecture", "threat", "suite", "standard", "robust", "n"):
+    table.add_column("model", overflow="fold")
+    for column in ("architecture", "threat", "suite", "standard", "robust", "n"):
         table.add_column(column)
+    beside = zoo_folder().parent / "benchmarks" / "results"
+    committed = evaluations(beside) if beside.is_dir() else []
     for name in names:
         folder = zoo_folder() / name
         card = read_json(folder / "card.json")
         threat = str(Threat(**card["threat"])) if card.get("threat") else "none"
-        rows = evaluations(folder) or [None]  # type: ignore[list-item]
-        for result in rows:
+        rows = [*evaluations(folder), *(r for r in committed if r["model"]["name"] == name)]
+        for result in rows or [None]:  # type: ignore[list-item]
             table.add_row(
                 name,
                 card["architecture"],

@@ -43,11 +43,11 @@ def load(source: Path | str) -> nn.Module:
     text = str(source)
     folder = Path(source)
     for candidate in (folder, folder / "model", zoo_folder() / text):
-        if (candidate / "card.json").is_file():
+        if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
             return load_checkpoint(candidate)
-    if ":" in text and not folder.exists():
+    if ":" in text and not os.path.exists(folder):
         return _call(text)
-    if folder.is_dir():
+    if os.path.isdir(folder):
         raise InputError(f"{folder} holds no model: neither card.json nor model/card.json is there")
     known = ", ".join(zoo_names()) or "none"
     raise InputError(
