@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from holdfast.attacks import APGD, FGSM, PGD, Attack, Square, Stage, Suite
+from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
 from holdfast.engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin
 from holdfast.engine.twin import fast_twin, original
@@ -24,6 +24,7 @@ SUITE = Suite(
     (
         Stage(PGD(steps=2), restarts=3),
         Stage(APGD(steps=10, loss="dlr", targeted=True), restarts=2, targets=2),
+        Stage(FAB(steps=3, targeted=True), targets=2),  # its best points lie outside the ball
         Stage(Square(queries=15)),
     ),
 )
@@ -79,6 +80,16 @@ def problem(n: int = 16):
     return model, x, labels, Threat("linf", 0.02)
 
 
+def two_lanes(model) -> list[Lane]:
+    """A coarse twin that answers what it answers a little too willingly, and the model itself."""
+
+    def kind(z: Tensor) -> Tensor:
+        return z + 0.05 * torch.nn.functional.one_hot(z.detach().argmax(1), z.shape[1])
+
+    coarse = Twin(models.Wrapped(model, after=kind), "coarse", 0.05)
+    return [Lane(coarse), Lane(original(model), near=0.15)]
+
+
 # -- verdicts ---------------------------------------------------------------------------------
 
 
@@ -89,11 +100,13 @@ def test_the_problem_is_neither_easy_nor_hopeless():
     assert int(ledger.item.max()) >= 1  # not always at the first attempt
 
 
+@pytest.mark.parametrize("lanes", [1, 2])
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
-def test_the_batch_size_changes_nothing(batch_size):
+def test_the_batch_size_changes_nothing(batch_size, lanes):
     model, x, labels, threat = problem()
-    a = run(model, x, labels, threat, batch_size=64).ledger
-    b = run(model, x, labels, threat, batch_size=batch_size).ledger
+    twins = two_lanes(model) if lanes == 2 else None
+    a = run(model, x, labels, threat, batch_size=64, twins=twins).ledger
+    b = run(model, x, labels, threat, batch_size=batch_size, twins=twins).ledger
     assert differences(a, b) == []
 
 
@@ -213,6 +226,19 @@ def test_items_before_the_first_success_run_to_their_end(batch_size):
     assert (ledger.backwards == 0).all()
 
 
+def test_a_tie_that_the_model_settles_for_the_attacker_counts_at_once():
+    # Class 1 is right; class 0 can be made as likely, and then the model answers 0.
+    x = torch.tensor([0.2, 0.9, 0.1]).view(1, 3, 1, 1)
+    model = models.Wrapped(Identity(), after=lambda z: z.clamp(max=0.7))
+    suite = Suite("long", (Stage(PGD(steps=300, step_size=0.5)),))
+    search = run(model, x, torch.tensor([1]), Threat("linf", 0.6), suite)
+    assert search.ledger.broken.all() and search.ledger.stage.tolist() == [0]
+    assert int(search.ledger.forwards) < 20
+    # Where the model settles it for the label, it is no success.
+    right = run(model, x.flip(1), torch.tensor([1]), Threat("linf", 0.05), suite)
+    assert not right.ledger.broken.any()
+
+
 def test_cancelling_saves_passes():
     # Class 1 falls at the first look; the three items behind it must not look again.
     n = 10
@@ -294,15 +320,8 @@ def test_a_twin_of_nan_finds_nothing_and_the_next_lane_does_not_trust_it():
 
 
 def test_a_coarse_twin_is_finished_on_the_exact_one():
-    # A twin that answers the label a little too willingly: near the boundary it sees no success.
     model, x, labels, threat = problem()
-
-    def kind(z: Tensor) -> Tensor:
-        return z + 0.05 * torch.nn.functional.one_hot(z.detach().argmax(1), z.shape[1])
-
-    coarse = Lane(Twin(models.Wrapped(model, after=kind), "coarse", 0.05))
-    exact = Lane(original(model), near=0.15)
-    both = run(model, x, labels, threat, twins=[coarse, exact])
+    both = run(model, x, labels, threat, twins=two_lanes(model))
     alone = run(model, x, labels, threat)
     assert int(both.ledger.broken.sum()) >= int(alone.ledger.broken.sum())
     # Far from the boundary, nobody searches twice.
@@ -394,7 +413,7 @@ class Dies(Exception):
     pass
 
 
-def interrupted(tmp_path, monkeypatch, method: str, moment: int, error=Dies) -> bool:
+def interrupted(tmp_path, monkeypatch, method: str, moment: int, error=Dies, twins=None) -> bool:
     """Whether a run dies at the `moment`-th call of one of the journal's methods, *after* it has
     written: what the open transaction holds must not survive."""
     calls = 0
@@ -411,7 +430,7 @@ def interrupted(tmp_path, monkeypatch, method: str, moment: int, error=Dies) -> 
     with monkeypatch.context() as patch:
         patch.setattr(Journal, method, dying)
         try:
-            run(model, x, labels, threat, path=tmp_path / "j", batch_size=7)
+            run(model, x, labels, threat, path=tmp_path / "j", batch_size=7, twins=twins)
         except error:
             return True
     return False
@@ -432,6 +451,17 @@ def test_ctrl_c_inside_a_transaction_is_rolled_back(tmp_path, monkeypatch):
     assert interrupted(tmp_path, monkeypatch, "broken", 1, KeyboardInterrupt)
     held = sqlite3.connect(tmp_path / "j").execute("SELECT COUNT(*) FROM broken").fetchone()
     assert held == (0,)
+
+
+@pytest.mark.parametrize("method", ["finished", "broken", "spend"])
+@pytest.mark.parametrize("moment", [3, 8, 20, 60])
+def test_an_interruption_in_any_lane_loses_nothing(tmp_path, monkeypatch, method, moment):
+    model, x, labels, threat = problem()
+    twins = two_lanes(model)
+    expected = run(model, x, labels, threat, twins=twins).ledger
+    interrupted(tmp_path, monkeypatch, method, moment, twins=twins)
+    again = run(model, x, labels, threat, path=tmp_path / "j", twins=twins).ledger
+    assert differences(expected, again) == []
 
 
 def test_many_interruptions_in_a_row(tmp_path, monkeypatch):

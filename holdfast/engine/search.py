@@ -221,7 +221,8 @@ class Search:
             finished = state["finished"].cpu()
             # A point on which the twin may be wrong is looked at before its item gives up.
             slack = torch.where(finished, 2 * lane.twin.error, 0.0)
-            believed = score < checked.minimum(slack)
+            # A tie counts too: at one, the model may answer either class.
+            believed = (score < checked) & (score <= slack)
             won = torch.zeros(len(rows), dtype=torch.bool)
             if bool(believed.any()):
                 passes[believed, 0] += 1
