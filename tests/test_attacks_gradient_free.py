@@ -107,6 +107,23 @@ def test_square_queries_shrink_with_age(norm):
 
 
 @pytest.mark.parametrize("norm", ["l2", "l1"])
+def test_square_moves_the_norm_of_two_windows_into_one(norm):
+    model = linear(2, "free", shape=(1, 9, 9), count=5)
+    direction = torch.randn(model.images.shape, generator=torch.Generator().manual_seed(0))
+    length = NORMS[norm].distance(direction).view(-1, 1, 1, 1)
+    delta = 0.1 * direction / length
+    attack = Square(queries=10)
+    state = attack.start(items_of(model, 0.1), Threat(norm, 0.1))
+    state |= {"best": model.images + delta, "age": torch.full((5,), 9)}  # windows of 3 × 3
+    after = attack._windows(state, NORMS[norm]) - model.images
+    # The ball was used up, and is again; nothing changes but the two windows.
+    torch.testing.assert_close(NORMS[norm].distance(after), torch.full((5,), 0.1))
+    changed = ((after - delta).abs() > 1e-5).flatten(1).sum(1)
+    assert (changed > 3).all() and (changed <= 18).all()
+    assert ((after.abs() < 1e-6) & (delta.abs() > 1e-5)).flatten(1).any(1).sum() >= 3  # cleared
+
+
+@pytest.mark.parametrize("norm", ["l2", "l1"])
 def test_bumps_are_a_positive_and_a_negative_one_of_norm_1(norm):
     place = torch.arange(7)
     upright, turned = _bumps(

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
+from holdfast.engine import Lane, Twin
 from holdfast.errors import InputError
 from holdfast.evaluation import interval
 from holdfast.threat import Threat
@@ -190,6 +191,25 @@ def test_ties_are_settled_as_the_model_settles_them():
     assert_honest(evaluate(model, x, labels, threat, suite), model, x, labels, threat)
 
 
+def test_the_model_itself_has_the_last_word(monkeypatch):
+    # A twin that sees the label far ahead of all others lets nothing be verified; but the points
+    # that it finds fool the model.
+    model, x, labels, threat = problem(30)
+    common = int(labels.mode().values)
+    x, labels = x[labels == common], labels[labels == common]
+
+    def blind(z: Tensor) -> Tensor:
+        return z + 50 * nn.functional.one_hot(torch.tensor(common), z.shape[1])
+
+    twin = Twin(models.Wrapped(model, after=blind), "blind", 0.0)
+    module = sys.modules["holdfast.evaluation.evaluate"]  # the name alone means the function
+    monkeypatch.setattr(module, "_lanes", lambda *arguments: [Lane(twin)])
+    suite = Suite("weak", (Stage(PGD(steps=1, step_size=1.0, start="clean", loss="margin")),))
+    result = evaluate(model, x, labels, threat, suite)
+    assert 0 < result.robust_accuracy < result.standard_accuracy
+    assert_honest(result, model, x, labels, threat)
+
+
 # -- the model is handed back as it was -------------------------------------------------------
 
 
@@ -275,6 +295,23 @@ def test_masked_gradients_are_flagged(mask):
     result = evaluate(model, x, labels, threat)
     assert flag(result, "gradients-vanish").fired
     assert_honest(result, model, x, labels, threat)
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_gradients_of_nan_protect_nobody(norm):
+    # The usual trap: the branch that is not taken has a gradient of NaN. The answers are the same.
+    def trap(x: Tensor) -> Tensor:
+        return torch.where(x > 0.1, 0 * torch.sqrt(x - 0.1) + x, x)
+
+    body, x, _, _ = problem(30)
+    model, labels = models.Wrapped(body, before=trap), models.answers(body, x)
+    threat = Threat(norm, {"linf": 0.02, "l2": 0.15, "l1": 1.0}[norm])
+    suite = Suite("short", (Stage(APGD(steps=20)),))
+    result, plain = (evaluate(m, x, labels, threat, suite) for m in (model, body))
+    assert_honest(result, model, x, labels, threat)
+    assert flag(result, "gradients-vanish").fired
+    assert not flag(plain, "gradients-vanish").fired
+    assert 0 < plain.robust_accuracy <= result.robust_accuracy <= plain.robust_accuracy + 0.15
 
 
 def test_winners_that_take_all_are_beaten_without_gradients():

@@ -18,7 +18,7 @@ from holdfast.errors import InputError
 from holdfast.threat import NORMS, Threat, parse_number
 
 SHAPE = (2, 3, 4)
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=25, deadline=None, derandomize=True)
 norms = st.sampled_from(sorted(NORMS))
 seeds = st.integers(0, 2**31)
 radii = st.floats(-3, 1).map(lambda power: 10**power)

@@ -81,7 +81,8 @@ class Oracle:
     ) -> tuple[Images, Float[Tensor, "n k"], Float[Tensor, " n"]]:
         """∂loss/∂x, the logits and the loss values at x, all detached.
 
-        Only the input's gradient is computed: none of the weights'.
+        Only the input's gradient is computed: none of the weights'. Components where it is NaN
+        are 0, for one of them would spread over the whole image and blind the attack.
         """
         with torch.enable_grad():
             x = x.detach().requires_grad_()
@@ -89,7 +90,7 @@ class Oracle:
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         self.backwards += self.samples
-        return gradient, logits.detach(), values.detach()
+        return gradient.nan_to_num(0.0, 1e30, -1e30), logits.detach(), values.detach()
 
 
 def pick(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:

@@ -102,4 +102,5 @@ def class_differences(
             for j in range(classes - 1)
         ]
     model.backwards += (classes - 1) * model.samples
-    return torch.stack(gradients, 1), values.detach(), logits.detach()
+    normals = torch.stack(gradients, 1).nan_to_num(0.0, 1e30, -1e30)  # as `Oracle.gradient` does
+    return normals, values.detach(), logits.detach()

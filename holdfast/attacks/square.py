@@ -156,7 +156,7 @@ def _bumps(row: Tensor, column: Tensor, side: Tensor, turned: Tensor, norm: Norm
     turned, side = turned.view(-1, 1, 1, 1), side.view(-1, 1, 1, 1)
     row, column = torch.where(turned, column, row), torch.where(turned, row, column)
     inside = (row >= 0) & (row < side) & (column >= 0) & (column < side)
-    outermost = int(side.max()) // 2 + 1
+    outermost = min(inside.shape[2:]) // 2 + 1
     heights = 1 / torch.arange(1, outermost + 1, device=side.device).float().square()
     below = torch.cat([heights.new_zeros(1), heights.cumsum(0)])  # Σ of the first k heights
     bumps = torch.zeros_like(inside, dtype=torch.float32)

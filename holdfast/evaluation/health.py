@@ -14,7 +14,7 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..attacks import PGD, Oracle
+from ..attacks import PGD
 from ..attacks.base import Model
 from ..attacks.losses import margin, margin_loss
 from ..threat import Threat
@@ -89,9 +89,10 @@ def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
     """Input gradients of the margin that are zero, absent or not finite."""
     n = len(images)
     try:
-        gradient, _, _ = Oracle(model).gradient(
-            images, lambda z: margin_loss(z, labels, torch.full_like(labels, -1))
-        )
+        with torch.enable_grad():  # not through an Oracle, which repairs what is looked for here
+            x = images.detach().requires_grad_()
+            loss = margin_loss(model(x).float(), labels, torch.full_like(labels, -1))
+            (gradient,) = torch.autograd.grad(loss.sum(), x)
     except RuntimeError as error:
         return Flag(
             "gradients-vanish",
