@@ -57,6 +57,27 @@ def weights_digest(model: Any) -> str | None:
     return digest(*parts)
 
 
+def settings_digest(model: Any) -> str:
+    """SHA-256 of what a module computes with besides its weights.
+
+    Buffers that its state leaves out, and plain attributes of every part: two models with the
+    same weights and another temperature are two models.
+    """
+    if not isinstance(model, nn.Module):
+        return digest(getattr(model, "__qualname__", type(model).__qualname__))
+    parts: list[Any] = []
+    for name, buffer in sorted(model.named_buffers()):
+        parts += [name, buffer]
+    plain = int | float | str | bytes | bool | None
+    for name, module in model.named_modules():
+        for key, value in sorted(vars(module).items()):
+            values = value if isinstance(value, tuple | list) else (value,)
+            if key == "training" or not all(isinstance(v, plain) for v in values):
+                continue
+            parts.append(f"{name}.{key}={value!r}")
+    return digest(*parts)
+
+
 def identity(**parts: Any) -> str:
     """The hash of everything that can change a run's result, from JSON-able parts."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)

@@ -24,6 +24,7 @@ from holdfast.runs import (
     git_revision,
     identity,
     open_run,
+    settings_digest,
     weights_digest,
     withdraw_run,
 )
@@ -240,3 +241,16 @@ def test_the_revision_is_that_of_holdfasts_own_checkout(tmp_path, monkeypatch):
 def test_without_git_there_is_no_revision(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     assert git_revision() is None
+
+
+def test_models_of_equal_weights_and_other_settings_are_told_apart():
+    def scaled(factor: float, hidden: float) -> torch.nn.Module:
+        torch.manual_seed(0)
+        model = torch.nn.Sequential(torch.nn.Linear(3, 2))
+        model.factor = factor
+        model[0].register_buffer("hidden", torch.tensor(hidden), persistent=False)
+        return model
+
+    digests = {settings_digest(scaled(*pair)) for pair in ((1.0, 1.0), (2.0, 1.0), (1.0, 2.0))}
+    assert len(digests) == 3
+    assert settings_digest(scaled(1.0, 1.0).train()) == settings_digest(scaled(1.0, 1.0).eval())

@@ -332,9 +332,10 @@ class Search:
             self.journal.finished(
                 FinishedItem(number, lane, image, item, int(passes[0]), int(passes[1]), score)
             )
-            if business.won is None and score < float(ledger.score[image]):
+            # The strongest point is the one of smallest margin: distances do not compare.
+            margins = not self.suite.stages[number].attack.minimum_norm
+            if margins and business.won is None and score < float(ledger.score[image]):
                 point = best.cpu()
-                # An attack for the closest point may end outside the ball.
                 if bool(self.threat.contains(point[None], self.images[image][None])):
                     ledger.score[image], ledger.adversarial[image] = score, point
                     self.journal.strongest(image, score, point)

@@ -157,7 +157,10 @@ def _evaluate(request: _Request, run: Path | str | None, described: dict[str, An
         logits = check_logits(model(probe), len(probe), probe_labels)
     check_labels(labels, len(labels), logits.shape[1])
     asked = request.asked(before or digest(logits))
-    key = identity(**asked, code=code_version("attacks", "engine", "threat.py", "draws.py"))
+    settings = settings_digest(model)
+    key = identity(
+        **asked, settings=settings, code=code_version("attacks", "engine", "threat.py", "draws.py")
+    )
 
     flags = [
         health.outputs_like_probabilities(logits),
