@@ -25,6 +25,7 @@ from ..runs import (
     digest,
     identity,
     open_run,
+    settings_digest,
     weights_digest,
     withdraw_run,
 )
