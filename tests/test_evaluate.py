@@ -670,3 +670,12 @@ def test_a_run_killed_at_random_moments_gives_the_same_result(tmp_path):
 
 if __name__ == "__main__":
     die_and_resume(Path(sys.argv[1]))
+
+
+def test_a_huge_ball_is_always_tried_where_gradients_are_climbed() -> None:
+    images, labels = torch.rand(4, 3, 6, 6), torch.zeros(4, dtype=torch.int64)
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(108, 3))
+    for threat, tried in ((hf.Threat("linf", 0.1), True), (hf.Threat("l0", 3), False)):
+        suite = "fgsm" if tried else hf.attacks.SigmaZero(steps=3)
+        names = {flag.name for flag in hf.evaluate(net, images, labels, threat, suite).flags}
+        assert ("stands-at-huge-eps" in names) == tried

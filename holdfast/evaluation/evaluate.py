@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ..attacks import Attack, Square, Stage, Suite, suite_named
+from ..attacks import PGD, Attack, Square, Stage, Suite, suite_named
 from ..attacks.base import Model
 from ..checks import check_images, check_labels, check_logits
 from ..engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, fast_twin, measure_batch_size
@@ -214,17 +214,21 @@ def _evaluate(request: _Request, run: Path | str | None, described: dict[str, An
         finally:
             journal.close()
         prediction, confidence = _final_answers(model, ledger, images, threat, batch_size, device)
-        if request.curve and differentiable:
+        # PGD stands behind the curve and two of the checks.
+        climbable = differentiable and threat.norm in PGD.norms
+        if request.curve and climbable:
             line.say("security curve …")
             drawn = security_curve(
                 model, exact, images.to(device), labels.to(device), threat, request.seed
             )
     costs = _costs(suite, search)
-    if differentiable:
-        flags.append(health.more_steps(exact, probe, probe_labels, threat, request.seed))
+    if climbable:
+        flags += [
+            health.more_steps(exact, probe, probe_labels, threat, request.seed),
+            health.huge_eps(model, exact, probe, probe_labels, threat, request.seed),
+        ]
     gradient_free = {s.attack.name for s in suite.stages if not s.attack.needs_gradient}
     flags += [
-        health.huge_eps(drawn),
         health.gradient_free_wins(costs, gradient_free, len(images)),
         health.model_changes(before, weights_digest(model)),
     ]
