@@ -90,7 +90,31 @@ class Oracle:
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         self.backwards += self.samples
-        return gradient.nan_to_num(0.0, 1e30, -1e30), logits.detach(), values.detach()
+        return _without_nan(gradient), logits.detach(), values.detach()
+
+    def class_differences(
+        self, x: Images, labels: Int64[Tensor, " n"]
+    ) -> tuple[Float[Tensor, "n j c h w"], Float[Tensor, "n j"], Float[Tensor, "n k"]]:
+        """∂(z_j − z_y)/∂x and z_j − z_y for each of the K − 1 wrong classes j, and the logits.
+
+        Cost: 1 forward, K − 1 backwards.
+        """
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = self._forward(x)
+            classes = logits.shape[1]
+            others = (labels[:, None] + torch.arange(1, classes, device=x.device)) % classes
+            values = logits.gather(1, others) - logits.gather(1, labels[:, None])
+            gradients = [
+                torch.autograd.grad(values[:, j].sum(), x, retain_graph=j < classes - 2)[0]
+                for j in range(classes - 1)
+            ]
+        self.backwards += (classes - 1) * self.samples
+        return _without_nan(torch.stack(gradients, 1)), values.detach(), logits.detach()
+
+
+def _without_nan(gradient: Tensor) -> Tensor:
+    return gradient.nan_to_num(0.0, 1e30, -1e30)
 
 
 def pick(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:

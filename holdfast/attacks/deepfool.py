@@ -7,7 +7,7 @@ from ..threat import Threat
 from .base import Items, Oracle, State
 from .hyperplane import nearest_hyperplane
 from .losses import margin
-from .minimum_norm import MinimumNorm, class_differences
+from .minimum_norm import MinimumNorm
 
 
 class DeepFool(MinimumNorm):
@@ -46,7 +46,7 @@ class DeepFool(MinimumNorm):
 
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         x, looked = state["x"], state["point"]
-        normals, values, logits = class_differences(model, looked, state["labels"])
+        normals, values, logits = model.class_differences(looked, state["labels"])
         fooled = margin(logits, state["labels"]) < 0
         state, _ = self.record(state, logits, threat, gave_up=fooled)
         _, move = nearest_hyperplane(looked, normals, values, threat.norm)

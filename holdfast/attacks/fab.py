@@ -11,7 +11,7 @@ from ..threat import Threat, per_item
 from .base import Items, Oracle, State, pick
 from .hyperplane import nearest_hyperplane, shortest_move
 from .losses import margin_loss
-from .minimum_norm import MinimumNorm, class_differences
+from .minimum_norm import MinimumNorm
 
 
 class FAB(MinimumNorm):
@@ -96,7 +96,7 @@ class FAB(MinimumNorm):
                 looked, lambda z: margin_loss(z, labels, state["targets"])
             )
         else:
-            normals, values, logits = class_differences(model, looked, labels)
+            normals, values, logits = model.class_differences(looked, labels)
         state, fooled = self.record(state, logits, threat)
         point = pick(fooled, x + self.pull_back * (looked - x), looked)
         back = torch.where(fooled, 1 - self.pull_back, 0.0)  # share of the way to the image

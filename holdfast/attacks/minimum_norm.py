@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..threat import Images, Threat
 from . import losses
-from .base import Attack, Items, Oracle, State, common_state, pick
+from .base import Attack, Items, State, common_state, pick
 
 
 class MinimumNorm(Attack):
@@ -82,25 +82,3 @@ def cosine(age: Tensor, steps: int, first: float, last: float) -> Float[Tensor, 
     """From `first` at age 0 to `last` at age `steps` and after; age int64 (N,)."""
     share = (age / steps).clamp_max(1)
     return last + (first - last) * (1 + (torch.pi * share).cos()) / 2
-
-
-def class_differences(
-    model: Oracle, x: Images, labels: Int64[Tensor, " n"]
-) -> tuple[Float[Tensor, "n j c h w"], Float[Tensor, "n j"], Float[Tensor, "n k"]]:
-    """∂(z_j − z_y)/∂x and z_j − z_y for each of the K − 1 wrong classes j, and the logits.
-
-    Cost: 1 forward, K − 1 backwards.
-    """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
-        logits = model._forward(x)
-        classes = logits.shape[1]
-        others = (labels[:, None] + torch.arange(1, classes, device=x.device)) % classes
-        values = logits.gather(1, others) - logits.gather(1, labels[:, None])
-        gradients = [
-            torch.autograd.grad(values[:, j].sum(), x, retain_graph=j < classes - 2)[0]
-            for j in range(classes - 1)
-        ]
-    model.backwards += (classes - 1) * model.samples
-    normals = torch.stack(gradients, 1).nan_to_num(0.0, 1e30, -1e30)  # as `Oracle.gradient` does
-    return normals, values.detach(), logits.detach()
