@@ -32,6 +32,7 @@ from ..threat import Threat
 from .averaging import WeightAverage, estimate_statistics
 from .budget import Schedule, one_cycle, parse_seconds
 from .objectives import Batch, Objective, objective_named
+from .optimisers import optimiser_for
 from .recipe import Recipe
 
 if TYPE_CHECKING:
@@ -103,18 +104,7 @@ class Trainer:
         self.arguments = arguments
         self.average = WeightAverage(model, recipe.averaging)
         self.average.model.to(fabric.device, memory_format=FORMAT)  # type: ignore[call-overload]
-        matrices = [p for p in model.parameters() if p.ndim > 1]
-        vectors = [p for p in model.parameters() if p.ndim <= 1]
-        spec = recipe.optimiser
-        optimiser = torch.optim.SGD(
-            [
-                {"params": matrices, "weight_decay": spec.weight_decay},
-                {"params": vectors, "weight_decay": 0.0},
-            ],
-            lr=spec.learning_rate,
-            momentum=spec.momentum,
-            nesterov=spec.momentum > 0,
-        )
+        optimiser = optimiser_for(model, recipe.optimiser)
         model.to(memory_format=FORMAT)  # type: ignore[call-overload]
         self.model, self.optimiser = fabric.setup(model, optimiser)
 
@@ -160,13 +150,10 @@ class Trainer:
     def _step(self) -> float:
         """One optimiser step; returns the learning rate it was made with."""
         recipe, step = self.recipe, self.schedule.steps
-        rate = recipe.optimiser.learning_rate * one_cycle(
-            # The first step of all needs a rate above 0.
-            max(self.schedule.progress, 1e-3),
-            recipe.optimiser.warmup,
-        )
+        # The first step of all needs a rate above 0.
+        cycle = one_cycle(max(self.schedule.progress, 1e-3), recipe.optimiser.warmup)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = cycle * group["peak"]
         batch = self._batch(step)
         self.optimiser.zero_grad(set_to_none=True)
         with self.fabric.autocast():
@@ -185,7 +172,7 @@ class Trainer:
         window["loss"] += value * len(batch.labels)
         window["right"] += float((loss.logits.argmax(1) == batch.labels).sum())
         window["seen"] += len(batch.labels)
-        return rate
+        return recipe.optimiser.learning_rate * cycle
 
     def _diverged(self, what: str) -> HoldfastError:
         return HoldfastError(

@@ -45,16 +45,21 @@ class ObjectiveSpec:
 
 @dataclass(frozen=True)
 class OptimiserSpec:
-    """SGD with Nesterov momentum and a one-cycle learning rate.
+    """SGD with Nesterov momentum, or Muon for the convolutions, and a one-cycle learning rate.
 
     Attributes:
+        name: `sgd` or `muon`.
         learning_rate: the peak, reached after the share `warmup` of the schedule; from there
             it falls linearly to 0.
+        matrix_rate: with Muon, the same for convolutions: the largest relative change of their
+            weights in one step. `learning_rate` and `weight_decay` are then for the rest.
         weight_decay: on weights of two dimensions and more; norms and biases have none.
         clip_gradient: largest L2 norm of the whole gradient; 0 for no limit.
     """
 
+    name: str = "sgd"
     learning_rate: float = 0.1
+    matrix_rate: float = 0.05
     warmup: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
@@ -123,6 +128,8 @@ class Recipe:
                 "train or train+validation",
             ),
             ("precision", self.precision in ("bf16", "float32"), "bf16 or float32"),
+            ("optimiser.name", optimiser.name in ("sgd", "muon"), "sgd or muon"),
+            ("optimiser.matrix_rate", optimiser.matrix_rate > 0, "above 0"),
             ("optimiser.learning_rate", optimiser.learning_rate > 0, "above 0"),
             ("optimiser.warmup", 0 < optimiser.warmup < 1, "in (0, 1)"),
             ("optimiser.momentum", 0 <= optimiser.momentum < 1, "in [0, 1)"),

@@ -1,0 +1,117 @@
+"""Optimisers: Nesterov SGD, and Muon for convolutions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, overload
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from .recipe import OptimiserSpec
+
+# An odd polynomial that lifts small singular values fastest and keeps all of them near 1
+# (the figures of the publication).
+NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
+
+
+def orthogonalised(matrix: Float[Tensor, "rows columns"], steps: int = 3) -> Tensor:
+    """The matrix with its singular values brought near 1: U Sᵀ V becomes about U Vᵀ.
+
+    Args:
+        matrix: any shape; worked on in bfloat16, which is accurate enough for a direction.
+        steps: of the Newton–Schulz iteration.
+
+    Returns:
+        The same shape, singular values in about [0.5, 1.3] where the matrix's own were not tiny.
+    """
+    a, b, c = NEWTON_SCHULZ
+    wide = matrix.shape[0] <= matrix.shape[1]
+    x = (matrix if wide else matrix.T).bfloat16()
+    x = x / (x.norm() + 1e-7)
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x if wide else x.T).to(matrix.dtype)
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose every step has the same size in all directions of a weight matrix.
+
+    Jordan et al., "Muon: an optimizer for hidden layers in neural networks", 2024. Groups that
+    do not ask to `orthogonalise` are stepped by Nesterov SGD.
+
+    A convolution's filters (out, in, h, w) are the rows of a matrix (out, in·h·w). Each is kept
+    at a norm of √out, as batch norm makes its scale meaningless: so `lr` is the relative change
+    that a step makes. Groups have `lr`, `momentum` and `weight_decay`
+    (used without orthogonalising only).
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        lr: float,
+        momentum: float = 0.9,
+        weight_decay: float = 0.0,
+    ):
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "weight_decay": weight_decay,
+            "orthogonalise": False,
+        }
+        super().__init__(groups, defaults)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step; see `torch.optim.Optimizer.step`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for weight in group["params"]:
+                if weight.grad is not None:
+                    self._update(weight, group)
+        return loss
+
+    def _update(self, weight: Tensor, group: dict[str, Any]) -> None:
+        state = self.state[weight]
+        gradient = weight.grad
+        assert gradient is not None
+        if not group["orthogonalise"]:
+            gradient = gradient.add(weight, alpha=group["weight_decay"])
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        momentum = state["momentum_buffer"]
+        momentum.mul_(group["momentum"]).add_(gradient)
+        direction = gradient.add(momentum, alpha=group["momentum"])
+        if group["orthogonalise"]:
+            weight.mul_(len(weight) ** 0.5 / weight.norm())
+            direction = orthogonalised(direction.flatten(1)).view_as(weight)
+        weight.sub_(direction, alpha=group["lr"])
+
+
+def optimiser_for(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
+    """The optimiser that a recipe asks for; every group has its `peak` learning rate."""
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    decay, rate = spec.weight_decay, spec.learning_rate
+    plain = {"params": vectors, "weight_decay": 0.0, "peak": rate}
+    if spec.name == "sgd":
+        groups = [{"params": matrices, "weight_decay": decay, "peak": rate}, plain]
+        return torch.optim.SGD(groups, lr=rate, momentum=spec.momentum, nesterov=spec.momentum > 0)
+    convolutions = [p for p in matrices if p.ndim == 4]
+    others = [p for p in matrices if p.ndim != 4]
+    groups = [
+        {"params": convolutions, "orthogonalise": True, "peak": spec.matrix_rate},
+        {"params": others, "weight_decay": decay, "peak": rate},
+        plain,
+    ]
+    return Muon([g for g in groups if g["params"]], lr=rate, momentum=spec.momentum)
