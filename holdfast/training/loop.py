@@ -275,9 +275,14 @@ class Trainer:
         return pgd < 0.6 * self.best_live and fgsm > pgd + 0.15 and self.best_live > 0.1
 
     def _keep_if_best(self, row: dict[str, Any]) -> None:
+        """Both accuracies count alike: what is wanted is a model that has both."""
         choose_last = self.recipe.train_on != "train"
-        key = "validation_pgd_accuracy" if self.robust else "validation_accuracy"
-        if choose_last or not self.best or row[key] >= self.best[key]:
+        keys = ["validation_accuracy"] + ["validation_pgd_accuracy"] * self.robust
+
+        def worth(row: dict[str, Any]) -> float:
+            return sum(row[key] for key in keys)
+
+        if choose_last or not self.best or worth(row) >= worth(self.best):
             self.best = row
             if self.fabric.is_global_zero:
                 self._save_model()
