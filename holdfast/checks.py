@@ -20,7 +20,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
         raise InputError(f"{name} is empty: {tuple(images.shape)}")
     flat = images.flatten(1)
     for fault, bad in (
-        ("holds NaN or infinite values", ~torch.isfinite(flat).all(1)),
+        ("holds NaN or infinite values", _not_finite(flat)),
         ("has values outside [0, 1]", (flat.amin(1) < 0) | (flat.amax(1) > 1)),
     ):
         if bool(bad.any()):
@@ -28,11 +28,22 @@ def check_images(images: Tensor, name: str = "images") -> None:
             raise InputError(f"{name}[{first}] {fault} ({int(bad.sum())} of {len(images)} do)")
 
 
-def check_labels(labels: Tensor, count: int, classes: int | None = None, first: int = 0) -> None:
+def _not_finite(flat: Tensor) -> Tensor:
+    """Which rows hold NaN or infinities, without copies of all of them at once."""
+    return ~torch.cat([torch.isfinite(part).all(1) for part in flat.split(1024)])
+
+
+def _place(first: int | Tensor, row: int) -> int:
+    return int(first[row]) if isinstance(first, Tensor) else first + row
+
+
+def check_labels(
+    labels: Tensor, count: int, classes: int | None = None, first: int | Tensor = 0
+) -> None:
     """Int64 (count,), in [0, classes); InputError saying which label is not.
 
     Args:
-        first: where these labels begin among all, for the message.
+        first: where these labels begin among all, or the place of each, for the message.
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
@@ -43,14 +54,16 @@ def check_labels(labels: Tensor, count: int, classes: int | None = None, first: 
     if bool(bad.any()):
         place = int(bad.nonzero()[0])
         top = "" if classes is None else f"; the model has {classes} classes"
-        raise InputError(f"labels[{first + place}] is {int(labels[place])}, out of range{top}")
+        raise InputError(
+            f"labels[{_place(first, place)}] is {int(labels[place])}, out of range{top}"
+        )
 
 
-def check_logits(logits: Tensor, count: int, labels: Tensor, first: int = 0) -> Tensor:
+def check_logits(logits: Tensor, count: int, labels: Tensor, first: int | Tensor = 0) -> Tensor:
     """The model's answer as float32 (count, K) with K above every label, finite.
 
     Args:
-        first: where these images begin among all, for the message.
+        first: where these images begin among all, or the place of each, for the message.
 
     Raises:
         InputError: another shape, NaN or infinities, or fewer classes than the labels need.
@@ -66,6 +79,7 @@ def check_logits(logits: Tensor, count: int, labels: Tensor, first: int = 0) -> 
     bad = ~torch.isfinite(logits).all(1)
     if bool(bad.any()):
         raise InputError(
-            f"the model returned NaN or infinite logits for image {first + int(bad.nonzero()[0])}"
+            "the model returned NaN or infinite logits for image "
+            f"{_place(first, int(bad.nonzero()[0]))}"
         )
     return logits.float()

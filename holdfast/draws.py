@@ -10,10 +10,15 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor
+
+from .errors import InputError
 
 _GOLDEN = -0x61C8864680B583EB  # 2^64 / golden ratio, as a signed 64-bit number
 _MIX_1 = -0x40A7B892E31B1A47  # 0xBF58476D1CE4E5B9
@@ -79,3 +84,65 @@ def normal(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> T
 def integers(seeds: Tensor, counter: int | Tensor, high: Tensor | int, shape: Sequence[int] = ()):
     """Uniform integers in [0, high), int64 (N, *shape); `high` broadcasts against that shape."""
     return (uniform(seeds, counter, shape) * high).floor().to(torch.int64)
+
+
+# --- the draws of models that are random themselves -------------------------------------------
+
+_seeds: ContextVar[int | Tensor | None] = ContextVar("seeds", default=None)
+
+
+def fresh_seeds(count: int) -> Int64[Tensor, " n"]:
+    """Seeds for `count` images that nobody used before, from torch's default generator."""
+    return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
+
+
+@contextmanager
+def fixed_draws(seeds: int | Int64[Tensor, " n"]) -> Iterator[None]:
+    """Every random defence inside draws from these seeds, so equal calls give equal logits.
+
+    To record draws and replay them, make the seeds first: `seeds = fresh_seeds(len(images))`.
+    Outside of this context, every forward pass draws afresh.
+
+    Args:
+        seeds: int64 (N,), one an image; an image's draws do not depend on its batch. Or one
+            integer for batches of any size, whose images then get theirs by position.
+    """
+    token = _seeds.set(seeds)
+    try:
+        yield
+    finally:
+        _seeds.reset(token)
+
+
+@contextmanager
+def repeated_draws(copies: int) -> Iterator[None]:
+    """For a batch of `images.repeat_interleave(copies, 0)`: every copy gets draws of its own.
+
+    Needed inside `fixed_draws`, whose seeds belong to images; elsewhere it changes nothing.
+    """
+    seeds = _seeds.get()
+    if not isinstance(seeds, Tensor):
+        yield
+        return
+    number = torch.arange(copies).repeat(len(seeds))
+    with fixed_draws(item_seeds(0, seeds.cpu().repeat_interleave(copies), number)):
+        yield
+
+
+def image_seeds(count: int) -> Int64[Tensor, " n"]:
+    """The seeds of `count` images, on the CPU: those of `fixed_draws`, or else fresh ones.
+
+    Raises:
+        InputError: `fixed_draws` got seeds for another number of images.
+    """
+    seeds = _seeds.get()
+    if seeds is None:
+        return fresh_seeds(count)
+    if isinstance(seeds, int):
+        return item_seeds(seeds, torch.arange(count))
+    if seeds.shape != (count,):
+        raise InputError(
+            f"fixed_draws got seeds of shape {tuple(seeds.shape)} for {count} images; "
+            "give one an image, and wrap copies of images in repeated_draws"
+        )
+    return seeds.cpu()

@@ -5,6 +5,7 @@ class HoldfastError(Exception):
     """Something failed that was not the user's input (exit status 1)."""
 
     exit_status = 1
+    said = False  # whether another process of the same work has told the user already
 
 
 class InputError(HoldfastError, ValueError):

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import json
 import os
 import platform
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,7 +24,13 @@ from .errors import InputError
 from .files import PARTIAL, make_folder, read_json, write_json
 from .version import VERSION
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 PACKAGE = Path(__file__).parent
+LOCK = "lock"  # in a run folder while a process works on it
 
 
 def digest(*parts: bytes | np.ndarray | Tensor | str) -> str:
@@ -149,10 +158,16 @@ def git_revision() -> str | None:
         return None
 
 
+def _program() -> str:
+    """The command's own name, also as `python -m holdfast`."""
+    program = Path(sys.argv[0])
+    return PACKAGE.name if program == PACKAGE / "__main__.py" else program.name
+
+
 def circumstances(device: torch.device | str) -> dict[str, Any]:
     """What a reader needs besides the request: versions, hardware, time, command."""
     return {
-        "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        "command": [_program(), *sys.argv[1:]],
         "versions": {
             "holdfast": VERSION,
             "python": platform.python_version(),
@@ -171,7 +186,7 @@ def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -
 
     Args:
         folder: created if need be.
-        kind: `train` or `evaluate`.
+        kind: `train`, `evaluate`, `uncertainty` or `certify`.
         key: the run's identity.
         request: what is written to `request.json` for a new run.
 
@@ -195,16 +210,99 @@ def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -
         )
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --out")
-    if folder.exists() and any(not entry.name.endswith(PARTIAL) for entry in folder.iterdir()):
+    if folder.exists() and any(
+        not entry.name.endswith(PARTIAL) and entry.name != LOCK for entry in folder.iterdir()
+    ):
         raise InputError(f"{folder} holds other files; choose another --out")
     make_folder(folder)
     write_json(file, {"schema": "holdfast/request/1", "kind": kind, "identity": key, **request})
     return folder, False
 
 
+@contextlib.contextmanager
+def claimed(folder: Path | str) -> Iterator[None]:
+    """Inside, this process alone works on a run folder, which is created if need be.
+
+    The claim is a lock on the file `lock`, which the system lifts when the process dies, however it
+    dies. Where files cannot be locked (some network file systems) the file itself is the claim:
+    one whose process is gone is taken over on the same machine, and has to be removed by hand
+    where it comes from another. A folder that is empty afterwards is removed if it was created.
+
+    Raises:
+        InputError: another process works on the run; the folder cannot be written.
+    """
+    folder = Path(folder)
+    created = not folder.exists()
+    make_folder(folder)
+    path = folder / LOCK
+    handle = _claim(path)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()
+        os.close(handle)
+        if created:
+            with contextlib.suppress(OSError):  # it holds a run now
+                folder.rmdir()
+
+
+def _claim(path: Path) -> int:
+    """The open, locked file; InputError saying who has it."""
+    me = f"{os.getpid()} on {socket.gethostname()}"
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
+        try:
+            if _taken(handle):
+                owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
+                raise InputError(
+                    f"run {path.parent} is being worked on by process {owner or 'unknown'}; "
+                    f"wait for it, or end it (if it is gone, remove {path})"
+                )
+            # Whoever had it may have removed it meanwhile: then the lock is on nothing.
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                os.ftruncate(handle, 0)
+                os.pwrite(handle, me.encode(), 0)
+                return handle
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _taken(handle: int) -> bool:
+    """Whether another process has the claim; if not, this one has it now."""
+    if fcntl is not None:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+        except OSError:  # a file system without locks
+            pass
+    return _lives(os.pread(handle, 200, 0).decode(errors="replace").strip())
+
+
+def _lives(owner: str) -> bool:
+    """Whether the process "PID on HOST" may still be there; one of another machine may."""
+    number, _, host = owner.partition(" on ")
+    if not number.isdigit() or host != socket.gethostname():
+        return bool(owner)
+    try:
+        os.kill(int(number), 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is there, and somebody else's
+        return True
+    return True
+
+
 def withdraw_run(folder: Path) -> None:
     """Forget a run that failed before it wrote anything, so that its folder is free again."""
-    if [entry.name for entry in folder.iterdir()] == ["request.json"]:
+    if {entry.name for entry in folder.iterdir()} - {LOCK} == {"request.json"}:
         (folder / "request.json").unlink()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from . import draws
 from .errors import InputError
+from .spatial import PARAMETERS, moved
 
 Images = Float[Tensor, "n c h w"]
 
@@ -187,60 +189,129 @@ def parse_number(text: str | float) -> float:
         raise InputError(f"{text!r} is not a number (write it like 8/255 or 0.5)") from None
 
 
+SPATIAL = "spatial"
+# A turned image is interpolated; devices and batches do that alike up to here, image units.
+INTERPOLATION = 1e-5
+
+
 @dataclass(frozen=True)
 class Threat:
-    """A norm, a radius and the box [0, 1].
+    """A norm, a radius and the box [0, 1]; or rotations and shifts, which lie in no norm's ball.
 
     Attributes:
-        norm: `linf`, `l2`, `l1` or `l0`.
-        eps: the radius in image units (`8/255`); for `l0`, a number of components.
+        norm: `linf`, `l2`, `l1`, `l0`, or `spatial`.
+        eps: the radius in image units (`8/255`); for `l0`, a number of components; for `spatial`,
+            a factor on the two that follow.
+        degrees, pixels: `spatial` only: the largest rotation either way, and the largest shift
+            up, down, left or right, for ε = 1 (Engstrom et al., ICML 2019: 30 and 3).
+
+    A point of a spatial threat model is legal if it is the image turned and shifted by allowed
+    parameters. The point alone does not show them: they go with it as its *witness* (N, 3), see
+    `holdfast.spatial.moved`, and are applied anew to check it. Norms need none.
 
     Raises:
-        InputError: unknown norm; a radius that is not a finite number above 0.
+        InputError: unknown norm; a radius that is not a finite number above 0; degrees or pixels
+            that are not finite numbers of at least 0, or both 0.
     """
 
     norm: str
     eps: float
+    degrees: float = 30.0
+    pixels: float = 3.0
 
     def __post_init__(self) -> None:
-        if self.norm not in NORMS:
-            raise InputError(f"norm {self.norm!r} is unknown; the norms are {', '.join(NORMS)}")
+        if self.norm not in (*NORMS, SPATIAL):
+            raise InputError(
+                f"norm {self.norm!r} is unknown; the norms are {', '.join((*NORMS, SPATIAL))}"
+            )
         object.__setattr__(self, "eps", parse_number(self.eps))
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise InputError(f"eps must be a finite number above 0, not {self.eps}")
+        extents = (self.degrees, self.pixels)
+        if not all(math.isfinite(e) and e >= 0 for e in extents) or not any(extents):
+            raise InputError(
+                f"degrees and pixels must be finite numbers of at least 0, one of them above it, "
+                f"not {self.degrees} and {self.pixels}"
+            )
 
     @property
     def table(self) -> Norm:
+        """InputError for a spatial threat model, which has no norm."""
+        if self.norm == SPATIAL:
+            raise InputError(f"{self} has no norm: only rotation-translation attacks fit it")
         return NORMS[self.norm]
+
+    @property
+    def witness_size(self) -> int:
+        """How many numbers go with each adversarial image to show that it is legal."""
+        return PARAMETERS if self.norm == SPATIAL else 0
 
     def radii(self, x: Tensor) -> Float[Tensor, " n"]:
         """ε once per item of x."""
         return torch.full((len(x),), self.eps, device=x.device)
 
-    def distance(self, x_adv: Images, x: Images) -> Float[Tensor, " n"]:
-        return self.table.distance(x_adv - x)
+    def limits(self, eps: Float[Tensor, " n"]) -> Float[Tensor, "n 3"]:
+        """Spatial: the largest value of each parameter."""
+        return eps[:, None] * eps.new_tensor([self.degrees, self.pixels, self.pixels])
+
+    def distance(self, x_adv: Images, x: Images, witness: Tensor | None = None) -> Tensor:
+        """(N,) in units of ε's own. Spatial: the ε at which the witness is just allowed."""
+        if self.norm != SPATIAL:
+            return self.table.distance(x_adv - x)
+        unit = self.limits(torch.ones(len(x), device=x.device))
+        size = self._witness(witness).to(x.device).abs()
+        return torch.where(size == 0, 0.0, size / unit).amax(1)
 
     def project(self, x_adv: Images, x: Images, eps: Float[Tensor, " n"] | None = None) -> Images:
         """The point of the ball around x and the box, closest (for l2: near) to x_adv."""
         return self.table.project(x_adv, x, self.radii(x) if eps is None else eps)
 
     def contains(
-        self, x_adv: Images, x: Images, eps: Float[Tensor, " n"] | None = None
+        self,
+        x_adv: Images,
+        x: Images,
+        eps: Float[Tensor, " n"] | None = None,
+        witness: Float[Tensor, "n p"] | None = None,
     ) -> Bool[Tensor, " n"]:
         """Whether each item lies in the ball and the box.
 
         The ball is allowed float32's own rounding and no more: 1e-6 relative (2e-5 for the norms
         that sum over all components) plus half a unit in the last place of an image value.
         The box is exact. A point with a NaN is outside.
+
+        Spatial: whether the witness is within the limits (to 1e-6, relative) and makes the point
+        out of x (to 1e-5 in image units).
         """
         eps = self.radii(x) if eps is None else eps
-        slack = 1e-6 if self.norm in ("linf", "l0") else 2e-5
-        in_ball = self.distance(x_adv, x) <= eps * (1 + slack) + 6e-8
+        in_ball = self.reaches(self.distance(x_adv, x, witness), eps)
+        if self.norm == SPATIAL:
+            again = moved(x, self._witness(witness).to(x))
+            in_ball &= (again - x_adv).flatten(1).abs().amax(1) <= INTERPOLATION
         flat = x_adv.flatten(1)
         in_box = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)
         return in_ball & in_box
 
+    def reaches(self, distance: Float[Tensor, " n"], eps: Tensor | float) -> Bool[Tensor, " n"]:
+        """Whether a ball of radius ε, with the allowance for rounding that `contains` makes, holds
+        a point at this distance."""
+        slack = 2e-5 if self.norm in ("l2", "l1") else 1e-6
+        return distance <= eps * (1 + slack) + 6e-8
+
+    def _witness(self, witness: Tensor | None) -> Tensor:
+        if witness is None:
+            raise InputError(f"{self}: a point is judged by its rotation and shift; pass `witness`")
+        return witness
+
+    def describe(self) -> dict[str, Any]:
+        """What `Threat(**…)` makes again, as JSON."""
+        told: dict[str, Any] = {"norm": self.norm, "eps": self.eps}
+        if self.norm == SPATIAL:
+            told |= {"degrees": self.degrees, "pixels": self.pixels}
+        return told
+
     def __str__(self) -> str:
+        if self.norm == SPATIAL:
+            return f"spatial ±{self.eps * self.degrees:g}° ±{self.eps * self.pixels:g} px"
         named = {"linf": "L∞", "l2": "L2", "l1": "L1", "l0": "L0"}[self.norm]
         over_255 = self.eps * 255
         short = len(f"{self.eps:g}") <= 4

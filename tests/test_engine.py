@@ -14,7 +14,7 @@ from torch import Tensor
 from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
 from holdfast.engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin
-from holdfast.engine.twin import fast_twin, original
+from holdfast.engine.twin import compiled, fast_twin, original
 from holdfast.errors import InputError
 from holdfast.threat import Threat
 
@@ -582,3 +582,54 @@ def test_images_come_back_from_the_journal_bit_for_bit(tmp_path):
     again = run(model, x, labels, threat, path=tmp_path / "j").ledger
     assert torch.equal(first.adversarial, again.adversarial)
     assert torch.equal(first.score, again.score)
+
+
+class _StraightThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return (x * 255).round() / 255
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+class _Rounded(torch.nn.Module):
+    """A network behind a step with a backward pass of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = models.Net(classes=5, seed=2)
+
+    def forward(self, x):
+        return self.body(_StraightThrough.apply(x))
+
+
+def test_a_twin_keeps_backward_passes_that_the_model_defines_itself():
+    model, x = _Rounded().eval(), models.images(8, seed=2)
+    twin = fast_twin(model, x, models.answers(model, x), "float32")
+    assert twin is not None
+    slopes = []
+    for answers in (model, twin.model):
+        point = x.clone().requires_grad_()
+        answers(point)[:, 0].sum().backward()
+        slopes.append(point.grad)
+    assert float(slopes[0].abs().max()) > 0
+    torch.testing.assert_close(*slopes, rtol=1e-3, atol=1e-5)
+
+
+def test_a_compiled_twin_answers_alike_in_batches_of_any_size():
+    model, x = models.Net(classes=5, seed=2), models.images(16, seed=2)
+    labels = models.answers(model, x)
+    twin = compiled(fast_twin(model, x, labels, "float32"), model, x, labels)
+    if twin is None:
+        pytest.skip("no compiler here")
+    assert twin.batch_size == 16
+    for count in (16, 11, 3, 20):
+        points = models.images(count, seed=3).requires_grad_()
+        reference = points.detach().clone().requires_grad_()
+        answer, expected = twin.model(points), model(reference)
+        torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
+        answer[:, 1].sum().backward()
+        expected[:, 1].sum().backward()
+        torch.testing.assert_close(points.grad, reference.grad, rtol=1e-3, atol=1e-4)

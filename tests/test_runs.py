@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +22,7 @@ from holdfast.errors import InputError
 from holdfast.files import PARTIAL
 from holdfast.runs import (
     circumstances,
+    claimed,
     code_version,
     digest,
     git_revision,
@@ -200,6 +204,101 @@ def test_a_run_that_wrote_nothing_can_be_withdrawn_and_no_other(tmp_path):
     (tmp_path / "checkpoints").mkdir()
     withdraw_run(tmp_path)
     assert (tmp_path / "request.json").exists()
+
+
+# -- one process at a time ------------------------------------------------------------------------
+
+
+def test_a_run_has_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    with claimed(folder):
+        open_run(folder, "train", "k", REQUEST)
+        refusal = pytest.raises(InputError, match="being worked on by process")
+        with refusal as refused, claimed(folder):
+            raise AssertionError("both have it")
+        assert f"process {os.getpid()} on" in str(refused.value)
+        assert str(folder) in str(refused.value) and "\n" not in str(refused.value)
+    assert [path.name for path in folder.iterdir()] == ["request.json"]
+    with claimed(folder):  # and again, one after the other
+        pass
+
+
+def test_a_claim_on_nothing_leaves_nothing(tmp_path):
+    with claimed(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run").exists()
+    with pytest.raises(RuntimeError), claimed(tmp_path / "run"):
+        open_run(tmp_path / "run", "train", "k", REQUEST)
+        withdraw_run(tmp_path / "run")
+        raise RuntimeError
+    assert not (tmp_path / "run").exists()
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="file"), claimed(tmp_path / "file"):
+        pass
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def holder(folder: Path) -> int:
+    """A process that claims a run and waits to be killed; forked, for imports are slow."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if not pid:
+        with claimed(folder):
+            os.write(writer, b"1")
+            time.sleep(60)
+        os._exit(0)
+    os.read(reader, 1)
+    return pid
+
+
+@pytest.mark.parametrize("locks", [True, False])
+def test_death_lifts_a_claim(tmp_path, monkeypatch, locks):
+    if not locks:  # a file system that knows none
+
+        def none(handle, how):
+            raise OSError(95, "Operation not supported")
+
+        monkeypatch.setattr(runs.fcntl, "flock", none)
+    pid = holder(tmp_path / "run")
+    refusal = pytest.raises(InputError, match=f"worked on by process {pid} on")
+    with refusal, claimed(tmp_path / "run"):
+        pass
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    assert (tmp_path / "run" / "lock").exists()  # nobody was left to remove it
+    with claimed(tmp_path / "run"):
+        assert open_run(tmp_path / "run", "train", "k", REQUEST)[1] is False
+    assert not (tmp_path / "run" / "lock").exists()
+
+
+def test_without_locks_a_claim_of_another_machine_holds(tmp_path, monkeypatch):
+    def none(handle, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(runs.fcntl, "flock", none)
+    (tmp_path / "lock").write_text("1 on elsewhere")
+    refusal = pytest.raises(InputError, match=r"process 1 on elsewhere; .* remove .*lock")
+    with refusal, claimed(tmp_path):
+        pass
+
+
+def test_the_loser_of_a_race_for_a_lock_that_was_removed_tries_again(tmp_path, monkeypatch):
+    (tmp_path / "lock").write_text("")
+    taken, calls = runs._taken, []
+
+    def too_late(handle):
+        calls.append(handle)
+        if len(calls) == 1:  # its owner ends just now, and somebody else begins
+            (tmp_path / "lock").unlink()
+            (tmp_path / "lock").write_text("")
+        return taken(handle)
+
+    monkeypatch.setattr(runs, "_taken", too_late)
+    with claimed(tmp_path):
+        assert len(calls) == 2
+        monkeypatch.undo()
+        with pytest.raises(InputError, match="being worked on"), claimed(tmp_path):
+            pass
 
 
 # -- circumstances ------------------------------------------------------------------------------

@@ -1,5 +1,7 @@
 """Attacks: searches for an adversarial example inside a threat model, and suites of them."""
 
+from .adapters import Foreign, foreign
+from .adaptive import adaptive
 from .apgd import APGD
 from .base import Attack, Items, Oracle, State
 from .carlini_wagner import CarliniWagner
@@ -10,11 +12,14 @@ from .fgsm import FGSM
 from .fmn import FMN
 from .hop_skip_jump import HopSkipJump
 from .minimum_norm import MinimumNorm
+from .patch import Patch
 from .pgd import PGD
+from .rotation_translation import RotationTranslation
 from .sigma_zero import SigmaZero
 from .spsa import SPSA
 from .square import Square
 from .suites import SUITES, Stage, Suite, suite_named
+from .swift import Swift
 
 __all__ = [
     "APGD",
@@ -28,14 +33,20 @@ __all__ = [
     "Attack",
     "CarliniWagner",
     "DeepFool",
+    "Foreign",
     "HopSkipJump",
     "Items",
     "MinimumNorm",
     "Oracle",
+    "Patch",
+    "RotationTranslation",
     "SigmaZero",
     "Square",
     "Stage",
     "State",
     "Suite",
+    "Swift",
+    "adaptive",
+    "foreign",
     "suite_named",
 ]

@@ -9,7 +9,7 @@ from .. import draws
 from ..errors import InputError
 from ..threat import Threat, per_item
 from .base import Attack, Items, Oracle, State, common_state, observe, pick
-from .losses import loss_named
+from .losses import Logits, Values, loss_named
 
 MOMENTUM = 0.75
 ENOUGH_RISES = 0.75  # share of a window's looks that must have raised the loss
@@ -53,7 +53,8 @@ class APGD(Attack):
         self.looks = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
-        norm = self.check_norm(threat)
+        self.check_norm(threat)
+        norm = threat.table
         x, eps = items.images, items.eps
         if threat.norm == "linf":
             # As published: scaled so that the largest component is ε, whatever was drawn.
@@ -90,10 +91,17 @@ class APGD(Attack):
             }
         return state
 
+    def values(self, logits: Logits, state: State) -> Values:
+        """What is climbed, one value an item."""
+        return self.loss(logits, state["labels"], state["targets"])
+
+    def observed(self, logits: Logits, state: State) -> State:
+        """The state with what else is worth keeping of a look; nothing here."""
+        return state
+
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        gradient, logits, value = model.gradient(
-            state["point"], lambda z: self.loss(z, state["labels"], state["targets"])
-        )
+        gradient, logits, value = model.gradient(state["point"], lambda z: self.values(z, state))
+        state = self.observed(logits, state)
         higher = value > state["peak_loss"]
         begun = state["age"] > 0  # the first look is at the start: it belongs to no window
         state = {

@@ -9,18 +9,20 @@ dimension is the item, so items of different ages can share a batch.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import draws
 from ..checks import check_images, check_labels, check_logits
 from ..errors import InputError
-from ..threat import Images, Norm, Threat
+from ..threat import Images, Threat
 from . import losses
 
 Model = Callable[[Images], Float[Tensor, "n k"]]
@@ -57,23 +59,46 @@ class Oracle:
         samples: expectation over transformation (Athalye et al., ICML 2018): logits and
             gradients are means over this many copies of each image, run as one batch, for
             models that draw random numbers.
+        decisions: average the copies' answers (one where the class is the predicted one) in place
+            of their logits, for attacks that look at answers alone.
     """
 
-    def __init__(self, model: Model, samples: int = 1):
+    def __init__(self, model: Model, samples: int = 1, decisions: bool = False):
         self.model = model
-        self.samples = samples
+        self.samples, self.decisions = samples, decisions
+        self.seeds: Int64[Tensor, " n"] | None = None
         self.forwards = 0  # passes over every item of the batch
         self.backwards = 0
 
+    def prepare(self, state: State) -> None:
+        """Let random defences draw from the items' own streams, afresh at every age.
+
+        So what an item sees depends neither on its batch nor on what was interrupted when.
+        """
+        self.seeds = draws.item_seeds(0, "look", state["seeds"].cpu(), state["age"].cpu())
+
+    @contextmanager
+    def _drawing(self) -> Iterator[None]:
+        if self.seeds is None:
+            yield
+            return
+        with draws.fixed_draws(self.seeds), draws.repeated_draws(self.samples):
+            yield
+
     def _forward(self, x: Images) -> Float[Tensor, "n k"]:
         self.forwards += self.samples
+        return self._answer(x)
+
+    def _answer(self, x: Images) -> Float[Tensor, "n k"]:
         if self.samples == 1:
             return self.model(x).float()
         copies = self.model(x.repeat_interleave(self.samples, 0)).float()
+        if self.decisions:
+            copies = F.one_hot(copies.argmax(1), copies.shape[1]).float()
         return copies.view(len(x), self.samples, -1).mean(1)
 
     def logits(self, x: Images) -> Float[Tensor, "n k"]:
-        with torch.no_grad():
+        with torch.no_grad(), self._drawing():
             return self._forward(x)
 
     def gradient(
@@ -84,13 +109,29 @@ class Oracle:
         Only the input's gradient is computed: none of the weights'. Components where it is NaN
         are 0, for one of them would spread over the whole image and blind the attack.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), self._drawing():
             x = x.detach().requires_grad_()
             logits = self._forward(x)
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         self.backwards += self.samples
         return _without_nan(gradient), logits.detach(), values.detach()
+
+    @contextmanager
+    def lent(self, x: Images) -> Iterator[nn.Module]:
+        """The model as a module, for foreign code to call and differentiate.
+
+        What passed through it is counted at the end, in passes over the batch `x`, rounded up.
+        Random models draw from torch's default generator: the items' own streams need whole
+        batches.
+        """
+        lent = _Lent(self._answer, x)
+        try:
+            yield lent.eval()
+        finally:
+            forwards, backwards = (-(-count // max(len(x), 1)) for count in lent.images)
+            self.forwards += forwards * self.samples
+            self.backwards += backwards * self.samples
 
     def class_differences(
         self, x: Images, labels: Int64[Tensor, " n"]
@@ -99,7 +140,7 @@ class Oracle:
 
         Cost: 1 forward, K − 1 backwards.
         """
-        with torch.enable_grad():
+        with torch.enable_grad(), self._drawing():
             x = x.detach().requires_grad_()
             logits = self._forward(x)
             classes = logits.shape[1]
@@ -111,6 +152,28 @@ class Oracle:
             ]
         self.backwards += (classes - 1) * self.samples
         return _without_nan(torch.stack(gradients, 1)), values.detach(), logits.detach()
+
+
+class _Lent(nn.Module):
+    """An oracle's model for code that calls it and differentiates as it likes, in batches of any
+    size; counts the images that pass."""
+
+    def __init__(self, answer: Model, like: Images):
+        super().__init__()
+        self.answer = answer  # a bound method, no submodule: nobody shall set its mode
+        self.images = [0, 0]  # forwards, backwards
+        # Where the model is, for those who ask its parameters.
+        self.place = nn.Parameter(torch.empty(0, device=like.device), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.images[0] += len(x)
+        logits = self.answer(x.float())  # some count in float64
+        if logits.requires_grad:
+            logits.register_hook(self._backward)
+        return logits
+
+    def _backward(self, gradient: Tensor) -> None:
+        self.images[1] += len(gradient)
 
 
 def _without_nan(gradient: Tensor) -> Tensor:
@@ -134,6 +197,7 @@ class Attack(ABC):
     norms: ClassVar[frozenset[str]]
     targeted: bool = False  # whether an item needs a target class
     needs_gradient: bool = True
+    decisions: bool = False  # whether it looks at nothing but the predicted class
     minimum_norm: bool = False  # whether the score is a distance less ε rather than a margin
     looks: int = 1  # steps until an item is finished: what it costs at most
 
@@ -148,6 +212,10 @@ class Attack(ABC):
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         """The state after one more look at the model; the old state is not changed."""
 
+    def looks_left(self, state: State) -> Int64[Tensor, " n"]:
+        """How many more looks each item takes at most."""
+        return self.looks - state["age"]
+
     def describe(self) -> dict[str, Any]:
         """Name and settings: what a run's identity is made of."""
         return {"name": self.name, **self.settings}
@@ -156,12 +224,11 @@ class Attack(ABC):
         settings = ", ".join(f"{k}={v!r}" for k, v in self.settings.items())
         return f"{type(self).__name__}({settings})"
 
-    def check_norm(self, threat: Threat) -> Norm:
+    def check_norm(self, threat: Threat) -> None:
         if threat.norm not in self.norms:
             raise InputError(
                 f"{self.name} knows the norms {', '.join(sorted(self.norms))}, not {threat.norm}"
             )
-        return threat.table
 
     def __call__(
         self,
@@ -224,6 +291,7 @@ class Attack(ABC):
         rows = open_.nonzero().squeeze(1)
         state = self.start(items.select(rows), threat)
         while len(rows):
+            model.prepare(state)
             state = self.step(model, state, threat)
             best[rows] = state["best"]
             going = ~(state["finished"] | (state["score"] < 0))

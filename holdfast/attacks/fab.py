@@ -78,7 +78,8 @@ class FAB(MinimumNorm):
         self.looks = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
-        norm = self.check_norm(threat)
+        self.check_norm(threat)
+        norm = threat.table
         x = items.images
         if not self.random_start:
             return self.begin(items, x)

@@ -40,7 +40,8 @@ class FGSM(Attack):
         return point.clamp(0, 1)
 
     def start(self, items: Items, threat: Threat) -> State:
-        norm = self.check_norm(threat)
+        self.check_norm(threat)
+        norm = threat.table
         state = common_state(items, items.images)
         if self.noise:
             length = per_item(items.eps * self.noise, items.images)

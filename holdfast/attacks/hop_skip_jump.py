@@ -44,6 +44,7 @@ class HopSkipJump(MinimumNorm):
     name = "hop-skip-jump"
     norms = frozenset({"linf", "l2"})
     needs_gradient = False
+    decisions = True
 
     def __init__(
         self,

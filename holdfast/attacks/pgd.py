@@ -53,7 +53,8 @@ class PGD(Attack):
         self.loss = loss_named(loss) if isinstance(loss, str) else loss
 
     def start(self, items: Items, threat: Threat) -> State:
-        norm = self.check_norm(threat)
+        self.check_norm(threat)
+        norm = threat.table
         state = common_state(items, items.images)
         if self.random_start:
             noise = norm.noise(items.seeds, 0, items.images)

@@ -50,7 +50,8 @@ class SPSA(Attack):
         self.looks = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
-        norm = self.check_norm(threat)
+        self.check_norm(threat)
+        norm = threat.table
         x = items.images
         noisy = x + per_item(items.eps, x) * norm.noise(items.seeds, 0, x)
         return common_state(items, threat.project(noisy, x, items.eps)) | adam_start(x)

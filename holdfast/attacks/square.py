@@ -50,7 +50,8 @@ class Square(Attack):
         self.looks = queries + 1
 
     def start(self, items: Items, threat: Threat) -> State:
-        norm = self.check_norm(threat)
+        self.check_norm(threat)
+        norm = threat.table
         x = items.images
         if threat.norm == "linf":
             start = x + per_item(items.eps, x) * _signs(items.seeds, 0, (x.shape[1], 1, x.shape[3]))

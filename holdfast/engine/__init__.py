@@ -1,20 +1,28 @@
 """The engine: searches for many images at once, verifies, and remembers."""
 
-from .batching import measure_batch_size
+from .batching import measure_batch_size, seconds_per_image
 from .journal import Journal
+from .judge import MAJORITY_OF, Answers, Judge
 from .ledger import CLEAN, STANDING, Ledger
 from .search import Lane, Search, StageCost
-from .twin import Twin, fast_twin
+from .sharding import Shard
+from .twin import Twin, compiled, fast_twin
 
 __all__ = [
     "CLEAN",
+    "MAJORITY_OF",
     "STANDING",
+    "Answers",
     "Journal",
+    "Judge",
     "Lane",
     "Ledger",
     "Search",
+    "Shard",
     "StageCost",
     "Twin",
+    "compiled",
     "fast_twin",
     "measure_batch_size",
+    "seconds_per_image",
 ]

@@ -41,6 +41,17 @@ def measure_batch_size(
     return chosen
 
 
+def seconds_per_image(model: Model, images: Tensor, differentiable: bool = True) -> float:
+    """What one look at one image of such a batch takes.
+
+    Args:
+        images: (N, C, H, W) on the model's device.
+        differentiable: whether a look is a gradient, or a forward pass alone.
+    """
+    oracle = Oracle(model)
+    return min(_seconds(oracle, images, differentiable) for _ in range(2)) / len(images)
+
+
 def _seconds(oracle: Oracle, x: Tensor, differentiable: bool) -> float:
     if x.device.type == "cuda":
         torch.cuda.synchronize()

@@ -25,7 +25,12 @@ class Ledger:
         target: the class that the breaking attack aimed at, −1 where none.
         adversarial: the breaking image, or the one with the smallest margin found.
         score: the smallest margin found, in logits; below 0 for broken ones. Infinite where no
-            attack inside the ball has looked yet.
+            attack inside the ball has looked yet. In a search for the closest points: the
+            distance less ε of the closest adversarial point found, infinite where there is none.
+        found, found_item: which stage, and which of its items, found `adversarial`; −1 where none
+            did and it is the clean image.
+        witness: (N, P) what shows that `adversarial` is legal, where the image alone does not
+            (see `Threat`); P = 0 in the balls of norms.
         forwards, backwards: passes spent on the image up to its verdict.
     """
 
@@ -39,11 +44,14 @@ class Ledger:
     target: Int64[Tensor, " n"]
     adversarial: Float[Tensor, "n c h w"]
     score: Float[Tensor, " n"]
+    found: Int64[Tensor, " n"]
+    found_item: Int64[Tensor, " n"]
+    witness: Float[Tensor, "n p"]
     forwards: Int64[Tensor, " n"]
     backwards: Int64[Tensor, " n"]
 
     @staticmethod
-    def of(images: Tensor, labels: Tensor, index: Tensor) -> Ledger:
+    def of(images: Tensor, labels: Tensor, index: Tensor, witness_size: int = 0) -> Ledger:
         """A ledger on which nothing is known yet."""
         n = len(images)
 
@@ -61,6 +69,9 @@ class Ledger:
             target=whole(-1),
             adversarial=images.clone(),
             score=torch.full((n,), torch.inf),
+            found=whole(-1),
+            found_item=whole(-1),
+            witness=torch.zeros(n, witness_size),
             forwards=whole(0),
             backwards=whole(0),
         )

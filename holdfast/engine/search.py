@@ -6,8 +6,9 @@ the finished leave after every step, refills from the queue, and cancels what ha
 It knows nothing of any particular attack.
 
 Search is cheap, the verdict is not: an attack may look at a fast twin, but a success counts only
-once the *original* model, in its own precision, misclassifies the very point, and the point lies
-in the ball and the box. What fails this check goes on being searched.
+once the *original* model, in its own precision, misclassifies the very point (one that draws random
+numbers: by a clear vote of fresh draws), and the point lies in the ball and the box. What fails
+this check goes on being searched.
 
 Results do not depend on the schedule. An image's verdict in a stage is that of its *first* item,
 in the order of the items, that succeeds; later items are cancelled as soon as an earlier one has
@@ -18,7 +19,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
 
@@ -30,9 +31,15 @@ from ..attacks.base import Items, Model, Oracle, State
 from ..attacks.suites import Stage, Suite
 from ..checks import check_logits
 from ..threat import Threat
-from .journal import FinishedItem, Journal
+from .journal import FinishedItem, FlyingItem, Journal
+from .judge import Judge
 from .ledger import CLEAN, Ledger
 from .twin import Twin
+
+CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
+CHECKPOINT_SHARE = 0.02  # of the time at most goes into that
+# How far along the way from the image a closest point is tried, where rounding undid it.
+FURTHER = (1.0, 1.0001, 1.001, 1.01)
 
 Report = Callable[[float, str], None]  # share of the work done, a word on how it goes
 
@@ -68,6 +75,7 @@ class _Image:
     costs: dict[int, tuple[int, int]] = field(default_factory=dict)
     won: int | None = None  # the first item known to have succeeded
     won_point: Tensor | None = None
+    won_witness: Tensor | None = None
     won_score: float = 0.0
 
 
@@ -80,6 +88,9 @@ class Search:
         threat: ball and box.
         suite: what is tried, in order.
         lanes: the twins that each stage searches on, in order.
+        rows: which images are searched, int64 (R,); by default all.
+        views: the lanes of stages that look at something else, by their `view`.
+        judge: who decides whether a point is a success; by default the model, asked once.
         batch_size: items stepped together.
         device: where the model is.
         seed: of all random draws.
@@ -103,15 +114,21 @@ class Search:
         ledger: Ledger,
         journal: Journal,
         report: Report = lambda share, word: None,
+        rows: Tensor | None = None,
+        views: Mapping[str, Sequence[Lane]] | None = None,
+        judge: Judge | None = None,
     ):
         self.model, self.threat, self.suite = model, threat, suite
         self.images, self.labels = images, labels
         self.lanes, self.batch_size, self.device, self.seed = lanes, batch_size, device, seed
         self.ledger, self.journal, self.report = ledger, journal, report
+        self.views, self.judge = {**(views or {}), "": lanes}, judge or Judge(model)
+        self.rows = torch.arange(len(images)) if rows is None else rows
         self.classes = 0
         self.order = torch.empty(0)  # (N, K) classes by falling clean logit, the label left out
         self.costs: list[StageCost] = []
         self.looks = 0  # at the model, in this process
+        self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
 
     def run(self) -> None:
         """Everything that is not in the journal yet."""
@@ -124,52 +141,65 @@ class Search:
                     self.journal.spend(number, time.monotonic() - began)
                 began = time.monotonic()
             self.costs.append(StageCost(*self.journal.cost(number)))
+        if self.suite.closest:
+            self._settle()
 
     # -- clean answers --------------------------------------------------------------------
 
     def clean(self) -> None:
         """Answers on the clean images: mistakes are broken, logits order the targets."""
         ledger = self.ledger
-        orders = []
-        for rows in torch.arange(len(self.images)).split(self.batch_size):
-            with torch.no_grad():
-                logits = self.model(self.images[rows].to(self.device))
+        for rows in self.rows.split(self.batch_size):
+            seeds = draws.item_seeds(self.seed, "clean", ledger.index[rows])
+            answers = self.judge.ask(self.images[rows].to(self.device), seeds)
             y = self.labels[rows].to(self.device)
-            logits = check_logits(logits, len(rows), y, first=int(rows[0])).cpu()
-            orders.append(
-                logits.scatter(1, self.labels[rows, None], -torch.inf).argsort(
-                    dim=1, descending=True, stable=True
-                )
+            logits = check_logits(answers.logits, len(rows), y, first=rows).cpu()
+            if not self.classes:
+                self.classes = logits.shape[1]
+                self.order = torch.zeros(len(self.images), self.classes, dtype=torch.int64)
+            self.order[rows] = logits.scatter(1, self.labels[rows, None], -torch.inf).argsort(
+                dim=1, descending=True, stable=True
             )
-            prediction = logits.argmax(1)  # of the logits: the softmax rounds close ones to a tie
+            prediction = answers.prediction.cpu()
             ledger.clean_prediction[rows] = prediction
-            ledger.clean_confidence[rows] = logits.softmax(1).amax(1)
+            ledger.clean_confidence[rows] = answers.confidence.cpu()
             wrong = rows[prediction != self.labels[rows]]
             ledger.broken[wrong], ledger.stage[wrong] = True, CLEAN
             with self.journal.transaction():
                 self.journal.clean(ledger, rows)
-        self.order = torch.cat(orders)
-        self.classes = self.order.shape[1]
         # What the journal says of images that an attack broke includes the clean pass.
-        ledger.forwards[ledger.stage < 0] = 1
+        ledger.forwards[ledger.stage < 0] = self.judge.draws
+
+    def _standing(self) -> list[int]:
+        return self.rows[~self.ledger.broken[self.rows]].tolist()
+
+    def _is_due(self, stage: Stage) -> bool:
+        """Whether the stage that this one waits for, if any, broke an image."""
+        return stage.after is None or bool((self.ledger.stage == stage.after).any())
 
     # -- one stage ------------------------------------------------------------------------
 
     def _stage(self, number: int) -> Iterator[None]:
         """One attack on every image that stands; yields after every step."""
         stage = self.suite.stages[number]
+        if not self._is_due(stage):
+            return
+        tried = draws.uniform(draws.item_seeds(self.seed, self.ledger.index, "share", number), 0)
+        tried = tried < stage.share
         kept = self.journal.items(number)
         scores: dict[tuple[int, int], float] = {}  # of the lane before
-        # The score of a search for the closest point is no margin: it says nothing of how far the
-        # coarse twin may be trusted, so such a search runs on the exact one alone.
-        lanes = self.lanes[-1:] if stage.attack.minimum_norm else self.lanes
+        # A score that is no margin of this model says nothing of how far the coarse twin may be
+        # trusted, so such a search runs on the exact one alone.
+        lanes = self.views[stage.view][0 if stage.compares else -1 :]
         for lane_number, lane in enumerate(lanes):
             before = scores
             scores = {(k.image, k.item): k.score for k in kept if k.lane == lane_number}
             state: dict[int, _Image] = {}
             todo = []
             for item in range(stage.items_per_image(self.classes)):
-                for image in (~self.ledger.broken).nonzero().squeeze(1).tolist():
+                for image in self._standing():
+                    if not tried[image]:
+                        continue
                     # Where the lane before saw no finite score, nothing is known: try again.
                     if lane.near is not None and lane.near < before.get((image, item), 0.0) < inf:
                         continue
@@ -196,24 +226,30 @@ class Search:
         scores: dict[tuple[int, int], float],
     ) -> Iterator[None]:
         attack = stage.attack
-        oracle = Oracle(lane.twin.model, stage.samples)
+        oracle = Oracle(lane.twin.model, stage.samples, attack.decisions)
+        size = max(1, self.batch_size // stage.samples)
         queue = deque(todo)
+        kept = self.journal.flying(number, lane_number)  # when the run was interrupted
+        flying = {key: kept[key] for key in todo if key in kept}
         rows: list[tuple[int, int]] = []  # (item, image) of each row of the batch
         passes = torch.zeros(0, 2, dtype=torch.int64)  # forwards, backwards of each row
         checked = torch.zeros(0)  # score at which each row was last refused
         state: State = {}
         while True:
-            fresh = self._take(queue, images, self.batch_size - len(rows))
+            fresh = self._take(queue, images, size - len(rows))
             if fresh:
-                started = attack.start(self._items(stage, fresh), self.threat)
+                started, spent, refused = self._begin(number, fresh, flying)
                 state = (
                     {k: torch.cat([v, started[k]]) for k, v in state.items()} if rows else started
                 )
                 rows = rows + fresh
-                passes = torch.cat([passes, torch.zeros(len(fresh), 2, dtype=torch.int64)])
-                checked = torch.cat([checked, torch.full((len(fresh),), torch.inf)])
+                passes, checked = torch.cat([passes, spent]), torch.cat([checked, refused])
             if not rows:
+                with self.journal.transaction():
+                    self.journal.fly(number, lane_number, {})
                 return
+            if self.judge.draws > 1:
+                oracle.prepare(state)
             before = (oracle.forwards, oracle.backwards)
             state = attack.step(oracle, state, self.threat)
             passes += torch.tensor([oracle.forwards - before[0], oracle.backwards - before[1]])
@@ -222,12 +258,16 @@ class Search:
             # A point on which the twin may be wrong is looked at before its item gives up.
             slack = torch.where(finished, 2 * lane.twin.error, 0.0)
             # A tie counts too: at one, the model may answer either class.
-            believed = (score < checked) & (score <= slack)
+            believed = (score < checked) & (score <= slack) & (not self.suite.closest)
             won = torch.zeros(len(rows), dtype=torch.bool)
             if bool(believed.any()):
-                passes[believed, 0] += 1
-                won[believed] = self._holds(state, believed.nonzero().squeeze(1))
+                won[believed], asked = self._holds(state, believed.nonzero().squeeze(1))
+                passes[believed, 0] += asked
                 checked = torch.where(believed, score, checked)
+            if self.suite.closest and bool(finished.any()):
+                state, asked = self._confirm(state, finished.nonzero().squeeze(1))
+                passes[finished, 0] += asked
+                score = state["score"].float().cpu()
 
             leaving = won | finished
             with self.journal.transaction():
@@ -243,6 +283,7 @@ class Search:
                         passes[row],
                         float(score[row]),
                         state["best"][row],
+                        self._witness(state, row),
                         scores,
                     )
                 for row, (item, image) in enumerate(rows):
@@ -257,8 +298,10 @@ class Search:
                 state = {k: v[index] for k, v in state.items()}
                 rows = [rows[i] for i in stay.tolist()]
                 passes, checked = passes[stay], checked[stay]
+            if rows and self.journal.path and time.monotonic() >= self.next_checkpoint:
+                self._checkpoint(number, lane_number, rows, passes, checked, state, flying)
             self.looks += len(score)
-            self._tell(number, len(queue) * attack.looks + int((attack.looks - state["age"]).sum()))
+            self._tell(number, len(queue) * attack.looks + int(attack.looks_left(state).sum()))
             yield
 
     def _take(
@@ -274,16 +317,77 @@ class Search:
                 taken.append((item, image))
         return taken
 
-    def _items(self, stage: Stage, fresh: list[tuple[int, int]]) -> Items:
+    def _begin(
+        self,
+        number: int,
+        fresh: list[tuple[int, int]],
+        flying: dict[tuple[int, int], FlyingItem],
+    ) -> tuple[State, Tensor, Tensor]:
+        """Items before their first step, or where they were when the run was interrupted.
+
+        Returns:
+            their state, their passes so far, and the scores at which they were last refused.
+        """
+        stage = self.suite.stages[number]
+        state = stage.attack.start(self._items(number, fresh), self.threat)
+        passes = torch.zeros(len(fresh), 2, dtype=torch.int64)
+        refused = torch.full((len(fresh),), torch.inf)
+        kept = [(row, flying.pop(key)) for row, key in enumerate(fresh) if key in flying]
+        if kept:
+            state = {name: value.clone() for name, value in state.items()}  # they may be shared
+        for row, item in kept:
+            passes[row, 0], passes[row, 1] = item.forwards, item.backwards
+            refused[row] = item.refused
+            for name, value in item.state.items():
+                state[name][row] = value.to(self.device)
+        return state, passes, refused
+
+    def _checkpoint(
+        self,
+        number: int,
+        lane: int,
+        rows: list[tuple[int, int]],
+        passes: Tensor,
+        checked: Tensor,
+        state: State,
+        waiting: dict[tuple[int, int], FlyingItem],
+    ) -> None:
+        """Keep the batch as it is between two steps, and what waits to go on from before."""
+        began = time.monotonic()
+        here = {name: value.cpu() for name, value in state.items()}
+        batch = {
+            key: FlyingItem(
+                int(passes[row, 0]),
+                int(passes[row, 1]),
+                float(checked[row]),
+                {name: value[row] for name, value in here.items()},
+            )
+            for row, key in enumerate(rows)
+        }
+        with self.journal.transaction():
+            self.journal.fly(number, lane, waiting | batch)
+        took = time.monotonic() - began
+        self.next_checkpoint = began + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
+
+    def _items(self, number: int, fresh: list[tuple[int, int]]) -> Items:
         """The attack's view of work items: images, targets and random seeds of their own."""
+        stage = self.suite.stages[number]
         item, image = torch.tensor(fresh).unbind(1)
         if stage.attack.targeted:
             restart, rank = item % stage.restarts, item // stage.restarts
             targets = self.order[image, rank]
         else:
             restart, targets = item, torch.full_like(item, -1)
+        # A stage that comes again draws other numbers.
+        names = [stage.attack.name for stage in self.suite.stages]
+        again = names[:number].count(names[number])
         seeds = draws.item_seeds(
-            self.seed, self.ledger.index[image], stage.attack.name, restart, targets
+            self.seed,
+            self.ledger.index[image],
+            stage.attack.name,
+            restart,
+            targets,
+            *([again] if again else []),
         )
         x = self.images[image].to(self.device)
         return Items(
@@ -294,14 +398,64 @@ class Search:
             seeds=seeds.to(self.device),
         )
 
-    def _holds(self, state: State, rows: Tensor) -> Tensor:
-        """Whether the original misclassifies each row's best point, and it is a legal one."""
+    def _holds(self, state: State, rows: Tensor) -> tuple[Tensor, Tensor]:
+        """Whether the original misclassifies each row's best point, and it is a legal one; and the
+        forwards that it took to say so."""
         index = rows.to(self.device)
         point, x = state["best"][index], state["x"][index]
-        legal = self.threat.contains(point, x, state["eps"][index])
-        with torch.no_grad():
-            answer = self.model(point).argmax(1)
-        return (legal & (answer != state["labels"][index])).cpu()
+        legal = self.threat.contains(point, x, state["eps"][index], self._witness(state, index))
+        age, own = state["age"][index].cpu(), state["seeds"][index].cpu()
+        fooled, asked = self.judge.fooled(
+            point, state["labels"][index], draws.item_seeds(0, "verdict", own, age)
+        )
+        return (legal & fooled).cpu(), asked.cpu()
+
+    def _witness(self, state: State, rows: Tensor | int) -> Tensor:
+        """What shows that the best points of these rows are legal; empty in the balls of norms."""
+        if not self.threat.witness_size:
+            return torch.zeros(len(state["x"]), 0, device=self.device)[rows]
+        return state["witness"][rows]
+
+    def _confirm(self, state: State, rows: Tensor) -> tuple[State, Tensor]:
+        """The closest points of finished rows, as far as the original agrees, with their distance
+        less ε as their score; and the forwards that it took to say so.
+
+        Such a point lies right on the boundary, where rounding decides. So where the original
+        does not agree, one a little further along is tried.
+        """
+        index = rows.to(self.device)
+        x, best, eps = (state[key][index] for key in ("x", "best", "eps"))
+        labels, age, own = (state[key][index] for key in ("labels", "age", "seeds"))
+        seeds = draws.item_seeds(0, "verdict", own.cpu(), age.cpu())
+        score, asked = torch.full_like(eps, inf), torch.zeros(len(rows), dtype=torch.int64)
+        for further in FURTHER:
+            left = (score.isinf() & state["distance"][index].isfinite()).nonzero().squeeze(1)
+            if not len(left):
+                break
+            point = best[left]
+            if further != 1:
+                point = (x[left] + further * (point - x[left])).clamp(0, 1)
+            fooled, passes = self.judge.fooled(point, labels[left], seeds[left.cpu()])
+            asked[left.cpu()] += passes.cpu()
+            held = fooled & self.threat.contains(point, x[left], eps[left] + inf)
+            distance = self.threat.distance(point, x[left])
+            best[left[held]] = point[held]
+            score[left[held]] = (distance - eps[left])[held]
+        changed = {"best": state["best"].clone(), "score": state["score"].clone()}
+        changed["best"][index], changed["score"][index] = best, score.to(changed["score"])
+        return {**state, **changed}, asked
+
+    def _settle(self) -> None:
+        """Broken are the images whose closest adversarial point lies in the ball."""
+        ledger = self.ledger
+        inside = self.threat.contains(ledger.adversarial, self.images) & (ledger.found >= 0)
+        for image in (inside & ~ledger.broken).nonzero().squeeze(1).tolist():
+            number, item = int(ledger.found[image]), int(ledger.found_item[image])
+            ledger.broken[image] = True
+            ledger.stage[image], ledger.item[image] = number, item
+            stage = self.suite.stages[number]
+            if stage.attack.targeted:
+                ledger.target[image] = self.order[image, item // stage.restarts]
 
     def _leave(
         self,
@@ -314,6 +468,7 @@ class Search:
         passes: Tensor,
         score: float,
         best: Tensor,
+        witness: Tensor,
         scores: dict[tuple[int, int], float],
     ) -> None:
         """An item is over, with or without success."""
@@ -326,19 +481,22 @@ class Search:
         business.costs[item] = (int(passes[0]), int(passes[1]))
         if won:
             if business.won is None or item < business.won:
-                business.won, business.won_point, business.won_score = item, best.cpu(), score
+                business.won, business.won_score = item, score
+                business.won_point, business.won_witness = best.cpu(), witness.cpu()
         else:
             scores[image, item] = score
             self.journal.finished(
                 FinishedItem(number, lane, image, item, int(passes[0]), int(passes[1]), score)
             )
-            # The strongest point is the one of smallest margin: distances do not compare.
-            margins = not self.suite.stages[number].attack.minimum_norm
-            if margins and business.won is None and score < float(ledger.score[image]):
-                point = best.cpu()
-                if bool(self.threat.contains(point[None], self.images[image][None])):
+            if business.won is None and self._is_strongest(number, item, image, score):
+                point, witness = best.cpu(), witness.cpu()
+                if self.suite.closest or bool(
+                    self.threat.contains(point[None], self.images[image][None], None, witness[None])
+                ):
                     ledger.score[image], ledger.adversarial[image] = score, point
-                    self.journal.strongest(image, score, point)
+                    ledger.found[image], ledger.found_item[image] = number, item
+                    ledger.witness[image] = witness
+                    self.journal.strongest(ledger, image)
         first = business.won
         if first is not None and not any(k < first for k in business.open_items):
             # No earlier item can succeed any more: this is the verdict.
@@ -348,10 +506,23 @@ class Search:
             ledger.stage[image], ledger.item[image] = number, first
             if stage.attack.targeted:
                 ledger.target[image] = self.order[image, first // stage.restarts]
-            assert business.won_point is not None
+            assert business.won_point is not None and business.won_witness is not None
             ledger.score[image] = business.won_score
             ledger.adversarial[image] = business.won_point
+            ledger.witness[image] = business.won_witness
+            ledger.found[image], ledger.found_item[image] = number, first
             self.journal.broken(ledger, image)
+
+    def _is_strongest(self, number: int, item: int, image: int, score: float) -> bool:
+        """Whether a point that was not enough is the strongest of its image so far: the one of
+        smallest margin, or, where distances are what is sought, the closest."""
+        ledger = self.ledger
+        if not (self.suite.closest or self.suite.stages[number].compares):
+            return False
+        best = float(ledger.score[image])
+        # Of several equally close ones the first item's, whichever ended first.
+        tie = score == best < inf and int(ledger.found[image]) == number
+        return score < best or (tie and self.suite.closest and item < int(ledger.found_item[image]))
 
     def _charge(self, image: int, business: _Image, last: int | None) -> None:
         """Add the passes of the items up to `last` (all, if None) to the image's own account."""
@@ -365,10 +536,15 @@ class Search:
 
         What later stages will need is estimated from the images that stand now.
         """
-        standing = int((~self.ledger.broken).sum())
+        standing = len(self._standing())
+        stand = standing
+        if self.suite.closest:
+            stand = int(((self.ledger.score > 0) & ~self.ledger.broken)[self.rows].sum())
         for later in self.suite.stages[number + 1 :]:
-            left += standing * later.items_per_image(self.classes) * later.attack.looks
+            if self._is_due(later):
+                items = standing * later.items_per_image(self.classes)
+                left += int(later.share * items * later.attack.looks)
         self.report(
             self.looks / (self.looks + left),
-            f"{self.suite.stages[number].attack.name}: {standing} of {len(self.labels)} stand",
+            f"{self.suite.stages[number].name}: {stand} of {len(self.rows)} stand",
         )

@@ -6,15 +6,20 @@ A twin is only ever used to *search*; every verdict is checked on the original m
 from __future__ import annotations
 
 import copy
+import math
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.fx.experimental.optimization import fuse
+from torch.nn.functional import cosine_similarity
 
 from ..attacks.base import Model
 from ..attacks.losses import margin
+
+SLOPES = 16  # probe images whose gradients are compared
 
 
 @dataclass(frozen=True)
@@ -25,11 +30,13 @@ class Twin:
         model: images (N, C, H, W) → float32 logits.
         name: `original`, `float32` or `bf16`.
         error: the largest difference of margins (in logits) from the original on the probe.
+        batch_size: what it was compiled for; None where it was not.
     """
 
     model: Model
     name: str
     error: float
+    batch_size: int | None = None
 
 
 def original(model: Model) -> Twin:
@@ -57,8 +64,9 @@ class _Folded(nn.Module):
 def fast_twin(model: Model, probe: Tensor, labels: Tensor, precision: str) -> Twin | None:
     """A folded, channels-last copy of a module, or None where it cannot serve.
 
-    Batch norms are folded into the convolutions before them where the module can be traced; the
-    copy is used only if it answers finite logits whose margins stay close to the original's.
+    Batch norms are folded into the convolutions before them where the module can be traced. The
+    copy is used only if its logits are finite, its margins stay close to the original's, and its
+    gradients point the same way.
 
     Args:
         model: in eval mode. Only an `nn.Module` has a twin.
@@ -68,16 +76,29 @@ def fast_twin(model: Model, probe: Tensor, labels: Tensor, precision: str) -> Tw
     """
     if not isinstance(model, nn.Module):
         return None
-    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    for copied in _copies(model):
+        twin = _like(model, copied, probe, labels, precision)
+        if twin is not None:
+            return twin
+    return None
+
+
+def _copies(model: nn.Module) -> Iterator[nn.Module]:
+    """The model with batch norms folded, then as it is, where it can be traced or copied."""
+    for make in (fuse, copy.deepcopy):  # fuse copies too
         try:
-            copied = fuse(model.eval())  # copies
-        except Exception:  # tracing runs the user's code: anything may be raised
-            try:
-                copied = copy.deepcopy(model)
-            except Exception:  # a module that cannot be copied has no twin
-                return None
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                yield make(model.eval())
+        except Exception:  # both run the user's code: anything may be raised
+            continue
+
+
+def _like(
+    model: nn.Module, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str
+) -> Twin | None:
+    """The copy as a twin, if it answers as the model does."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
     twin = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
@@ -88,11 +109,79 @@ def fast_twin(model: Model, probe: Tensor, labels: Tensor, precision: str) -> Tw
             return None
         error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
         spread = float(reference.double().std())  # squares of large logits overflow float32
+        if not _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision):
+            return None
     except (RuntimeError, TypeError, ValueError):
         return None
     # A model that draws random numbers, or a folding gone wrong, does not answer the same.
     allowed = 0.25 if precision == "bf16" else 1e-3
     return Twin(twin, precision, error) if error <= allowed * max(spread, 1e-6) else None
+
+
+def _climbs_alike(model: Model, twin: Model, probe: Tensor, labels: Tensor, precision: str) -> bool:
+    """Whether gradients point the same way: tracing drops the backward passes that a module
+    defines itself, and the answers do not show it."""
+    with torch.enable_grad():
+        x = probe.detach().requires_grad_()
+        theirs = margin(model(x).float(), labels)
+        if not theirs.requires_grad:
+            return True  # nothing to lose
+        (reference,) = torch.autograd.grad(theirs.sum(), x)
+        ours = margin(twin(x), labels)
+        if not ours.requires_grad:
+            return False
+        (found,) = torch.autograd.grad(ours.sum(), x)
+    if not bool(reference.isfinite().all()) or not bool(reference.any()):
+        return bool((reference != 0).any()) == bool((found != 0).any())
+    cosine = cosine_similarity(reference.flatten(), found.flatten(), dim=0)
+    return float(cosine) > (0.5 if precision == "bf16" else 0.99)
+
+
+class _Compiled:
+    """A twin compiled for one batch size; smaller batches are filled up, very small ones not."""
+
+    def __init__(self, plain: Model, size: int):
+        self.plain, self.size = plain, size
+        self.whole = torch.compile(plain, dynamic=False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        count = len(images)
+        # Half a batch costs less as it is than a whole one compiled.
+        if count > self.size or 2 * count < self.size:
+            return self.plain(images)
+        if count < self.size:
+            filling = images.new_zeros(self.size - count, *images.shape[1:])
+            images = torch.cat([images, filling])
+        return self.whole(images)[:count]
+
+
+def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin | None:
+    """The twin, compiled for batches of this size; None where it cannot be.
+
+    Minutes on a CPU, once: worth it for long searches only.
+
+    Args:
+        twin: a `fast_twin`.
+        model: the original, to compare with.
+        images: (N, C, H, W) on the model's device: batches will have N rows.
+        labels: int64 (N,).
+    """
+    fast = _Compiled(twin.model, len(images))
+    try:
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            x = images.detach().requires_grad_()
+            answer = fast(x)
+            answer.sum().backward()
+            with torch.no_grad():
+                answer = fast(images)  # a graph of its own
+                reference = model(images).float()
+    except Exception:  # no compiler, or a module it cannot take: whatever it raises
+        return None
+    error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
+    if not math.isfinite(error) or error > 2 * twin.error + 1e-3:
+        return None
+    return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), len(images))
 
 
 def has_fast_bf16(device: torch.device) -> bool:

@@ -1,0 +1,153 @@
+"""Swift: what it breaks, in which order it tries, when it gives up; stages that share and wait."""
+
+import pytest
+import torch
+from linear_classifiers import assert_items_are_independent, linear
+from test_engine import Identity, Scripted, run
+
+import holdfast as hf
+from holdfast import draws
+from holdfast.attacks import SUITES, Items, Oracle, Stage, Suite, Swift, suite_named
+from holdfast.errors import InputError
+from holdfast.threat import Threat
+
+
+def stepped(attack, model, images, labels, threat, looks):
+    """The states after each look."""
+    items = Items(
+        images,
+        labels,
+        torch.full_like(labels, -1),
+        threat.radii(images),
+        draws.item_seeds(0, torch.arange(len(images))),
+    )
+    state, states = attack.start(items, threat), []
+    for _ in range(looks):
+        state = attack.step(Oracle(model), state, threat)
+        states.append(state)
+    return states
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("box", ["free", "edges"])
+def test_breaks_what_a_slightly_larger_ball_than_the_closest_point_holds(norm, box):
+    model = linear(7, box, count=8)
+    for row, distance in enumerate(model.optimum(norm)):
+        x, y = model.images[row : row + 1], model.labels[row : row + 1]
+        inside = Swift()(model, x, y, Threat(norm, 1.03 * float(distance)))
+        assert model(inside).argmax(1) != y
+        outside = Swift()(model, x, y, Threat(norm, 0.97 * float(distance)))
+        assert model(outside).argmax(1) == y
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_items_are_independent(norm):
+    eps = {"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm]
+    # Twelve looks reach into the third run.
+    assert_items_are_independent(
+        Swift(steps=3, give_up=(9, 9, 9)), linear(5, "edges"), Threat(norm, eps)
+    )
+
+
+def test_the_later_runs_go_for_the_next_classes_from_where_the_search_stands():
+    """The clean image says class 1 is closest, the ball says 3, then 1, then 2."""
+    gaps = torch.tensor([0.0, 0.3, 0.9, 0.5])
+    gain = torch.tensor([0.0, 0.1, 0.1, 0.4])  # per ε of the pixel that belongs to the class
+
+    def model(x):
+        return -gaps + gain * (x.flatten(1) - 0.5)
+
+    x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
+    attack = Swift(steps=5, give_up=(9, 9, 9))
+    states = stepped(attack, model, x, y, Threat("linf", 0.5), attack.looks)
+    targets = [states[run * 6]["targets"].tolist() for run in range(4)]
+    # 3 stands 0.5 − 0.2 behind, 1 stands 0.3 − 0.05, 2 stands 0.9 − 0.05: see `gaps`.
+    assert targets == [[-1, -1], [-1, -1], [3, 3], [2, 2]]
+    assert [s["run"][0].item() for s in states[5::6]] == [1, 2, 3, 3]
+    assert states[-1]["finished"].all() and not states[-2]["finished"].any()
+    left = [int(attack.looks_left(s)[0]) for s in states]
+    assert left == list(range(attack.looks - 1, -1, -1))
+
+
+def test_what_cannot_be_closed_is_given_up_and_nothing_else_is():
+    model = linear(5, "free", count=40)
+    ball = Threat("linf", 0.7 * float(model.optimum("linf").min()))
+    attack = Swift(steps=5, give_up=(0.5, 0.25))
+    states = stepped(attack, model, model.images, model.labels, ball, 6)
+    share = states[-1]["score"] / states[0]["first_margin"]
+    assert torch.equal(states[-1]["finished"], share > 0.5)
+    assert 0 < int(states[-1]["finished"].sum()) < 40
+    assert torch.equal(states[-1]["run"], (share <= 0.5).long())
+
+
+def test_two_classes_are_enough():
+    model = linear(2, "free")
+    found = Swift()(model, model.images, model.labels, Threat("linf", 0.5))
+    assert (model(found).argmax(1) != model.labels).all()
+
+
+def test_bad_settings_are_refused():
+    with pytest.raises(InputError, match="give_up"):
+        Swift(give_up=())
+    with pytest.raises(InputError, match="steps"):
+        Swift(steps=0)
+    with pytest.raises(InputError, match="share"):
+        Stage(Swift(), share=0.0)
+    with pytest.raises(InputError, match="after"):
+        Suite("s", (Stage(Swift(), after=0),))
+
+
+def test_a_stage_is_tried_on_its_share_of_the_images_whatever_the_batch():
+    n = 400
+    x = torch.tensor([0.9, 0.6, 0.5]).view(1, 3, 1, 1).repeat(n, 1, 1, 1)
+    suite = Suite("sample", (Stage(Scripted((0, 1, 0)), share=0.25),))
+    labels = torch.zeros(n, dtype=torch.int64)
+    a = run(Identity(), x, labels, Threat("linf", 1), suite).ledger.broken
+    b = run(Identity(), x, labels, Threat("linf", 1), suite, batch_size=7).ledger.broken
+    assert torch.equal(a, b)
+    assert 70 <= int(a.sum()) <= 130  # 100, give or take 3 standard deviations
+
+
+@pytest.mark.parametrize("found", [False, True])
+def test_a_stage_waits_for_another_to_break_something(found):
+    x = torch.tensor([0.9, 0.6, 0.5]).view(1, 3, 1, 1).repeat(50, 1, 1, 1)
+    suite = Suite(
+        "waiting",
+        (
+            Stage(Scripted((0, 0, 0))),
+            Stage(Scripted((0, int(found), 0)), share=0.1),
+            Stage(Scripted((0, 0, 1)), after=1),
+        ),
+    )
+    search = run(Identity(), x, torch.zeros(50, dtype=torch.int64), Threat("linf", 1), suite)
+    assert bool(search.ledger.broken.all()) == found
+    assert bool(search.ledger.broken.any()) == found
+    assert (search.costs[2].forwards > 0) == found
+
+
+class Stairs(torch.nn.Module):
+    """A linear classifier behind a staircase: its gradient is zero almost everywhere."""
+
+    def forward(self, x):
+        return (x * 16).round().flatten(1) / 16
+
+
+def test_masked_gradients_are_noticed_and_searched_without_them():
+    x = torch.rand(200, 5, 2, 2, generator=torch.Generator().manual_seed(0)) * 0.2 + 0.4
+    plain = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(20, 5))
+    torch.nn.init.normal_(plain[1].weight, generator=torch.Generator().manual_seed(1))
+    plain[1].bias.data = -plain[1].weight.sum(1) / 2  # all classes alike in the middle
+    masked = torch.nn.Sequential(Stairs(), plain)
+    with torch.no_grad():
+        labels = masked(x).argmax(1)
+    threat = Threat("linf", 0.02)
+    result = hf.evaluate(masked, x, labels, threat, suite="swift")
+    probed, full = (cost.broken for cost in result.attacks if cost.name == "square")
+    assert 0 < probed < full
+    assert result.robust_accuracy <= hf.evaluate(plain, x, labels, threat).robust_accuracy + 0.1
+
+
+def test_the_suite_is_described_whole():
+    assert "swift" in SUITES
+    described = suite_named("swift").describe()["stages"]
+    assert described[1]["share"] < 1 and described[2]["after"] == 1
