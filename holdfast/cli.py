@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,8 @@ from typing import Annotated
 import typer
 
 from .errors import HoldfastError, InputError
+
+INTERRUPTED = 130  # the exit status after Ctrl-C
 
 app = typer.Typer(
     help="Train image classifiers that stay right under attack, attack them as hard as anyone "
@@ -77,25 +80,29 @@ def train(
     size: SizeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
+    log: Annotated[
+        list[str] | None,
+        typer.Option("--log", help="Also track with tensorboard or mlflow, if installed."),
+    ] = None,
     quiet: QuietOption = False,
 ) -> None:
     """Train a model by a recipe; the same command goes on where it was interrupted."""
     from . import data as datasets
     from .training import load_recipe, train
+    from .training.validation import in_words
 
     changes = list(change or [])
     if budget is not None:
         changes.append(f"budget={budget}")
     spec = load_recipe(recipe, changes)
     dataset = datasets.load(data, size=size)
-    result = train(spec, dataset, out, seed=seed, device=device, progress=not quiet)
+    result = train(
+        spec, dataset, out, seed=seed, device=device, progress=not quiet, log=log or ()
+    )
     held_out = result.validation
     print(f"model        {result.run / 'model'}")
     print(f"epochs       {result.epochs:.2f}")
-    print(
-        f"validation   standard {held_out['standard_accuracy']:.1%}, "
-        f"PGD {held_out['pgd_accuracy']:.1%} (n = {held_out['n']})"
-    )
+    print(f"validation   {in_words(held_out)} (n = {held_out['n']})")
     for event in result.events:
         print(f"event        epoch {event['epoch']:.1f}: {event['detail']}")
 
@@ -108,10 +115,27 @@ def evaluate(
     ],
     out: Annotated[Path, typer.Option("--out", help="The run folder.")],
     data: DataOption = "datasets",
-    suite: Annotated[str, typer.Option("--suite", help="Which attacks; see the docs.")] = (
-        "autoattack"
-    ),
-    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2 or l1.")] = None,
+    defence: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--defence",
+            help="In front of the model, such as jpeg:quality=75 or package.module:Class; "
+            "several see the image in the order given.",
+        ),
+    ] = None,
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="Which attacks; autoattack unless a defence needs adaptive. Or one attack of "
+            "another library: torchattacks:APGD:steps=10. See the docs.",
+        ),
+    ] = None,
+    samples: Annotated[
+        int,
+        typer.Option("--samples", help="Suite adaptive: draws a look, where the model is random."),
+    ] = 20,
+    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2, l1, l0 or spatial.")] = None,
     eps: Annotated[
         str | None, typer.Option("--eps", help="Radius in image units, such as 8/255.")
     ] = None,
@@ -132,14 +156,20 @@ def evaluate(
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Attack a model and write down its standard and robust accuracy."""
+    """Attack a model and write down its standard and robust accuracy.
+
+    Under `torchrun --nproc-per-node N -m holdfast evaluate …` N processes share the images.
+    """
     from .evaluation.command import evaluate_command
+    from .workers import leads
 
     result = evaluate_command(
         model,
         data,
         out,
+        defences=defence or (),
         suite=suite,
+        samples=samples,
         norm=norm,
         eps=eps,
         limit=limit,
@@ -153,16 +183,242 @@ def evaluate(
         device=device,
         progress=not quiet,
     )
+    if not leads():  # one of several workers; the first one tells
+        return
     low, high = result.standard_accuracy_interval
     print(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
     low, high = result.robust_accuracy_interval
     print(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    for figure in result.draws:
+        print(
+            f"over {figure.draws} fresh draws, {figure.kind + ':':9} "
+            f"standard {figure.standard_accuracy:7.2%}, robust {figure.robust_accuracy:7.2%}"
+        )
+    if result.unaware is not None:
+        low, high = result.unaware.robust_accuracy_interval
+        print(
+            f"had the attacker not known of the defence: {result.unaware.robust_accuracy:.2%}  "
+            f"(95 %: {low:.2%} to {high:.2%}, n = {result.unaware.n})"
+        )
     print(f"n = {result.n}, {result.described_threat}, suite {result.suite}, seed {result.seed}")
     for cost in result.attacks:
         print(
             f"{cost.name:24} broke {cost.broken:5}  forwards {cost.forwards:9}  "
             f"backwards {cost.backwards:9}  {cost.seconds:8.1f} s"
         )
+    for flag in result.flags:
+        if flag.fired:
+            print(f"flag: {flag.name}: {flag.detail}")
+    print(f"run folder         {out}")
+
+
+@app.command()
+def uncertainty(
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint or run folder, a zoo name, or package.module:function."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")],
+    data: DataOption = "datasets",
+    attack: Annotated[
+        str | None, typer.Option("--attack", help="The suite that breaks labels, such as swift.")
+    ] = None,
+    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2 or l1.")] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", help="Radius in image units, such as 8/255.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option("--limit", help="Only the first N test images.")
+    ] = None,
+    calibration: Annotated[
+        int, typer.Option("--calibration", help="Validation images to fit and calibrate on.")
+    ] = 2000,
+    alpha: Annotated[
+        float, typer.Option("--alpha", help="Share of conformal sets that may miss.")
+    ] = 0.1,
+    risk: Annotated[
+        float, typer.Option("--risk", help="Share of wrong answers that abstaining promises.")
+    ] = 0.05,
+    radius: Annotated[
+        float, typer.Option("--radius", help="L2 radius of the robust sets, in image units.")
+    ] = 0.125,
+    sigma: Annotated[float, typer.Option("--sigma", help="Their noise, in image units.")] = 0.125,
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ood",
+            help="Foreign images: a folder of images, of CIFAR-100's, SVHN's or CIFAR-10's files; "
+            "noise, textures and digits are always there. May be repeated.",
+        ),
+    ] = None,
+    human: Annotated[
+        str | None,
+        typer.Option("--human", help="Human labels of the test split: .npy, or .npz with probs."),
+    ] = None,
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option("--ensemble", help="Another model of a deep ensemble. May be repeated."),
+    ] = None,
+    pixels: Annotated[
+        str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
+    ] = None,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """How sure a model is, and whether that can be believed: clean, foreign, attacked."""
+    from .evaluation.uncertainty.command import uncertainty_command
+    from .evaluation.uncertainty.written import summary_lines
+
+    result = uncertainty_command(
+        model,
+        data,
+        out,
+        attack=attack,
+        norm=norm,
+        eps=eps,
+        limit=limit,
+        calibration=calibration,
+        alpha=alpha,
+        risk=risk,
+        radius=radius,
+        sigma=sigma,
+        ood=ood or (),
+        human=human,
+        ensemble=ensemble or (),
+        pixels=pixels,
+        size=size,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    for line in summary_lines(result):
+        print(line)
+    print(f"run folder         {out}")
+
+
+@app.command()
+def mix(
+    robust: Annotated[str, typer.Argument(help="A robust model: a folder or a zoo name.")],
+    accurate: Annotated[str, typer.Argument(help="An accurate one, of the same classes.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder of the mixed model.")],
+    data: DataOption = "datasets",
+    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2 or l1.")] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", help="Radius in image units, such as 8/255.")
+    ] = None,
+    limit: Annotated[int, typer.Option("--limit", help="Validation images to choose by.")] = 1000,
+    cost: Annotated[
+        float, typer.Option("--cost", help="Share of robust accuracy that may be lost.")
+    ] = 0.01,
+    steps: Annotated[int, typer.Option("--steps", help="Of each attack on the way.")] = 40,
+    rounds: Annotated[int, typer.Option("--rounds", help="Mixtures to attack at most.")] = 4,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Blend a robust and an accurate model into one that has both accuracies."""
+    from .evaluation.mix import mix_command
+
+    folder, choice = mix_command(
+        robust,
+        accurate,
+        data,
+        out,
+        norm=norm,
+        eps=eps,
+        limit=limit,
+        cost=cost,
+        steps=steps,
+        rounds=rounds,
+        size=size,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    for name, figures in (
+        ("robust alone", choice.robust_alone),
+        ("mixed", choice.chosen),
+    ):
+        print(f"{name:13}standard {figures.standard:.1%}, attacked {figures.standing:.1%}")
+    print(f"accurate     standard {choice.accurate_alone.standard:.1%}")
+    print(f"on {choice.n} validation images, which chose {choice.parameters}")
+    print(f"model        {folder}")
+
+
+@app.command()
+def certify(
+    model: Annotated[
+        str,
+        typer.Argument(help="A checkpoint or run folder, a zoo name, or package.module:function."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The run folder.")],
+    data: DataOption = "datasets",
+    sigma: Annotated[
+        float | None,
+        typer.Option("--sigma", help="Randomised smoothing, L2; interval bounds, L∞, without."),
+    ] = None,
+    n0: Annotated[int, typer.Option("--n0", help="Samples that choose the answer.")] = 100,
+    n: Annotated[int, typer.Option("-n", "--n", help="Samples that certify it.")] = 10_000,
+    alpha: Annotated[float, typer.Option("--alpha", help="Chance that one is wrong.")] = 0.001,
+    radius: Annotated[
+        list[str] | None,
+        typer.Option("--radius", help="Where to report certified accuracy. May be repeated."),
+    ] = None,
+    eps: Annotated[
+        str | None, typer.Option("--eps", help="Radius of the attack, such as 8/255.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N images.")] = None,
+    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
+    pixels: Annotated[
+        str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
+    ] = None,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", help="Of a pass of the model; changes no certificate.")
+    ] = 512,
+    size: SizeOption = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Certify answers that no attack inside a radius can change, and attack them all the same."""
+    from .evaluation.certify_command import certify_command
+    from .threat import parse_number
+
+    result = certify_command(
+        model,
+        data,
+        out,
+        sigma=sigma,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        radii=[parse_number(text) for text in radius] if radius else None,
+        eps=eps,
+        limit=limit,
+        split=split,
+        pixels=pixels,
+        batch_size=batch_size,
+        size=size,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    for point in result.certified:
+        low, high = point.interval
+        print(
+            f"certified accuracy at {point.radius:<8.4g}{point.certified_accuracy:7.2%}  "
+            f"(95 %: {low:.2%} to {high:.2%})"
+        )
+    low, high = result.attacked_accuracy_interval
+    print(
+        f"attacked accuracy at {result.threat['eps']:<9.4g}{result.attacked_accuracy:7.2%}  "
+        f"(95 %: {low:.2%} to {high:.2%})"
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
+    print(f"{result.method}, {settings}, n = {result.n}, abstained {result.abstained:.1%}")
     for flag in result.flags:
         if flag.fired:
             print(f"flag: {flag.name}: {flag.detail}")
@@ -222,14 +478,18 @@ def main() -> None:
         return
     try:
         status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
         sys.exit(status if isinstance(status, int) else 0)
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except typer.TyperException as error:  # an unknown option, a missing argument
-        print(f"holdfast: {' '.join(error.format_message().split())}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":  # of several workers, all were asked the same
+            print(f"holdfast: {' '.join(error.format_message().split())}", file=sys.stderr)
         sys.exit(error.exit_code)
     except HoldfastError as error:
-        print(f"holdfast: {error}", file=sys.stderr)
+        if not error.said:
+            print(f"holdfast: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         sys.exit(1)
@@ -240,7 +500,7 @@ def main() -> None:
         sys.exit(InputError.exit_status)
     except (KeyboardInterrupt, typer.Abort):
         print("holdfast: interrupted; the same command goes on from here", file=sys.stderr)
-        sys.exit(130)
+        sys.exit(INTERRUPTED)
 
 
 if __name__ == "__main__":

@@ -164,6 +164,21 @@ def test_evaluate_writes_what_the_contract_says(
     assert "pgd" in capsys.readouterr().out
 
 
+def test_ctrl_c_is_one_line_and_status_130(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def interrupted(*arguments: object, **named: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("holdfast.evaluation.command.evaluate", interrupted)
+    command = ["evaluate", model, "--data", "digits", "--out", tmp_path / "out"]
+    assert run(monkeypatch, *command) == 130
+    assert "the same command goes on" in one_line(capsys.readouterr().err)
+
+
 def test_help_needs_no_command(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

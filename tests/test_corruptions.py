@@ -178,7 +178,7 @@ def test_weather_on_a_grey_day():
 @pytest.mark.parametrize("decay", [3.0, 1.75])
 def test_a_cloud_is_as_rough_as_its_decay(decay):
     """A midpoint is off the mean of its corners by noise that falls decay² at every halving."""
-    cloud = corruptions._plasma(torch.arange(200), 32, 32, decay)
+    cloud = corruptions.plasma(torch.arange(200), 32, 32, decay)
     assert cloud.amin() == 0 and cloud.amax() == 1
 
     def displacement(grid):

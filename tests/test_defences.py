@@ -24,6 +24,7 @@ from holdfast.defences import (
     steps,
 )
 from holdfast.errors import InputError
+from holdfast.models.unet import DenoisingUNet
 
 IMAGES = torch.rand(6, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -41,13 +42,21 @@ def network() -> nn.Module:
 
 
 def one(text: str, model: nn.Module | None = None) -> Defence:
-    options = {"weights": autoencoder()} if text == "autoencoder" else {}
+    options = {"weights": TRAINED[text]()} if text in TRAINED else {}
     return parse(text)(model or Pixels(), **options)
 
 
 def autoencoder() -> defences.autoencoder.DenoisingAutoencoder:
     torch.manual_seed(0)
     return defences.autoencoder.DenoisingAutoencoder(width=4)
+
+
+def diffusion() -> DenoisingUNet:
+    torch.manual_seed(0)
+    return DenoisingUNet(width=4)
+
+
+TRAINED = {"autoencoder": autoencoder, "purification": diffusion}  # defences that need weights
 
 
 # --- the contract -----------------------------------------------------------------------------
@@ -60,12 +69,17 @@ def test_every_defence_has_defaults_and_says_what_it_is(name):
     defence = one(name)
     assert defence.backward == defence.backwards[0]
     assert defence.differentiable == ("exact" in defence.backwards)
-    if name != "autoencoder":
+    if name not in TRAINED:
         assert parse(defence.spec)(Pixels()).spec == defence.spec
 
 
 def test_which_are_random_and_which_have_no_gradient():
-    assert {n for n, d in DEFENCES.items() if d.random} == {"resize-pad", "crop-ensemble", "noise"}
+    assert {n for n, d in DEFENCES.items() if d.random} == {
+        "resize-pad",
+        "crop-ensemble",
+        "noise",
+        "purification",
+    }
     assert {n for n, d in DEFENCES.items() if "exact" not in d.backwards} == {
         "jpeg",
         "bit-depth",

@@ -11,9 +11,13 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def test_readme_table_is_made_from_the_results() -> None:
+@pytest.mark.parametrize(
+    "maker",
+    ["table.py", "attacks_page.py", "defences_page.py", "speed_page.py", "uncertainty_page.py"],
+)
+def test_tables_are_made_from_the_results(maker: str) -> None:
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "table.py", "--check"],
+        [sys.executable, ROOT / "benchmarks" / maker, "--check"],
         capture_output=True,
         text=True,
     )

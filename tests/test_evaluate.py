@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import random
 import signal
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
-from holdfast.engine import Lane, Twin
+from holdfast.engine import Lane, Twin, search
 from holdfast.errors import InputError
 from holdfast.evaluation import interval
 from holdfast.threat import Threat
@@ -433,6 +434,13 @@ def wrapped(after):
     return lambda given: {"model": models.Wrapped(given["model"], after=after)}
 
 
+def elsewhere(x: Tensor) -> Tensor:
+    """What a function says whose weights lie on another device than the images."""
+    raise RuntimeError(
+        "Expected all tensors to be on the same device, but found two,\ncpu and cuda"
+    )
+
+
 BAD = {
     r"images\[7\].*outside \[0, 1\]": with_value(1.001),
     r"images\[7\].* outside": with_value(-1e-6),
@@ -455,6 +463,11 @@ BAD = {
     r"returned shape \(10,\) for 10 images": wrapped(lambda z: z[:, 0]),
     r"returned shape \(10, 1\)": wrapped(lambda z: z[:, :1]),
     r"returned shape \(5, 5\)": wrapped(lambda z: z[:5]),
+    r"the model cannot answer images of shape \(10, 1, 6, 6\) on cpu: .*shapes": lambda g: {
+        "images": g["images"][:, :1]
+    },
+    "the model cannot answer .* same device": lambda g: {"model": elsewhere},
+    "the model has no weights": lambda g: {"model": nn.Linear(3, 2, device="meta")},
     "the model has 3 classes": wrapped(lambda z: z[:, :3]),
     "returned a tuple": wrapped(lambda z: (z, z)),
     "suite 'apdg' is unknown.*apgd": lambda g: {"suite": "apdg"},
@@ -607,9 +620,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 KILLS = 20
 
 
-def child(out: Path, moment: int | None) -> bool:
+def child(out: Path, moment: int | None, checkpoint_seconds: float = 0.0) -> bool:
     """Evaluate in a forked process that kills itself at the `moment`-th call or return of any
-    Python or C function, wherever that is; whether it got to its end."""
+    Python or C function, wherever that is; whether it got to its end.
+
+    Items in flight are kept after every step, or (30 s) never in so short a run.
+    """
     pid = os.fork()
     if pid:
         return os.waitpid(pid, 0)[1] == 0
@@ -621,6 +637,7 @@ def child(out: Path, moment: int | None) -> bool:
         if events == moment:
             os.kill(os.getpid(), signal.SIGKILL)
 
+    search.CHECKPOINT_SECONDS, search.CHECKPOINT_SHARE = checkpoint_seconds, math.inf
     model, x, labels, threat = problem()
     sys.setprofile(count)
     result = evaluate(model, x, labels, threat, run=out)
@@ -649,7 +666,11 @@ def die_and_resume(folder: Path) -> None:
     chance, kills, runs = random.Random(0), 0, 0
     while kills < KILLS:
         out = folder / f"run{runs}"
-        while not child(out, chance.randrange(1, events) if kills < KILLS else None):
+        while not child(
+            out,
+            chance.randrange(1, events) if kills < KILLS else None,
+            chance.choice([0.0, 30.0]),
+        ):
             kills += 1
         assert outcome(out) == expected, f"run {runs} differs after {kills} kills in all"
         runs += 1

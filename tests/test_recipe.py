@@ -56,6 +56,25 @@ def test_a_recipe_survives_being_written_down():
     assert recipe_from(yaml.safe_load(yaml.safe_dump(recipe.to_dict()))) == recipe
 
 
+def test_keys_that_came_later_are_written_only_when_they_say_something():
+    """So that a run from before them is still known as the same run."""
+    old = Recipe().to_dict()
+    assert "extra" not in old
+    assert old["objective"] == {"name": "n-fgsm", "arguments": {}}
+    assert "bias_rate" not in old["optimiser"]
+    changed = {
+        "objective": {"awp": 0.005, "awp_warmup": 0.1},
+        "optimiser": {"bias_rate": 2},
+        "extra": {"file": "more.npz"},
+    }
+    new = recipe_from(changed)
+    written_down = new.to_dict()
+    assert written_down["objective"]["awp"] == 0.005
+    assert written_down["optimiser"]["bias_rate"] == 2
+    assert written_down["extra"] == {"file": "more.npz", "share": 0.7}
+    assert recipe_from(written_down) == new
+
+
 def test_an_empty_mapping_is_the_default_recipe(tmp_path):
     assert load_recipe(written(tmp_path, "{}")) == Recipe()
 
@@ -119,6 +138,12 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, text, key, meant):
         "optimiser: {momentum: 1}",
         "optimiser: {weight_decay: -1}",
         "optimiser: {clip_gradient: .inf}",
+        "optimiser: {bias_rate: 0}",
+        "optimiser: {name: sgdd}",
+        "extra: {share: 0}",
+        "extra: {share: 1}",
+        "extra: {file: [a]}",
+        "extra: images.npz",
         "augment: {crop_padding: -1}",
         "augment: {crop_padding: 2.5}",
         "augment: {flip: often}",
@@ -132,6 +157,9 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, text, key, meant):
         "objective: {arguments: {step: .inf}}",
         "objective: {arguments: {noise: -1}}",
         "objective: {arguments: {label_smoothing: 1}}",
+        "objective: {awp: -0.1}",
+        "objective: {awp: 1}",
+        "objective: {awp_warmup: 2}",
         "objective: {name: pgd, arguments: {steps: 0}}",
         "objective: {name: pgd, arguments: {steps: 2.5}}",
         "objective: {name: trades, arguments: {beta: .nan}}",

@@ -9,6 +9,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +29,7 @@ from holdfast.progress import ProgressLine
 from holdfast.training import fit_recipe, loop
 from holdfast.training.objectives import Loss
 from holdfast.training.recipe import Recipe, recipe_from
+from holdfast.training.validation import Validator, collapsed
 
 PER_EPOCH = 3  # steps
 
@@ -217,14 +219,20 @@ def test_train_reads_a_recipe_file_and_embedded_data(tmp_path):
     assert not result.model.training
 
 
-@pytest.mark.parametrize("name", ["standard", "n-fgsm", "pgd", "trades"])
+@pytest.mark.parametrize(
+    "name",
+    ["standard", "n-fgsm", "pgd", "trades", "mart", "gat", "nuat", "ikl", "dajat"],
+)
 def test_every_objective_trains_in_bfloat16(tmp_path, name):
     recipe = tiny(
         model={
             "architecture": "preact-resnet",
             "arguments": {"depth": 4, "stages": 1, "width": 4, "stem_stride": 2},
         },
-        objective={"name": name, "arguments": {"steps": 2} if name in ("pgd", "trades") else {}},
+        objective={
+            "name": name,
+            "arguments": {"steps": 2} if name in ("pgd", "trades", "mart", "ikl", "dajat") else {},
+        },
         optimiser={"clip_gradient": 1.0},
         validation={"images": 20, "steps": 2, "every": 0.5},
         precision="bf16",
@@ -242,6 +250,20 @@ def test_every_objective_trains_in_bfloat16(tmp_path, name):
         assert value.dtype == torch.float32
         assert value.isfinite().all()
         assert not torch.equal(value, start[f"model.{key}"])
+
+
+def test_a_run_with_a_helper_is_known_by_its_weights(finished, tmp_path):
+    helper = tmp_path / "helper"
+    shutil.copytree(finished[0] / "model", helper)
+    hat = {"name": "hat", "arguments": {"helper": str(helper), "steps": 2}}
+    recipe = tiny(objective=hat, epochs=1)
+    first = fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
+    assert fit_recipe(recipe, digits(), tmp_path / "run", device="cpu").steps == first.steps
+    other = fit_recipe(tiny(epochs=1), digits(), tmp_path / "other", seed=9, device="cpu")
+    shutil.rmtree(helper)
+    shutil.copytree(other.run / "model", helper)
+    with pytest.raises(InputError, match="another run"):
+        fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
 
 
 # -- bad input ----------------------------------------------------------------------------------
@@ -664,7 +686,7 @@ class Played:
     def __init__(self, patch: pytest.MonkeyPatch, *measured: tuple[float, float, float]):
         self.measured = list(measured)
         self.live = False
-        patch.setattr(loop.Trainer, "_accuracies", lambda trainer, *_: self.next())
+        patch.setattr(Validator, "accuracies", lambda validator, *_: self.next())
 
     def next(self) -> dict[str, float]:
         average, fgsm, pgd = self.measured[0]
@@ -708,7 +730,7 @@ def test_a_collapse_is_noticed_and_survived(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("fgsm", "pgd", "collapsed"),
+    ("fgsm", "pgd", "told"),
     [
         (0.9, 0.02, True),
         (0.5, 0.29, True),
@@ -716,12 +738,10 @@ def test_a_collapse_is_noticed_and_survived(tmp_path, monkeypatch):
         (0.15, 0.02, False),  # FGSM accuracy is gone too: it is not overfitting to one step
     ],
 )
-def test_what_counts_as_a_collapse(tmp_path, fgsm, pgd, collapsed):
-    watched = trainer(tmp_path)
+def test_what_counts_as_a_collapse(fgsm, pgd, told):
     row = {"live_fgsm_accuracy": fgsm, "live_pgd_accuracy": pgd}
-    assert not watched._collapsed(row)  # nothing was reached before
-    watched.best_live = 0.5
-    assert watched._collapsed(row) is collapsed
+    assert not collapsed(row, best_live=0.0)  # nothing was reached before
+    assert collapsed(row, best_live=0.5) is told
 
 
 def test_caution_survives_a_resume(tmp_path, monkeypatch):

@@ -97,7 +97,7 @@ def _sample(x: Images, rows: Float[Tensor, "n h w"], columns: Float[Tensor, "n h
     return F.grid_sample(x, grid, padding_mode="reflection", align_corners=True)
 
 
-def _plasma(seeds: Seeds, height: int, width: int, decay: float) -> Float64[Tensor, "n h w"]:
+def plasma(seeds: Seeds, height: int, width: int, decay: float) -> Float64[Tensor, "n h w"]:
     """A cloud in [0, 1] an item: diamond-square midpoint displacement on a torus.
 
     Fournier, Fussell & Carpenter, "Computer rendering of stochastic models", CACM 1982. Each
@@ -224,7 +224,7 @@ def frost(x: Images, seeds: Seeds, severity: int) -> Images:
     """A pane of ice: bright veins along the level lines of two clouds, slightly blue."""
     kept, ice = ((1.0, 0.2), (1.0, 0.3), (0.9, 0.4), (0.85, 0.4), (0.75, 0.45))[severity - 1]
     h, w = x.shape[-2:]
-    coarse, fine = (_plasma(draws.item_seeds(0, seeds, i), h, w, 1.4) for i in range(2))
+    coarse, fine = (plasma(draws.item_seeds(0, seeds, i), h, w, 1.4) for i in range(2))
     veins = torch.maximum(1 - (4 * coarse - 2).abs(), 1 - (6 * fine - 3).abs()).clamp_min(0)
     texture = (0.35 + 0.45 * veins + 0.2 * fine)[:, None]
     tint = x.new_tensor([0.88, 0.95, 1.0] if x.shape[1] == 3 else [1.0]).view(1, -1, 1, 1)
@@ -236,7 +236,7 @@ def fog(x: Images, seeds: Seeds, severity: int) -> Images:
     density, decay = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))[severity - 1]
     brightest = x.amax((1, 2, 3), keepdim=True)
     h, w = x.shape[-2:]
-    cloud = _plasma(seeds, h, w, decay)[:, None]
+    cloud = plasma(seeds, h, w, decay)[:, None]
     return (x + density * cloud) * brightest / (brightest + density)
 
 

@@ -57,13 +57,13 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
             f"{folder}: {len(classes)} class folders, where a classifier needs at least 2; put the"
             " images of each class in a folder of its own"
         )
-    shape = _read(files["train"][classes[0]][0], size).shape
+    shape = read_image(files["train"][classes[0]][0], size).shape
 
     def split(name: str) -> Split:
         members = [(path, label) for label, c in enumerate(classes) for path in files[name][c]]
         images = np.empty((len(members), *shape), np.uint8)
         for image, (path, _) in zip(images, members, strict=True):
-            pixels = _read(path, size)
+            pixels = read_image(path, size)
             if pixels.shape != shape:
                 raise InputError(
                     f"{path}: {_hw(pixels.shape)} pixels where other images have {_hw(shape)};"
@@ -162,7 +162,7 @@ def _hash(path: Path) -> bytes:
     return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
 
 
-def _read(path: Path, size: int | None) -> np.ndarray:
+def read_image(path: Path, size: int | None) -> np.ndarray:
     """One image, uint8 (3, H, W)."""
     try:
         with warnings.catch_warnings():

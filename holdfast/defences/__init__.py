@@ -3,14 +3,12 @@
 `Jpeg(model, quality=75)` or `parse("jpeg:quality=75")(model)`; `base` says what a defence is.
 """
 
+from ..draws import fixed_draws, fresh_seeds, repeated_draws
 from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
 from .base import (
     Declaration,
     Defence,
     declared,
-    fixed_draws,
-    fresh_seeds,
-    repeated_draws,
     replace_backward,
     smooth_round,
     steps,
@@ -22,11 +20,13 @@ from .jpeg import Jpeg
 from .median import Median
 from .noise import Noise
 from .palette import Palette
+from .purification import Purification
 from .random_views import CropEnsemble, ResizePad
 from .registry import DEFENCES, chain, parse
-from .smoothing import ABSTAIN, Certificates, Smoothed, certified_accuracy
+from .smoothing import ABSTAIN, Certificates, Smoothed, SoftlySmoothed, certified_accuracy
 from .thermometer import Thermometer
 from .total_variation import TotalVariation
+from .views import onto, shown, undefended, views
 
 __all__ = [
     "ABSTAIN",
@@ -42,8 +42,10 @@ __all__ = [
     "Median",
     "Noise",
     "Palette",
+    "Purification",
     "ResizePad",
     "Smoothed",
+    "SoftlySmoothed",
     "Thermometer",
     "TotalVariation",
     "certified_accuracy",
@@ -56,12 +58,16 @@ __all__ = [
     "load_autoencoder",
     "logit_bounds",
     "margin_bounds",
+    "onto",
     "parse",
     "repeated_draws",
     "replace_backward",
     "save_autoencoder",
+    "shown",
     "smooth_round",
     "steps",
     "train_autoencoder",
+    "undefended",
     "verified",
+    "views",
 ]

@@ -7,42 +7,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from .. import draws
 from ..checks import check_images
 from ..errors import InputError
 from ..files import make_folder, read_json
+from ..models.autoencoder import DenoisingAutoencoder
 from ..models.checkpoint import load_weights, save_checkpoint
 from ..threat import Images
 from .base import Defence, Model, real_number, whole_number
 
 ARCHITECTURE = "denoising-autoencoder"
-
-
-class DenoisingAutoencoder(nn.Module):
-    """Two convolutions down to a quarter of each side, two up again; the output is in [0, 1].
-
-    Args:
-        channels: of the images.
-        width: channels of the first convolution; the code has twice as many.
-    """
-
-    def __init__(self, *, channels: int = 3, width: int = 32):
-        super().__init__()
-        whole_number(ARCHITECTURE, "channels", channels, 1)
-        whole_number(ARCHITECTURE, "width", width, 1)
-        self.arguments = {"channels": channels, "width": width}
-        self.down1 = nn.Conv2d(channels, width, 3, 2, 1)
-        self.down2 = nn.Conv2d(width, 2 * width, 3, 2, 1)
-        self.up1 = nn.Conv2d(2 * width, width, 3, 1, 1)
-        self.up2 = nn.Conv2d(width, channels, 3, 1, 1)
-
-    def forward(self, images: Images) -> Images:
-        half = F.relu(self.down1(images))
-        code = F.relu(self.down2(half))
-        half_again = F.relu(self.up1(F.interpolate(code, half.shape[2:])))
-        return torch.sigmoid(self.up2(F.interpolate(half_again, images.shape[2:])))
 
 
 def train_autoencoder(
@@ -95,7 +70,7 @@ def save_autoencoder(
 
 
 def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
-    """The network in a folder, in eval mode.
+    """The network in a folder, in eval mode; of a training run, the one in its `model/`.
 
     Raises:
         InputError: a file is missing or damaged, or holds something else.
@@ -103,6 +78,8 @@ def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"autoencoder: weights folder {folder} does not exist")
+    if (folder / "model" / "card.json").is_file():
+        folder /= "model"
     card = read_json(folder / "card.json")
     if card.get("architecture") != ARCHITECTURE or not isinstance(card.get("arguments"), dict):
         raise InputError(f"autoencoder: {folder / 'card.json'} describes no {ARCHITECTURE}")
@@ -122,7 +99,7 @@ class Autoencoder(Defence):
 
     Args:
         model: images → logits.
-        weights: the folder written by `save_autoencoder`, or the network itself.
+        weights: the folder of a training run or of `save_autoencoder`, or the network itself.
 
     Raises:
         InputError: no weights, or bad ones; at the forward pass, if the images have another
@@ -135,7 +112,7 @@ class Autoencoder(Defence):
         if weights is None:
             raise InputError(
                 "autoencoder: say where its weights are, autoencoder:weights=FOLDER "
-                "(train_autoencoder and save_autoencoder make such a folder)"
+                "(`holdfast train recipes/cifar10-autoencoder.yaml` makes such a folder)"
             )
         if isinstance(weights, DenoisingAutoencoder):
             super().__init__(model)

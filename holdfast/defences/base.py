@@ -12,9 +12,8 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from contextvars import ContextVar
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar, TypeVar
@@ -24,69 +23,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .. import draws
+from ..draws import fixed_draws, image_seeds
 from ..errors import InputError
 from ..threat import Images
 
 Model = Callable[[Images], Float[Tensor, "n k"]]
 BACKWARDS = ("exact", "identity", "surrogate")
 _ROUNDING = 1e-5  # how far float arithmetic may carry a transform out of [0, 1]
-
-
-# --- random draws -----------------------------------------------------------------------------
-
-_seeds: ContextVar[int | Tensor | None] = ContextVar("seeds", default=None)
-
-
-def fresh_seeds(count: int) -> Int64[Tensor, " n"]:
-    """Seeds for `count` images that nobody used before, from torch's default generator."""
-    return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
-
-
-@contextmanager
-def fixed_draws(seeds: int | Int64[Tensor, " n"]) -> Iterator[None]:
-    """Every random defence inside draws from these seeds, so equal calls give equal logits.
-
-    To record draws and replay them, make the seeds first: `seeds = fresh_seeds(len(images))`.
-    Outside of this context, every forward pass draws afresh.
-
-    Args:
-        seeds: int64 (N,), one an image; an image's draws do not depend on its batch. Or one
-            integer for batches of any size, whose images then get theirs by position.
-    """
-    token = _seeds.set(seeds)
-    try:
-        yield
-    finally:
-        _seeds.reset(token)
-
-
-@contextmanager
-def repeated_draws(copies: int) -> Iterator[None]:
-    """For a batch of `images.repeat_interleave(copies, 0)`: every copy gets draws of its own.
-
-    Needed inside `fixed_draws`, whose seeds belong to images; elsewhere it changes nothing.
-    """
-    seeds = _seeds.get()
-    if not isinstance(seeds, Tensor):
-        yield
-        return
-    number = torch.arange(copies).repeat(len(seeds))
-    with fixed_draws(draws.item_seeds(0, seeds.cpu().repeat_interleave(copies), number)):
-        yield
-
-
-def _seeds_for(count: int) -> Int64[Tensor, " n"]:
-    seeds = _seeds.get()
-    if seeds is None:
-        return fresh_seeds(count)
-    if isinstance(seeds, int):
-        return draws.item_seeds(seeds, torch.arange(count))
-    if seeds.shape != (count,):
-        raise InputError(
-            f"fixed_draws got seeds of shape {tuple(seeds.shape)} for {count} images; "
-            "give one an image, and wrap copies of images in repeated_draws"
-        )
-    return seeds.cpu()
 
 
 # --- backward passes --------------------------------------------------------------------------
@@ -192,7 +135,7 @@ class Defence(nn.Module, ABC):
 
     def draw_seeds(self, images: Images) -> Int64[Tensor, " n"]:
         """One seed an image for `holdfast.draws`: fresh, or those of `fixed_draws`."""
-        seeds = draws.item_seeds(0, _seeds_for(len(images)), self._depth)
+        seeds = draws.item_seeds(0, image_seeds(len(images)), self._depth)
         return seeds.to(images.device)
 
     def with_backward(self: D, backward: str) -> D:
@@ -217,7 +160,7 @@ class Defence(nn.Module, ABC):
             self._check(images, shown)
             return shown
         # The surrogate must see the draws that the transform saw.
-        with fixed_draws(_seeds_for(len(images))) if self.random else nullcontext():
+        with fixed_draws(image_seeds(len(images))) if self.random else nullcontext():
             with torch.no_grad():
                 shown = self.transform(images)
             self._check(images, shown)

@@ -10,8 +10,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import draws
+from ..draws import repeated_draws
 from ..threat import Images
-from .base import Defence, Model, real_number, repeated_draws, whole_number
+from .base import Defence, Model, real_number, whole_number
 
 # Where a view lies: (top, left), (height, width), each (N, 2), in pixels.
 Window = tuple[Int64[Tensor, "n 2"], Int64[Tensor, "n 2"]]

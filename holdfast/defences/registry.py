@@ -12,7 +12,8 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import nearest
-from ..threat import parse_number
+from ..models.loading import search_this_folder
+from ..options import split_options, typed
 from .autoencoder import Autoencoder
 from .base import Defence, Model
 from .bit_depth import BitDepth
@@ -21,6 +22,7 @@ from .jpeg import Jpeg
 from .median import Median
 from .noise import Noise
 from .palette import Palette
+from .purification import Purification
 from .random_views import CropEnsemble, ResizePad
 from .thermometer import Thermometer
 from .total_variation import TotalVariation
@@ -39,10 +41,9 @@ DEFENCES: dict[str, type[Defence]] = {
         Thermometer,
         Palette,
         Autoencoder,
+        Purification,
     )
 }
-
-_BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "0": False}
 
 
 def parse(text: str) -> partial[Defence]:
@@ -80,6 +81,7 @@ def chain(model: Model, texts: Sequence[str]) -> nn.Module | Model:
 
 def _own(name: str) -> type[Defence]:
     module_name, _, class_name = name.partition(":")
+    search_this_folder()
     try:
         module = importlib.import_module(module_name)
     except Exception as error:  # whatever a user's module raises while it is read
@@ -98,37 +100,12 @@ def _options(name: str, defence: type[Defence], text: str) -> dict[str, Any]:
     parameters = [p for p in after_model if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)]
     known = [parameter.name for parameter in parameters]
     types = get_type_hints(defence.__init__)
-    options: dict[str, Any] = {}
-    for item in text.split(",") if text else []:
-        key, equals, value = (part.strip() for part in item.partition("="))
-        if not equals:
-            raise InputError(f"defence {name}: {item!r} is not written key=value")
-        if key not in known:
-            hint = nearest(key, known) if known else "; it has none"
-            raise InputError(f"defence {name} has no option {key!r}{hint}")
-        if key in options:
-            raise InputError(f"defence {name}: option {key!r} is given twice")
-        options[key] = _value(name, key, value, types.get(key, str))
+    written = split_options(f"defence {name}", text, known)
+    options = {
+        key: typed(f"defence {name}", key, value, types.get(key, str))
+        for key, value in written.items()
+    }
     for parameter in parameters:
         if parameter.default is parameter.empty and parameter.name not in options:
             raise InputError(f"defence {name} needs its option {parameter.name!r}")
     return options
-
-
-def _value(name: str, key: str, text: str, kind: Any) -> Any:
-    what = f"defence {name}: {key}={text}"
-    if kind is bool:
-        if text.lower() not in _BOOLEANS:
-            raise InputError(f"{what} is neither true nor false")
-        return _BOOLEANS[text.lower()]
-    if kind is int:
-        try:
-            return int(text)
-        except ValueError:
-            raise InputError(f"{what} is not a whole number") from None
-    if kind is float:
-        try:
-            return parse_number(text)
-        except InputError:
-            raise InputError(f"{what} is not a number") from None
-    return text

@@ -8,6 +8,7 @@ with a stated probability, and where the samples do not suffice it abstains.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from scipy import stats
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import draws
 from ..checks import check_images, check_labels
@@ -120,6 +121,10 @@ class Smoothed:
         p_value = 2 * stats.binom.sf(first - 1, first + second, 0.5)
         return torch.where(torch.from_numpy(p_value <= alpha), top.indices[:, 0], ABSTAIN)
 
+    def soft(self, samples: int = 16) -> SoftlySmoothed:
+        """A differentiable stand-in for g, which any attack can climb."""
+        return SoftlySmoothed(self.model, self.sigma, samples, self.seed)
+
     def counts(
         self, images: Images, n: int, purpose: str, indices: Int64[Tensor, " n"] | None = None
     ) -> Int64[Tensor, "n k"]:
@@ -151,6 +156,31 @@ class Smoothed:
                 counts.index_put_((row.cpu(), logits.argmax(1).cpu()), ones, accumulate=True)
         assert counts is not None  # there is at least one image and one sample
         return counts
+
+
+class SoftlySmoothed(nn.Module):
+    """log of the model's mean probabilities over the same draws of noise for every image.
+
+    What an attacker of g climbs (Salman et al., "Provably robust deep learning via adversarially
+    trained smoothed classifiers", NeurIPS 2019, eq. 5); whether g is fooled, `Smoothed.predict`
+    says. Being a fixed function of the image, it suits attacks that compare one look with another.
+
+    Args:
+        model, sigma, seed: as in `Smoothed`.
+        samples: how many draws; a pass costs as many passes of the model.
+    """
+
+    def __init__(self, model: Model, sigma: float, samples: int = 16, seed: int = 0):
+        super().__init__()
+        self.model, self.sigma = model, real_number("smoothing", "sigma", sigma, above=0)
+        self.samples = whole_number("smoothing", "samples", samples, 1)
+        self.seeds = draws.item_seeds(seed, "smoothing", "soft", torch.arange(samples))
+
+    def forward(self, images: Images) -> Float[Tensor, "n k"]:
+        noise = draws.normal(self.seeds.to(images.device), 0, images.shape[1:]).to(images)
+        copies = (images.unsqueeze(1) + self.sigma * noise).flatten(0, 1)
+        votes = self.model(copies).float().log_softmax(1).unflatten(0, (-1, self.samples))
+        return votes.logsumexp(1) - math.log(self.samples)
 
 
 def lower_confidence_bound(successes: np.ndarray, trials: int, alpha: float) -> np.ndarray:

@@ -2,14 +2,25 @@
 
 from .evaluate import evaluate
 from .intervals import interval
-from .result import AttackCost, Curve, CurvePoint, Evaluation, Flag, Verdict
+from .result import (
+    AttackCost,
+    Curve,
+    CurvePoint,
+    DrawFigure,
+    Evaluation,
+    Flag,
+    Unaware,
+    Verdict,
+)
 
 __all__ = [
     "AttackCost",
     "Curve",
     "CurvePoint",
+    "DrawFigure",
     "Evaluation",
     "Flag",
+    "Unaware",
     "Verdict",
     "evaluate",
     "interval",

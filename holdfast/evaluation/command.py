@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .. import data as datasets
+from ..attacks.adaptive import NAME as ADAPTIVE
+from ..attacks.adaptive import SAMPLES
+from ..attacks.base import Model
+from ..defences import chain, steps, undefended
 from ..errors import InputError
 from ..models.loading import load
 from ..runs import weights_digest
 from ..threat import Threat, parse_number
+from ..workers import joined, leads
+from .adaptive import reason
 from .evaluate import evaluate
 from .result import Evaluation
 
-USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0}
+USUAL_SUITE = "autoattack"
+USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "spatial": 1.0}
 
 
 def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -> Threat:
@@ -33,12 +41,25 @@ def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -
     return Threat(norm, parse_number(eps))
 
 
+def suite_or_usual(suite: str | None, model: Model) -> str:
+    """The suite asked for; else `adaptive`, saying why, for a defence that needs it."""
+    if suite is not None:
+        return suite
+    why = reason(model)
+    if why and leads():
+        print(f"suite {ADAPTIVE}, because {why}")
+    return ADAPTIVE if why else USUAL_SUITE
+
+
+@joined()
 def evaluate_command(
     model: str,
     data: str,
     out: Path,
     *,
-    suite: str,
+    defences: Sequence[str] = (),
+    suite: str | None,
+    samples: int = SAMPLES,
     norm: str | None,
     eps: str | None,
     limit: int | None,
@@ -53,8 +74,10 @@ def evaluate_command(
     progress: bool,
 ) -> Evaluation:
     """Load, evaluate, write the run folder; see `evaluate` for what the options mean."""
-    network = load(model)
-    card = getattr(network, "card", {})
+    network = chain(load(model), defences)
+    bare = undefended(network)
+    card = getattr(bare, "card", {})
+    specs = [step.spec for step in steps(network)]
     threat = threat_of(norm, eps, card)
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
@@ -71,7 +94,7 @@ def evaluate_command(
         datasets.to_tensor(chosen.images[:first]),
         torch.from_numpy(chosen.labels[:first].copy()),
         threat,
-        suite,
+        suite_or_usual(suite, network),
         batch_size,
         device or ("cuda" if torch.cuda.is_available() else None),
         precision,
@@ -79,12 +102,14 @@ def evaluate_command(
         out,
         progress,
         curve=curve,
+        samples=samples,
         described={
             "model": {
                 "name": Path(model).name if card else model,
                 "source": model,
-                "sha256": weights_digest(network),
-                "architecture": card.get("architecture", type(network).__name__),
+                "sha256": weights_digest(bare),
+                "architecture": card.get("architecture", type(bare).__name__),
+                **({"defences": specs} if specs else {}),
             },
             "data": {
                 "name": dataset.name,

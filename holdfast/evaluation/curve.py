@@ -14,6 +14,8 @@ from .result import Curve, CurvePoint
 IMAGES = 200
 STEPS = 20
 MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
+# Where distances are known, a point of the curve costs nothing.
+FINE_MULTIPLES = (*(k / 8 for k in range(1, 16)), *(k / 4 for k in range(8, 16)), *MULTIPLES[7:])
 
 
 def security_curve(
@@ -46,6 +48,30 @@ def security_curve(
         rows = rows[stands]
         points.append(_point(ball.eps, len(rows), n))
     return Curve(f"PGD on the margin, {STEPS} steps", n, tuple(points))
+
+
+def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:
+    """The share of images that stand at each ε: those whose smallest distance is larger.
+
+    Args:
+        distances: (N,) of the closest adversarial points; 0 for clean mistakes, ∞ where none was
+            found.
+        attack: who found them.
+        threat: its ε is one of the radii; up to that nothing is left out, beyond it the curve
+            ends where nothing stands.
+    """
+    n = len(distances)
+    points = [_point(0.0, int((distances > 0).sum()), n)]
+    for multiple in FINE_MULTIPLES:
+        radius = threat.eps * multiple
+        if threat.norm == "l0":
+            radius = float(int(radius))  # so many components, no parts of one
+        standing = int((~threat.reaches(distances, radius)).sum())
+        if radius > points[-1].eps:
+            points.append(_point(radius, standing, n))
+        if not standing and multiple >= 1:
+            break
+    return Curve(attack, n, tuple(points))
 
 
 def _point(eps: float, standing: int, n: int) -> CurvePoint:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,16 +13,36 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ..attacks import PGD, Attack, Square, Stage, Suite, suite_named
+from .. import draws
+from ..attacks import PGD, Attack, Suite, suite_named
+from ..attacks.adaptive import NAME as ADAPTIVE
+from ..attacks.adaptive import SAMPLES, adaptive
 from ..attacks.base import Model
+from ..attacks.suites import UNDEFENDED
 from ..checks import check_images, check_labels, check_logits
-from ..engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, fast_twin, measure_batch_size
+from ..defences import declared, steps
+from ..engine import (
+    CLEAN,
+    MAJORITY_OF,
+    STANDING,
+    Journal,
+    Judge,
+    Lane,
+    Ledger,
+    Search,
+    Shard,
+    compiled,
+    fast_twin,
+    measure_batch_size,
+    seconds_per_image,
+)
 from ..engine.twin import has_fast_bf16, original
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import (
     circumstances,
+    claimed,
     code_version,
     digest,
     identity,
@@ -30,11 +52,27 @@ from ..runs import (
     withdraw_run,
 )
 from ..threat import Images, Threat
+from ..workers import Workers, joined, own_device
 from . import health
-from .curve import security_curve
+from .adaptive import (
+    bare_network,
+    blind_views,
+    frozen,
+    lanes_by_view,
+    suite_for,
+    told_of,
+    without_blind,
+)
+from .curve import IMAGES as CURVE_IMAGES
+from .curve import distance_curve, security_curve
+from .fresh import draw_figures
 from .intervals import interval
-from .result import AttackCost, Curve, Evaluation, Verdict, write_run
+from .packing import pack, unpack
+from .result import AttackCost, Curve, Evaluation, Unaware, Verdict, write_run
+from .strips import write_strips
+from .unaware import unaware_accuracy
 
+COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a compiled twin
 PROBE = 64  # images that twins are compared and health is checked on
 PRECISIONS = ("auto", "bf16", "float32", "original")
 
@@ -53,6 +91,7 @@ def evaluate(
     progress: bool = False,
     *,
     curve: bool = False,
+    samples: int = SAMPLES,
     described: dict[str, Any] | None = None,
 ) -> Evaluation:
     """Standard and robust accuracy of a classifier under a suite of attacks.
@@ -74,6 +113,7 @@ def evaluate(
         run: a folder for journal and result; the same call goes on where it was interrupted.
         progress: show a progress bar (plain lines where there is no terminal).
         curve: also measure the security curve on the first images.
+        samples: of the suite `adaptive`: over how many draws each look at a random model averages.
         described: for `result.json`: what the model and the data are.
 
     Raises:
@@ -86,17 +126,20 @@ def evaluate(
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
     if batch_size is not None and batch_size < 1:
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
-    suite = suite_named(suite)
-    for stage in suite.stages:
-        stage.attack.check_norm(threat)
+    made_for_it = suite == ADAPTIVE  # for which the model has to be seen at work
+    suite = adaptive(samples=samples, norm=threat.norm) if made_for_it else suite_named(suite)
+    suite = suite.fitting(threat)
     home = _device_of(model)
-    where = home if device is None else _usable(device)
+    if home.type == "meta":
+        raise InputError("the model has no weights: they are on torch's device meta")
+    where = home if device is None else _usable(own_device(device))
     request = _Request(
         model=model,
         images=_plain(images),
         labels=_plain(labels),
         threat=threat,
         suite=suite,
+        samples=samples if made_for_it else None,
         batch_size=batch_size,
         device=where,
         precision=precision,
@@ -106,15 +149,18 @@ def evaluate(
     )
     mover = model if isinstance(model, nn.Module) and where != home else None
     told = {
-        "model": {"name": getattr(model, "__name__", type(model).__name__)},
+        "model": {"name": getattr(model, "__name__", type(model).__name__)} | told_of(model),
         "data": {"pixels": "as handed to holdfast.evaluate"},
     }
     try:
         if mover is not None:
             mover.to(where)
         # Whatever the caller's mode, attacks need gradients.
-        with torch.inference_mode(False), evaluating(model):
-            return _evaluate(request, run, told | (described or {}))
+        with torch.inference_mode(False), evaluating(model), joined() as workers:
+            if run is None or not workers.leads:
+                return _evaluate(request, workers, run, told | (described or {}))
+            with claimed(run):
+                return _evaluate(request, workers, run, told | (described or {}))
     finally:
         if mover is not None:
             mover.to(home)
@@ -129,6 +175,7 @@ class _Request:
     labels: Tensor
     threat: Threat
     suite: Suite
+    samples: int | None  # where the suite is made for the model
     batch_size: int | None
     device: torch.device
     precision: str
@@ -141,97 +188,166 @@ class _Request:
         return {
             "model": weights,
             "images": digest(self.images, self.labels),
-            "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
+            "threat": self.threat.describe(),
             "suite": self.suite.describe(),
             "seed": self.seed,
             "precision": self.precision,
         }
 
 
-def _evaluate(request: _Request, run: Path | str | None, described: dict[str, Any]) -> Evaluation:
+def _evaluate(
+    request: _Request, workers: Workers, run: Path | str | None, described: dict[str, Any]
+) -> Evaluation:
     began = time.monotonic()
     model, images, labels = request.model, request.images, request.labels
     threat, device = request.threat, request.device
     before = weights_digest(model)
     probe, probe_labels = images[:PROBE].to(device), labels[:PROBE].to(device)
-    with torch.no_grad():
-        logits = check_logits(model(probe), len(probe), probe_labels)
+    with torch.no_grad(), draws.fixed_draws(0):
+        logits = check_logits(_answer(model, probe), len(probe), probe_labels)
     check_labels(labels, len(labels), logits.shape[1])
-    asked = request.asked(before or digest(logits))
+    bare = bare_network(model, probe)
+    changes = health.outputs_change(model, probe)
+    random = declared(model).random or changes.fired
+    if request.samples is not None:
+        suite = suite_for(model, bare, random, request.samples, threat.norm)
+        request = replace(request, suite=suite)
+    most = max(stage.samples for stage in request.suite.stages)
+    # The digest of a defended function's defences says nothing of the function.
+    weights = before if isinstance(bare or model, nn.Module) else None
+    asked = request.asked(weights or digest(before or "", logits))
     settings = settings_digest(model)
     key = identity(
-        **asked, settings=settings, code=code_version("attacks", "engine", "threat.py", "draws.py")
+        **asked,
+        settings=settings,
+        code=code_version(
+            "attacks",
+            "engine",
+            "threat.py",
+            "spatial.py",
+            "draws.py",
+            *(["defences"] if steps(model) else []),
+        ),
     )
 
     flags = [
         health.outputs_like_probabilities(logits),
-        health.outputs_change(model, probe),
+        health.averaged(changes, most),
         health.forward_computes_gradients(model, probe),
         health.gradients(model, probe, probe_labels),
     ]
-    differentiable = "reason" not in flags[-1].figures
-    suite = request.suite if differentiable else _without_gradients(request.suite)
-    steady = not flags[1].fired
-    lanes = _lanes(
-        model, probe, probe_labels, request.precision if differentiable and steady else "original"
-    )
-    exact = lanes[-1].twin.model
+    differentiable = health.differentiable(flags[-1])
+    # Twins are compared by their answers: behind defences, by those of the network alone.
+    changing = changes.fired if bare is None else health.outputs_change(bare, probe).fired
+    precision = "original" if changing or not differentiable else request.precision
+    views = lanes_by_view(model, bare, lambda m: _lanes(m, probe, probe_labels, precision))
+    lanes = views[""]
+    blind = blind_views(model, bare, probe, probe_labels)
+    suite = without_blind(request.suite, blind)
+    judge = Judge(model, MAJORITY_OF if random else 1)
+    exact, steady = lanes[-1].twin.model, model
+    if random:
+        few = max(1, most // 10)  # draws: the checks are no search
+        exact, steady = frozen(exact, few), frozen(model, few)
     # Only the first lane's batch is measured: the others are small or of the same cost.
     batch_size = request.batch_size or measure_batch_size(
         lanes[0].twin.model, images, device, differentiable
     )
-
-    folder = None
-    if run is not None:
-        told = {**asked, "suite": suite.name, "n": len(images), **described}
-        folder, _ = open_run(run, "evaluate", key, {"asked": told, **circumstances(device)})
-    journal = Journal(None if folder is None else folder / "journal.sqlite", key)
-    # What other processes spent on this run before.
-    earlier = sum(journal.cost(number)[0] for number in range(len(suite.stages)))
-    ledger = Ledger.of(images, labels, torch.arange(len(images)))
-    drawn: Curve | None = None
-    with ProgressLine(f"{suite.name}, {threat}", request.progress) as line:
-        search = Search(
-            model,
-            images,
-            labels,
-            threat,
-            suite,
-            lanes=lanes,
-            batch_size=batch_size,
-            device=device,
-            seed=request.seed,
-            ledger=ledger,
-            journal=journal,
-            report=line.update,
+    used = " then ".join(lane.twin.name for lane in lanes)
+    if bare is None and len(lanes) > 1:
+        batch = images[:batch_size].to(device), labels[:batch_size].to(device)
+        long = _looks(suite, len(images), logits.shape[1]) * seconds_per_image(
+            lanes[0].twin.model, batch[0]
         )
+        if workers.share(len(images) >= batch_size and long / workers.size > COMPILING_SECONDS):
+            faster = compiled(lanes[0].twin, model, *batch)
+            lanes = lanes if faster is None else [replace(lanes[0], twin=faster), *lanes[1:]]
+            views[""] = lanes
+    _agree(workers, {"identity": key, "suite": suite.describe(), "precision": used})
+    folder = None if run is None else Path(run)
+    if folder is not None and workers.leads:
+        told = {**asked, "suite": suite.name, "n": len(images), **described}
+        request_ = {"asked": told, "workers": workers.size, **circumstances(device)}
+        open_run(folder, "evaluate", key, request_)
+    shard = Shard(workers, folder, key, len(images))
+    # What other processes spent on this run before.
+    earlier = sum(shard.journal.cost(number)[0] for number in range(len(suite.stages)))
+    drawn: Curve | None = None
+    with ProgressLine(f"{suite.name}, {threat}", request.progress and workers.leads) as line:
+
+        def report(share: float, word: str) -> None:
+            workers.check()
+            line.update(share, word)
+
+        def made(journal: Journal, rows: Tensor) -> Search:
+            return Search(
+                model,
+                images,
+                labels,
+                threat,
+                suite,
+                lanes=lanes,
+                batch_size=batch_size,
+                device=device,
+                seed=request.seed,
+                ledger=Ledger.of(images, labels, torch.arange(len(images)), threat.witness_size),
+                journal=journal,
+                report=report,
+                rows=rows,
+                views=views,
+                judge=judge,
+            )
+
         try:
-            search.run()
+            search = shard.search(made)
         except InputError:
-            if folder is not None and journal.discard_if_bare():
+            if shard.discard_if_bare() and folder is not None and workers.leads:
                 withdraw_run(folder)
             raise
-        finally:
-            journal.close()
-        prediction, confidence = _final_answers(model, ledger, images, threat, batch_size, device)
+        if search is None:  # worker 0 has it all, and says what came of it
+            return unpack(workers.broadcast(b""))
+        ledger = search.ledger
+        prediction, confidence, answers = _final_answers(
+            judge, ledger, images, threat, batch_size, device, request.seed
+        )
         # PGD stands behind the curve and two of the checks.
         climbable = differentiable and threat.norm in PGD.norms
-        if request.curve and climbable:
+        distances = _distances(suite, ledger, images, threat)
+        if suite.closest:
+            drawn = distance_curve(distances, f"suite {suite.name}", threat)
+        elif request.curve and climbable:
             line.say("security curve …")
             drawn = security_curve(
-                model, exact, images.to(device), labels.to(device), threat, request.seed
+                steady,
+                exact,
+                images[:CURVE_IMAGES].to(device),
+                labels[:CURVE_IMAGES].to(device),
+                threat,
+                request.seed,
+            )
+        seen: Unaware | None = None
+        if bare is not None and UNDEFENDED not in blind and threat.norm in PGD.norms:
+            line.say("attack on the network behind the defence …")
+            seen = unaware_accuracy(
+                views[UNDEFENDED][-1].twin.model,
+                judge,
+                images,
+                labels,
+                threat,
+                batch_size=batch_size,
+                device=device,
+                seed=request.seed,
             )
     costs = _costs(suite, search)
     if climbable:
         flags += [
             health.more_steps(exact, probe, probe_labels, threat, request.seed),
-            health.huge_eps(model, exact, probe, probe_labels, threat, request.seed),
+            health.huge_eps(steady, exact, probe, probe_labels, threat, request.seed),
         ]
-    gradient_free = {s.attack.name for s in suite.stages if not s.attack.needs_gradient}
-    flags += [
-        health.gradient_free_wins(costs, gradient_free, len(images)),
-        health.model_changes(before, weights_digest(model)),
-    ]
+    gradient_free = {s.name for s in suite.stages if not s.attack.needs_gradient}
+    if not suite.closest:  # whose stages all go over the same images
+        flags.append(health.gradient_free_wins(costs, gradient_free, len(images)))
+    flags.append(health.model_changes(before, weights_digest(model)))
     n, right = len(images), int((ledger.stage != CLEAN).sum())
     standing = int((~ledger.broken).sum())
     result = Evaluation(
@@ -240,25 +356,45 @@ def _evaluate(request: _Request, run: Path | str | None, described: dict[str, An
         standard_accuracy_interval=interval(right, n),
         robust_accuracy=standing / n,
         robust_accuracy_interval=interval(standing, n),
-        threat={"norm": threat.norm, "eps": threat.eps},
+        threat=threat.describe(),
         suite=suite.name,
         attacks=costs,
         flags=tuple(flags),
         curve=drawn,
-        forwards=n + sum(cost.forwards for cost in costs),
+        forwards=n * judge.draws + sum(cost.forwards for cost in costs),
         backwards=sum(cost.backwards for cost in costs),
         seconds=earlier + time.monotonic() - began,
         seed=request.seed,
-        precision=" then ".join(lane.twin.name for lane in lanes),
+        precision=used,
         batch_size=batch_size,
         identity=key,
         broken=ledger.broken,
         adversarial=ledger.adversarial,
-        verdicts=_verdicts(suite, ledger, images, threat, prediction, confidence),
+        verdicts=_verdicts(suite, ledger, distances, prediction, confidence),
+        draws=draw_figures(judge, ledger, images, answers, batch_size, device, request.seed)
+        if random
+        else (),
+        unaware=seen,
     )
     if folder is not None and not (folder / "result.json").exists():
+        if bare is not None and seen is not None:
+            network = views[UNDEFENDED][-1].twin.model
+            write_strips(folder, network, judge, images, result, threat, device)
         write_run(folder, images, result, described)
+    if workers.size > 1:
+        workers.broadcast(pack(result))
     return result
+
+
+def _agree(workers: Workers, seen: dict[str, Any]) -> None:
+    """All workers were asked the same, and decided alike how to go about it."""
+    told = workers.share(seen)
+    for name, value in json.loads(json.dumps(seen)).items():
+        if not workers.leads and told[name] != value:
+            raise InputError(
+                f"the model, the data or the hardware differ from worker 0's (its {name} is "
+                f"{str(told[name])[:60]}, not {str(value)[:60]}); all workers need the same"
+            )
 
 
 def _device_of(model: Model) -> torch.device:
@@ -266,6 +402,24 @@ def _device_of(model: Model) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
+
+
+def _answer(model: Model, images: Tensor) -> Tensor:
+    """The model's first answer: where it has none for such images, one line says so."""
+    try:
+        return model(images)
+    except RuntimeError as error:
+        said = " ".join(str(error).split())
+        raise InputError(
+            f"the model cannot answer images of shape {tuple(images.shape)} on {images.device}: "
+            f"{said[:200]}"
+        ) from None
+
+
+def _in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
+    """A function of each image, without copies of all of them at once."""
+    rows = torch.arange(len(tensors[0])).split(1024)
+    return torch.cat([function(*(tensor[part] for tensor in tensors)) for part in rows])
 
 
 def _usable(device: str | torch.device) -> torch.device:
@@ -283,9 +437,13 @@ def _plain(tensor: Tensor) -> Tensor:
         return tensor.clone() if tensor.is_inference() else tensor
 
 
-def _without_gradients(suite: Suite) -> Suite:
-    stages = tuple(s for s in suite.stages if not s.attack.needs_gradient)
-    return Suite(f"{suite.name}, gradient-free part", stages or (Stage(Square(queries=5000)),))
+def _looks(suite: Suite, images: int, classes: int) -> float:
+    """How many looks the suite takes at most."""
+    return images * sum(
+        stage.share * stage.items_per_image(classes) * stage.attack.looks * stage.samples
+        for stage in suite.stages
+        if stage.after is None
+    )
 
 
 def _lanes(model: Model, probe: Tensor, labels: Tensor, precision: str) -> list[Lane]:
@@ -302,35 +460,60 @@ def _lanes(model: Model, probe: Tensor, labels: Tensor, precision: str) -> list[
 
 
 def _final_answers(
-    model: Model,
+    judge: Judge,
     ledger: Ledger,
     images: Tensor,
     threat: Threat,
     batch_size: int,
     device: torch.device,
-) -> tuple[Tensor, Tensor]:
-    """What the original says of every adversarial image: the last word on every verdict."""
-    predictions, confidences = [], []
+    seed: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What the original says of every adversarial image: the last word on every verdict.
+
+    A random model is asked in draws that no search has seen, so what was broken by a lucky draw
+    stands after all; clean mistakes stay what they were.
+
+    Returns:
+        prediction and confidence, (N,), and the answer of every draw, (N, D).
+    """
+    parts = []
     for rows in torch.arange(len(images)).split(batch_size):
-        with torch.no_grad():
-            logits = model(ledger.adversarial[rows].to(device)).float().cpu()
-        predictions.append(logits.argmax(1))
-        confidences.append(logits.softmax(1).amax(1))
-    prediction = torch.cat(predictions)
+        seeds = torch.where(
+            ledger.stage[rows] == CLEAN,
+            draws.item_seeds(seed, "clean", ledger.index[rows]),
+            draws.item_seeds(seed, "last word", ledger.index[rows]),
+        )
+        parts.append(judge.ask(ledger.adversarial[rows].to(device), seeds))
+    prediction = torch.cat([part.prediction for part in parts]).cpu()
+    prediction = torch.where(ledger.stage == CLEAN, ledger.clean_prediction, prediction)
+    confidence = torch.cat([part.confidence for part in parts]).cpu()
     # Rounding differs between batches of different make-up; a point right on the boundary may
     # answer differently now. The attacker chooses.
-    fooled = (prediction != ledger.labels) & threat.contains(ledger.adversarial, images)
+    wrong = prediction != ledger.labels
+    fooled = wrong & _in_parts(
+        lambda x_adv, x, witness: threat.contains(x_adv, x, None, witness),
+        ledger.adversarial,
+        images,
+        ledger.witness,
+    )
     late = fooled & ~ledger.broken
     ledger.broken[late] = True
-    ledger.stage[late] = int(ledger.stage.max().clamp_min(0))
-    return prediction, torch.cat(confidences)
+    ledger.stage[late] = ledger.found[late].clamp_min(0)
+    ledger.item[late] = ledger.found_item[late]
+    if judge.draws > 1:
+        lucky = ledger.broken & ~fooled & (ledger.stage != CLEAN)
+        ledger.broken[lucky] = False
+        ledger.stage[lucky] = STANDING
+        ledger.item[lucky] = ledger.target[lucky] = -1
+        ledger.found[~wrong] = -1
+    return prediction, confidence, torch.cat([part.draws for part in parts]).cpu()
 
 
 def _costs(suite: Suite, search: Search) -> tuple[AttackCost, ...]:
     ledger = search.ledger
     return tuple(
         AttackCost(
-            stage.attack.name,
+            stage.name,
             int((ledger.stage == number).sum()),
             cost.forwards,
             cost.backwards,
@@ -340,18 +523,24 @@ def _costs(suite: Suite, search: Search) -> tuple[AttackCost, ...]:
     )
 
 
+def _distances(suite: Suite, ledger: Ledger, images: Tensor, threat: Threat) -> Tensor:
+    """From each image to its adversarial one, (N,). Where the closest is sought: ∞ if there is
+    none, and 0 for clean mistakes."""
+    distance = _in_parts(threat.distance, ledger.adversarial, images, ledger.witness)
+    none = suite.closest & (ledger.found < 0) & (ledger.stage != CLEAN)
+    return torch.where(none, torch.inf, distance)
+
+
 def _verdicts(
     suite: Suite,
     ledger: Ledger,
-    images: Tensor,
-    threat: Threat,
+    distance: Tensor,
     prediction: Tensor,
     confidence: Tensor,
 ) -> tuple[Verdict, ...]:
     names = {CLEAN: "clean", STANDING: ""} | {
-        number: stage.attack.name for number, stage in enumerate(suite.stages)
+        number: stage.name for number, stage in enumerate(suite.stages)
     }
-    distance = threat.distance(ledger.adversarial, images)
     return tuple(
         Verdict(
             index=int(ledger.index[i]),
@@ -367,5 +556,5 @@ def _verdicts(
             forwards=int(ledger.forwards[i]),
             backwards=int(ledger.backwards[i]),
         )
-        for i in range(len(images))
+        for i in range(len(distance))
     )

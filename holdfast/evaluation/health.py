@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -51,6 +52,17 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
         else "The same images get the same answers.",
         {"largest_difference": largest, "spread_of_logits": spread, "answers_changed": changed},
     )
+
+
+def averaged(changes: Flag, samples: int) -> Flag:
+    """What `outputs_change` found, in the light of how many draws a look of the suite takes."""
+    if not changes.fired or samples == 1:
+        return changes
+    detail = (
+        "The same images get different answers. The suite averages over up to "
+        f"{samples} draws a look, and fresh draws decide."
+    )
+    return replace(changes, fired=False, detail=detail)
 
 
 @contextmanager
@@ -113,6 +125,11 @@ def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
         else "Gradients are finite and not zero.",
         {"zero": zero, "not_finite": infinite, "n": n},
     )
+
+
+def differentiable(found: Flag) -> bool:
+    """Whether PyTorch could differentiate what `gradients` looked at."""
+    return "reason" not in found.figures
 
 
 def more_steps(search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Flag:

@@ -27,7 +27,9 @@ class Verdict:
 
     `attack` is `clean` for a clean mistake, the name of the attack that broke the image, or
     empty where it stands; then the adversarial columns describe the strongest point found.
-    `distance` is in the threat model's norm; passes are those spent up to the verdict.
+    `distance` is in the threat model's norm (spatial: the ε at which the move is just allowed);
+    from the suite `minimum` it is the smallest found, ∞ where there is none. Passes are those
+    spent up to the verdict.
     """
 
     index: int
@@ -74,11 +76,41 @@ class CurvePoint:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy against ε under one attack of fixed strength, on the first `n` images."""
+    """Accuracy against ε under one attack of fixed strength, on the first `n` images; or, where
+    `attack` is a suite, by the smallest distances that it found, on all of them."""
 
     attack: str
     n: int
     points: tuple[CurvePoint, ...]
+
+
+@dataclass(frozen=True)
+class DrawFigure:
+    """Accuracies of a random model over fresh draws, which no search has seen.
+
+    Attributes:
+        kind: `average`, the share of right answers, over images and draws; `worst`, an image
+            counts as right if all `draws` answers are; `majority`, if the most frequent answer
+            is: what verdicts go by.
+    """
+
+    kind: str
+    draws: int
+    standard_accuracy: float
+    standard_accuracy_interval: tuple[float, float]
+    robust_accuracy: float
+    robust_accuracy_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Unaware:
+    """What a defence looks like to an attacker who does not know of it: the network behind it is
+    attacked, and the points are shown to the defended model."""
+
+    attack: str
+    n: int
+    robust_accuracy: float
+    robust_accuracy_interval: tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -94,6 +126,9 @@ class Evaluation:
         flags: health checks.
         attacks: cost by stage of the suite.
         curve: security curve, if one was asked for.
+        draws: of a model that draws random numbers: its accuracies over fresh draws.
+        unaware: of a defended model: its accuracy against an attacker who does not know of the
+            defence. Never its robust accuracy.
     """
 
     n: int
@@ -116,6 +151,8 @@ class Evaluation:
     broken: Bool[Tensor, " n"] = field(repr=False)
     adversarial: Float[Tensor, "n c h w"] = field(repr=False)
     verdicts: tuple[Verdict, ...] = field(repr=False)
+    draws: tuple[DrawFigure, ...] = ()
+    unaware: Unaware | None = None
 
     @property
     def described_threat(self) -> str:
@@ -129,6 +166,8 @@ class Evaluation:
         kept["attacks"] = [asdict(a) for a in self.attacks]
         kept["flags"] = [asdict(f) for f in self.flags]
         kept["curve"] = None if self.curve is None else asdict(self.curve)
+        kept["draws"] = [asdict(d) for d in self.draws]
+        kept["unaware"] = None if self.unaware is None else asdict(self.unaware)
         return kept
 
 

@@ -40,6 +40,14 @@ def percent(result: dict[str, Any], name: str) -> str:
     return f"{result[name]:.1%} ({low:.1%} to {high:.1%})"
 
 
+def model_name(result: dict[str, Any]) -> str:
+    """The model's name, and the defences in front of it."""
+    model = result.get("model", {})
+    defences = model.get("defences", [])
+    behind = f" behind {', then '.join(defences)}" if defences else ""
+    return f"{model.get('name', '?')}{behind}"
+
+
 def print_leaderboard(folder: Path) -> None:
     """One table for each suite, threat model and data: figures of different ones never mix."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -57,7 +65,7 @@ def print_leaderboard(folder: Path) -> None:
             table.add_column(column)
         for result in sorted(results, key=lambda r: -r["robust_accuracy"]):
             table.add_row(
-                str(result.get("model", {}).get("name", "?")),
+                model_name(result),
                 percent(result, "standard_accuracy"),
                 percent(result, "robust_accuracy"),
                 str(result["n"]),
@@ -82,7 +90,7 @@ def print_zoo() -> None:
         folder = zoo_folder() / name
         card = read_json(folder / "card.json")
         threat = str(Threat(**card["threat"])) if card.get("threat") else "none"
-        rows = [*evaluations(folder), *(r for r in committed if r["model"]["name"] == name)]
+        rows = [*evaluations(folder), *(r for r in committed if model_name(r) == name)]
         for result in rows or [None]:  # type: ignore[list-item]
             table.add_row(
                 name,

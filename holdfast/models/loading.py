@@ -30,7 +30,8 @@ def zoo_names() -> list[str]:
 
 
 def load(source: Path | str) -> nn.Module:
-    """A model, in eval mode.
+    """A model, in eval mode, behind the defences that its card declares (`defences`, a list such
+    as `["jpeg:quality=75"]`).
 
     Args:
         source: a checkpoint folder; a training run's folder; a name from `holdfast models`; or
@@ -44,7 +45,7 @@ def load(source: Path | str) -> nn.Module:
     folder = Path(source)
     for candidate in (folder, folder / "model", zoo_folder() / text):
         if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
-            return load_checkpoint(candidate)
+            return _behind_its_defences(load_checkpoint(candidate), candidate)
     if ":" in text and not os.path.exists(folder):
         return _call(text)
     if os.path.isdir(folder):
@@ -55,10 +56,29 @@ def load(source: Path | str) -> nn.Module:
     )
 
 
-def _call(text: str) -> nn.Module:
-    module_name, _, function_name = text.partition(":")
+def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:
+    from ..defences import chain  # which builds on models
+
+    declared = model.card.get("defences", [])  # type: ignore[union-attr, operator]
+    if not (isinstance(declared, list) and all(isinstance(text, str) for text in declared)):
+        raise InputError(f"{folder / 'card.json'}: 'defences' must be a list of names")
+    try:
+        defended = chain(model, declared)
+    except InputError as error:
+        raise InputError(f"{folder / 'card.json'}: {error}") from None
+    defended.card = model.card  # type: ignore[union-attr]
+    return defended  # type: ignore[return-value]
+
+
+def search_this_folder() -> None:
+    """Let modules of the current folder be imported, however Holdfast was started."""
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
+
+
+def _call(text: str) -> nn.Module:
+    module_name, _, function_name = text.partition(":")
+    search_this_folder()
     try:
         module = importlib.import_module(module_name)
         if not hasattr(module, function_name):

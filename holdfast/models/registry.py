@@ -10,30 +10,75 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import nearest
+from .autoencoder import DenoisingAutoencoder
+from .interval_cnn import IntervalCNN
+from .mixture import Mixture
 from .resnet import PreActResNet, WideResNet
 from .small_cnn import SmallCNN
+from .unet import DenoisingUNet
 
+# Classifiers: images → logits.
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "preact-resnet": PreActResNet,
     "wide-resnet": WideResNet,
     "small-cnn": SmallCNN,
+    "interval-cnn": IntervalCNN,
 }
+# Images, and for the U-Net the strength of their noise, → images.
+DENOISERS: dict[str, Callable[..., nn.Module]] = {
+    "denoising-unet": DenoisingUNet,
+    "denoising-autoencoder": DenoisingAutoencoder,
+}
+
+
+def _mixture(
+    *,
+    robust: Mapping[str, Any],
+    accurate: Mapping[str, Any],
+    weight: float,
+    scale: float | None = None,
+    power: float = 1.0,
+    shift: float = 0.0,
+) -> Mixture:
+    """A mixture whose parts are given by their own `architecture` and `arguments`."""
+    parts = []
+    for name, part in (("robust", robust), ("accurate", accurate)):
+        whole = isinstance(part, Mapping) and part.keys() == {"architecture", "arguments"}
+        if not whole or not isinstance(part["architecture"], str):
+            raise InputError(f"mixture: {name} must have 'architecture' and 'arguments', no more")
+        parts.append(build(part["architecture"], part["arguments"]))
+    return Mixture(*parts, weight=weight, scale=scale, power=power, shift=shift)
+
+
+NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **ARCHITECTURES,
+    **DENOISERS,
+    "mixture": _mixture,
+}
+
+
+def arguments_of(name: str) -> Mapping[str, inspect.Parameter]:
+    """The keyword arguments of an architecture; InputError with the nearest known name."""
+    if name not in NETWORKS:
+        raise InputError(f"architecture {name!r} is unknown{nearest(name, NETWORKS)}")
+    return inspect.signature(NETWORKS[name]).parameters
 
 
 def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     """A freshly initialised network.
 
     Args:
-        name: a key of `ARCHITECTURES`.
+        name: a key of `NETWORKS`.
         arguments: its keyword arguments.
 
     Raises:
         InputError: unknown name or argument (with the nearest known one), or a bad value.
     """
-    if name not in ARCHITECTURES:
-        raise InputError(f"architecture {name!r} is unknown{nearest(name, ARCHITECTURES)}")
-    known = inspect.signature(ARCHITECTURES[name]).parameters
+    known = arguments_of(name)
     for key in arguments:
         if key not in known:
             raise InputError(f"{name} has no argument {key!r}{nearest(key, known)}")
-    return ARCHITECTURES[name](**arguments)
+    for key, parameter in known.items():
+        if parameter.default is parameter.empty and key not in arguments:
+            raise InputError(f"{name} needs its argument {key!r}")
+    return NETWORKS[name](**arguments)

@@ -12,8 +12,10 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import InputError
 from ..files import make_folder, write_atomically
-from . import sections, words
+from . import certification, defences, sections, uncertainty, words
+from .certification import Certification
 from .runs import Evaluation, Run, Training, read_run
+from .uncertainty_run import Uncertainty
 
 
 @functools.cache
@@ -52,6 +54,10 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         return SimpleNamespace(
             **common, facts=sections.training_facts(run), charts=sections.training_charts(run)
         )
+    if isinstance(run, Uncertainty):
+        return SimpleNamespace(**common, **uncertainty.view(run))
+    if isinstance(run, Certification):
+        return SimpleNamespace(**common, **certification.view(run))
     return SimpleNamespace(
         **common,
         verdict=sections.verdict(run),
@@ -62,6 +68,7 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         confusion=sections.confusion(run),
         examples=sections.examples(run),
         cost=sections.cost(run),
+        defended=defences.defended(run),
         standard_strip=sections.charts.strip("standard accuracy", ("standard", run.standard)),
         robust_strip=sections.charts.strip("robust accuracy", ("robust", run.robust)),
     )
@@ -72,14 +79,19 @@ def render(runs: Sequence[Run], command: str) -> str:
     always give the same page."""
     evaluations = [run for run in runs if isinstance(run, Evaluation)]
     trainings = [run for run in runs if isinstance(run, Training)]
-    ordered: list[Run] = [*evaluations, *trainings]
+    uncertainties = [run for run in runs if isinstance(run, Uncertainty)]
+    certifications = [run for run in runs if isinstance(run, Certification)]
+    ordered: list[Run] = [*evaluations, *certifications, *uncertainties, *trainings]
     return (
         _environment()
         .get_template("page.html")
         .render(
             views=[_view(number, run) for number, run in enumerate(ordered, 1)],
             evaluations=len(evaluations),
+            uncertainties=len(uncertainties),
             comparison=sections.comparison(evaluations),
+            side_by_side=uncertainty.side_by_side(uncertainties),
+            defences=defences.defence_table(evaluations),
             report_command=command,
         )
     )

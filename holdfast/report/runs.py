@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from safetensors import SafetensorError
@@ -22,6 +22,10 @@ from ..errors import InputError
 from ..evaluation.intervals import interval
 from ..files import read_json
 from ..threat import Threat
+
+if TYPE_CHECKING:
+    from .certification import Certification
+    from .uncertainty_run import Uncertainty
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,16 @@ class Curve:
     n: int | None
     eps: list[float]
     accuracies: list[Accuracy]
+
+
+@dataclass(frozen=True)
+class DrawFigure:
+    """Accuracies over fresh draws of a random model: `average`, `worst` or `majority`."""
+
+    kind: str
+    draws: int | None
+    standard: Accuracy
+    robust: Accuracy
 
 
 @dataclass(frozen=True)
@@ -143,6 +157,10 @@ class Evaluation:
     training_run: str
     verdicts: Verdicts | None
     examples: Examples | None
+    defences: list[str] = field(default_factory=list)
+    draws: list[DrawFigure] = field(default_factory=list)
+    unaware: Accuracy | None = None  # against an attacker who does not know of the defences
+    unaware_attack: str = ""
 
     @property
     def fired(self) -> list[Flag]:
@@ -183,10 +201,10 @@ class Training:
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
 
 
-Run = Evaluation | Training
+Run: TypeAlias = "Evaluation | Training | Uncertainty | Certification"
 
 
-class _Fields:
+class Fields:
     """A JSON object whose fields are read by kind.
 
     A field that is absent or null has no value (None, or ""); one of the wrong kind is an
@@ -242,18 +260,18 @@ class _Fields:
             return value or []
         raise self._wrong(name, "a list")
 
-    def object(self, name: str) -> _Fields:
-        return _Fields(self.value.get(name) or {}, f"{self.where}: {name!r}")
+    def object(self, name: str) -> Fields:
+        return Fields(self.value.get(name) or {}, f"{self.where}: {name!r}")
 
-    def objects(self, name: str) -> Iterator[_Fields]:
+    def objects(self, name: str) -> Iterator[Fields]:
         for i, item in enumerate(self.list(name)):
-            yield _Fields(item, f"{self.where}: {name}[{i}]")
+            yield Fields(item, f"{self.where}: {name}[{i}]")
 
     def accuracy(self, name: str, interval: str, n: int | None) -> Accuracy:
         bounds = self.list(interval)
         if bounds and len(bounds) != 2:
             raise self._wrong(interval, "a list of two fractions")
-        pair = _Fields(
+        pair = Fields(
             dict(zip(("low", "high"), bounds, strict=False)), f"{self.where}: {interval}"
         )
         return Accuracy(
@@ -329,7 +347,7 @@ def _read_verdicts(path: Path) -> Verdicts | None:
     )
 
 
-def _check_verdicts(path: Path, verdicts: Verdicts, n: int, result: _Fields) -> None:
+def _check_verdicts(path: Path, verdicts: Verdicts, n: int, result: Fields) -> None:
     """Two files that disagree are worth nothing: which of them would the page believe?"""
     if len(verdicts.index) != n:
         raise InputError(f"{path} holds {len(verdicts.index)} images, but {result.where} says {n}")
@@ -371,26 +389,34 @@ def _read_examples(path: Path, verdicts: Verdicts) -> Examples | None:
     return Examples(images.astype(np.float32), adversarial.astype(np.float32), rows)
 
 
-def _read_request(run: Path, result: _Fields) -> dict[str, Any] | None:
+def read_request(run: Path, result: Fields) -> dict[str, Any] | None:
     path = run / "request.json"
     if not path.exists():
         return None
-    request = _Fields(read_json(path), str(path))
+    request = Fields(read_json(path), str(path))
     asked, answered = request.text("identity"), result.text("identity")
     if asked and answered and asked != answered:
         raise InputError(f"{path} asks for another run than {result.where} answers (identity)")
     return request.value
 
 
-def _read_threat(result: _Fields) -> Threat:
+def read_threat(result: Fields) -> Threat:
     threat = result.object("threat")
     try:
-        return Threat(threat.text("norm"), threat.number("eps") or 0.0)
+        return Threat(
+            threat.text("norm"),
+            threat.number("eps") or 0.0,
+            **{
+                name: threat.number(name) or 0.0
+                for name in ("degrees", "pixels")
+                if name in threat.value
+            },
+        )
     except InputError as error:
         raise InputError(f"{threat.where}: {error}") from None
 
 
-def _read_curve(result: _Fields) -> Curve | None:
+def _read_curve(result: Fields) -> Curve | None:
     if result.value.get("curve") is None:
         return None
     curve = result.object("curve")
@@ -407,7 +433,7 @@ def _read_curve(result: _Fields) -> Curve | None:
     return Curve(curve.text("attack"), n, [e for e, _ in points], [a for _, a in points])
 
 
-def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
+def _read_evaluation(run: Path, result: Fields) -> Evaluation:
     n = result.whole("n", 1)
     if n is None:
         raise InputError(f"{result.where} has no 'n', the number of images")
@@ -420,7 +446,7 @@ def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
         _check_verdicts(run / "verdicts.csv", verdicts, n, result)
     return Evaluation(
         path=run,
-        request=_read_request(run, result),
+        request=read_request(run, result),
         model=model.text("name"),
         architecture=model.text("architecture"),
         source=model.text("source"),
@@ -432,7 +458,7 @@ def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
         n=n,
         standard=result.accuracy("standard_accuracy", "standard_accuracy_interval", n),
         robust=result.accuracy("robust_accuracy", "robust_accuracy_interval", n),
-        threat=_read_threat(result),
+        threat=read_threat(result),
         suite=result.text("suite"),
         attacks=[
             Attack(
@@ -463,10 +489,35 @@ def _read_evaluation(run: Path, result: _Fields) -> Evaluation:
         training_run=result.text("training_run"),
         verdicts=verdicts,
         examples=_read_examples(run / "examples.safetensors", verdicts) if verdicts else None,
+        **_read_defence(result, model, n),
     )
 
 
-def _read_training(run: Path, result: _Fields) -> Training:
+def _read_defence(result: Fields, model: Fields, n: int) -> dict[str, Any]:
+    """The fields of an `Evaluation` that defended and random models have."""
+    defences = model.list("defences")
+    if not all(isinstance(name, str) for name in defences):
+        raise InputError(f"{model.where}: 'defences' must be a list of names")
+    unaware, name = result.object("unaware"), "robust_accuracy"
+    return {
+        "defences": defences,
+        "draws": [
+            DrawFigure(
+                figure.text("kind"),
+                figure.whole("draws", 1),
+                figure.accuracy("standard_accuracy", "standard_accuracy_interval", n),
+                figure.accuracy(name, f"{name}_interval", n),
+            )
+            for figure in result.objects("draws")
+        ],
+        "unaware": unaware.accuracy(name, f"{name}_interval", unaware.whole("n", 1))
+        if unaware.value
+        else None,
+        "unaware_attack": unaware.text("attack"),
+    }
+
+
+def _read_training(run: Path, result: Fields) -> Training:
     validation, data = result.object("validation"), result.object("data")
     n = validation.whole("n", 1)
 
@@ -478,7 +529,7 @@ def _read_training(run: Path, result: _Fields) -> Training:
     rows = _rows(path) or []
     return Training(
         path=run,
-        request=_read_request(run, result),
+        request=read_request(run, result),
         data=data.text("name"),
         split=data.text("split"),
         pixels=data.text("pixels"),
@@ -503,7 +554,7 @@ def _read_training(run: Path, result: _Fields) -> Training:
 
 
 # What a page can show. A new kind of run is one reader here and one template named after its kind.
-READERS: dict[str, Callable[[Path, _Fields], Run]] = {
+READERS: dict[str, Callable[[Path, Fields], Run]] = {
     "holdfast/evaluation/1": _read_evaluation,
     "holdfast/training/1": _read_training,
 }
@@ -525,7 +576,7 @@ def read_run(run: Path) -> Run:
         raise InputError(
             f"{path} does not exist: the run is not finished; issue its command again to finish it"
         )
-    result = _Fields(read_json(path), str(path))
+    result = Fields(read_json(path), str(path))
     schema = result.text("schema")
     if schema not in READERS:
         raise InputError(

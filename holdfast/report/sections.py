@@ -16,7 +16,7 @@ import yaml
 from markupsafe import Markup
 
 from . import charts, pictures, words
-from .runs import Accuracy, Curve, Evaluation, Training
+from .runs import Accuracy, Curve, Evaluation, Run, Training
 
 MOST_CLASSES = 30  # rows of the class table
 MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond
@@ -27,8 +27,11 @@ TONES = 6  # line styles in the style sheet
 Facts = list[tuple[str, str]]
 
 
-def heading(run: Evaluation | Training) -> str:
+def heading(run: Run) -> str:
     if isinstance(run, Evaluation) and run.model:
+        behind = f" behind {', then '.join(run.defences)}" if run.defences else ""
+        return run.model + behind
+    if not isinstance(run, Evaluation | Training) and run.model:
         return run.model
     return run.path.resolve().name
 
@@ -186,9 +189,10 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
         write=words.percent,
     )
     table = charts.data_table(axis.label, lines, axis.write, words.percent)
-    caption = (
-        "The band is the 95 % interval. The diamond is the suite's own figure: a longer search "
-        "on its own images, so it belongs to no line."
+    caption = "The band is the 95 % interval. The diamond is the suite's own figure: " + (
+        "the line is made of the same distances."
+        if all(curve.attack == f"suite {run.suite}" for run, curve in shown)
+        else "a longer search on its own images, so it belongs to no line."
     )
     unfinished = [run for run, curve in shown if curve.accuracies[-1].value not in (None, 0.0)]
     if unfinished:
@@ -313,7 +317,7 @@ class Examples:
 
 
 def _distance(run: Evaluation, value: float) -> str:
-    if np.isnan(value):
+    if not np.isfinite(value):
         return ""
     if value == 0:
         return "no change"
@@ -405,7 +409,7 @@ class Request:
     recipe: str
 
 
-def request(run: Evaluation | Training) -> Request | None:
+def request(run: Run) -> Request | None:
     if run.request is None:
         return None
     asked = run.request.get("asked")
@@ -421,7 +425,7 @@ def request(run: Evaluation | Training) -> Request | None:
         for key, value in given.items()
         if key not in _SHOWN_ELSEWHERE
     ]
-    if isinstance(run, Evaluation):
+    if not isinstance(run, Training):
         details += [("model loaded from", run.source), ("weights, SHA-256", run.sha256)]
     return Request(
         command=command if isinstance(command, str) else "",
@@ -596,7 +600,7 @@ def training_charts(run: Training) -> TrainingCharts | None:
     )
 
 
-def linked_trainings(runs: Sequence[Evaluation | Training]) -> list[Path]:
+def linked_trainings(runs: Sequence[Run]) -> list[Path]:
     """Training runs that evaluations name and that are not among `runs` themselves.
 
     A name is looked up from the working folder, then from the evaluation's own; one that leads

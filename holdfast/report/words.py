@@ -101,7 +101,10 @@ def permission(threat: Threat) -> str:
         return f"change the image by up to {threat.eps:g} in Euclidean length"
     if threat.norm == "l1":
         return f"move pixel values by up to {threat.eps:g} in all"
-    return f"change up to {threat.eps:g} pixel values at will"
+    if threat.norm == "l0":
+        return f"change up to {threat.eps:g} pixel values at will"
+    turn, shift = threat.eps * threat.degrees, threat.eps * threat.pixels
+    return f"turn the image by up to {turn:g}° and shift it by up to {shift:g} pixels each way"
 
 
 def _step(threat: Threat) -> str:

@@ -5,5 +5,7 @@
 - `calibration`: temperature, vector and isotonic scaling
 - `conformal`: sets that hold the right class with a promised probability, plain and robust
 - `abstaining`: a wrapper that answers "unsure" to keep a promised risk or coverage
+- `detection`: a detector that may reject, and what an attacker gets past it
+- `goals`, `attacks`: attacks on uncertainty itself, verified on the original model
 - `human`: people as the yardstick
 """

@@ -20,7 +20,7 @@ from typing import NamedTuple, Self
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from scipy.stats import betabinom, norm
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
@@ -288,6 +288,23 @@ class RobustConformal:
             self.model, images, self.sigma, self.plain.seed, "test", items, batch_size
         )
         return self.plain.sets(probs, items)
+
+
+class Noisy(nn.Module):
+    """A model seen through Gaussian noise, as an attacker on robust sets looks at it.
+
+    The noise comes from each image's seed (`holdfast.draws.fixed_draws`), never from the draws
+    that decide the sets: those the attacker does not know.
+    """
+
+    def __init__(self, model: Callable[[Tensor], Tensor], sigma: float) -> None:
+        super().__init__()
+        self.model, self.sigma = model, sigma
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
+        seeds = draws.item_seeds(0, "noisy", draws.image_seeds(len(images)))
+        noise = draws.normal(seeds.to(images.device), 0, images.shape[1:])
+        return self.model(images + self.sigma * noise)
 
 
 def _noisy_probabilities(

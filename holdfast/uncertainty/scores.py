@@ -200,7 +200,7 @@ def mc_dropout(
     Raises:
         InputError: a model without such modules.
     """
-    if not _dropouts(model):
+    if not has_dropout(model):
         raise InputError("MC dropout needs a model with nn.Dropout layers; this one has none")
 
     def opinion(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
@@ -208,6 +208,11 @@ def mc_dropout(
             return model(images)
 
     return OpinionScore([opinion] * samples, measure, seed=seed)
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether `mc_dropout` has anything to leave on."""
+    return bool(_dropouts(model))
 
 
 def _dropouts(model: nn.Module) -> list[nn.Module]:
@@ -246,6 +251,22 @@ def repeated(
         samples: how many draws an image.
     """
     return OpinionScore([member] * samples, measure, seed=seed)
+
+
+def defence_spread(
+    model: Model, measure: str = "spread", *, samples: int = 20, seed: int = 0
+) -> OpinionScore:
+    """Disagreement between draws of a model's own random defences (`holdfast.defences`).
+
+    Purification, random views and the like draw from each image's seed; whatever else is random
+    in the model is not seen here.
+    """
+
+    def drawn(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
+        with evaluating(model), draws.fixed_draws(seeds):
+            return model(images)
+
+    return repeated(drawn, measure, samples=samples, seed=seed)
 
 
 def smoothing_spread(
@@ -297,6 +318,10 @@ class LayerFeatures:
         self.model, self.layer, self.take = model, layer, take
 
     def __call__(self, images: Images) -> Float[Tensor, "n d"]:
+        return self.with_output(images)[0]
+
+    def with_output(self, images: Images) -> tuple[Float[Tensor, "n d"], Tensor]:
+        """The features, and what the model answers in the same pass."""
         seen: list[Any] = []
 
         def see(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
@@ -305,13 +330,13 @@ class LayerFeatures:
         hook = self.model.get_submodule(self.layer).register_forward_hook(see)
         try:
             with evaluating(self.model):
-                self.model(images)
+                answer = self.model(images)
         finally:
             hook.remove()
         if not seen or not isinstance(seen[-1], Tensor):
             raise InputError(f"layer {self.layer!r} gave no tensor: name a layer that is run")
         maps = seen[-1]
-        return maps.mean((2, 3)) if maps.ndim == 4 else maps.flatten(1)
+        return maps.mean((2, 3)) if maps.ndim == 4 else maps.flatten(1), answer
 
 
 def _training_features(
@@ -328,7 +353,24 @@ def _training_features(
     return found
 
 
-class Mahalanobis(Score):
+class FeatureScore(Score):
+    """A score of the features alone.
+
+    Attributes:
+        features: images to (N, D), such as `LayerFeatures`.
+    """
+
+    features: Features
+
+    @abstractmethod
+    def of(self, features: Float[Tensor, "n d"]) -> Scores:
+        """Scores of features that are at hand."""
+
+    def __call__(self, images: Images, items: Items | None = None) -> Scores:
+        return self.of(self.features(images))
+
+
+class Mahalanobis(FeatureScore):
     """min_k (f − μ_k)ᵀ Σ⁻¹ (f − μ_k), 0..∞: squared distance to the nearest class.
 
     Lee et al., "A simple unified framework for detecting out-of-distribution samples and
@@ -367,12 +409,12 @@ class Mahalanobis(Score):
         self.whiten = torch.from_numpy(whiten).to(found)
         self.means = torch.from_numpy(means @ whiten.T).to(found)
 
-    def __call__(self, images: Images, items: Items | None = None) -> Scores:
-        white = self.features(images) @ self.whiten.T
+    def of(self, features: Float[Tensor, "n d"]) -> Scores:
+        white = features @ self.whiten.T
         return (white[:, None] - self.means).square().sum(2).amin(1)
 
 
-class NearestNeighbour(Score):
+class NearestNeighbour(FeatureScore):
     """Distance to the k-th nearest training feature, all of length 1; 0..2.
 
     Sun, Ming, Zhu & Li, "Out-of-distribution detection with deep nearest neighbors", ICML 2022
@@ -394,8 +436,8 @@ class NearestNeighbour(Score):
         self.features, self.k = features, k
         self.bank = F.normalize(_training_features(features, images, batch_size), dim=1)
 
-    def __call__(self, images: Images, items: Items | None = None) -> Scores:
-        f = F.normalize(self.features(images), dim=1)
+    def of(self, features: Float[Tensor, "n d"]) -> Scores:
+        f = F.normalize(features, dim=1)
         nearest = (f.detach() @ self.bank.T).topk(self.k, dim=1).indices[:, -1]
         # From the difference: √(2 − 2·cosine) has no digits left where features almost agree.
         return (f - self.bank[nearest]).norm(dim=1)

@@ -1,0 +1,58 @@
+"""A defended model as its attackers may look at it."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import nn
+
+from ..threat import Images
+from .base import Defence, Model, _with_backward, declared, steps
+
+
+def views(model: Model) -> dict[str, Model]:
+    """The model by each backward pass that its defences offer besides the one in use.
+
+    All answer the same and differ in their gradients alone. A view in which no step would differ
+    from the model itself is left out.
+    """
+    found: dict[str, Model] = {}
+    if isinstance(model, nn.Module):
+        known = [_in_use(model)]
+        for backward in declared(model).backwards:
+            view = _with_backward(model, backward)
+            if _in_use(view) not in known:
+                known.append(_in_use(view))
+                found[backward] = view
+    return found
+
+
+def _in_use(model: Model) -> list[str]:
+    return [step.backward for step in steps(model)]
+
+
+def undefended(model: Model) -> Model:
+    """The network behind a chain of defences; the model itself where there is none."""
+    while isinstance(model, Defence):
+        model = model.model
+    return model
+
+
+def onto(model: Model, network: Model) -> Model:
+    """The same chain of defences (their weights shared) in front of another network."""
+    if not isinstance(model, Defence):
+        return network
+    twin = copy.copy(model)
+    twin._modules = dict(model._modules)
+    # A module and a bare function live in different places of a module: make room in both.
+    twin._modules.pop("model", None)
+    twin.__dict__.pop("model", None)
+    twin.model = onto(model.model, network)
+    return twin
+
+
+def shown(model: Model, images: Images) -> Images:
+    """What the network behind a chain of defences sees of images, (N, C, H, W) in [0, 1]."""
+    while isinstance(model, Defence):
+        images, model = model.defended(images), model.model
+    return images

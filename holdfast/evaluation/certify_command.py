@@ -1,0 +1,114 @@
+"""`holdfast certify`: what the names on the command line stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .. import data as datasets
+from ..data.base import DataSet
+from ..defences.base import real_number, whole_number
+from ..defences.smoothing import Smoothed
+from ..errors import InputError
+from ..models.loading import load
+from ..runs import weights_digest
+from .certify import Certification, IntervalBounds, Method, Smoothing, certify
+from .command import threat_of
+
+RADII = (0.0, 0.25, 0.5)  # of smoothing, in image units
+SHARES = (0.0, 0.5, 1.0)  # of interval bounds, in ε
+PASSES = 50_000  # of the model between two looks at the clock
+
+
+def certify_command(
+    model: str,
+    data: str | DataSet,
+    out: Path,
+    *,
+    sigma: float | None = None,
+    n0: int = 100,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    radii: Sequence[float] | None = None,
+    eps: str | float | None = None,
+    limit: int | None = None,
+    split: str = "test",
+    pixels: str | None = None,
+    batch_size: int = 512,
+    size: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+) -> Certification:
+    """Certify a model's answers on a data set.
+
+    Args:
+        model: as `holdfast.load` takes it.
+        sigma: of the noise, for randomised smoothing (L2); None for interval bounds (L∞), which
+            need a network such as `interval-cnn`.
+        n0, n, alpha: of smoothing; see `Smoothed.certify`.
+        radii: where certified accuracy is reported; by default 0, 0.25 and 0.5, or 0, ε/2 and ε.
+        eps: radius of the attack that bounds the true accuracy from above, by default what the
+            model was trained for.
+
+    Raises:
+        InputError: options out of range; a model of other classes than the data, or of layers that
+            intervals cannot be carried through; as `certify`.
+    """
+    network = load(model)
+    if not isinstance(network, nn.Module):
+        raise InputError(f"model {model} is no torch.nn.Module, so nothing is known of its weights")
+    card = getattr(network, "card", {})
+    dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
+    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
+        raise InputError(
+            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
+            f"{dataset.name} has {', '.join(dataset.classes[:3])}, …"
+        )
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1, not {limit}")
+    whole_number("smoothing", "n0", n0, 1)
+    whole_number("smoothing", "n", n, 1)
+    real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
+    chosen = dataset.split(split)
+    first = len(chosen) if limit is None else min(limit, len(chosen))
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network.to(where)
+    method: Method
+    if sigma is None:
+        threat = threat_of("linf", eps, card)
+        method, chunk = IntervalBounds(network, threat, seed=seed), batch_size
+        radii = [share * threat.eps for share in SHARES] if radii is None else radii
+    else:
+        threat = threat_of("l2", eps, card)
+        smoothed = Smoothed(network, sigma, batch_size=batch_size, seed=seed)
+        method = Smoothing(smoothed, threat, n0=n0, n=n, alpha=alpha, seed=seed)
+        chunk = min(max(1, PASSES // n), 100)
+        radii = RADII if radii is None else radii
+    return certify(
+        method,
+        network,
+        datasets.to_tensor(chosen.images[:first]).to(where),
+        torch.from_numpy(chosen.labels[:first].copy()),
+        out,
+        radii=radii,
+        chunk=chunk,
+        described={
+            "model": {
+                "name": Path(model).name if card else model,
+                "source": model,
+                "sha256": weights_digest(network),
+                "architecture": card.get("architecture", type(network).__name__),
+            },
+            "data": {
+                "name": dataset.name,
+                "split": split,
+                "first": first,
+                "pixels": pixels or chosen.pixels,
+            },
+        },
+        progress=progress,
+    )

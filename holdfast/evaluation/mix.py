@@ -1,0 +1,153 @@
+"""`holdfast mix`: one model of a robust and an accurate one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .. import data as datasets
+from ..data.base import DataSet
+from ..defences.mixing import Choice, Figures, fit_mixture
+from ..errors import InputError
+from ..models import save_checkpoint
+from ..models.loading import load
+from ..models.mixture import Mixture
+from ..progress import ProgressLine
+from .command import threat_of
+from .strongest import LOSSES, strongest
+
+
+def mix_command(
+    robust: str,
+    accurate: str,
+    data: str | DataSet,
+    out: Path,
+    *,
+    norm: str | None = None,
+    eps: str | float | None = None,
+    limit: int = 1000,
+    cost: float = 0.01,
+    steps: int = 40,
+    rounds: int = 4,
+    size: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+) -> tuple[Path, Choice]:
+    """Choose a mixture's parameters on validation images and write it as a model.
+
+    Args:
+        robust, accurate: checkpoints, training runs or names from the zoo.
+        data: whose validation split decides; the test split is not looked at.
+        out: the model's folder: both networks in one `model.safetensors`, and the card.
+        norm, eps: what the attacker may do; by default what the robust model was trained for.
+        limit: how many validation images.
+        cost: how much of the robust model's robust accuracy may be lost, as a fraction.
+        steps: of each APGD attack.
+        rounds: how many mixtures may be attacked on the way.
+
+    Returns:
+        the folder, and what was chosen.
+
+    Raises:
+        InputError: models without a card, of different classes or image channels, or of other
+            classes than the data; a folder that holds something already; options out of range.
+    """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out} holds something already; choose another --out")
+    if limit < 1:
+        raise InputError(f"--limit must be at least 1, not {limit}")
+    models = {"robust": load(robust), "accurate": load(accurate)}
+    cards = {name: _card(name, model) for name, model in models.items()}
+    dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
+    _check_alike(models, cards, dataset)
+    threat = threat_of(norm, eps, cards["robust"])
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    split = dataset.validation
+    count = min(limit, len(split))
+    images = datasets.to_tensor(split.images[:count]).to(where)
+    labels = torch.from_numpy(split.labels[:count].copy()).to(where)
+    for model in models.values():
+        model.to(where)
+    with ProgressLine(f"mixing, {threat}", progress) as line:
+
+        def report(share: float, word: str) -> None:
+            line.update(share, word)
+            line.say(word)
+
+        choice = fit_mixture(
+            models["robust"],
+            models["accurate"],
+            images,
+            labels,
+            lambda model: strongest(model, images, labels, threat, steps, seed),
+            cost=cost,
+            rounds=rounds,
+            report=report,
+        )
+    mixture = Mixture(models["robust"], models["accurate"], **choice.parameters._asdict())
+    parts = {
+        name: {"architecture": card["architecture"], "arguments": card["arguments"]}
+        for name, card in cards.items()
+    }
+    card: dict[str, Any] = {
+        "architecture": "mixture",
+        "arguments": {**parts, **choice.parameters._asdict()},
+        "classes": list(dataset.classes),
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "parts": {
+            name: {"name": Path(source).name, "weights_sha256": cards[name].get("weights_sha256")}
+            for name, source in (("robust", robust), ("accurate", accurate))
+        },
+        "data": {"name": dataset.name, "split": "validation", "pixels": split.pixels},
+        "seed": seed,
+        "figures": {
+            "validation": {
+                **_figures(choice.chosen),
+                "robust_alone": _figures(choice.robust_alone),
+                "accurate_alone": {"standard_accuracy": choice.accurate_alone.standard},
+                "n": choice.n,
+                "measured": f"first validation images, which chose the parameters; "
+                f"attacked by APGD-{steps} ({', '.join(LOSSES)}) on {choice.attacks} models",
+            }
+        },
+    }
+    return save_checkpoint(out, mixture, card), choice
+
+
+def _figures(figures: Figures) -> dict[str, float]:
+    return {"standard_accuracy": figures.standard, "attacked_accuracy": figures.standing}
+
+
+def _card(name: str, model: nn.Module) -> dict[str, Any]:
+    card = getattr(model, "card", None)
+    if not isinstance(card, dict):
+        raise InputError(
+            f"the {name} model has no card, so a mixture could not be loaded again; "
+            "give a checkpoint folder, a training run or a name from the zoo"
+        )
+    return card
+
+
+def _check_alike(
+    models: dict[str, nn.Module], cards: dict[str, dict[str, Any]], dataset: DataSet
+) -> None:
+    channels = dataset.train.images.shape[1]
+    for name, model in models.items():
+        known = list(cards[name]["classes"])
+        if known != list(dataset.classes):
+            raise InputError(
+                f"the {name} model knows the classes {', '.join(known[:3])}, …; "
+                f"{dataset.name} has {', '.join(dataset.classes[:3])}, …"
+            )
+        # Each part normalises by itself, so they may differ in that, but not in the channels.
+        means = [b for key, b in model.named_buffers() if key.endswith("normalise.mean")]
+        own = means[0].shape[1] if means else channels
+        if own != channels:
+            raise InputError(
+                f"the {name} model takes images of {own} channels; those of {dataset.name} "
+                f"have {channels}"
+            )

@@ -1,0 +1,181 @@
+"""`holdfast uncertainty`: what the names on the command line stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ... import data as datasets
+from ... import draws
+from ...attacks.suites import SUITES, suite_named
+from ...data import foreign as foreigners
+from ...data.base import Split
+from ...errors import InputError
+from ...models.loading import load
+from ...runs import weights_digest
+from ...uncertainty.checks import check_calibration_split, check_share
+from ...uncertainty.conformal import robust_alpha
+from ...uncertainty.human import read_human
+from ..command import threat_of
+from .measure import measure
+from .subject import Part, Question
+
+USUAL_SUITE = "swift" if "swift" in SUITES else "apgd"
+CALIBRATION = 2000  # validation images: half for scalings, half for thresholds and sets
+TRAINING = 2000  # training images whose features detectors know
+FOREIGN = 300  # images of each other kind
+COVERAGE = 0.8  # what abstaining promises to answer
+
+
+def _drawn(split: Split, count: int, seed: int, name: str) -> Part:
+    """Images of a split at random, in random order: folders are sorted by class."""
+    keys = draws.uniform(draws.item_seeds(seed, "split", name, torch.arange(len(split))), 0)
+    rows = keys.argsort(stable=True)[:count]
+    return Part(
+        torch.from_numpy(split.images[rows.numpy()]),
+        torch.from_numpy(split.labels[rows.numpy()]),
+        rows,
+    )
+
+
+def _part(whole: Part, rows: slice) -> Part:
+    return Part(whole.images[rows], whole.labels[rows], whole.items[rows])
+
+
+def _checked(alpha: float, risk: float, radius: float, sigma: float, limit: int | None) -> None:
+    check_share("alpha", alpha)
+    check_share("risk", risk)
+    robust_alpha(alpha, radius, sigma)
+    if radius <= 0:
+        raise InputError(f"--radius must be above 0, not {radius}")
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit must be at least 1, not {limit}")
+
+
+def uncertainty_command(
+    model: str,
+    data: str,
+    out: Path,
+    *,
+    attack: str | None = None,
+    norm: str | None = None,
+    eps: str | None = None,
+    limit: int | None = None,
+    calibration: int = CALIBRATION,
+    alpha: float = 0.1,
+    risk: float = 0.05,
+    radius: float = 0.125,
+    sigma: float = 0.125,
+    ood: Sequence[str] = (),
+    human: str | None = None,
+    ensemble: Sequence[str] = (),
+    pixels: str | None = None,
+    size: int | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> dict[str, Any]:
+    """Load, measure, write the run folder.
+
+    Args:
+        model, ensemble: as `holdfast.load` takes them.
+        data: as `holdfast.data.load` takes it; everything is fitted on its validation split, and
+            the test split is measured.
+        attack: the suite that breaks labels; None: `swift` where there is one.
+        limit: only the first test images.
+        calibration: validation images used, half for scalings, half for thresholds and sets.
+        alpha: share of conformal sets that may miss.
+        risk: share of wrong answers that abstaining promises to stay below.
+        radius, sigma: of the robust sets: the L2 radius of the promise, and the noise.
+        ood: further foreign images, as `holdfast.data.foreign.load` takes them; `noise`,
+            `textures`, and the digits where they are not the data itself, are always there.
+        human: a file of human label distributions of the whole test split.
+        pixels: what the pixels are, in words.
+
+    Returns:
+        what `result.json` holds.
+
+    Raises:
+        InputError: any of these is bad; one line.
+    """
+    _checked(alpha, risk, radius, sigma, limit)
+    suite = suite_named(attack or USUAL_SUITE)
+    network = load(model)
+    members = [load(member) for member in ensemble]
+    card = getattr(network, "card", {})
+    threat = threat_of(norm, eps, card)
+    for stage in suite.stages:
+        stage.attack.check_norm(threat)
+    dataset = datasets.load(data, size=size)
+    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
+        raise InputError(
+            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
+            f"{data} has {', '.join(dataset.classes[:3])}, …"
+        )
+    test = dataset.test
+    first = len(test) if limit is None else min(limit, len(test))
+    drawn = _drawn(dataset.validation, calibration, seed, "validation")
+    half = len(drawn) // 2
+    tuning, held = _part(drawn, slice(0, half)), _part(drawn, slice(half, None))
+    for part in (tuning, held):
+        check_calibration_split(part.labels.numpy(), len(dataset.classes))
+    if len(held) * alpha < 1:
+        raise InputError(
+            f"{len(held)} calibration images are too few for alpha = {alpha}: "
+            f"--calibration at least {2 * round(1 / alpha + 0.5)}"
+        )
+    people = None
+    if human is not None:
+        read = read_human(human, test.labels, classes=len(dataset.classes))
+        people = torch.from_numpy(read[:first])
+    shape = test.images.shape[1:]
+    usual = [*foreigners.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for each in (network, *members):
+        if isinstance(each, torch.nn.Module):
+            each.to(where)
+    question = Question(
+        model=network,
+        members=members,
+        threat=threat,
+        suite=suite,
+        test=Part(
+            torch.from_numpy(test.images[:first]),
+            torch.from_numpy(test.labels[:first].copy()),
+            torch.arange(first),
+        ),
+        tuning=tuning,
+        held=held,
+        training=_drawn(dataset.train, TRAINING, seed, "training"),
+        classes=tuple(dataset.classes),
+        foreign=[
+            foreigners.load(source, shape, FOREIGN, seed=seed)
+            for source in dict.fromkeys([*usual, *ood])
+        ],
+        human=people,
+        alpha=alpha,
+        risk=risk,
+        coverage=COVERAGE,
+        radius=radius,
+        sigma=sigma,
+        seed=seed,
+        device=where,
+    )
+    described = {
+        "model": {
+            "name": Path(model).name if card else model,
+            "source": model,
+            "sha256": weights_digest(network),
+            "architecture": card.get("architecture", type(network).__name__),
+        },
+        "data": {
+            "name": dataset.name,
+            "split": "test",
+            "first": first,
+            "pixels": pixels or test.pixels,
+        },
+    }
+    return measure(question, out, described=described, progress=progress)

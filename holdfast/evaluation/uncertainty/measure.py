@@ -1,0 +1,255 @@
+"""`measure`: from a question to every figure, in stages that a run remembers."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...data.corruptions import CORRUPTIONS
+from ...errors import InputError
+from ...files import read_json
+from ...models.modes import evaluating
+from ...progress import ProgressLine
+from ...runs import (
+    circumstances,
+    code_version,
+    digest,
+    identity,
+    open_run,
+    settings_digest,
+    weights_digest,
+    withdraw_run,
+)
+from ...uncertainty.batches import in_batches
+from ...uncertainty.calibration import (
+    Calibrator,
+    IsotonicScaling,
+    TemperatureScaling,
+    VectorScaling,
+)
+from . import searches
+from .stages import Done, Stages
+from .subject import Question, Subject
+from .told import figures_of, plain_sets, rows_of, thresholds_of
+from .written import write_run
+
+SCHEMA = "holdfast/uncertainty/1"
+CODE = (
+    "attacks",
+    "engine",
+    "uncertainty",
+    "evaluation",
+    "threat.py",
+    "draws.py",
+    "data/corruptions.py",
+    "data/foreign.py",
+)
+
+
+def measure(
+    question: Question,
+    run: Path | None = None,
+    *,
+    described: dict[str, Any] | None = None,
+    progress: bool = False,
+) -> dict[str, Any]:
+    """How sure a model is and whether that can be believed: clean, corrupted, foreign, attacked.
+
+    Args:
+        question: what is asked.
+        run: a folder that remembers finished stages; the same question goes on from there.
+        described: `model` and `data`, for the result.
+        progress: shown on standard error.
+
+    Returns:
+        what `result.json` holds.
+
+    Raises:
+        InputError: a model that answers nonsense or cannot be differentiated; a folder that holds
+            another run.
+    """
+    q = question
+    with torch.inference_mode(False), evaluating(q.model):
+        key = identity(**_asked(q), code=code_version(*CODE))
+        folder = None
+        if run is not None:
+            asked = {**_plainly(q), **(described or {})}
+            request = {"asked": asked, **circumstances(q.device)}
+            folder, begun = open_run(run, "uncertainty", key, request)
+            if begun and (folder / "result.json").exists():
+                return read_json(folder / "result.json")
+        try:
+            return _measure(q, folder, key, described or {}, progress)
+        except InputError:
+            if folder is not None:
+                _withdraw(folder)
+            raise
+
+
+def _withdraw(folder: Path) -> None:
+    """Leave the folder free again where nothing was found yet."""
+    with contextlib.suppress(OSError):
+        (folder / "attack").rmdir()  # only if it is empty
+    withdraw_run(folder)
+
+
+def _asked(q: Question) -> dict[str, Any]:
+    """All that can change the result."""
+    model = weights_digest(q.model)
+    if model is None:  # a bare function is known by what it answers
+        with torch.no_grad():
+            model = digest(q.model(q.test.floats[:8].to(q.device)))
+    return {
+        **_plainly(q),
+        "model": [model, settings_digest(q.model)],
+        "members": [[weights_digest(m), settings_digest(m)] for m in q.members],
+        "suite": q.suite.describe(),
+        "images": [digest(p.images, p.labels) for p in (q.test, q.tuning, q.held, q.training)],
+        "foreign_images": [digest(f.images) for f in q.foreign],
+        "human": None if q.human is None else digest(q.human),
+    }
+
+
+def _plainly(q: Question) -> dict[str, Any]:
+    """What was asked, in words and numbers."""
+    return {
+        "threat": {"norm": q.threat.norm, "eps": q.threat.eps},
+        "suite": q.suite.name,
+        "n": len(q.test),
+        "tuning": len(q.tuning),
+        "held": len(q.held),
+        "training": len(q.training),
+        "members": len(q.members),
+        "foreign": [f.name for f in q.foreign],
+        "human": q.human is not None,
+        "alpha": q.alpha,
+        "risk": q.risk,
+        "coverage": q.coverage,
+        "radius": q.radius,
+        "sigma": q.sigma,
+        "seed": q.seed,
+    }
+
+
+def _weights(q: Question) -> dict[str, float]:
+    """About how many thousand looks each stage takes for a thousand images."""
+    weights = {"answers": 5.0, "known": 20.0, "miscalibrate": 20.0, "sets": 50.0}
+    weights |= {f"evade-{name}": 40.0 for name in searches.AWARE} | {"robust-sets": 40.0}
+    weights |= {f"foreign-{i}": 8.0 for i in range(len(q.foreign))}
+    return weights | {f"corruption-{name}": 2.0 for name in CORRUPTIONS}
+
+
+def _measure(
+    q: Question, folder: Path | None, key: str, described: dict[str, Any], progress: bool
+) -> dict[str, Any]:
+    began = time.monotonic()
+    # The suite shows its own progress: it is the longest stage, and resumes image by image.
+    with ProgressLine("uncertainty", enabled=False) as quiet:
+        first = Stages(folder, quiet, {"suite": 1.0})
+        uncalibrated = Subject(q, TemperatureScaling(1.0))
+        suite = first.do(
+            "suite", lambda report: searches.break_labels(uncalibrated, folder, described, progress)
+        )
+    blind = [f for f in suite.figures["flags"] if f["name"] == "gradients-vanish"]
+    if any("reason" in flag["figures"] for flag in blind):
+        raise InputError(
+            "the model cannot be differentiated: attacks on uncertainty need gradients, so only "
+            "`holdfast evaluate` can judge it"
+        )
+    with ProgressLine(f"uncertainty, {q.threat}", progress) as line:
+        stages = Stages(folder, line, _weights(q))
+        answered = stages.do("answers", lambda report: ({}, _raw_logits(q)))
+        z = answered.tensors
+        temperature = TemperatureScaling.fit(z["tuning"], q.tuning.labels)
+        scalings: dict[str, Calibrator] = {
+            "temperature": temperature,
+            "vector": VectorScaling.fit(z["tuning"], q.tuning.labels),
+            "isotonic": IsotonicScaling.fit(z["tuning"], q.tuning.labels),
+        }
+        subject = Subject(q, temperature)
+        found = _searched(subject, stages, z, suite)
+        result = figures_of(subject, scalings, z, suite, found)
+    seconds, asked = first.seconds | stages.seconds, _plainly(q)
+    measured = {
+        "schema": SCHEMA,
+        "status": "complete",
+        "identity": key,
+        **described,
+        **{name: asked[name] for name in ("threat", "suite", "n", "seed")},
+        "settings": asked,
+        "classes": list(q.classes),
+        **result,
+        "stages": seconds,
+        # Work of earlier processes on the same run counts; tables are made in this one.
+        "seconds": max(time.monotonic() - began, sum(seconds.values())),
+    }
+    if folder is not None:
+        write_run(folder, measured, rows_of(subject, z, suite, found))
+        stages.forget()
+    return measured
+
+
+def _raw_logits(q: Question) -> dict[str, Tensor]:
+    """What the model answers before any scaling."""
+
+    def answer(x: Tensor) -> Tensor:
+        return q.model(x.to(q.device)).float().cpu()
+
+    parts = (("tuning", q.tuning), ("held", q.held), ("test", q.test))
+    return {name: in_batches(answer, part.images) for name, part in parts}
+
+
+def _searched(
+    subject: Subject, stages: Stages, z: dict[str, Tensor], suite: Done
+) -> dict[str, Done]:
+    """Everything that runs the model, as outcomes by stage."""
+    q = subject.question
+    found: dict[str, Done] = {}
+
+    def do(name: str, work: Callable[..., searches.Outcome], *arguments: Any) -> None:
+        found[name] = stages.do(name, partial(work, subject, *arguments))
+
+    do("known", searches.know, suite.tensors["images"])
+    known = found["known"]
+    do("miscalibrate", searches.miscalibrate)
+    held = subject.temperature(z["held"])
+    thresholds = list(thresholds_of(q, held)[0].values())
+    for name in searches.AWARE:
+        if name in known.figures["scores"]:
+            do(
+                f"evade-{name}",
+                searches.evade,
+                name,
+                known.tensors[f"held/{name}"],
+                thresholds if name == "max-softmax" else [],
+                suite.tensors,
+                known.tensors["suite/logits"],
+                known.tensors[f"suite/{name}"],
+            )
+    for number, foreign in enumerate(q.foreign):
+        do(f"foreign-{number}", searches.look_foreign, foreign)
+    for name in CORRUPTIONS:
+        do(f"corruption-{name}", _or_reason(searches.look_corrupted), name)
+    starts = suite.tensors["images"], found["miscalibrate"].tensors["images"]
+    do("sets", searches.attack_sets, plain_sets(q, held)["lac"], *starts)
+    do("robust-sets", _or_reason(searches.attack_robust_sets))
+    return found
+
+
+def _or_reason(work: Callable[..., searches.Outcome]) -> Callable[..., searches.Outcome]:
+    """The outcome, or in one line why these images or this model have none."""
+
+    def attempt(*arguments: Any) -> searches.Outcome:
+        try:
+            return work(*arguments)
+        except InputError as error:
+            return {"unavailable": str(error)}, {}
+
+    return attempt

@@ -1,0 +1,35 @@
+"""A denoising autoencoder (Vincent et al., 2008)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from ..threat import Images
+from .layers import natural
+
+
+class DenoisingAutoencoder(nn.Module):
+    """Two convolutions down to a quarter of each side, two up again; the output is in [0, 1].
+
+    Args:
+        channels: of the images.
+        width: channels of the first convolution; the code has twice as many.
+    """
+
+    def __init__(self, *, channels: int = 3, width: int = 32):
+        super().__init__()
+        natural("channels", channels)
+        natural("width", width)
+        self.arguments = {"channels": channels, "width": width}
+        self.down1 = nn.Conv2d(channels, width, 3, 2, 1)
+        self.down2 = nn.Conv2d(width, 2 * width, 3, 2, 1)
+        self.up1 = nn.Conv2d(2 * width, width, 3, 1, 1)
+        self.up2 = nn.Conv2d(width, channels, 3, 1, 1)
+
+    def forward(self, images: Images) -> Images:
+        half = F.relu(self.down1(images))
+        code = F.relu(self.down2(half))
+        half_again = F.relu(self.up1(F.interpolate(code, half.shape[2:])))
+        return torch.sigmoid(self.up2(F.interpolate(half_again, images.shape[2:])))

@@ -1,0 +1,91 @@
+"""Two networks that answer as one: a robust one and an accurate one.
+
+Bai, Zhou, Patel & Sojoudi, "MixedNUTS: training-free accuracy-robustness balance via nonlinearly
+mixed classifiers", TMLR 2024. A robust network is surer of its right answers than of its wrong
+ones, even under attack. A transformation of its logits widens that gap, so that it wins where it
+is sure and leaves the rest to the accurate network.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..errors import InputError
+from ..threat import Images
+
+
+def sharpened(
+    logits: Float[Tensor, "*n k"], scale: float, power: float, shift: float
+) -> Float[Tensor, "*n k"]:
+    """scale · |v|^power · sign(v) of v = GELU(u + shift), where u has mean 0 and variance 1.
+
+    Equation 5 of the paper. It keeps the order of all classes for which u + shift is above 0.
+    """
+    standardised = F.layer_norm(logits, logits.shape[-1:])
+    clamped = F.gelu(standardised + shift)
+    return scale * clamped.abs().pow(power) * clamped.sign()
+
+
+class Mixture(nn.Module):
+    """log((1 − weight) · softmax(accurate) + weight · softmax(robust, sharpened)).
+
+    Everything in it is differentiable, and nothing about it is hidden: an attack on the mixture
+    differentiates through both networks and the transformation between them.
+
+    Args:
+        robust, accurate: images (N, C, H, W) → logits (N, K), the same classes in the same order.
+        weight: of the robust network, 0 to 1. Above ½ the robust network can outvote the
+            accurate one, but not the reverse.
+        scale: above 0; None leaves the robust network's logits as they are, so that
+            probabilities are simply averaged.
+        power: at least 1.
+        shift: any number; see `sharpened`.
+
+    Raises:
+        InputError: a parameter out of its range.
+    """
+
+    def __init__(
+        self,
+        robust: nn.Module,
+        accurate: nn.Module,
+        *,
+        weight: float = 0.5,
+        scale: float | None = None,
+        power: float = 1.0,
+        shift: float = 0.0,
+    ):
+        super().__init__()
+        for name, value, good, says in (
+            ("weight", weight, lambda v: 0 <= v <= 1, "from 0 to 1"),
+            ("scale", 1.0 if scale is None else scale, lambda v: v > 0, "above 0"),
+            ("power", power, lambda v: v >= 1, "of at least 1"),
+            ("shift", shift, lambda v: True, "that is finite"),
+        ):
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if not (number and math.isfinite(value) and good(value)):
+                raise InputError(f"{name} of a mixture must be a number {says}, not {value!r}")
+        self.robust, self.accurate = robust, accurate
+        self.weight, self.scale, self.power, self.shift = weight, scale, power, shift
+
+    def extra_repr(self) -> str:
+        return f"weight={self.weight}, scale={self.scale}, power={self.power}, shift={self.shift}"
+
+    def forward(self, images: Images) -> Float[Tensor, "n k"]:
+        robust, accurate = self.robust(images).float(), self.accurate(images).float()
+        if self.scale is not None:
+            robust = sharpened(robust, self.scale, self.power, self.shift)
+        # In logarithms, so that a class of tiny probability still has a gradient.
+        return torch.logaddexp(
+            F.log_softmax(robust, 1) + _log(self.weight),
+            F.log_softmax(accurate, 1) + _log(1 - self.weight),
+        )
+
+
+def _log(value: float) -> float:
+    return math.log(value) if value else -math.inf

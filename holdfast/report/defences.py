@@ -1,0 +1,149 @@
+"""What a page shows of a defence: its figures by what the attacker knows, and what it does to a few
+images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from ..errors import InputError
+from ..evaluation.strips import FILE
+from . import pictures, words
+from .runs import Accuracy, DrawFigure, Evaluation
+
+# The pictures of a strip, in the order of the answers in the file.
+FRAMES = (
+    ("clean", "as it is", "the network"),
+    ("unaware", "attacked, the defence unknown", "the network"),
+    ("unaware_shown", "what the defence makes of it", "the defended model"),
+    ("adaptive", "attacked, the defence known", "the network"),
+    ("adaptive_shown", "what the defence makes of it", "the defended model"),
+)
+
+
+@dataclass(frozen=True)
+class Frame:
+    picture: str
+    what: str
+    whose: str  # answer it is
+    answer: str
+    confidence: str
+    wrong: bool
+
+
+@dataclass(frozen=True)
+class Strip:
+    index: int
+    label: str
+    frames: list[Frame]
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """An attacker, and what he leaves standing."""
+
+    attacker: str
+    attack: str
+    accuracy: Accuracy
+
+
+@dataclass(frozen=True)
+class Defended:
+    names: list[str]
+    rows: list[Knowledge]
+    draws: list[DrawFigure]
+    strips: list[Strip]
+    note: str
+
+
+@dataclass(frozen=True)
+class TableRow:
+    number: int
+    run: Evaluation
+    model: str
+    names: str
+    search: str
+
+
+def defended(run: Evaluation) -> Defended | None:
+    """The section on a run's defences; None for a model without any.
+
+    Raises:
+        InputError: the file of strips is damaged, or shows images that the verdicts do not hold.
+    """
+    if not run.defences and not run.draws:
+        return None
+    rows = [Knowledge("none", "clean images", run.standard)]
+    if run.unaware is not None:
+        rows.append(Knowledge("does not know of the defence", run.unaware_attack, run.unaware))
+    rows.append(Knowledge("knows all of it", f"suite {run.suite}", run.robust))
+    strips, note = _strips(run)
+    return Defended(run.defences, rows, run.draws, strips, note)
+
+
+def defence_table(runs: Sequence[Evaluation]) -> list[TableRow]:
+    """Defended runs beside each other and beside the bare models; empty where none is defended."""
+    if not any(run.defences for run in runs):
+        return []
+    return [
+        TableRow(
+            number,
+            run,
+            run.model or run.path.resolve().name,
+            ", then ".join(run.defences) or "none",
+            f"{run.suite or words.NONE} · {run.threat}",
+        )
+        for number, run in enumerate(runs, 1)
+    ]
+
+
+def _strips(run: Evaluation) -> tuple[list[Strip], str]:
+    path = run.path / FILE
+    if not path.exists() or run.verdicts is None:
+        return [], ""
+    tensors = _read(path)
+    images = tensors["clean"]
+    if images.shape[1] not in (1, 3):
+        return [], f"Images of {images.shape[1]} channels cannot be shown; 1 or 3 can."
+    row_of = {int(index): row for row, index in enumerate(run.verdicts.index)}
+    strips = []
+    for i, index in enumerate(tensors["index"].tolist()):
+        if index not in row_of:
+            raise InputError(f"{path} shows image {index}, which has no row in verdicts.csv")
+        label = int(run.verdicts.label[row_of[index]])
+        frames = [
+            Frame(
+                picture=pictures.png(tensors[name][i]),
+                what=what,
+                whose=whose,
+                answer=run.class_name(int(tensors["answers"][i, place])),
+                confidence=words.percent(float(tensors["confidences"][i, place])),
+                wrong=int(tensors["answers"][i, place]) != label,
+            )
+            for place, (name, what, whose) in enumerate(FRAMES)
+        ]
+        strips.append(Strip(index, run.class_name(label), frames))
+    return strips, ""
+
+
+def _read(path: Path) -> dict[str, np.ndarray]:
+    try:
+        tensors = load_file(path)
+        shapes = {tensors[name].shape for name, _, _ in FRAMES}
+        answers = {tensors[name].shape for name in ("answers", "confidences")}
+        count = tensors["index"].shape
+    except KeyError as error:
+        raise InputError(f"{path} holds no tensor {error}") from None
+    except (SafetensorError, OSError, ValueError, TypeError) as error:
+        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    (first, *others), wanted = sorted(shapes), (*count, len(FRAMES))
+    if others or len(first) != 4 or first[:1] != count or answers != {wanted}:
+        raise InputError(f"{path}: its pictures, answers and indices do not belong together")
+    if not all(np.isfinite(tensors[name]).all() for name, _, _ in FRAMES):
+        raise InputError(f"{path} holds images with values that are not finite")
+    return tensors

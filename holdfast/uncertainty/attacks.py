@@ -1,0 +1,311 @@
+"""Attacks on uncertainty: one ascent for every goal, and a search whose results are verified.
+
+The search may look at a fast twin; a point counts only once the *original* model, in its own
+precision, has answered on it, the goal's condition holds there, and it lies in the ball and the
+box. So every figure measured on what `seek` returns is the original model's.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
+
+from .. import draws
+from ..attacks.base import Attack, Items, Model, Oracle, State, common_state, pick
+from ..checks import check_images, check_labels
+from ..errors import InputError
+from ..threat import Images, Threat, per_item
+from .goals import Goal, Outputs
+
+Report = Callable[[float], None]  # share of the work done
+BACKTRACKS = 5  # halvings of the way to a point that the original refused
+
+
+class Ascent(Attack):
+    """Projected ascent on a goal among the points where its condition holds.
+
+    Where the condition does not hold, the step restores it instead: the *selective* variant of
+    Bryniarski, Hingun, Pachuca, Wang & Carlini, "Evading adversarial example detection defenses
+    with orthogonal projected gradient descent", ICLR 2022. With `orthogonal`, the step's gradient
+    is also made orthogonal to the other objective's, so that neither undoes the other. Steps
+    shrink geometrically from ε/2 to ε/50: the condition's boundary is met ever more closely.
+
+    Args:
+        goal: what to raise.
+        steps: moves; the end is looked at too.
+        orthogonal: as above.
+        aim: a value at which an item has all it wants; None never has.
+        slack: by how much the condition must hold during the search, in its own units: what a
+            fast twin may be wrong by.
+
+    In its state, `targets` are the classes answered on the clean images, `value` is the best
+    value so far, and `score` falls below 0 once the aim is exceeded.
+
+    Cost: steps + 1 forwards and as many backwards; twice that with `orthogonal`.
+    """
+
+    norms = frozenset({"linf", "l2", "l1"})
+    targeted = True
+    FIRST, LAST = 0.5, 0.02  # lengths of the first and the last step, in ε
+
+    def __init__(
+        self,
+        goal: Goal,
+        *,
+        steps: int = 20,
+        orthogonal: bool = False,
+        aim: float | None = None,
+        slack: float = 0.0,
+    ):
+        if steps < 1:
+            raise InputError(f"steps must be at least 1, not {steps}")
+        super().__init__(goal=goal.name, steps=steps, orthogonal=orthogonal, aim=aim, slack=slack)
+        self.goal, self.steps, self.orthogonal, self.slack = goal, steps, orthogonal, slack
+        self.aim = torch.inf if aim is None else aim
+        self.name = goal.name + ("-orthogonal" if orthogonal else "")
+        self.looks = steps + 1
+        # From a table: computed in a batch, powers depend on its size in their last bit.
+        ratio = self.LAST / self.FIRST
+        self.lengths = torch.tensor([self.FIRST * ratio ** (k / steps) for k in range(steps + 1)])
+
+    def start(self, items: Items, threat: Threat) -> State:
+        self.check_norm(threat)
+        nothing = torch.full_like(items.eps, -torch.inf)
+        return common_state(items, items.images) | {"value": nothing}
+
+    def step(self, model: Oracle, state: State, threat: Threat) -> State:
+        goal, point = self.goal, state["point"]
+
+        def climbed(outputs: Outputs) -> Tensor:
+            kept = goal.kept(outputs, state)
+            return torch.where(kept > self.slack, goal.value(outputs, state), kept)
+
+        gradient, outputs, _ = model.gradient(point, climbed)
+        holds = goal.kept(outputs, state) > self.slack
+        if self.orthogonal:
+
+            def undone(outputs: Outputs) -> Tensor:
+                return torch.where(holds, goal.kept(outputs, state), goal.value(outputs, state))
+
+            gradient = _orthogonal(gradient, model.gradient(point, undone)[0])
+        value = torch.where(holds, goal.value(outputs, state), -torch.inf)
+        value = value.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        better = value > state["value"]
+        best_value = torch.where(better, value, state["value"])
+        length = state["eps"] * self.lengths.to(state["eps"])[state["age"]]
+        moved = point + per_item(length, point) * threat.table.steepest(gradient, point)
+        return {
+            **state,
+            "value": best_value,
+            "best": pick(better, point, state["best"]),
+            "score": torch.where(best_value > self.aim, -1.0, 1.0),
+            "point": threat.project(moved, state["x"], state["eps"]),
+            "finished": state["age"] >= self.steps,
+            "age": state["age"] + 1,
+        }
+
+    def __call__(
+        self,
+        model: Model,
+        images: Images,
+        labels: Int64[Tensor, " n"],
+        threat: Threat,
+        *,
+        targets: Int64[Tensor, " n"] | None = None,
+        seed: int = 0,
+        batch_size: int = 128,
+    ) -> Images:
+        """Run it alone: the images that `seek` finds. `targets` are the answers to hold."""
+        found = seek(
+            self, model, images, labels, threat, held=targets, seed=seed, batch_size=batch_size
+        )
+        return found.images
+
+
+def _orthogonal(gradient: Images, other: Images) -> Images:
+    """`gradient` without its part along `other`, item by item; as it is where that leaves 0."""
+    # Scaled to unit length in float64: the squares of tiny gradients underflow.
+    g, o = gradient.flatten(1).double(), other.flatten(1).double()
+    o = o / o.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    rest = g - (g * o).sum(1, keepdim=True) * o
+    vanished = rest.norm(dim=1, keepdim=True) <= 1e-6 * g.norm(dim=1, keepdim=True)
+    return torch.where(vanished, g, rest).to(gradient).view_as(gradient)
+
+
+class Found(NamedTuple):
+    """What a search found, an image a row; all of it said by the original model.
+
+    Attributes:
+        images: (N, C, H, W) in the ball and the box; the start where nothing better was found.
+        outputs: (N, O) of the original model on them.
+        holds: bool (N,), whether the goal's condition holds there.
+        moved: bool (N,), whether the search improved on the start.
+    """
+
+    images: Float[Tensor, "n c h w"]
+    outputs: Outputs
+    holds: Bool[Tensor, " n"]
+    moved: Bool[Tensor, " n"]
+
+
+def seek(
+    attack: Ascent,
+    model: Model,
+    images: Images,
+    labels: Int64[Tensor, " n"],
+    threat: Threat,
+    *,
+    search: Model | None = None,
+    held: Int64[Tensor, " n"] | None = None,
+    starts: Images | None = None,
+    items: Int64[Tensor, " n"] | None = None,
+    samples: int = 1,
+    seed: int = 0,
+    batch_size: int = 128,
+    device: torch.device | str = "cpu",
+    report: Report = lambda share: None,
+) -> Found:
+    """Climb a goal on every image in full batches, and verify what was found on the original.
+
+    A point that the original refuses is drawn back towards its start, by halves, until it is
+    accepted; where none is, the start itself is returned.
+
+    Args:
+        attack: what to climb.
+        model: the original, in eval mode on `device`: images to outputs, in full precision.
+        images, labels: (N, C, H, W) in [0, 1] and (N,).
+        threat: ball, around `images`, and box.
+        search: a twin to look at; None: the original.
+        held: (N,), for a goal that `holds_answers`: which; None: the original's on `images`.
+        starts: where to start, inside the ball, such as images that are broken already; None:
+            `images`.
+        items: the number of each image in its data set, to which the draws of random models
+            belong (`holdfast.draws.fixed_draws`); None: 0 … N−1.
+        samples: draws of a random model that every look, and the verdict, averages over.
+        report: told how far the work is.
+
+    Raises:
+        InputError: bad images or labels; starts outside the ball or the box.
+    """
+    check_images(images)
+    check_labels(labels, len(images))
+    attack.check_norm(threat)
+    begin = images if starts is None else starts
+    if not bool(threat.contains(begin, images).all()):
+        raise InputError("starts must lie inside the ball around their images, and in the box")
+    items = torch.arange(len(images)) if items is None else items.cpu()
+
+    def ask(x: Images, rows: Tensor) -> Outputs:
+        original, answers = Oracle(model, samples), []
+        for part, own in zip(x.split(batch_size), rows.split(batch_size), strict=True):
+            original.seeds = draws.item_seeds(seed, "verdict", items[own])
+            answers.append(original.logits(part.to(device)).cpu())
+        return torch.cat(answers)
+
+    everything = torch.arange(len(images))
+    first = ask(begin, everything)
+    if held is None:
+        held = labels
+        if attack.goal.holds_answers:
+            held = (first if starts is None else ask(images, everything)).argmax(1)
+    asked = Items(
+        images=images,
+        labels=labels,
+        targets=held,
+        eps=threat.radii(images),
+        seeds=draws.item_seeds(seed, items, attack.name, 0, held),
+    )
+    oracle = Oracle(search or model, samples)
+    best = _climb(attack, oracle, asked, begin, threat, batch_size, device, report)
+    return _verified(attack.goal, ask, asked, begin, first, best, threat)
+
+
+def _climb(
+    attack: Ascent,
+    oracle: Oracle,
+    asked: Items,
+    begin: Images,
+    threat: Threat,
+    batch_size: int,
+    device: torch.device | str,
+    report: Report,
+) -> Images:
+    """The best point that the search believes in; the start where it believes in none."""
+    best = begin.clone()
+    queue = deque(range(len(asked)))
+    rows = torch.zeros(0, dtype=torch.int64)
+    state: State = {}
+    total, looked = len(asked) * attack.looks, 0
+    while queue or len(rows):
+        room = min(batch_size - len(rows), len(queue))
+        if room > 0:
+            fresh = torch.tensor([queue.popleft() for _ in range(room)])
+            part = asked.select(fresh)
+            on_device = Items(
+                images=part.images.to(device),
+                labels=part.labels.to(device),
+                targets=part.targets.to(device),
+                eps=part.eps.to(device),
+                seeds=part.seeds.to(device),
+            )
+            started = attack.start(on_device, threat)
+            started["point"] = started["best"] = begin[fresh].to(device)
+            state = (
+                {k: torch.cat([v, started[k]]) for k, v in state.items()} if len(rows) else started
+            )
+            rows = torch.cat([rows, fresh])
+        oracle.prepare(state)
+        state = attack.step(oracle, state, threat)
+        looked += len(rows)
+        leaving = (state["finished"] | (state["score"] < 0)).cpu()
+        if bool(leaving.any()):
+            best[rows[leaving]] = state["best"][leaving.to(device)].cpu()
+            # What those that leave early do not need any more counts as done.
+            looked += int((attack.looks - state["age"].cpu()[leaving]).clamp_min(0).sum())
+            rows = rows[~leaving]
+            state = {k: v[~leaving.to(device)] for k, v in state.items()}
+        report(min(looked / total, 1.0))
+    return best
+
+
+def _verified(
+    goal: Goal,
+    ask: Callable[[Images, Tensor], Outputs],
+    asked: Items,
+    begin: Images,
+    first: Outputs,
+    best: Images,
+    threat: Threat,
+) -> Found:
+    """The best points as far as the original accepts them."""
+
+    def judged(outputs: Outputs, rows: Tensor) -> tuple[Tensor, Tensor]:
+        state = {"labels": asked.labels[rows], "targets": asked.targets[rows]}
+        return goal.kept(outputs, state) > 0, goal.value(outputs, state)
+
+    everything = torch.arange(len(asked))
+    images, outputs = begin.clone(), first.clone()
+    holds, value = judged(first, everything)
+    moved = torch.zeros(len(asked), dtype=torch.bool)
+    held_before = holds.clone()
+    rows = (best != begin).flatten(1).any(1).nonzero().squeeze(1)
+    points = best[rows]
+    for _ in range(BACKTRACKS + 1):
+        if not len(rows):
+            break
+        answer = ask(points, rows)
+        kept, reached = judged(answer, rows)
+        legal = threat.contains(points, asked.images[rows], asked.eps[rows])
+        accepted = legal & kept & ((reached > value[rows]) | ~held_before[rows])
+        where = rows[accepted]
+        images[where], outputs[where] = points[accepted], answer[accepted]
+        holds[where] = moved[where] = True
+        rows = rows[~accepted]
+        # Ball and box are convex: whatever lies between two of their points is inside.
+        points = begin[rows] + (points[~accepted] - begin[rows]) / 2
+    return Found(images, outputs, holds, moved)

@@ -1,0 +1,118 @@
+"""The training benchmarks measure what they say, shown on runs of seconds."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import digits, tiny
+
+import holdfast as hf
+from holdfast import data as datasets
+from holdfast.models import load_checkpoint
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+import collapse
+import speed_page
+import training_profile
+
+RECIPE = """
+model: {architecture: small-cnn, arguments: {width: 3}}
+threat: {eps: 0.1}
+augment: {crop_padding: 1}
+validation: {images: 20, steps: 2}
+batch_size: 16
+averaging: 0.9
+precision: float32
+"""
+
+
+@pytest.fixture
+def recipe(tmp_path) -> Path:
+    file = tmp_path / "tiny.yaml"
+    file.write_text(RECIPE)
+    return file
+
+
+def run(monkeypatch, module, *arguments) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    monkeypatch.setattr(datasets, "load", lambda source: digits())
+    module.main()
+
+
+def test_the_profile_counts_operations_and_accounts_for_all_time(tmp_path, monkeypatch, recipe):
+    out = tmp_path / "profile.json"
+    run(
+        monkeypatch,
+        training_profile,
+        *("--recipe", recipe, "--device", "cpu", "--steps", 4, "--sizes", 64, "--out", out),
+    )
+    result = json.loads(out.read_text())
+    ours, plain = result["steps"]
+    assert (ours["objective"], plain["objective"]) == ("n-fgsm", "standard")
+    # Multiply-adds of the passes over 16 images of 8×8, two operations each: convolutions of
+    # 1→3, 3→6 at half resolution, 6→6, then a linear layer of 24→10.
+    forward = 16 * 2 * (64 * 27 + 16 * 162 + 16 * 324 + 240)
+    first = 16 * 2 * 64 * 27  # whose input needs no gradient in training
+    assert plain["gflop_per_step"] * 1e9 == pytest.approx(3 * forward - first)
+    assert ours["gflop_per_step"] * 1e9 == pytest.approx(5 * forward - first)
+    for step in (ours, plain):
+        assert step["tflops"] == pytest.approx(step["gflop_per_step"] / step["step_ms"], rel=1e-6)
+        assert step["share_of_matmul_rate"] == pytest.approx(
+            step["tflops"] / result["matmul_tflops"]
+        )
+        assert step["phases_ms"].keys() == {
+            *("batch", "attack", "forward", "backward", "optimiser", "averaging", "rest")
+        }
+        assert all(value > 0 for value in step["phases_ms"].values())
+        assert step["kinds_ms"]["convolutions"] > 0
+        assert step["kinds_ms"]["batch norm"] > 0
+    assert ours["phases_ms"]["attack"] > 5 * plain["phases_ms"]["attack"]
+    page = "\n".join(speed_page.tables([result]))
+    assert f"| standard | {plain['images_per_second']:.0f} |" in page
+    assert f"| attack | {ours['phases_ms']['attack']:.1f} |" in page
+
+
+def test_the_matrix_rate_is_near_that_of_a_timed_product():
+    rate = training_profile.matmul_rate(torch.device("cpu"), (256,), seconds=0.05)
+    assert 1e8 < rate < 1e15
+
+
+def test_the_page_says_so_when_nothing_was_measured():
+    assert "Not measured yet" in speed_page.tables([])[0]
+
+
+def test_collapse_measures_the_last_and_the_best_weights(tmp_path, monkeypatch, recipe):
+    out, runs = tmp_path / "collapse.json", tmp_path / "runs"
+    arguments = ("--recipe", recipe, "--budget", "2m", "--set", "epochs=3", "--limit", 24)
+    more = ("--eps", "0.1:2", "--runs", runs, "--device", "cpu", "--out", out)
+    # A made-up clock would be another test's: here the budget is dropped, the epochs stay.
+    monkeypatch.setattr(collapse, "load_recipe", lambda file, changes: tiny(epochs=3))
+    run(monkeypatch, collapse, *arguments, *more)
+    result = json.loads(out.read_text())
+    assert [row["seed"] for row in result["rows"]] == [0, 1]
+    validation = digits().validation
+    images = datasets.to_tensor(validation.images)
+    labels = torch.from_numpy(validation.labels)
+    for row in result["rows"]:
+        folder = runs / f"eps-0.1-seed-{row['seed']}"
+        last = collapse.final_model(folder)
+        held = load_file(folder / "checkpoints" / "latest.safetensors")
+        assert torch.equal(last.linear.weight, held["average.linear.weight"])
+        attack = hf.attacks.PGD(steps=50, step_size=0.1, loss="margin")
+        threat = hf.Threat("linf", 0.1)
+        for key, model in (("last", last), ("best", load_checkpoint(folder / "model"))):
+            points = attack(model, images, labels, threat, seed=row["seed"], batch_size=250)
+            with torch.no_grad():
+                standing = float((model(points).argmax(1) == labels).float().mean())
+            assert row[key]["pgd50_accuracy"] == pytest.approx(standing)
+        assert row["fall"] == pytest.approx(
+            row["best"]["pgd50_accuracy"] - row["last"]["pgd50_accuracy"]
+        )
+        assert row["holds"] is (row["fall"] <= 0.03)
+    assert result["n"] == 24
+    assert result["split"] == "validation"
