@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .. import data as datasets
 from ..data.base import DataSet
-from .loop import TrainingResult, fit_recipe
+from .fit import TrainingResult, fit_recipe
 from .recipe import Recipe, load_recipe
 
 __all__ = ["Recipe", "TrainingResult", "fit_recipe", "load_recipe", "train"]
@@ -22,6 +22,7 @@ def train(
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
+    log: Sequence[str] = (),
 ) -> TrainingResult:
     """Train a model by a recipe.
 
@@ -30,7 +31,7 @@ def train(
         data: a folder (see `holdfast.data.load`), `digits`, or a loaded data set.
         out: the run folder; the same call goes on where it was interrupted.
         changes: `key=value` overrides of a recipe file, dots for nesting.
-        seed, device, progress: as in `fit_recipe`.
+        seed, device, progress, log: as in `fit_recipe`.
 
     Returns:
         the trained model, in eval mode, and its validation figures.
@@ -42,4 +43,4 @@ def train(
         recipe = load_recipe(recipe, changes)
     if not isinstance(data, DataSet):
         data = datasets.load(data)
-    return fit_recipe(recipe, data, out, seed=seed, device=device, progress=progress)
+    return fit_recipe(recipe, data, out, seed=seed, device=device, progress=progress, log=log)

@@ -1,4 +1,4 @@
-"""Optimisers: Nesterov SGD, and Muon for convolutions."""
+"""Optimisers: Nesterov SGD, Muon for convolutions, and Adam."""
 
 from __future__ import annotations
 
@@ -9,9 +9,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from .averaging import batch_norms
+
 if TYPE_CHECKING:
     from .recipe import OptimiserSpec
 
+# What an optimiser keeps for a weight: all of it has to survive in a checkpoint.
+STATE = ("momentum_buffer", "exp_avg", "exp_avg_sq", "step")
 # An odd polynomial that lifts small singular values fastest and keeps all of them near 1
 # (the figures of the publication).
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
@@ -101,17 +105,31 @@ class Muon(torch.optim.Optimizer):
 def optimiser_for(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
     """The optimiser that a recipe asks for; every group has its `peak` learning rate."""
     matrices = [p for p in model.parameters() if p.ndim > 1]
-    vectors = [p for p in model.parameters() if p.ndim <= 1]
+    biases = [norm.bias for norm in batch_norms(model)] if spec.bias_rate != 1 else []
+    vectors = [p for p in model.parameters() if p.ndim <= 1 and not any(p is b for b in biases)]
     decay, rate = spec.weight_decay, spec.learning_rate
-    plain = {"params": vectors, "weight_decay": 0.0, "peak": rate}
+    plain = [
+        {"params": vectors, "weight_decay": 0.0, "peak": rate},
+        {"params": biases, "weight_decay": 0.0, "peak": rate * spec.bias_rate},
+    ]
     if spec.name == "sgd":
-        groups = [{"params": matrices, "weight_decay": decay, "peak": rate}, plain]
-        return torch.optim.SGD(groups, lr=rate, momentum=spec.momentum, nesterov=spec.momentum > 0)
+        groups = [{"params": matrices, "weight_decay": decay, "peak": rate}, *plain]
+        return torch.optim.SGD(
+            [group for group in groups if group["params"]],
+            lr=rate,
+            momentum=spec.momentum,
+            nesterov=spec.momentum > 0,
+        )
+    if spec.name == "adam":
+        groups = [{"params": matrices, "weight_decay": decay, "peak": rate}, *plain]
+        return torch.optim.AdamW(
+            [group for group in groups if group["params"]], lr=rate, betas=(spec.momentum, 0.999)
+        )
     convolutions = [p for p in matrices if p.ndim == 4]
     others = [p for p in matrices if p.ndim != 4]
     groups = [
         {"params": convolutions, "orthogonalise": True, "peak": spec.matrix_rate},
         {"params": others, "weight_decay": decay, "peak": rate},
-        plain,
+        *plain,
     ]
     return Muon([g for g in groups if g["params"]], lr=rate, momentum=spec.momentum)

@@ -1,0 +1,117 @@
+"""What each step trains on: a function of the run's seed and the step's number alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from .. import draws
+from ..data.augment import Augment
+from ..data.base import Split
+from ..data.extra import ExtraImages
+from ..errors import InputError
+from .objectives import Batch
+
+FORMAT = torch.channels_last  # of images and weights: what fast convolutions want
+
+# rows (on the CPU) → uint8 images (N, C, H, W) and labels, on the run's device
+Take = Callable[[Int64[Tensor, " n"]], tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]]
+
+
+class _Source:
+    """An endless sequence of images in random order, `size` of them a step.
+
+    Args:
+        take: the images of some rows.
+        count: how many rows there are. Each is seen once a pass; what is left over after a pass's
+            last whole step is left out.
+    """
+
+    def __init__(self, take: Take, count: int, size: int, augment: Augment, seed: int):
+        self.take, self.count, self.size = take, count, size
+        self.augment, self.seed = augment, seed
+        self.order: tuple[int, Tensor] = (-1, torch.empty(0))
+
+    def batch(self, step: int, share: slice) -> Batch:
+        """Some rows of what belongs to a step."""
+        number, place = divmod(step, self.count // self.size)
+        if self.order[0] != number:
+            shuffle = torch.Generator().manual_seed(
+                int(draws.item_seeds(self.seed, "order", number))
+            )
+            self.order = (number, torch.randperm(self.count, generator=shuffle))
+        rows = self.order[1][place * self.size : (place + 1) * self.size][share]
+        images, labels = self.take(rows)
+        images = self.augment(images, rows, number, self.seed)
+        seeds = draws.item_seeds(self.seed, "perturb", number, rows).to(images.device)
+        return Batch((images.float() / 255).contiguous(memory_format=FORMAT), labels, seeds)
+
+
+class Feed:
+    """Batches of the data's own images, with a share of extra ones mixed into each.
+
+    Args:
+        split: the own images; they live on the device.
+        batch_size: over all processes.
+        extra: other images, which stay where they are.
+        share: of each batch that is extra.
+        rank, world: which process this is, of how many; each gets its share of every batch.
+
+    Raises:
+        InputError: fewer images than a batch needs, or a share that leaves none of either kind.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        batch_size: int,
+        augment: Augment,
+        seed: int,
+        device: torch.device,
+        *,
+        extra: ExtraImages | None = None,
+        share: float = 0.0,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if len(split) < batch_size:
+            raise InputError(
+                f"batch_size {batch_size} is more than the {len(split)} images to train on"
+            )
+        # An epoch is as many images as the data has, whatever share of them is extra.
+        self.steps_per_epoch = len(split) // batch_size
+        self.share = slice(rank, None, world)
+        images = torch.from_numpy(split.images).to(device)
+        labels = torch.from_numpy(split.labels).to(device)
+
+        def own(rows: Tensor) -> tuple[Tensor, Tensor]:
+            rows = rows.to(device)
+            return images[rows], labels[rows]
+
+        others = 0 if extra is None else round(share * batch_size)
+        if extra is not None and not 0 < others < batch_size:
+            raise InputError(
+                f"extra.share {share:g} of a batch of {batch_size} leaves none of one kind"
+            )
+        self.sources = [_Source(own, len(split), batch_size - others, augment, seed)]
+        if extra is not None:
+            if len(extra) < others:
+                raise InputError(f"there are {len(extra)} extra images, {others} go into a batch")
+            held = extra
+            extra_labels = torch.from_numpy(held.labels)
+
+            def more(rows: Tensor) -> tuple[Tensor, Tensor]:
+                found = torch.from_numpy(held.take(rows.numpy()))
+                return found.to(device), extra_labels[rows].to(device)
+
+            other_seed = int(draws.item_seeds(seed, "extra"))
+            self.sources.append(_Source(more, len(extra), others, augment, other_seed))
+
+    def batch(self, step: int, whole: bool = False) -> Batch:
+        """This process's share of the batch that belongs to a step, or all of it."""
+        share = slice(None) if whole else self.share
+        parts = [source.batch(step, share) for source in self.sources]
+        return parts[0] if len(parts) == 1 else Batch(*map(torch.cat, zip(*parts, strict=True)))

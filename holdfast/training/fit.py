@@ -1,0 +1,178 @@
+"""A training run, from its recipe to its result."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from ..data.base import DataSet
+from ..errors import HoldfastError, InputError
+from ..files import write_json
+from ..models import load_checkpoint
+from ..progress import ProgressLine
+from ..runs import circumstances, claimed, digest, identity, open_run, withdraw_run
+from .loop import Trainer
+from .recipe import Recipe
+from .tracking import check_trackers
+from .validation import kept
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+@dataclass(frozen=True)
+class TrainingResult:
+    """How a run ended; the model is in `run / "model"`."""
+
+    run: Path
+    model: nn.Module
+    epochs: float
+    steps: int
+    seconds: float
+    validation: dict[str, float | int]
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+
+def fit_recipe(
+    recipe: Recipe,
+    data: DataSet,
+    out: Path | str,
+    *,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = False,
+    log: Sequence[str] = (),
+) -> TrainingResult:
+    """Train by a recipe into a run folder, or go on where the same command was interrupted.
+
+    Under torchrun or Slurm, all processes train one model together; another number of them may go
+    on with a run.
+
+    Args:
+        recipe: fixes the run completely, together with data and seed.
+        data: images and labels; `validation` chooses the weights that are kept, `test` is not
+            looked at.
+        out: the run folder: `model/`, `metrics.csv`, `result.json`, `checkpoints/`.
+        seed: of initial weights, order, augmentation and attacks.
+        device: `cpu`, `cuda`, …; by default the best there is.
+        progress: show a progress bar (plain lines where there is no terminal).
+        log: trackers besides metrics.csv: `tensorboard`, `mlflow`.
+
+    Raises:
+        InputError: `out` holds another run; a bad recipe; a budget too short for one epoch; a
+            tracker that is not installed.
+    """
+    check_trackers(log)
+    fabric = _fabric(recipe, device)
+    split = data.split(recipe.train_on)
+    run = Path(out)
+    # It refuses a recipe that does not fit the data, so it comes before anything is written.
+    trainer = Trainer(recipe, data, run, seed, fabric, log)
+    asked = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name}
+    key = identity(
+        **asked,
+        images=digest(split.images, split.labels, data.validation.images),
+        # What a recipe names by its place is known by its content.
+        **({"extra": trainer.extra.digest} if trainer.extra else {}),
+        **({"helper": trainer.objective.fingerprint} if trainer.objective.fingerprint else {}),
+    )
+    told = {"asked": asked, "pixels": split.pixels, **circumstances(fabric.device)}
+    with claimed(run) if fabric.is_global_zero else nullcontext():
+        return _fit(trainer, key, told, progress)
+
+
+def _fit(trainer: Trainer, key: str, told: dict[str, Any], progress: bool) -> TrainingResult:
+    """Train in a run folder that no other process works on."""
+    recipe, fabric, run = trainer.recipe, trainer.fabric, trainer.run
+    if fabric.is_global_zero:
+        open_run(run, "train", key, told)
+    fabric.barrier()
+    with ProgressLine(
+        f"training {recipe.model.architecture}", progress and fabric.is_global_zero
+    ) as line:
+        if trainer.restore("latest") or trainer.restore("good"):
+            epoch = trainer.schedule.steps / trainer.steps_per_epoch
+            line.say(f"going on from epoch {epoch:.2f} in {run}")
+        try:
+            trainer.fit(line)
+        except HoldfastError:
+            if fabric.is_global_zero:
+                withdraw_run(run)
+            raise
+    schedule = trainer.schedule
+    validation = {**kept(trainer.best), "n": len(trainer.validator)}
+    epochs = schedule.steps / trainer.steps_per_epoch
+    if fabric.is_global_zero:
+        write_json(
+            run / "result.json",
+            {
+                "schema": "holdfast/training/1",
+                "status": "complete",
+                "identity": key,
+                "model": "model",
+                "data": {
+                    "name": told["asked"]["data"],
+                    "split": recipe.train_on,
+                    "pixels": told["pixels"],
+                },
+                "epochs": epochs,
+                "steps": schedule.steps,
+                "seconds": schedule.spent_seconds,
+                "images_per_second": sum(r["images_per_second"] for r in trainer.rows)
+                / len(trainer.rows),
+                "best_epoch": trainer.best["epoch"],
+                "validation": validation,
+                "events": trainer.events,
+                "seed": trainer.seed,
+            },
+        )
+    fabric.barrier()
+    return TrainingResult(
+        run,
+        load_checkpoint(run / "model"),
+        epochs,
+        schedule.steps,
+        schedule.spent_seconds,
+        validation,
+        trainer.events,
+    )
+
+
+def _fabric(recipe: Recipe, device: str | None) -> Fabric:
+    """Where and in what precision to compute, alone or as one of several processes."""
+    from lightning.fabric import Fabric  # takes seconds to import
+
+    # Its remarks on precision are in the recipe already; standard error is for errors.
+    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    processes, nodes = _launched()
+    try:
+        fabric = Fabric(
+            accelerator=device or "auto",
+            devices=processes // nodes,
+            num_nodes=nodes,
+            strategy="ddp" if processes > 1 else "auto",
+            precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
+        )
+    except (RuntimeError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise InputError(f"device {device or 'auto'!r} cannot be used: {said}") from None
+    if processes > 1:
+        fabric.launch()
+    return fabric
+
+
+def _launched() -> tuple[int, int]:
+    """Processes and nodes, as torchrun or Slurm started them; (1, 1) for one by itself."""
+    told = os.environ
+    if "WORLD_SIZE" in told:
+        processes = int(told["WORLD_SIZE"])
+        return processes, processes // int(told.get("LOCAL_WORLD_SIZE", processes))
+    return int(told.get("SLURM_NTASKS", 1)), int(told.get("SLURM_NNODES", 1))

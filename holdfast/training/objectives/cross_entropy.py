@@ -1,0 +1,52 @@
+"""Cross-entropy: on clean images, and on the end of an attack."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import nn
+
+from ...attacks import FGSM, PGD
+from ...threat import Images, Threat
+from .base import Batch, Loss, Network, Objective, perturb
+
+
+class Standard(Objective):
+    """Cross-entropy on clean images."""
+
+    def __init__(self, *, label_smoothing: float = 0.0):
+        self.label_smoothing = label_smoothing
+
+    def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
+        logits = model(points)
+        value = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        return Loss(value, logits.detach())
+
+
+class NFGSM(Standard):
+    """N-FGSM: noise of ±`noise` ε, then one step of `step` ε, nothing clipped to the ball.
+
+    De Jorge et al., "Make some noise: reliable and efficient single-step adversarial training",
+    NeurIPS 2022. One extra forward and backward a batch. After a collapse, the step is taken in
+    several parts.
+    """
+
+    def __init__(self, *, noise: float = 2.0, step: float = 1.0, label_smoothing: float = 0.0):
+        super().__init__(label_smoothing=label_smoothing)
+        self.noise, self.step = noise, step
+
+    def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
+        parts = 1 + self.caution
+        attack = FGSM(step=self.step / parts, noise=self.noise, clip=False)
+        return perturb(model, batch, attack, threat, parts)
+
+
+class PGDTraining(Standard):
+    """Madry et al., ICLR 2018: cross-entropy on the end of `steps` PGD steps of `step_size` ε."""
+
+    def __init__(self, *, steps: int = 10, step_size: float = 0.25, label_smoothing: float = 0.0):
+        super().__init__(label_smoothing=label_smoothing)
+        self.steps, self.step_size = steps, step_size
+
+    def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
+        attack = PGD(steps=self.steps, step_size=self.step_size)
+        return perturb(model, batch, attack, threat, self.steps + 2 * self.caution)

@@ -1,0 +1,99 @@
+"""GAT and NuAT: one-step attacks and losses guided by the change of the model's answer."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ... import draws
+from ...attacks import PGD, Items
+from ...attacks.base import State
+from ...threat import Images, Threat, per_item
+from .base import Batch, Loss, Network, Objective, clean_logits, perturb
+
+
+class _FromCorner(PGD):
+    """PGD from half-way to a random corner: for L∞, each component ±ε/2 (Bernoulli noise)."""
+
+    def start(self, items: Items, threat: Threat) -> State:
+        state = super().start(items, threat)
+        draw = draws.uniform(items.seeds, 0, items.images.shape[1:]) - 0.5
+        start = items.images + per_item(items.eps / 2, draw) * threat.table.steepest(draw)
+        state["point"] = threat.project(start, items.images, items.eps)
+        return state
+
+
+class _Guided(Objective):
+    """Cross-entropy on clean images + λ × how much the attack changes the model's answer.
+
+    The attack climbs cross-entropy + λ × the same change, in one step of ε (after a collapse, in
+    several parts). The published programs leave the second term out in every other batch.
+    """
+
+    def __init__(self, guide: float, label_smoothing: float):
+        self.guide, self.label_smoothing = guide, label_smoothing
+
+    @abstractmethod
+    def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
+        """Mean change per image, from logits (N, K)."""
+
+    @abstractmethod
+    def weight(self) -> float:
+        """λ at the present point of the schedule."""
+
+    def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
+        clean, weight = clean_logits(model, batch.images), self.weight()
+
+        def climbed(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+            return F.cross_entropy(logits, labels, reduction="none") + weight * self.change(
+                clean, logits
+            )
+
+        parts = 1 + self.caution
+        attack = _FromCorner(steps=parts, step_size=1 / parts, start="clean", loss=climbed)
+        return torch.cat([batch.images, perturb(model, batch, attack, threat, parts)])
+
+    def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
+        clean, attacked = model(points).float().chunk(2)
+        value = F.cross_entropy(clean, batch.labels, label_smoothing=self.label_smoothing)
+        return Loss(value + self.weight() * self.change(clean, attacked), clean.detach())
+
+
+class GAT(_Guided):
+    """Guided adversarial training: the change is ‖p(clean) − p(attacked)‖₂² of probabilities.
+
+    Sriramanan et al., "Guided adversarial attack for evaluating and enhancing adversarial
+    defenses", NeurIPS 2020. λ is `guide`, and four times that in the last 15 % of the schedule.
+    """
+
+    def __init__(self, *, guide: float = 10.0, label_smoothing: float = 0.0):
+        super().__init__(guide, label_smoothing)
+
+    def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
+        return (clean.softmax(1) - attacked.softmax(1)).square().sum(1).mean()
+
+    def weight(self) -> float:
+        return self.guide * (4 if self.progress >= 0.85 else 1)
+
+
+class NuAT(_Guided):
+    """Nuclear-norm adversarial training: the change is ‖z(clean) − z(attacked)‖_* / N of logits.
+
+    Sriramanan et al., "Towards efficient and effective adversarial training", NeurIPS 2021. The
+    nuclear norm is of the matrix of the whole batch, one row an image. λ rises linearly from 0
+    to `guide` over the first 90 % of the schedule.
+    """
+
+    def __init__(self, *, guide: float = 4.5, label_smoothing: float = 0.0):
+        super().__init__(guide, label_smoothing)
+
+    def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
+        difference = (clean - attacked).float()
+        return torch.linalg.matrix_norm(difference, "nuc") / len(difference)
+
+    def weight(self) -> float:
+        return self.guide * min(self.progress / 0.9, 1.0)

@@ -1,0 +1,136 @@
+"""What is measured on held-out images during training, and what it tells."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import draws
+from ..attacks import FGSM, PGD
+from ..attacks.losses import margin
+from ..data.base import Split
+from ..threat import Threat
+from .feed import FORMAT
+from .objectives import Batch, Objective
+from .recipe import ValidationSpec
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+LIVE_IMAGES = 256  # on which the live weights are watched for a collapse
+BATCH_SIZE = 250
+
+
+class Validator:
+    """Accuracies on the first images of the validation split, the same in every process."""
+
+    def __init__(
+        self, split: Split, spec: ValidationSpec, threat: Threat, seed: int, fabric: Fabric
+    ):
+        self.steps, self.threat, self.seed, self.fabric = spec.steps, threat, seed, fabric
+        images = torch.from_numpy(split.images[: spec.images]).to(fabric.device)
+        self.images = images.float() / 255
+        self.labels = torch.from_numpy(split.labels[: spec.images]).to(fabric.device)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def figures(
+        self, average: nn.Module, live: nn.Module, objective: Objective
+    ) -> dict[str, float]:
+        """The columns of metrics.csv about the averaged weights and about the live ones.
+
+        Live weights show a collapse first, and fewer images and steps show it well enough.
+        """
+        own = self.own(average, objective)
+        if not objective.classifies:
+            return own
+        found = self.accuracies(average, len(self), self.steps)
+        watched = self.accuracies(live, min(LIVE_IMAGES, len(self)), max(self.steps // 2, 1))
+        return {
+            "validation_accuracy": found["standard"],
+            "validation_fgsm_accuracy": found["fgsm"],
+            "validation_pgd_accuracy": found["pgd"],
+            "live_accuracy": watched["standard"],
+            "live_fgsm_accuracy": watched["fgsm"],
+            "live_pgd_accuracy": watched["pgd"],
+            **own,
+        }
+
+    def own(self, model: nn.Module, objective: Objective) -> dict[str, float]:
+        """What the objective itself measures; leaves eval mode behind."""
+        model.eval()
+        sums: Counter[str] = Counter()
+        for rows in torch.arange(len(self)).split(BATCH_SIZE):
+            seeds = draws.item_seeds(self.seed, "validation", rows).to(self.images.device)
+            images = self.images[rows].contiguous(memory_format=FORMAT)
+            with torch.no_grad(), self.fabric.autocast():
+                found = objective.held_out(
+                    model, Batch(images, self.labels[rows], seeds), self.threat
+                )
+            sums.update({name: len(rows) * value for name, value in found.items()})
+        return {name: total / len(self) for name, total in sums.items()}
+
+    def accuracies(self, model: nn.Module, count: int, steps: int) -> dict[str, float]:
+        """Clean, FGSM and PGD accuracy on the first `count` images; leaves eval mode behind."""
+        model.eval()
+        images, labels = self.images[:count], self.labels[:count]
+
+        def answer(x: Tensor) -> Tensor:
+            with self.fabric.autocast():
+                return model(x.contiguous(memory_format=FORMAT)).float()
+
+        def standing(x: Tensor) -> float:
+            batches = zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+            with torch.no_grad():
+                margins = torch.cat([margin(answer(a), b) for a, b in batches])
+            return float((margins > 0).float().mean())
+
+        found = {"standard": standing(images)}
+        attacks = {"fgsm": FGSM(), "pgd": PGD(steps=steps, step_size=0.25, loss="margin")}
+        for name, attack in attacks.items():
+            points = attack(
+                answer, images, labels, self.threat, seed=self.seed, batch_size=BATCH_SIZE
+            )
+            found[name] = standing(points)
+        return found
+
+
+_USUAL = {"validation_accuracy": "standard_accuracy", "validation_pgd_accuracy": "pgd_accuracy"}
+
+
+def kept(row: Mapping[str, Any]) -> dict[str, float]:
+    """The figures of the averaged weights in a row of metrics.csv, as results and cards name them:
+    `standard_accuracy`, `pgd_accuracy`, and the objective's own."""
+    return {
+        _USUAL.get(name, name.removeprefix("validation_")): value
+        for name, value in row.items()
+        if name.startswith("validation_") and name != "validation_fgsm_accuracy"
+    }
+
+
+def in_words(figures: Mapping[str, float]) -> str:
+    """What `kept` gives, on one line: accuracies in per cent."""
+    return ", ".join(
+        f"{name.removesuffix('_accuracy').replace('_', ' ').replace('pgd', 'PGD')} "
+        + (f"{value:.1%}" if name.endswith("accuracy") else f"{value:.2f}")
+        for name, value in figures.items()
+        if name != "n"
+    )
+
+
+def collapsed(row: Mapping[str, Any], best_live: float) -> bool:
+    """Catastrophic overfitting: FGSM accuracy holds, PGD accuracy is gone.
+
+    Wong, Rice & Kolter, "Fast is better than free", ICLR 2020.
+
+    Args:
+        row: of metrics.csv.
+        best_live: the best PGD accuracy of the live weights before.
+    """
+    fgsm, pgd = row["live_fgsm_accuracy"], row["live_pgd_accuracy"]
+    return bool(pgd < 0.6 * best_live and fgsm > pgd + 0.15 and best_live > 0.1)
