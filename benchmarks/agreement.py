@@ -16,35 +16,13 @@ import time
 from pathlib import Path
 
 import torch
+from peers import peers_standing
 
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.evaluation.command import threat_of
 from holdfast.files import write_json
 from holdfast.runs import circumstances, weights_digest
-
-
-def torchattacks_standing(
-    model: torch.nn.Module, images: torch.Tensor, labels: torch.Tensor, eps: float, batch: int
-) -> torch.Tensor:
-    """bool (N,): images that torchattacks' APGD-CE and APGDT leave standing, checked."""
-    import torchattacks
-
-    classes = model(images[:2]).shape[1]
-    attacks = [
-        torchattacks.APGD(model, norm="Linf", eps=eps, steps=100, n_restarts=1, loss="ce"),
-        torchattacks.APGDT(model, norm="Linf", eps=eps, steps=100, n_restarts=1, n_classes=classes),
-    ]
-    standing = torch.cat([model(x).argmax(1) for x in images.split(batch)]) == labels
-    threat = hf.Threat("linf", eps)
-    for attack in attacks:
-        for rows in standing.nonzero().squeeze(1).split(batch):
-            x, y = images[rows], labels[rows]
-            x_adv = attack(x, y)
-            with torch.no_grad():
-                fooled = model(x_adv).argmax(1) != y
-            standing[rows[fooled & threat.contains(x_adv, x)]] = False
-    return standing
 
 
 def main() -> None:
@@ -69,7 +47,9 @@ def main() -> None:
     with torch.no_grad():
         again = model(ours.adversarial).argmax(1) != labels
     began = time.perf_counter()
-    theirs = torchattacks_standing(model, images, labels, threat.eps, options.batch_size)
+    theirs, _ = peers_standing(
+        model, images, labels, threat, ["apgd", "apgdt"], batch_size=options.batch_size
+    )
     their_seconds = time.perf_counter() - began
     result = {
         "schema": "holdfast/benchmark/1",

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from holdfast.evaluation.tables import evaluations, percent
+from holdfast.evaluation.tables import evaluations, model_name, percent
 from holdfast.files import read_json, write_atomically
 from holdfast.threat import Threat
 
@@ -31,7 +31,7 @@ def evaluation_rows(results: list[dict[str, Any]]) -> list[str]:
         request = read_json(Path(result["run"]) / "request.json")
         data = result["data"]
         rows.append(
-            f"| {result['model']['name']} | {percent(result, 'standard_accuracy')} "
+            f"| {model_name(result)} | {percent(result, 'standard_accuracy')} "
             f"| {percent(result, 'robust_accuracy')} "
             f"| {Threat(**result['threat'])}, `{result['suite']}` | {result['n']} "
             f"| {data['pixels']} ({data['split']}) | {request['machine']} |"
@@ -44,7 +44,7 @@ def command_rows(results: list[dict[str, Any]]) -> list[str]:
     lines = []
     for result in results:
         folder = Path(result["run"])
-        lines.append(f"- {result['model']['name']}: `{_command(folder)}`")
+        lines.append(f"- {model_name(result)}: `{_command(folder)}`")
         if (folder / "training" / "result.json").exists():
             training = read_json(folder / "training" / "result.json")
             lines.append(
@@ -74,6 +74,13 @@ def benchmark_rows(folder: Path) -> list[str]:
                 f"({ours:.0f} beside {plain:.0f}; "
                 f"{result['machine']}; `{' '.join(result['command'])}`)."
             )
+        if result.get("benchmark") == "expectation":
+            lines.append(
+                f"- An expectation over {result['samples']} draws of `{result['defence']}`, batch "
+                f"{result['batch']}: {result['times_one_look']:.1f} × the time of one look, "
+                f"{result['sooner_than_in_turn']:.1f} × sooner than {result['samples']} looks in "
+                f"turn ({result['machine']}; `{' '.join(result['command'])}`)."
+            )
         if result.get("benchmark") == "agreement":
             theirs = result["torchattacks"]
             lines.append(
@@ -86,14 +93,28 @@ def benchmark_rows(folder: Path) -> list[str]:
     return lines
 
 
+def fill(document: Path, body: list[str], maker: str, check: bool) -> int:
+    """Put lines between a document's marks; with `check`, only say whether they stand there.
+
+    Returns:
+        the exit status: 1 where a check finds that they do not.
+    """
+    text = document.read_text()
+    head, _, rest = text.partition(BEGIN)
+    _, _, tail = rest.partition(END)
+    made = f"{head}{BEGIN}\n\n" + "\n".join(body).strip() + f"\n\n{END}{tail}"
+    if not check:
+        write_atomically(document, made)
+        return 0
+    if made != text:
+        print(f"{document.name} and benchmarks/results/ disagree: run python {maker}")
+    return int(made != text)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
     results = evaluations(RESULTS)
     body = [
         *evaluation_rows(results),
@@ -101,13 +122,7 @@ def main() -> int:
         *command_rows(results),
         *benchmark_rows(RESULTS),
     ]
-    made = f"{head}{BEGIN}\n\n" + "\n".join(body).strip() + f"\n\n{END}{tail}"
-    if options.check:
-        if made != text:
-            print("README.md and benchmarks/results/ disagree: run python benchmarks/table.py")
-        return int(made != text)
-    write_atomically(readme, made)
-    return 0
+    return fill(ROOT / "README.md", body, "benchmarks/table.py", options.check)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,152 @@
+"""Holdfast's suites beside the same sequence from torchattacks: time and verdicts, in one run.
+
+    make benchmarks
+    python benchmarks/autoattack_speed.py --model MODEL --data DIR [--limit 1000] [--out FILE]
+
+On the same images, one after the other: `hf.evaluate` with the suites `autoattack` and `swift`,
+and torchattacks' APGD, APGDT, FAB and Square with the budgets of the published AutoAttack, each on
+what the one before left standing, at the batch size that is fastest here. Seconds are wall-clock
+and hold everything that happens after the images are in memory: twins, compilation, choosing batch
+sizes, health checks. Robust accuracies of both sides are counted by asking the model again, in
+float32.
+
+The exit status is 1 where the suite `autoattack` broke fewer images than torchattacks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from masked import masked
+from peers import BUDGETS, answers, peers_standing
+from torch import Tensor, nn
+
+import holdfast as hf
+from holdfast import data as datasets
+from holdfast.attacks import SUITES
+from holdfast.evaluation.command import threat_of
+from holdfast.files import write_json
+from holdfast.runs import circumstances, weights_digest
+
+RESULTS = Path(__file__).resolve().parent / "results"
+PEER = "torchattacks"
+OURS = [name for name in ("autoattack", "swift") if name in SUITES]
+
+
+def ours(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: hf.Threat, suite: str, seed: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """bool (N,): what stands after a suite of Holdfast's, and what it took."""
+    began = time.perf_counter()
+    result = hf.evaluate(model, images, labels, threat, suite, seed=seed, progress=True)
+    seconds = time.perf_counter() - began
+    fooled = answers(model, result.adversarial.to(images.device)) != labels
+    legal = threat.contains(result.adversarial, images.cpu()).to(images.device)
+    return ~(fooled & legal), {
+        "seconds": seconds,
+        "robust_accuracy": float((~(fooled & legal)).float().mean()),
+        "claimed_robust_accuracy": result.robust_accuracy,
+        "batch_size": result.batch_size,
+        "precision": result.precision,
+        "attacks": [asdict(cost) for cost in result.attacks],
+        "fired": [flag.name for flag in result.flags if flag.fired],
+    }
+
+
+def theirs(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: hf.Threat, seed: int
+) -> tuple[Tensor, dict[str, Any]]:
+    """The same for torchattacks' sequence; the time for choosing batch sizes is not counted."""
+    standing, done = peers_standing(model, images, labels, threat, list(BUDGETS), seed=seed)
+    return standing, {
+        "seconds": sum(peer.seconds for peer in done),
+        "robust_accuracy": float(standing.float().mean()),
+        "attacks": [{**asdict(peer), "budget": BUDGETS[peer.name]} for peer in done],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True, help="a folder, a zoo name, or package:function")
+    parser.add_argument("--mask", help="kwta:0.2 or quantised:8 around it")
+    parser.add_argument("--data", default="datasets")
+    parser.add_argument("--limit", type=int, default=1000)
+    parser.add_argument("--eps", help="L∞ radius; by default what the model was trained for")
+    parser.add_argument("--own-labels", action="store_true", help="the model's own clean answers")
+    parser.add_argument("--only", help=f"some of {', '.join([*OURS, PEER])}, with commas between")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="by default benchmarks/results/autoattack_speed-…")
+    options = parser.parse_args()
+    wanted = options.only.split(",") if options.only else [*OURS, PEER]
+    if set(wanted) - {*OURS, PEER}:
+        parser.error(f"--only knows {', '.join([*OURS, PEER])}")
+
+    loaded = hf.load(options.model)
+    threat = threat_of("linf", options.eps, getattr(loaded, "card", {}))
+    model = masked(loaded, options.mask) if options.mask else loaded
+    model = model.to(options.device).eval()
+    test = datasets.load(options.data).test
+    images = datasets.to_tensor(test.images[: options.limit]).to(options.device)
+    labels = torch.from_numpy(test.labels[: options.limit].copy()).to(options.device)
+    if options.own_labels:
+        labels = answers(model, images)
+
+    standing: dict[str, Tensor] = {}
+    said: dict[str, dict[str, Any]] = {}
+    for name in wanted:
+        if name == PEER:
+            standing[name], said[name] = theirs(model, images, labels, threat, options.seed)
+        else:
+            standing[name], said[name] = ours(model, images, labels, threat, name, options.seed)
+    for name in wanted:
+        if name != PEER and PEER in wanted:
+            said[name] |= {
+                "times_sooner": said[PEER]["seconds"] / said[name]["seconds"],
+                "broke_alone": int((~standing[name] & standing[PEER]).sum()),
+                f"only_{PEER}_broke": int((standing[name] & ~standing[PEER]).sum()),
+            }
+    weaker = {"autoattack", PEER} <= set(wanted) and int(standing["autoattack"].sum()) > int(
+        standing[PEER].sum()
+    )
+    result = {
+        "schema": "holdfast/benchmark/1",
+        "benchmark": "autoattack_speed",
+        "model": {"source": options.model, "mask": options.mask, "sha256": weights_digest(model)},
+        "threat": {"norm": threat.norm, "eps": threat.eps},
+        "n": len(images),
+        "pixels": test.pixels,
+        "labels": "the model's own clean answers" if options.own_labels else "of the data set",
+        "seed": options.seed,
+        "threads": torch.get_num_threads(),
+        "standard_accuracy": float((answers(model, images) == labels).float().mean()),
+        "contenders": said,
+        "weaker_than_torchattacks": weaker if {"autoattack", PEER} <= set(wanted) else None,
+        **circumstances(options.device),
+    }
+    result["versions"]["torchattacks"] = _version(PEER)
+    print(json.dumps(result, indent=2))
+    slug = "-".join(filter(None, (Path(options.model).name, options.mask))).replace(":", "")
+    RESULTS.mkdir(exist_ok=True)
+    write_json(options.out or RESULTS / f"autoattack_speed-{slug}.json", result)
+    return int(weaker)
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,135 @@
+"""Does the cheap recipe keep what it reaches? Seeds × ε, the last weights beside the best ones.
+
+    python benchmarks/collapse.py --data DIR [--budget 15m] [--eps 8/255:4 --eps 12/255:2]
+        [--runs runs/collapse] [--out benchmarks/results/collapse.json]
+
+One-step adversarial training can lose all its robustness within an epoch (catastrophic
+overfitting), and go on to look fine under one-step attacks. Each run is trained by the recipe with
+its own budget; then the averaged weights of its end and those of its best epoch face PGD with 50
+steps of ε/10 on the margin, on the first validation images: the test images stay unseen. A run is
+said to hold if its end is at most 3 points below its best. The same command goes on where it was
+interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+import holdfast as hf
+from holdfast import data as datasets
+from holdfast.attacks import PGD
+from holdfast.data.base import DataSet
+from holdfast.files import read_json, write_json
+from holdfast.models import build, load_checkpoint
+from holdfast.runs import circumstances
+from holdfast.training import load_recipe
+from holdfast.training.checkpoints import part
+
+ALLOWED = 0.03  # points of PGD-50 accuracy that a run may end below its best
+
+
+def final_model(run: Path) -> nn.Module:
+    """The averaged weights of a run's end, in eval mode."""
+    card = read_json(run / "model" / "card.json")
+    model = build(card["architecture"], card["arguments"])
+    held = load_file(run / "checkpoints" / "latest.safetensors")
+    model.load_state_dict(part(held, "average."))
+    return model.eval()
+
+
+def accuracies(
+    model: nn.Module, images: Tensor, labels: Tensor, threat: hf.Threat, seed: int
+) -> dict[str, float]:
+    """Standard and PGD-50 accuracy, float32, on the device of the images."""
+    model = model.to(images.device)
+    attacked = PGD(steps=50, step_size=0.1, loss="margin")(
+        model, images, labels, threat, seed=seed, batch_size=250
+    )
+    found = {}
+    with torch.no_grad():
+        for name, points in (("standard_accuracy", images), ("pgd50_accuracy", attacked)):
+            answers = torch.cat([model(x).argmax(1) for x in points.split(250)])
+            found[name] = float((answers == labels).float().mean())
+    return found
+
+
+def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> dict[str, Any]:
+    """Train one run, or find it trained, and measure its two ends."""
+    run = options.runs / f"eps-{eps.replace('/', '-')}-seed-{seed}"
+    changes = [f"budget={options.budget}", f"threat.eps={eps}", *options.changes]
+    recipe = load_recipe(options.recipe, changes)
+    result = hf.train(recipe, dataset, run, seed=seed, device=options.device, progress=True)
+    held_out = dataset.validation
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    images = datasets.to_tensor(held_out.images[: options.limit]).to(device)
+    labels = torch.from_numpy(held_out.labels[: options.limit].copy()).to(device)
+    threat = hf.Threat(recipe.threat.norm, recipe.threat.eps)
+    best, last = (
+        accuracies(model, images, labels, threat, seed)
+        for model in (load_checkpoint(run / "model"), final_model(run))
+    )
+    fall = best["pgd50_accuracy"] - last["pgd50_accuracy"]
+    told = read_json(run / "result.json")
+    return {
+        "eps": eps,
+        "seed": seed,
+        "epochs": result.epochs,
+        "seconds": result.seconds,
+        "best_epoch": told["best_epoch"],
+        "best": best,
+        "last": last,
+        "fall": fall,
+        "holds": fall <= ALLOWED,
+        "events": result.events,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="datasets")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/cifar10-cpu.yaml"))
+    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser.add_argument("--budget", default="15m", help="of each run")
+    parser.add_argument(
+        "--eps", action="append", metavar="EPS:SEEDS", help="such as 8/255:4; may be given again"
+    )
+    parser.add_argument("--limit", type=int, default=1000, help="validation images")
+    parser.add_argument("--device")
+    parser.add_argument("--runs", type=Path, default=Path("runs/collapse"))
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    dataset = datasets.load(options.data)
+    rows = []
+    for plan in options.eps or ["8/255:4", "12/255:2"]:
+        eps, _, seeds = plan.partition(":")
+        for seed in range(int(seeds or 1)):
+            rows.append(row(options, dataset, eps, seed))
+            print(json.dumps(rows[-1]))
+    result = {
+        "schema": "holdfast/benchmark/1",
+        "benchmark": "collapse",
+        "recipe": load_recipe(options.recipe, options.changes).to_dict(),
+        "budget": options.budget,
+        "n": min(options.limit, len(dataset.validation)),
+        "pixels": dataset.validation.pixels,
+        "split": "validation",
+        "attack": "PGD on the margin, 50 steps of ε/10, one random start",
+        "rows": rows,
+        "all_hold": all(each["holds"] for each in rows),
+        **circumstances(options.device or "cpu"),
+    }
+    print(f"{sum(each['holds'] for each in rows)} of {len(rows)} runs hold")
+    if options.out:
+        write_json(options.out, result)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Write the tables of docs/defences.md from benchmarks/results/defences-*.json.
+
+    python benchmarks/defences_page.py [--check]
+
+With --check nothing is written, and the exit status is 1 where page and results disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import Any
+
+from table import RESULTS, ROOT, fill
+
+from holdfast.evaluation.tables import percent
+from holdfast.files import read_json
+from holdfast.threat import Threat
+
+PAGE = ROOT / "docs" / "defences.md"
+NONE = "none"
+
+
+def tables(results: list[dict[str, Any]]) -> list[str]:
+    """A section for each model, the undefended ones first."""
+    lines = []
+    for result in sorted(results, key=lambda r: (bool(r["model"]["trained_for"]), r["n"])):
+        lines += [*section(result), ""]
+    return lines or ["No results yet: `python benchmarks/defences.py MODEL --data datasets`."]
+
+
+def section(result: dict[str, Any]) -> list[str]:
+    trained = result["model"]["trained_for"]
+    kind = f"adversarially trained, {Threat(**trained)}" if trained else "undefended"
+    threat, rows = Threat(**result["threat"]), result["rows"]
+    lines = [
+        f"### {result['model']['name']}, {kind}",
+        "",
+        "| defence | standard accuracy | attacker unaware | adaptive robust accuracy "
+        "| beside no defence | ms an image |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    bare = next((row for row in rows if row["defence"] == NONE), None)
+    for row in rows:
+        unaware = row["unaware"]
+        lines.append(
+            f"| {', then '.join(f'`{name}`' for name in row['options']) or NONE} "
+            f"| {percent(row, 'standard_accuracy')} "
+            f"| {'—' if unaware is None else percent(unaware, 'robust_accuracy')} "
+            f"| {percent(row, 'robust_accuracy')} | {beside(row, bare)} "
+            f"| {row['milliseconds_per_image']:.2f} "
+            f"({row['milliseconds_per_image'] / row['milliseconds_per_image_undefended']:.1f} ×) |"
+        )
+    lines += ["", *draw_lines(rows), *flag_lines(rows)]
+    machines = sorted({row["machine"] for row in rows})
+    hours = sum(row["seconds"] for row in rows) / 3600
+    lines.append(
+        f"- n = {result['n']}, {result['pixels']}; {threat}; suite `{result['suite']}`, "
+        f"{result['samples']} draws a look at random models, seed {result['seed']}; "
+        f"{hours:.1f} hours on {' and '.join(machines)}: `{' '.join(result['command'])}`"
+    )
+    return lines
+
+
+def beside(row: dict[str, Any], bare: dict[str, Any] | None) -> str:
+    """Whether the defence moved the robust accuracy out of the bare model's interval."""
+    if bare is None or row is bare:
+        return "—"
+    low, high = bare["robust_accuracy_interval"]
+    if row["robust_accuracy"] < low:
+        return "**hurts**"
+    return "helps" if row["robust_accuracy"] > high else "no difference"
+
+
+def draw_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """The three figures of every random defence; the table shows the majority's."""
+    return [
+        f"- `{row['defence']}` draws random numbers; robust accuracy over fresh draws: "
+        + ", ".join(
+            f"{figure['kind']} of {figure['draws']} {percent(figure, 'robust_accuracy')}"
+            for figure in row["draws"]
+        )
+        + "."
+        for row in rows
+        if row["draws"]
+    ]
+
+
+def flag_lines(rows: list[dict[str, Any]]) -> list[str]:
+    return [
+        f"- `{row['defence']}`: health checks fired: {', '.join(row['flags'])}."
+        for row in rows
+        if row["flags"]
+    ]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    results = [read_json(file) for file in sorted(RESULTS.glob("defences-*.json"))]
+    return fill(PAGE, tables(results), "benchmarks/defences_page.py", parser.parse_args().check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What an expectation over 20 draws costs, batched, beside one look and 20 looks in turn.
+
+    python benchmarks/expectation.py MODEL [--defence noise] [--device cuda] [--out FILE]
+
+A look is a forward and a backward pass on a batch of 8 images. The three take turns, so that a
+machine whose speed drifts treats them alike; figures are medians over the rounds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from pathlib import Path
+
+import torch
+
+import holdfast as hf
+from holdfast.attacks import Oracle
+from holdfast.defences import chain
+from holdfast.files import write_json
+from holdfast.runs import circumstances
+
+BATCH, SAMPLES = 8, 20
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--defence", default="noise")
+    parser.add_argument("--shape", type=int, nargs=3, default=(3, 32, 32), metavar=("C", "H", "W"))
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+
+    model = chain(hf.load(options.model), [options.defence]).to(options.device)
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(BATCH, *options.shape, generator=generator).to(options.device)
+    one, many = Oracle(model), Oracle(model, SAMPLES)
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        return logits.logsumexp(1) - logits[:, 0]
+
+    ways = {
+        "one look": lambda: one.gradient(x, loss),
+        "in turn": lambda: [one.gradient(x, loss) for _ in range(SAMPLES)],
+        "batched": lambda: many.gradient(x, loss),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
+    for round_ in range(options.rounds + 1):
+        for name, look in ways.items():
+            if options.device != "cpu":
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            look()
+            if options.device != "cpu":
+                torch.cuda.synchronize()
+            if round_:  # the first round warms up
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    result = {
+        "schema": "holdfast/benchmark/1",
+        "benchmark": "expectation",
+        "model": options.model,
+        "defence": options.defence,
+        "batch": BATCH,
+        "samples": SAMPLES,
+        "seconds": medians,
+        "times_one_look": medians["batched"] / medians["one look"],
+        "sooner_than_in_turn": medians["in turn"] / medians["batched"],
+        **circumstances(options.device),
+    }
+    shown = ("seconds", "times_one_look", "sooner_than_in_turn", "machine")
+    print(json.dumps({name: result[name] for name in shown}, indent=2))
+    if options.out:
+        write_json(options.out, result)
+
+
+if __name__ == "__main__":
+    main()
