@@ -1,0 +1,63 @@
+"""Write the table of docs/swift.md from benchmarks/results/autoattack_speed-*.json.
+
+    python benchmarks/swift_page.py [--check]
+
+With --check nothing is written, and the exit status is 1 where page and results disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from table import RESULTS, ROOT, fill
+
+from holdfast.evaluation.intervals import interval
+from holdfast.files import read_json
+from holdfast.threat import Threat
+
+PAGE = ROOT / "docs" / "swift.md"
+
+
+def table(results: list[dict[str, Any]]) -> list[str]:
+    """A row a model and contender; what stands, and what it took."""
+    if not results:
+        return ["No results yet: `python benchmarks/autoattack_speed.py --model MODEL`."]
+    lines = [
+        "| model | n | threat | contender | standing | passes an image | seconds | sooner |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        model = Path(result["model"]["source"]).name
+        if result["model"]["mask"]:
+            model += f", {result['model']['mask']}"
+        for name, said in result["contenders"].items():
+            low, high = interval(round(said["robust_accuracy"] * result["n"]), result["n"])
+            passes = sum(a.get("forwards", 0) + a.get("backwards", 0) for a in said["attacks"])
+            each = f"{passes / result['n']:,.0f}" if passes else "—"
+            sooner = f"{said['times_sooner']:.1f} ×" if "times_sooner" in said else "—"
+            lines.append(
+                f"| {model} | {result['n']} | {Threat(**result['threat'])} | {name} "
+                f"| {said['robust_accuracy']:.1%} ({low:.1%} to {high:.1%}) "
+                f"| {each} | {said['seconds']:,.0f} | {sooner} |"
+            )
+    lines.append("")
+    for result in results:
+        lines.append(
+            f"- {result['pixels']}, seed {result['seed']}; {result['machine']}: "
+            f"`{' '.join(result['command'])}`"
+        )
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    results = [read_json(file) for file in sorted(RESULTS.glob("autoattack_speed-*.json"))]
+    return fill(PAGE, table(results), "benchmarks/swift_page.py", parser.parse_args().check)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
