@@ -96,9 +96,7 @@ def train(
         changes.append(f"budget={budget}")
     spec = load_recipe(recipe, changes)
     dataset = datasets.load(data, size=size)
-    result = train(
-        spec, dataset, out, seed=seed, device=device, progress=not quiet, log=log or ()
-    )
+    result = train(spec, dataset, out, seed=seed, device=device, progress=not quiet, log=log or ())
     held_out = result.validation
     print(f"model        {result.run / 'model'}")
     print(f"epochs       {result.epochs:.2f}")

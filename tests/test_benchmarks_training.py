@@ -40,7 +40,8 @@ def recipe(tmp_path) -> Path:
 
 def run(monkeypatch, module, *arguments) -> None:
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
-    monkeypatch.setattr(datasets, "load", lambda source: digits())
+    few = digits()
+    monkeypatch.setattr(datasets, "load", lambda source: few)
     module.main()
 
 

@@ -13,7 +13,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 @pytest.mark.parametrize(
     "maker",
-    ["table.py", "attacks_page.py", "defences_page.py", "speed_page.py", "swift_page.py", "uncertainty_page.py"],
+    [
+        "table.py",
+        "attacks_page.py",
+        "defences_page.py",
+        "speed_page.py",
+        "swift_page.py",
+        "uncertainty_page.py",
+    ],
 )
 def test_tables_are_made_from_the_results(maker: str) -> None:
     done = subprocess.run(

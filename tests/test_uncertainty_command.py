@@ -19,7 +19,7 @@ from holdfast.data import digits as embedded
 from holdfast.errors import InputError
 from holdfast.evaluation.uncertainty import command, searches, tables
 from holdfast.evaluation.uncertainty.stages import Stages
-from holdfast.evaluation.uncertainty.written import figures
+from holdfast.evaluation.uncertainty.written import figures, summary_lines
 from holdfast.models import save_checkpoint
 from holdfast.progress import ProgressLine
 from holdfast.report import write_report
@@ -212,6 +212,24 @@ def test_the_page_shows_one_run_and_two_side_by_side(finished, checkpoint, tmp_p
     assert "http:" not in both and "<script" not in both
 
 
+def test_terminal_and_document_say_the_same(finished, monkeypatch):
+    _, result, _ = finished
+    lines = list(summary_lines(result))
+    error = f"{result['conditions']['miscalibrate']['ece']['value']:.1%}"
+    assert error in "\n".join(lines) and f"n = {N}" in lines[-1]
+    monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))
+    import uncertainty_page
+
+    shown = result | {"machine": "two cores", "command": ["holdfast", "uncertainty"]}
+    other = shown | {"model": {"name": "another"}}
+    page = "\n".join(uncertainty_page.table([shown, other]))
+    assert "| | reads-digits | another |" in page and error in page
+    assert page.count("###") == 1  # one question, one table
+    assert "None" not in page and "nan" not in page
+    smaller = "\n".join(uncertainty_page.table([shown, shown | {"n": 7}]))
+    assert smaller.count("###") == 2  # figures of other images never share a table
+
+
 @pytest.mark.parametrize(
     ("spoil", "says"),
     [
@@ -247,6 +265,7 @@ def test_another_question_is_refused(finished, checkpoint):
         (["--radius", "0"], "--radius"),
         (["--sigma", "-1"], "sigma"),
         (["--calibration", "12"], "no image of class"),
+        (["--calibration", "0"], "--calibration"),
         (["--limit", "0"], "--limit"),
         (["--attack", "swfit"], "'swfit'"),
         (["--norm", "l0", "--eps", "3"], "l0"),
@@ -275,6 +294,14 @@ def test_bad_input_is_one_line_and_status_2(
     assert error.startswith("holdfast: ") and error.count("\n") == 1
     assert says in error, error
     assert not out.exists()
+
+
+def test_a_model_without_gradients_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
+    model, _, _ = digits(1)
+    monkeypatch.setattr(command, "load", lambda name: lambda x: model(x).detach())
+    with pytest.raises(InputError, match="cannot be differentiated"):
+        ask(checkpoint, tmp_path / "out")
+    assert not (tmp_path / "out" / "request.json").exists()
 
 
 def test_stages_are_remembered_whole_or_not_at_all(tmp_path):

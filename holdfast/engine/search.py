@@ -482,7 +482,8 @@ class Search:
         if won:
             if business.won is None or item < business.won:
                 business.won, business.won_score = item, score
-                business.won_point, business.won_witness = best.cpu(), witness.cpu()
+                # Copies: a row of a batch keeps the whole batch in memory.
+                business.won_point, business.won_witness = best.cpu().clone(), witness.cpu().clone()
         else:
             scores[image, item] = score
             self.journal.finished(
@@ -510,6 +511,7 @@ class Search:
             ledger.score[image] = business.won_score
             ledger.adversarial[image] = business.won_point
             ledger.witness[image] = business.won_witness
+            business.won_point = business.won_witness = None  # the ledger has them now
             ledger.found[image], ledger.found_item[image] = number, first
             self.journal.broken(ledger, image)
 

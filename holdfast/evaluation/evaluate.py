@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -156,11 +157,13 @@ def evaluate(
         if mover is not None:
             mover.to(where)
         # Whatever the caller's mode, attacks need gradients.
-        with torch.inference_mode(False), evaluating(model), joined() as workers:
-            if run is None or not workers.leads:
-                return _evaluate(request, workers, run, told | (described or {}))
-            with claimed(run):
-                return _evaluate(request, workers, run, told | (described or {}))
+        with (
+            torch.inference_mode(False),
+            evaluating(model),
+            joined() as workers,
+            claimed(run) if run is not None and workers.leads else nullcontext(),
+        ):
+            return _evaluate(request, workers, run, told | (described or {}))
     finally:
         if mover is not None:
             mover.to(home)
@@ -254,6 +257,7 @@ def _evaluate(
         lanes[0].twin.model, images, device, differentiable
     )
     used = " then ".join(lane.twin.name for lane in lanes)
+    _agree(workers, {"identity": key, "suite": suite.describe(), "precision": used})
     if bare is None and len(lanes) > 1:
         batch = images[:batch_size].to(device), labels[:batch_size].to(device)
         long = _looks(suite, len(images), logits.shape[1]) * seconds_per_image(
@@ -263,7 +267,6 @@ def _evaluate(
             faster = compiled(lanes[0].twin, model, *batch)
             lanes = lanes if faster is None else [replace(lanes[0], twin=faster), *lanes[1:]]
             views[""] = lanes
-    _agree(workers, {"identity": key, "suite": suite.describe(), "precision": used})
     folder = None if run is None else Path(run)
     if folder is not None and workers.leads:
         told = {**asked, "suite": suite.name, "n": len(images), **described}

@@ -271,9 +271,7 @@ class Fields:
         bounds = self.list(interval)
         if bounds and len(bounds) != 2:
             raise self._wrong(interval, "a list of two fractions")
-        pair = Fields(
-            dict(zip(("low", "high"), bounds, strict=False)), f"{self.where}: {interval}"
-        )
+        pair = Fields(dict(zip(("low", "high"), bounds, strict=False)), f"{self.where}: {interval}")
         return Accuracy(
             self.number(name, 0, 1), pair.number("low", 0, 1), pair.number("high", 0, 1), n
         )

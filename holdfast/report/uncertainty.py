@@ -534,6 +534,7 @@ def view(run: Uncertainty) -> dict[str, Any]:
     stages = run.result.object("stages")
     return {
         "facts": facts(run),
+        "fired": [f for f in run.result.objects("flags") if f.truth("fired")],
         "judgement": judgement(run),
         "metrics": metrics_table(run),
         "confidence": confidence_sentence(run),

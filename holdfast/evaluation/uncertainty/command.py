@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,12 +46,16 @@ def _part(whole: Part, rows: slice) -> Part:
     return Part(whole.images[rows], whole.labels[rows], whole.items[rows])
 
 
-def _checked(alpha: float, risk: float, radius: float, sigma: float, limit: int | None) -> None:
+def _checked(
+    alpha: float, risk: float, radius: float, sigma: float, limit: int | None, calibration: int
+) -> None:
     check_share("alpha", alpha)
     check_share("risk", risk)
     robust_alpha(alpha, radius, sigma)
     if radius <= 0:
         raise InputError(f"--radius must be above 0, not {radius}")
+    if calibration < 2:
+        raise InputError(f"--calibration must be at least 2, not {calibration}")
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
 
@@ -101,7 +106,7 @@ def uncertainty_command(
     Raises:
         InputError: any of these is bad; one line.
     """
-    _checked(alpha, risk, radius, sigma, limit)
+    _checked(alpha, risk, radius, sigma, limit, calibration)
     suite = suite_named(attack or USUAL_SUITE)
     network = load(model)
     members = [load(member) for member in ensemble]
@@ -125,7 +130,7 @@ def uncertainty_command(
     if len(held) * alpha < 1:
         raise InputError(
             f"{len(held)} calibration images are too few for alpha = {alpha}: "
-            f"--calibration at least {2 * round(1 / alpha + 0.5)}"
+            f"--calibration at least {2 * math.ceil(1 / alpha)}"
         )
     people = None
     if human is not None:

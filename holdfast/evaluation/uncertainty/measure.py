@@ -34,6 +34,7 @@ from ...uncertainty.calibration import (
     TemperatureScaling,
     VectorScaling,
 )
+from ..health import gradients
 from . import searches
 from .stages import Done, Stages
 from .subject import Question, Subject
@@ -150,18 +151,18 @@ def _measure(
     q: Question, folder: Path | None, key: str, described: dict[str, Any], progress: bool
 ) -> dict[str, Any]:
     began = time.monotonic()
+    probe, labels = (t[:8].to(q.device) for t in (q.test.floats, q.test.labels))
+    if "reason" in gradients(q.model, probe, labels).figures:
+        raise InputError(
+            "the model cannot be differentiated: attacks on uncertainty need gradients, so only "
+            "`holdfast evaluate` can judge it"
+        )
     # The suite shows its own progress: it is the longest stage, and resumes image by image.
     with ProgressLine("uncertainty", enabled=False) as quiet:
         first = Stages(folder, quiet, {"suite": 1.0})
         uncalibrated = Subject(q, TemperatureScaling(1.0))
         suite = first.do(
             "suite", lambda report: searches.break_labels(uncalibrated, folder, described, progress)
-        )
-    blind = [f for f in suite.figures["flags"] if f["name"] == "gradients-vanish"]
-    if any("reason" in flag["figures"] for flag in blind):
-        raise InputError(
-            "the model cannot be differentiated: attacks on uncertainty need gradients, so only "
-            "`holdfast evaluate` can judge it"
         )
     with ProgressLine(f"uncertainty, {q.threat}", progress) as line:
         stages = Stages(folder, line, _weights(q))
