@@ -30,7 +30,7 @@ def check_images(images: Tensor, name: str = "images") -> None:
 
 def _not_finite(flat: Tensor) -> Tensor:
     """Which rows hold NaN or infinities, without copies of all of them at once."""
-    return ~torch.cat([torch.isfinite(part).all(1) for part in flat.split(1024)])
+    return ~torch.cat([torch.isfinite(part).all(1) for part in flat.split(128)])
 
 
 def _place(first: int | Tensor, row: int) -> int:

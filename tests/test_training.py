@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import errno
 import json
 import multiprocessing
@@ -32,6 +33,7 @@ from holdfast.training.recipe import Recipe, recipe_from
 from holdfast.training.validation import Validator, collapsed
 
 PER_EPOCH = 3  # steps
+PARTS = ("train", "validation")
 
 
 def tiny(**changes: Any) -> Recipe:
@@ -205,6 +207,21 @@ def test_another_run_in_the_folder_is_refused(finished, change, seed, names):
     assert contents(run) == before
 
 
+@pytest.mark.parametrize("part", ["train", "validation"])
+@pytest.mark.parametrize("what", ["images", "labels"])
+def test_a_run_is_known_by_what_it_trains_on_and_what_chooses_its_weights(finished, part, what):
+    run, _ = finished
+    whole = digits()
+    split = getattr(whole, part)
+    changed = getattr(split, what).copy()
+    changed.flat[5] = (int(changed.flat[5]) + 1) % 10
+    other = dataclasses.replace(split, **{what: changed})
+    train, held_out = (other if part == name else getattr(whole, name) for name in PARTS)
+    data = WithoutTest("digits", whole.classes, train, held_out, whole.validation)
+    with pytest.raises(InputError, match="another run"):
+        fit_recipe(tiny(), data, run, seed=3, device="cpu")
+
+
 def test_train_reads_a_recipe_file_and_embedded_data(tmp_path):
     file = tmp_path / "recipe.yaml"
     file.write_text("model: {architecture: small-cnn, arguments: {width: 2}}\nprecision: float32")
@@ -323,6 +340,7 @@ def test_a_loss_that_becomes_nan_later_leaves_the_last_checkpoint(tmp_path, monk
 
     doomed.objective = poisoned
     poisoned.attacked, poisoned.caution = objective.attacked, 0
+    poisoned.state, poisoned.restore = objective.state, objective.restore
     with (
         pytest.raises(HoldfastError, match="became nan at step 2"),
         ProgressLine("", False) as line,
@@ -648,7 +666,8 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
         with pytest.raises(InputError, match=f"{victim}.*No space left on device") as error:
             fit_recipe(recipe, digits(), run, seed=3, device="cpu")
     one_line(error)
-    whole = {name: content for name, content in before.items() if files.PARTIAL not in name}
+    passing = (files.PARTIAL, "lock")  # what is there only while the run goes on
+    whole = {name: content for name, content in before.items() if not name.endswith(passing)}
     assert contents(run) == whole
     after = trainer(run, recipe, seed=3)
     assert after.restore("latest")

@@ -421,7 +421,7 @@ def _answer(model: Model, images: Tensor) -> Tensor:
 
 def _in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """A function of each image, without copies of all of them at once."""
-    rows = torch.arange(len(tensors[0])).split(1024)
+    rows = torch.arange(len(tensors[0])).split(128)
     return torch.cat([function(*(tensor[part] for tensor in tensors)) for part in rows])
 
 

@@ -78,7 +78,7 @@ def fit_recipe(
     asked = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name}
     key = identity(
         **asked,
-        images=digest(split.images, split.labels, data.validation.images),
+        images=digest(split.images, split.labels, data.validation.images, data.validation.labels),
         # What a recipe names by its place is known by its content.
         **({"extra": trainer.extra.digest} if trainer.extra else {}),
         **({"helper": trainer.objective.fingerprint} if trainer.objective.fingerprint else {}),
