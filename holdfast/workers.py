@@ -11,6 +11,7 @@ longer: each gives a sign of life every second, and the first that fails says wh
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import threading
@@ -293,6 +294,13 @@ def joined() -> Iterator[Workers]:
             _current.pop()
 
 
+@functools.cache
+def _met() -> tuple[dist.Store, int, int]:
+    """The store, this worker and how many there are; met once, for worker 0 may hold the store."""
+    patience = timedelta(seconds=ARRIVAL_SECONDS)
+    return next(dist.rendezvous("env://", timeout=patience))
+
+
 def _workers() -> Workers:
     global _opened
     if not launched():
@@ -303,8 +311,7 @@ def _workers() -> Workers:
             rank, size = dist.get_rank(), dist.get_world_size()
             store = dist.distributed_c10d._get_default_store()
         else:
-            patience = timedelta(seconds=ARRIVAL_SECONDS)
-            store, rank, size = next(dist.rendezvous("env://", timeout=patience))
+            store, rank, size = _met()
     # torchrun's store outlives a restart of the workers.
     restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return _Team(dist.PrefixStore(f"holdfast/{restart}/{_opened}", store), rank, size)
