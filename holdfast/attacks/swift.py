@@ -22,8 +22,7 @@ class Swift(APGD):
     closest at each look; each of the others the margin to one class, in the order of how close
     they were at the best point of the first two, which has spent its run on the closest. Every
     run starts at random in the ball. After each, an item whose smallest margin is still above a
-    share of the margin it began with is given up: `docs/swift.md` says how the shares were
-    chosen, and what it costs.
+    share of the margin it began with is given up (`docs/swift.md`).
 
     APGD is of Croce & Hein, ICML 2020; to choose targets where the search stands rather than on
     the clean image, and to leave hopeless images early, are ideas of Adaptive Auto Attack (Liu
@@ -37,7 +36,7 @@ class Swift(APGD):
     Cost: at most runs × (steps + 1) forwards and as many backwards.
     """
 
-    def __init__(self, *, steps: int = 20, give_up: Sequence[float] = (1.0, 0.8, 0.6)):
+    def __init__(self, *, steps: int = 20, give_up: Sequence[float] = (1.0, 0.95, 0.9)):
         if not give_up:
             raise InputError("give_up must hold a share for each run but the last, at least one")
         super().__init__(steps=steps, loss="margin")
