@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib
 import json
 import math
 import os
@@ -700,3 +701,19 @@ def test_a_huge_ball_is_always_tried_where_gradients_are_climbed() -> None:
         suite = "fgsm" if tried else hf.attacks.SigmaZero(steps=3)
         names = {flag.name for flag in hf.evaluate(net, images, labels, threat, suite).flags}
         assert ("stands-at-huge-eps" in names) == tried
+
+
+def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
+    model, x, labels = models.digits(32)
+    threat = hf.Threat("linf", 0.1)
+    plain = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="float32")
+    module = importlib.import_module("holdfast.evaluation.evaluate")
+    monkeypatch.setattr(module, "COMPILING_SECONDS", 0.0)
+    result = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="bf16")
+    if "compiled" not in result.precision:
+        pytest.skip("no compiler here")
+    assert result.precision == "bf16, compiled then float32"
+    assert 0 < int(plain.broken.sum()) < 32
+    # Searches in two precisions may differ on an image at the boundary.
+    assert int((result.broken != plain.broken).sum()) <= 1
+    assert torch.equal(result.broken, models.answers(model, result.adversarial) != labels)

@@ -14,9 +14,8 @@ from ..defences.base import real_number, whole_number
 from ..defences.smoothing import Smoothed
 from ..errors import InputError
 from ..models.loading import load
-from ..runs import weights_digest
 from .certify import Certification, IntervalBounds, Method, Smoothing, certify
-from .command import threat_of
+from .command import check_classes, threat_of, what_was_measured
 
 RADII = (0.0, 0.25, 0.5)  # of smoothing, in image units
 SHARES = (0.0, 0.5, 1.0)  # of interval bounds, in ε
@@ -63,11 +62,7 @@ def certify_command(
         raise InputError(f"model {model} is no torch.nn.Module, so nothing is known of its weights")
     card = getattr(network, "card", {})
     dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
-    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
-        raise InputError(
-            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
-            f"{dataset.name} has {', '.join(dataset.classes[:3])}, …"
-        )
+    check_classes(model, card, dataset)
     if limit is not None and limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
     whole_number("smoothing", "n0", n0, 1)
@@ -96,19 +91,6 @@ def certify_command(
         out,
         radii=radii,
         chunk=chunk,
-        described={
-            "model": {
-                "name": Path(model).name if card else model,
-                "source": model,
-                "sha256": weights_digest(network),
-                "architecture": card.get("architecture", type(network).__name__),
-            },
-            "data": {
-                "name": dataset.name,
-                "split": split,
-                "first": first,
-                "pixels": pixels or chosen.pixels,
-            },
-        },
+        described=what_was_measured(model, network, dataset, split, first, pixels),
         progress=progress,
     )

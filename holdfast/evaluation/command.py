@@ -41,6 +41,51 @@ def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -
     return Threat(norm, parse_number(eps))
 
 
+def check_classes(model: str, card: dict[str, Any], dataset: datasets.DataSet) -> None:
+    """InputError if the model's card names other classes than the data."""
+    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
+        raise InputError(
+            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
+            f"{dataset.name} has {', '.join(dataset.classes[:3])}, …"
+        )
+
+
+def what_was_measured(
+    source: str,
+    network: Model,
+    dataset: datasets.DataSet,
+    split: str,
+    first: int,
+    pixels: str | None,
+    specs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """`model` and `data` of a `result.json`.
+
+    Args:
+        source: what the model was asked for as.
+        network: without its defences.
+        first: how many images of the split.
+        pixels: what they are, in words; by default what the data set says.
+        specs: the defences, as they were asked for.
+    """
+    card = getattr(network, "card", {})
+    return {
+        "model": {
+            "name": Path(source).name if card else source,
+            "source": source,
+            "sha256": weights_digest(network),
+            "architecture": card.get("architecture", type(network).__name__),
+            **({"defences": specs} if specs else {}),
+        },
+        "data": {
+            "name": dataset.name,
+            "split": split,
+            "first": first,
+            "pixels": pixels or dataset.split(split).pixels,
+        },
+    }
+
+
 def suite_or_usual(suite: str | None, model: Model) -> str:
     """The suite asked for; else `adaptive`, saying why, for a defence that needs it."""
     if suite is not None:
@@ -84,11 +129,7 @@ def evaluate_command(
     dataset = datasets.load(data, size=size)
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
-    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
-        raise InputError(
-            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
-            f"{data} has {', '.join(dataset.classes[:3])}, …"
-        )
+    check_classes(model, card, dataset)
     return evaluate(
         network,
         datasets.to_tensor(chosen.images[:first]),
@@ -104,19 +145,7 @@ def evaluate_command(
         curve=curve,
         samples=samples,
         described={
-            "model": {
-                "name": Path(model).name if card else model,
-                "source": model,
-                "sha256": weights_digest(bare),
-                "architecture": card.get("architecture", type(bare).__name__),
-                **({"defences": specs} if specs else {}),
-            },
-            "data": {
-                "name": dataset.name,
-                "split": split,
-                "first": first,
-                "pixels": pixels or chosen.pixels,
-            },
+            **what_was_measured(model, bare, dataset, split, first, pixels, specs),
             "classes": list(dataset.classes),
         },
     )

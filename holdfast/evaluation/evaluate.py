@@ -32,6 +32,7 @@ from ..engine import (
     Ledger,
     Search,
     Shard,
+    Twin,
     compiled,
     fast_twin,
     measure_batch_size,
@@ -265,8 +266,9 @@ def _evaluate(
         )
         if workers.share(len(images) >= batch_size and long / workers.size > COMPILING_SECONDS):
             faster = compiled(lanes[0].twin, model, *batch)
-            lanes = lanes if faster is None else [replace(lanes[0], twin=faster), *lanes[1:]]
-            views[""] = lanes
+            if faster is not None:
+                lanes = views[""] = _coarse_then_exact(faster, lanes[-1].twin)
+                used = " then ".join(lane.twin.name for lane in lanes)
     folder = None if run is None else Path(run)
     if folder is not None and workers.leads:
         told = {**asked, "suite": suite.name, "n": len(images), **described}
@@ -459,6 +461,11 @@ def _lanes(model: Model, probe: Tensor, labels: Tensor, precision: str) -> list[
     coarse = fast_twin(model, probe, labels, "bf16")
     if coarse is None:
         return [Lane(exact)]
+    return _coarse_then_exact(coarse, exact)
+
+
+def _coarse_then_exact(coarse: Twin, exact: Twin) -> list[Lane]:
+    """What ends closer to the boundary than the coarse twin can tell is searched again."""
     return [Lane(coarse), Lane(exact, near=3 * coarse.error)]
 
 

@@ -16,11 +16,10 @@ from ...data import foreign as foreigners
 from ...data.base import Split
 from ...errors import InputError
 from ...models.loading import load
-from ...runs import weights_digest
 from ...uncertainty.checks import check_calibration_split, check_share
 from ...uncertainty.conformal import robust_alpha
 from ...uncertainty.human import read_human
-from ..command import threat_of
+from ..command import check_classes, threat_of, what_was_measured
 from .measure import measure
 from .subject import Part, Question
 
@@ -115,11 +114,7 @@ def uncertainty_command(
     for stage in suite.stages:
         stage.attack.check_norm(threat)
     dataset = datasets.load(data, size=size)
-    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
-        raise InputError(
-            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
-            f"{data} has {', '.join(dataset.classes[:3])}, …"
-        )
+    check_classes(model, card, dataset)
     test = dataset.test
     first = len(test) if limit is None else min(limit, len(test))
     drawn = _drawn(dataset.validation, calibration, seed, "validation")
@@ -169,18 +164,5 @@ def uncertainty_command(
         seed=seed,
         device=where,
     )
-    described = {
-        "model": {
-            "name": Path(model).name if card else model,
-            "source": model,
-            "sha256": weights_digest(network),
-            "architecture": card.get("architecture", type(network).__name__),
-        },
-        "data": {
-            "name": dataset.name,
-            "split": "test",
-            "first": first,
-            "pixels": pixels or test.pixels,
-        },
-    }
+    described = what_was_measured(model, network, dataset, "test", first, pixels)
     return measure(question, out, described=described, progress=progress)
