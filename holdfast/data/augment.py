@@ -31,29 +31,18 @@ class Augment:
             then mirrors an image in every second epoch, so that two epochs in a row always show
             both sides (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024); `none`.
         pad_mode: what the padding holds, `zeros` or the image `reflect`ed at its border pixel.
-        crop_size: pixels on a side of what is seen through the same shifts at first, about the
-            middle of the image: fewer pixels cost less, and objects keep their scale (as FixRes
-            asks: Touvron et al., 2019). None: as many as the image has, always.
-        crop_until: the share of training after which whole images are seen.
 
     Raises:
-        InputError: a padding below 0, a crop without a pixel, a share outside [0, 1], or an
-            unknown `flip` or `pad_mode`.
+        InputError: a padding below 0, or an unknown `flip` or `pad_mode`.
     """
 
     crop_padding: int = 4
     flip: Flip = "random"
     pad_mode: PadMode = "zeros"
-    crop_size: int | None = None
-    crop_until: float = 0.5
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
             raise InputError(f"crop_padding must be 0 or more pixels, not {self.crop_padding}")
-        if self.crop_size is not None and self.crop_size < 1:
-            raise InputError(f"crop_size must be 1 or more pixels, not {self.crop_size}")
-        if not 0 <= self.crop_until <= 1:
-            raise InputError(f"crop_until must be in [0, 1], not {self.crop_until}")
         for name, choices in (("flip", get_args(Flip)), ("pad_mode", get_args(PadMode))):
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -66,8 +55,7 @@ class Augment:
         item_index: Int64[Tensor, " n"],
         epoch: int,
         seed: int,
-        progress: float = 1.0,
-    ) -> UInt8[Tensor, "n c s t"]:
+    ) -> UInt8[Tensor, "n c h w"]:
         """One augmented view of each image.
 
         Args:
@@ -75,27 +63,20 @@ class Augment:
             item_index: which item of the data set each image is.
             epoch: from 0.
             seed: the run's seed.
-            progress: the share of training that is over; before `crop_until`, views have
-                `crop_size` pixels a side, else those of the images.
 
         Raises:
-            InputError: images too small to be reflected by the padding, or for the crop.
+            InputError: images too small to be reflected by the padding.
         """
         n, channels, height, width = images.shape
         p = self.crop_padding
         if self.pad_mode == "reflect" and p >= min(height, width):
             raise InputError(f"crop_padding {p} is too much to reflect in {height}×{width} images")
-        sides = (height, width)
-        if self.crop_size is not None and progress < self.crop_until:
-            sides = (self.crop_size, self.crop_size)
-            if self.crop_size > min(height, width):
-                raise InputError(f"crop_size {self.crop_size} is more than {height}×{width} images")
         seeds = draws.item_seeds(seed, "augment", item_index.cpu()).to(images.device)
         draw = draws.uniform(seeds, epoch + 1, (3, 1))  # draw 0 is the same in every epoch
         corner = (draw[:, :2] * (2 * p + 1)).long()
         rows, columns = (
-            corner[:, axis] + (length - side) // 2 + torch.arange(side, device=images.device)
-            for axis, (length, side) in enumerate(zip((height, width), sides, strict=True))
+            corner[:, axis] + torch.arange(length, device=images.device)
+            for axis, length in enumerate((height, width))
         )
         if self.pad_mode == "zeros":
             images = functional.pad(images, (p, p, p, p))
@@ -108,7 +89,7 @@ class Augment:
             columns = torch.where(mirrored, columns.flip(1), columns)
         place = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)
         views = images.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
-        return views.view(n, channels, *sides)
+        return views.view(n, channels, height, width)
 
 
 def _reflected(place: Tensor, length: int) -> Tensor:

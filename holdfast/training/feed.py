@@ -35,7 +35,7 @@ class _Source:
         self.augment, self.seed = augment, seed
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def batch(self, step: int, share: slice, progress: float) -> Batch:
+    def batch(self, step: int, share: slice) -> Batch:
         """Some rows of what belongs to a step."""
         number, place = divmod(step, self.count // self.size)
         if self.order[0] != number:
@@ -45,7 +45,7 @@ class _Source:
             self.order = (number, torch.randperm(self.count, generator=shuffle))
         rows = self.order[1][place * self.size : (place + 1) * self.size][share]
         images, labels = self.take(rows)
-        images = self.augment(images, rows, number, self.seed, progress)
+        images = self.augment(images, rows, number, self.seed)
         seeds = draws.item_seeds(self.seed, "perturb", number, rows).to(images.device)
         return Batch((images.float() / 255).contiguous(memory_format=FORMAT), labels, seeds)
 
@@ -110,12 +110,8 @@ class Feed:
             other_seed = int(draws.item_seeds(seed, "extra"))
             self.sources.append(_Source(more, len(extra), others, augment, other_seed))
 
-    def batch(self, step: int, progress: float = 1.0, *, whole: bool = False) -> Batch:
-        """This process's share of the batch that belongs to a step, or all of it.
-
-        Args:
-            progress: the share of training that is over: it may begin with smaller crops.
-        """
+    def batch(self, step: int, whole: bool = False) -> Batch:
+        """This process's share of the batch that belongs to a step, or all of it."""
         share = slice(None) if whole else self.share
-        parts = [source.batch(step, share, progress) for source in self.sources]
+        parts = [source.batch(step, share) for source in self.sources]
         return parts[0] if len(parts) == 1 else Batch(*map(torch.cat, zip(*parts, strict=True)))

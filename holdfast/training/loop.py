@@ -137,7 +137,7 @@ class Trainer:
         cycle = one_cycle(max(schedule.progress, 1e-3), recipe.optimiser.warmup)
         for group in self.optimiser.param_groups:
             group["lr"] = cycle * group["peak"]
-        batch = self.feed.batch(schedule.steps, schedule.progress)
+        batch = self.feed.batch(schedule.steps)
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.progress = schedule.progress
         with self.fabric.autocast():

@@ -86,18 +86,11 @@ class OptimiserSpec:
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """Random crops after padding by `crop_padding` pixels, and flips; see `data.augment`.
-
-    Attributes:
-        crop_size: pixels on a side, fewer than the images have, until the share `crop_until` of
-            the schedule is over; null for whole images always.
-    """
+    """Random crops after padding by `crop_padding` pixels, and flips; see `data.augment`."""
 
     crop_padding: int = 4
     flip: str = "random"
     pad_mode: str = "zeros"
-    crop_size: int | None = field(default=None, metadata=LATER)
-    crop_until: float = field(default=0.5, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -199,7 +192,6 @@ class Recipe:
             (self, values),
             (self.objective, values["objective"]),
             (self.optimiser, values["optimiser"]),
-            (self.augment, values["augment"]),
         ):
             for key in dataclasses.fields(spec):
                 if key.metadata == LATER and getattr(spec, key.name) == key.default:
