@@ -63,7 +63,7 @@ def test_keys_that_came_later_are_written_only_when_they_say_something():
     assert old["objective"] == {"name": "n-fgsm", "arguments": {}}
     assert "bias_rate" not in old["optimiser"]
     changed = {
-        "objective": {"awp": 0.005, "awp_warmup": 0.1},
+        "objective": {"awp": 0.005, "awp_warmup": 0.1, "eps_warmup": 0.5},
         "optimiser": {"bias_rate": 2},
         "extra": {"file": "more.npz"},
     }
@@ -160,6 +160,7 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, text, key, meant):
         "objective: {awp: -0.1}",
         "objective: {awp: 1}",
         "objective: {awp_warmup: 2}",
+        "objective: {eps_warmup: -0.1}",
         "objective: {name: pgd, arguments: {steps: 0}}",
         "objective: {name: pgd, arguments: {steps: 2.5}}",
         "objective: {name: trades, arguments: {beta: .nan}}",

@@ -29,6 +29,7 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.progress import ProgressLine
 from holdfast.training import fit_recipe, loop
 from holdfast.training.objectives import Loss
+from holdfast.training.objectives.cross_entropy import NFGSM
 from holdfast.training.recipe import Recipe, recipe_from
 from holdfast.training.validation import Validator, collapsed
 
@@ -779,6 +780,28 @@ def test_a_collapse_at_the_very_end_keeps_the_last_good_weights(tmp_path, monkey
     assert len(result.events) == 1
     assert result.validation["pgd_accuracy"] == 0.5
     assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 1
+
+
+def test_eps_grows_to_the_threat_models_and_stays_there(tmp_path, monkeypatch):
+    seen: list[float] = []
+    given = NFGSM.attacked
+
+    def attacked(self, model, batch, threat):
+        seen.append(threat.eps)
+        return given(self, model, batch, threat)
+
+    monkeypatch.setattr(NFGSM, "attacked", attacked)
+    recipe = tiny(
+        objective={"name": "n-fgsm", "eps_warmup": 0.5}, epochs=4, validation={"every": 100}
+    )
+    result = fit_recipe(recipe, digits(), tmp_path / "run")
+    steps = 4 * PER_EPOCH
+    # After the steps come the images that batch-norm statistics of the kept weights are from.
+    trained, measured = seen[:steps], seen[steps:]
+    grown = [0.1 * max(0.01, min(1.0, k / (steps / 2))) for k in range(steps)]
+    assert trained == pytest.approx(grown)
+    assert measured and measured == pytest.approx([0.1] * len(measured))
+    assert result.model.card["threat"]["eps"] == 0.1
 
 
 def test_standard_training_has_no_robustness_to_lose(tmp_path, monkeypatch):

@@ -141,7 +141,7 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.progress = schedule.progress
         with self.fabric.autocast():
-            loss = self.objective(self.model, batch, self.threat)
+            loss = self.objective(self.model, batch, self._present_threat())
         self.fabric.backward(loss.value)
         if recipe.optimiser.clip_gradient:
             self.fabric.clip_gradients(
@@ -158,6 +158,14 @@ class Trainer:
             window["right"] += float((loss.logits.argmax(1) == batch.labels).sum())
         window["seen"] += len(batch.labels)
         return recipe.optimiser.learning_rate * cycle
+
+    def _present_threat(self) -> Threat:
+        """What is trained against at this point of the schedule."""
+        warmup, threat = self.recipe.objective.eps_warmup, self.threat
+        if self.schedule.progress >= warmup:
+            return threat
+        # At progress 0 there would be no ball at all.
+        return Threat(threat.norm, threat.eps * max(self.schedule.progress / warmup, 0.01))
 
     def _lap(self) -> float:
         """Seconds since the last call, the same on every process; nothing goes unmeasured."""
@@ -195,7 +203,7 @@ class Trainer:
             for k in range(min(STATISTICS_BATCHES, self.steps_per_epoch)):
                 batch = self.feed.batch(k, whole=True)  # alike on every process
                 average.train()
-                yield self.objective.attacked(average, batch, self.threat)
+                yield self.objective.attacked(average, batch, self._present_threat())
 
         # The attacks need a gradient; the passes that are counted do not.
         with self.fabric.autocast():

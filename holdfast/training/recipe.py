@@ -48,12 +48,16 @@ class ObjectiveSpec:
         arguments: that objective's own.
         awp: γ of adversarial weight perturbation around it, such as 0.005; 0 for none.
         awp_warmup: share of the schedule that goes by before it begins.
+        eps_warmup: share of the schedule over which the ε of training attacks grows, linearly
+            from 0 to the threat model's (Pang et al., "Bag of tricks for adversarial training",
+            ICLR 2021); 0 for all of it from the beginning.
     """
 
     name: str = "n-fgsm"
     arguments: dict[str, Any] = field(default_factory=dict)
     awp: float = field(default=0.0, metadata=LATER)
     awp_warmup: float = field(default=0.05, metadata=LATER)
+    eps_warmup: float = field(default=0.0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -170,6 +174,7 @@ class Recipe:
             ("optimiser.bias_rate", optimiser.bias_rate > 0, "above 0"),
             ("objective.awp", 0 <= self.objective.awp < 1, "in [0, 1)"),
             ("objective.awp_warmup", 0 <= self.objective.awp_warmup <= 1, "in [0, 1]"),
+            ("objective.eps_warmup", 0 <= self.objective.eps_warmup <= 1, "in [0, 1]"),
             ("extra.share", 0 < self.extra.share < 1, "in (0, 1)"),
             ("augment.crop_padding", self.augment.crop_padding >= 0, "at least 0"),
             ("validation.every", validation.every > 0, "above 0"),
