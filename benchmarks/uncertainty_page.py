@@ -49,6 +49,14 @@ def moved(result: Result, side: str) -> str:
     return f"{percent(told['before'])} → {percent(told['after'])} (n = {told['n']})"
 
 
+def calibrated(result: Result) -> str:
+    told = result.get("calibration_of_more")
+    if told is None:
+        return NONE
+    before, after = (share(told[method]) for method in ("none", "temperature"))
+    return f"{after}, unscaled {before} (n = {told['n']})"
+
+
 def detector(result: Result, name: str, who: str) -> str:
     told = (result["detectors"].get(name) or {}).get(who)
     if told is None:
@@ -138,11 +146,16 @@ def rows(results: list[Result]) -> list[tuple[str, Callable[[Result], str]]]:
         for condition, where in CONDITIONS.items():
             made.append((f"{title}, {where}", lambda r, c=cell, w=condition: c(r, w)))
     made += [
+        ("calibration error, clean, more images", calibrated),
         ("confidence of right answers, attacked", lambda r: moved(r, "right")),
         ("confidence of wrong answers, attacked", lambda r: moved(r, "wrong")),
     ]
     for name in ("max-softmax", "mahalanobis"):
-        for who, how in (("unaware", "unknown"), ("aware", "known")):
+        for who, how in (
+            ("suite", "unknown (the suite)"),
+            ("unaware", "unknown (PGD to its end)"),
+            ("aware", "known"),
+        ):
             title = f"{name}, {how} to the attacker: AUROC; robust error at 5 / 50 % rejected"
             made.append((title, lambda r, n=name, w=who: detector(r, n, w)))
     for score in ("lac", "aps", "raps"):

@@ -22,6 +22,21 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+ModelArgument = Annotated[
+    str, typer.Argument(help="A checkpoint or run folder, a zoo name, or package.module:function.")
+]
+RunOption = Annotated[Path, typer.Option("--out", help="The run folder.")]
+NormOption = Annotated[
+    str | None, typer.Option("--norm", help="linf, l2 or l1; evaluate also knows l0 and spatial.")
+]
+EpsOption = Annotated[
+    str | None, typer.Option("--eps", help="Radius of attacks in image units, such as 8/255.")
+]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N images.")]
+SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
+PixelsOption = Annotated[
+    str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
+]
 DataOption = Annotated[
     str, typer.Option("--data", help="CIFAR-10's files, a folder of images per class, or 'digits'.")
 ]
@@ -68,7 +83,7 @@ def data(
 @app.command()
 def train(
     recipe: Annotated[Path, typer.Argument(help="A recipe, such as recipes/cifar10-cpu.yaml.")],
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")],
+    out: RunOption,
     data: DataOption = "datasets",
     budget: Annotated[
         str | None, typer.Option("--budget", help="Wall-clock time, such as 60m or 2h.")
@@ -107,11 +122,8 @@ def train(
 
 @app.command()
 def evaluate(
-    model: Annotated[
-        str,
-        typer.Argument(help="A checkpoint or run folder, a zoo name, or package.module:function."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")],
+    model: ModelArgument,
+    out: RunOption,
     data: DataOption = "datasets",
     defence: Annotated[
         list[str] | None,
@@ -133,15 +145,11 @@ def evaluate(
         int,
         typer.Option("--samples", help="Suite adaptive: draws a look, where the model is random."),
     ] = 20,
-    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2, l1, l0 or spatial.")] = None,
-    eps: Annotated[
-        str | None, typer.Option("--eps", help="Radius in image units, such as 8/255.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N images.")] = None,
-    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
-    pixels: Annotated[
-        str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
-    ] = None,
+    norm: NormOption = None,
+    eps: EpsOption = None,
+    limit: LimitOption = None,
+    split: SplitOption = "test",
+    pixels: PixelsOption = None,
     curve: Annotated[bool, typer.Option(help="Also measure the security curve.")] = True,
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Measured by default; changes no verdict.")
@@ -212,22 +220,15 @@ def evaluate(
 
 @app.command()
 def uncertainty(
-    model: Annotated[
-        str,
-        typer.Argument(help="A checkpoint or run folder, a zoo name, or package.module:function."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")],
+    model: ModelArgument,
+    out: RunOption,
     data: DataOption = "datasets",
     attack: Annotated[
         str | None, typer.Option("--attack", help="The suite that breaks labels, such as swift.")
     ] = None,
-    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2 or l1.")] = None,
-    eps: Annotated[
-        str | None, typer.Option("--eps", help="Radius in image units, such as 8/255.")
-    ] = None,
-    limit: Annotated[
-        int | None, typer.Option("--limit", help="Only the first N test images.")
-    ] = None,
+    norm: NormOption = None,
+    eps: EpsOption = None,
+    limit: LimitOption = None,
     calibration: Annotated[
         int, typer.Option("--calibration", help="Validation images to fit and calibrate on.")
     ] = 2000,
@@ -257,9 +258,7 @@ def uncertainty(
         list[str] | None,
         typer.Option("--ensemble", help="Another model of a deep ensemble. May be repeated."),
     ] = None,
-    pixels: Annotated[
-        str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
-    ] = None,
+    pixels: PixelsOption = None,
     size: SizeOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
@@ -302,10 +301,8 @@ def mix(
     accurate: Annotated[str, typer.Argument(help="An accurate one, of the same classes.")],
     out: Annotated[Path, typer.Option("--out", help="The folder of the mixed model.")],
     data: DataOption = "datasets",
-    norm: Annotated[str | None, typer.Option("--norm", help="linf, l2 or l1.")] = None,
-    eps: Annotated[
-        str | None, typer.Option("--eps", help="Radius in image units, such as 8/255.")
-    ] = None,
+    norm: NormOption = None,
+    eps: EpsOption = None,
     limit: Annotated[int, typer.Option("--limit", help="Validation images to choose by.")] = 1000,
     cost: Annotated[
         float, typer.Option("--cost", help="Share of robust accuracy that may be lost.")
@@ -343,16 +340,18 @@ def mix(
         print(f"{name:13}standard {figures.standard:.1%}, attacked {figures.standing:.1%}")
     print(f"accurate     standard {choice.accurate_alone.standard:.1%}")
     print(f"on {choice.n} validation images, which chose {choice.parameters}")
+    if choice.gains_nothing:
+        print(
+            f"no mixture that was attacked kept its cost below {cost:.1%}, so this is the robust "
+            "model alone; allow more with --cost, or more of them with --rounds"
+        )
     print(f"model        {folder}")
 
 
 @app.command()
 def certify(
-    model: Annotated[
-        str,
-        typer.Argument(help="A checkpoint or run folder, a zoo name, or package.module:function."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="The run folder.")],
+    model: ModelArgument,
+    out: RunOption,
     data: DataOption = "datasets",
     sigma: Annotated[
         float | None,
@@ -365,14 +364,10 @@ def certify(
         list[str] | None,
         typer.Option("--radius", help="Where to report certified accuracy. May be repeated."),
     ] = None,
-    eps: Annotated[
-        str | None, typer.Option("--eps", help="Radius of the attack, such as 8/255.")
-    ] = None,
-    limit: Annotated[int | None, typer.Option("--limit", help="Only the first N images.")] = None,
-    split: Annotated[str, typer.Option("--split", help="test, validation or train.")] = "test",
-    pixels: Annotated[
-        str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
-    ] = None,
+    eps: EpsOption = None,
+    limit: LimitOption = None,
+    split: SplitOption = "test",
+    pixels: PixelsOption = None,
     batch_size: Annotated[
         int, typer.Option("--batch-size", help="Of a pass of the model; changes no certificate.")
     ] = 512,

@@ -198,3 +198,15 @@ def test_data_lists_digits_exactly(
     assert lines[0] == "Training data:  (1197, 1, 8, 8)"
     assert lines[-1] == "Label names:  (10,)"
     assert len(lines) == 10
+
+
+def test_a_mixture_that_gains_nothing_says_so(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Of a model and itself: every mixture answers alike."""
+    asked = ["mix", model, model, "--data", "digits", "--limit", 20, "--steps", 2, "--quiet"]
+    assert run(monkeypatch, *asked, "--out", tmp_path / "mixed") == 0
+    assert "this is the robust model alone" in capsys.readouterr().out

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
-from holdfast.engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin
+from holdfast.engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin, search
 from holdfast.engine.twin import compiled, fast_twin, original
 from holdfast.errors import InputError
 from holdfast.threat import Threat
@@ -467,6 +467,7 @@ def test_an_interruption_in_any_lane_loses_nothing(tmp_path, monkeypatch, method
 def test_many_interruptions_in_a_row(tmp_path, monkeypatch):
     model, x, labels, threat = problem()
     expected = run(model, x, labels, threat).ledger
+    monkeypatch.setattr(search, "ACCOUNT_SECONDS", 0.0)  # after every step
     deaths = 0
     while interrupted(tmp_path, monkeypatch, "spend", 3 + 4 * deaths):
         deaths += 1

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib
 import json
 import math
 import os
@@ -26,7 +25,7 @@ import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
 from holdfast.engine import Lane, Twin, search
 from holdfast.errors import InputError
-from holdfast.evaluation import interval
+from holdfast.evaluation import interval, lanes
 from holdfast.threat import Threat
 
 QUICK = Suite(
@@ -205,7 +204,7 @@ def test_the_model_itself_has_the_last_word(monkeypatch):
 
     twin = Twin(models.Wrapped(model, after=blind), "blind", 0.0)
     module = sys.modules["holdfast.evaluation.evaluate"]  # the name alone means the function
-    monkeypatch.setattr(module, "_lanes", lambda *arguments: [Lane(twin)])
+    monkeypatch.setattr(module, "lanes_of", lambda *arguments: [Lane(twin)])
     suite = Suite("weak", (Stage(PGD(steps=1, step_size=1.0, start="clean", loss="margin")),))
     result = evaluate(model, x, labels, threat, suite)
     assert 0 < result.robust_accuracy < result.standard_accuracy
@@ -707,8 +706,7 @@ def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
     model, x, labels = models.digits(32)
     threat = hf.Threat("linf", 0.1)
     plain = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="float32")
-    module = importlib.import_module("holdfast.evaluation.evaluate")
-    monkeypatch.setattr(module, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
     result = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="bf16")
     if "compiled" not in result.precision:
         pytest.skip("no compiler here")

@@ -210,7 +210,7 @@ def test_a_mixture_that_falls_to_its_own_attack_is_not_chosen():
 
     choice = fit_mixture(robust, accurate, x, labels, attack, cost=0.0, rounds=3)
     assert attacked[:2] == [Told, Mixture]  # it looked well at first
-    assert choice.parameters == ROBUST_ALONE
+    assert choice.parameters == ROBUST_ALONE and choice.gains_nothing
     assert choice.chosen == choice.robust_alone
     assert choice.robust_alone.standing == pytest.approx(20 / 30)
     assert choice.accurate_alone.standard == 1
@@ -220,6 +220,7 @@ def test_a_mixture_that_falls_to_its_own_attack_is_not_chosen():
 
     choice = fit_mixture(robust, accurate, x, labels, blind, cost=0.0)
     assert choice.chosen.standard == 1 and choice.parameters.weight < 1
+    assert not choice.gains_nothing
 
 
 @pytest.fixture(scope="module")

@@ -161,6 +161,8 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, text, key, meant):
         "objective: {awp: 1}",
         "objective: {awp_warmup: 2}",
         "objective: {eps_warmup: -0.1}",
+        "objective: {name: diffusion, awp: 0.01}",
+        "objective: {name: interval, awp: 0.01}",
         "objective: {name: pgd, arguments: {steps: 0}}",
         "objective: {name: pgd, arguments: {steps: 2.5}}",
         "objective: {name: trades, arguments: {beta: .nan}}",

@@ -20,8 +20,8 @@ from scipy.stats import binomtest
 from holdfast.errors import HoldfastError, InputError
 from holdfast.report import write_report
 from holdfast.report.charts import ticks
+from holdfast.report.fields import Accuracy
 from holdfast.report.pictures import magnification, magnified, png
-from holdfast.report.runs import Accuracy
 from holdfast.report.words import duration
 
 VOID = {"meta", "link", "img", "br"}

@@ -150,6 +150,14 @@ def test_figures_say_what_the_attacks_did(finished):
         for rate in ("0.05", "0.5"):
             aware, unaware = (told[w]["robust_error"][rate]["value"] for w in ("aware", "unaware"))
             assert aware >= unaware
+        # The aware attacker may answer with what an unaware one found.
+        assert told["aware"]["told"]["auroc"]["value"] < told["suite"]["told"]["auroc"]["value"]
+    every = result["calibration_of_more"]
+    assert every["n"] > N  # more images than were attacked
+    assert every["temperature"]["value"] < every["none"]["value"]
+    assert (
+        every["temperature"]["low"] <= every["temperature"]["value"] <= every["temperature"]["high"]
+    )
     for score in result["sets"]["by_score"].values():
         attacked = score["attacked"]
         assert attacked["covered"]["coverage"]["value"] <= score["clean"]["coverage"]["value"] - 0.3

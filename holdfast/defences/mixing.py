@@ -76,6 +76,11 @@ class Choice:
     n: int
     attacks: int
 
+    @property
+    def gains_nothing(self) -> bool:
+        """Whether no mixture that was attacked kept within the cost: it is the robust model."""
+        return self.parameters == ROBUST_ALONE
+
 
 class Points:
     """Both models' logits at points of the validation images.

@@ -36,6 +36,7 @@ from .judge import Judge
 from .ledger import CLEAN, Ledger
 from .twin import Twin
 
+ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
 CHECKPOINT_SHARE = 0.02  # of the time at most goes into that
 # How far along the way from the image a closest point is tried, where rounding undid it.
@@ -135,14 +136,23 @@ class Search:
         self.journal.restore(self.ledger)
         self.clean()
         for number in range(len(self.suite.stages)):
-            began = time.monotonic()
+            began, owed = time.monotonic(), False
             for _ in self._stage(number):
-                with self.journal.transaction():
-                    self.journal.spend(number, time.monotonic() - began)
-                began = time.monotonic()
+                owed = time.monotonic() - began < ACCOUNT_SECONDS
+                if not owed:
+                    began = self._account(number, began)
+            if owed:
+                self._account(number, began)
             self.costs.append(StageCost(*self.journal.cost(number)))
         if self.suite.closest:
             self._settle()
+
+    def _account(self, number: int, began: float) -> float:
+        """Write down the time that a stage has taken since `began`; returns the time now."""
+        now = time.monotonic()
+        with self.journal.transaction():
+            self.journal.spend(number, now - began)
+        return now
 
     # -- clean answers --------------------------------------------------------------------
 
@@ -270,29 +280,30 @@ class Search:
                 score = state["score"].float().cpu()
 
             leaving = won | finished
-            with self.journal.transaction():
-                for row in leaving.nonzero().squeeze(1).tolist():
-                    item, image = rows[row]
-                    self._leave(
-                        number,
-                        lane_number,
-                        item,
-                        image,
-                        images[image],
-                        bool(won[row]),
-                        passes[row],
-                        float(score[row]),
-                        state["best"][row],
-                        self._witness(state, row),
-                        scores,
-                    )
-                for row, (item, image) in enumerate(rows):
-                    first = images[image].won
-                    if first is not None and item > first and not leaving[row]:
-                        leaving[row] = True
-                        images[image].open_items.discard(item)
-                        self.journal.spend(number, 0.0, *passes[row].tolist())
             if bool(leaving.any()):
+                with self.journal.transaction():
+                    for row in leaving.nonzero().squeeze(1).tolist():
+                        item, image = rows[row]
+                        self._leave(
+                            number,
+                            lane_number,
+                            item,
+                            image,
+                            images[image],
+                            bool(won[row]),
+                            passes[row],
+                            float(score[row]),
+                            state["best"][row],
+                            self._witness(state, row),
+                            scores,
+                        )
+                    # What an earlier item of the same image has won needs no later ones.
+                    for row, (item, image) in enumerate(rows):
+                        first = images[image].won
+                        if first is not None and item > first and not leaving[row]:
+                            leaving[row] = True
+                            images[image].open_items.discard(item)
+                            self.journal.spend(number, 0.0, *passes[row].tolist())
                 stay = (~leaving).nonzero().squeeze(1)
                 index = stay.to(self.device)
                 state = {k: v[index] for k, v in state.items()}

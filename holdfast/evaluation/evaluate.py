@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,23 +21,7 @@ from ..attacks.base import Model
 from ..attacks.suites import UNDEFENDED
 from ..checks import check_images, check_labels, check_logits
 from ..defences import declared, steps
-from ..engine import (
-    CLEAN,
-    MAJORITY_OF,
-    STANDING,
-    Journal,
-    Judge,
-    Lane,
-    Ledger,
-    Search,
-    Shard,
-    Twin,
-    compiled,
-    fast_twin,
-    measure_batch_size,
-    seconds_per_image,
-)
-from ..engine.twin import has_fast_bf16, original
+from ..engine import CLEAN, MAJORITY_OF, Journal, Judge, Ledger, Search, Shard, measure_batch_size
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..progress import ProgressLine
@@ -69,12 +52,13 @@ from .curve import IMAGES as CURVE_IMAGES
 from .curve import distance_curve, security_curve
 from .fresh import draw_figures
 from .intervals import interval
+from .lanes import compiled_where_it_pays, lanes_of
 from .packing import pack, unpack
-from .result import AttackCost, Curve, Evaluation, Unaware, Verdict, write_run
+from .result import Curve, Evaluation, Unaware, write_run
 from .strips import write_strips
 from .unaware import unaware_accuracy
+from .verdicts import costs_of, distances_of, final_answers, verdicts_of
 
-COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a compiled twin
 PROBE = 64  # images that twins are compared and health is checked on
 PRECISIONS = ("auto", "bf16", "float32", "original")
 
@@ -244,7 +228,7 @@ def _evaluate(
     # Twins are compared by their answers: behind defences, by those of the network alone.
     changing = changes.fired if bare is None else health.outputs_change(bare, probe).fired
     precision = "original" if changing or not differentiable else request.precision
-    views = lanes_by_view(model, bare, lambda m: _lanes(m, probe, probe_labels, precision))
+    views = lanes_by_view(model, bare, lambda m: lanes_of(m, probe, probe_labels, precision))
     lanes = views[""]
     blind = blind_views(model, bare, probe, probe_labels)
     suite = without_blind(request.suite, blind)
@@ -259,16 +243,12 @@ def _evaluate(
     )
     used = " then ".join(lane.twin.name for lane in lanes)
     _agree(workers, {"identity": key, "suite": suite.describe(), "precision": used})
-    if bare is None and len(lanes) > 1:
+    if bare is None:
         batch = images[:batch_size].to(device), labels[:batch_size].to(device)
-        long = _looks(suite, len(images), logits.shape[1]) * seconds_per_image(
-            lanes[0].twin.model, batch[0]
+        lanes = views[""] = compiled_where_it_pays(
+            lanes, model, suite, *batch, workers, of=len(images), classes=logits.shape[1]
         )
-        if workers.share(len(images) >= batch_size and long / workers.size > COMPILING_SECONDS):
-            faster = compiled(lanes[0].twin, model, *batch)
-            if faster is not None:
-                lanes = views[""] = _coarse_then_exact(faster, lanes[-1].twin)
-                used = " then ".join(lane.twin.name for lane in lanes)
+        used = " then ".join(lane.twin.name for lane in lanes)
     folder = None if run is None else Path(run)
     if folder is not None and workers.leads:
         told = {**asked, "suite": suite.name, "n": len(images), **described}
@@ -312,12 +292,12 @@ def _evaluate(
         if search is None:  # worker 0 has it all, and says what came of it
             return unpack(workers.broadcast(b""))
         ledger = search.ledger
-        prediction, confidence, answers = _final_answers(
+        prediction, confidence, answers = final_answers(
             judge, ledger, images, threat, batch_size, device, request.seed
         )
         # PGD stands behind the curve and two of the checks.
         climbable = differentiable and threat.norm in PGD.norms
-        distances = _distances(suite, ledger, images, threat)
+        distances = distances_of(suite, ledger, images, threat)
         if suite.closest:
             drawn = distance_curve(distances, f"suite {suite.name}", threat)
         elif request.curve and climbable:
@@ -343,7 +323,7 @@ def _evaluate(
                 device=device,
                 seed=request.seed,
             )
-    costs = _costs(suite, search)
+    costs = costs_of(suite, search)
     if climbable:
         flags += [
             health.more_steps(exact, probe, probe_labels, threat, request.seed),
@@ -375,7 +355,7 @@ def _evaluate(
         identity=key,
         broken=ledger.broken,
         adversarial=ledger.adversarial,
-        verdicts=_verdicts(suite, ledger, distances, prediction, confidence),
+        verdicts=verdicts_of(suite, ledger, distances, prediction, confidence),
         draws=draw_figures(judge, ledger, images, answers, batch_size, device, request.seed)
         if random
         else (),
@@ -421,12 +401,6 @@ def _answer(model: Model, images: Tensor) -> Tensor:
         ) from None
 
 
-def _in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A function of each image, without copies of all of them at once."""
-    rows = torch.arange(len(tensors[0])).split(128)
-    return torch.cat([function(*(tensor[part] for tensor in tensors)) for part in rows])
-
-
 def _usable(device: str | torch.device) -> torch.device:
     try:
         return torch.empty(0, device=device).device
@@ -440,131 +414,3 @@ def _plain(tensor: Tensor) -> Tensor:
     tensor = tensor.detach().cpu()
     with torch.inference_mode(False):
         return tensor.clone() if tensor.is_inference() else tensor
-
-
-def _looks(suite: Suite, images: int, classes: int) -> float:
-    """How many looks the suite takes at most."""
-    return images * sum(
-        stage.share * stage.items_per_image(classes) * stage.attack.looks * stage.samples
-        for stage in suite.stages
-        if stage.after is None
-    )
-
-
-def _lanes(model: Model, probe: Tensor, labels: Tensor, precision: str) -> list[Lane]:
-    """What the search looks at, the coarsest first."""
-    if precision == "original":
-        return [Lane(original(model))]
-    exact = fast_twin(model, probe, labels, "float32") or original(model)
-    if precision == "float32" or (precision == "auto" and not has_fast_bf16(probe.device)):
-        return [Lane(exact)]
-    coarse = fast_twin(model, probe, labels, "bf16")
-    if coarse is None:
-        return [Lane(exact)]
-    return _coarse_then_exact(coarse, exact)
-
-
-def _coarse_then_exact(coarse: Twin, exact: Twin) -> list[Lane]:
-    """What ends closer to the boundary than the coarse twin can tell is searched again."""
-    return [Lane(coarse), Lane(exact, near=3 * coarse.error)]
-
-
-def _final_answers(
-    judge: Judge,
-    ledger: Ledger,
-    images: Tensor,
-    threat: Threat,
-    batch_size: int,
-    device: torch.device,
-    seed: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """What the original says of every adversarial image: the last word on every verdict.
-
-    A random model is asked in draws that no search has seen, so what was broken by a lucky draw
-    stands after all; clean mistakes stay what they were.
-
-    Returns:
-        prediction and confidence, (N,), and the answer of every draw, (N, D).
-    """
-    parts = []
-    for rows in torch.arange(len(images)).split(batch_size):
-        seeds = torch.where(
-            ledger.stage[rows] == CLEAN,
-            draws.item_seeds(seed, "clean", ledger.index[rows]),
-            draws.item_seeds(seed, "last word", ledger.index[rows]),
-        )
-        parts.append(judge.ask(ledger.adversarial[rows].to(device), seeds))
-    prediction = torch.cat([part.prediction for part in parts]).cpu()
-    prediction = torch.where(ledger.stage == CLEAN, ledger.clean_prediction, prediction)
-    confidence = torch.cat([part.confidence for part in parts]).cpu()
-    # Rounding differs between batches of different make-up; a point right on the boundary may
-    # answer differently now. The attacker chooses.
-    wrong = prediction != ledger.labels
-    fooled = wrong & _in_parts(
-        lambda x_adv, x, witness: threat.contains(x_adv, x, None, witness),
-        ledger.adversarial,
-        images,
-        ledger.witness,
-    )
-    late = fooled & ~ledger.broken
-    ledger.broken[late] = True
-    ledger.stage[late] = ledger.found[late].clamp_min(0)
-    ledger.item[late] = ledger.found_item[late]
-    if judge.draws > 1:
-        lucky = ledger.broken & ~fooled & (ledger.stage != CLEAN)
-        ledger.broken[lucky] = False
-        ledger.stage[lucky] = STANDING
-        ledger.item[lucky] = ledger.target[lucky] = -1
-        ledger.found[~wrong] = -1
-    return prediction, confidence, torch.cat([part.draws for part in parts]).cpu()
-
-
-def _costs(suite: Suite, search: Search) -> tuple[AttackCost, ...]:
-    ledger = search.ledger
-    return tuple(
-        AttackCost(
-            stage.name,
-            int((ledger.stage == number).sum()),
-            cost.forwards,
-            cost.backwards,
-            cost.seconds,
-        )
-        for number, (stage, cost) in enumerate(zip(suite.stages, search.costs, strict=True))
-    )
-
-
-def _distances(suite: Suite, ledger: Ledger, images: Tensor, threat: Threat) -> Tensor:
-    """From each image to its adversarial one, (N,). Where the closest is sought: ∞ if there is
-    none, and 0 for clean mistakes."""
-    distance = _in_parts(threat.distance, ledger.adversarial, images, ledger.witness)
-    none = suite.closest & (ledger.found < 0) & (ledger.stage != CLEAN)
-    return torch.where(none, torch.inf, distance)
-
-
-def _verdicts(
-    suite: Suite,
-    ledger: Ledger,
-    distance: Tensor,
-    prediction: Tensor,
-    confidence: Tensor,
-) -> tuple[Verdict, ...]:
-    names = {CLEAN: "clean", STANDING: ""} | {
-        number: stage.name for number, stage in enumerate(suite.stages)
-    }
-    return tuple(
-        Verdict(
-            index=int(ledger.index[i]),
-            label=int(ledger.labels[i]),
-            clean_prediction=int(ledger.clean_prediction[i]),
-            clean_confidence=float(ledger.clean_confidence[i]),
-            broken=bool(ledger.broken[i]),
-            attack=names[int(ledger.stage[i])],
-            target=int(ledger.target[i]),
-            adversarial_prediction=int(prediction[i]),
-            adversarial_confidence=float(confidence[i]),
-            distance=float(distance[i]),
-            forwards=int(ledger.forwards[i]),
-            backwards=int(ledger.backwards[i]),
-        )
-        for i in range(len(distance))
-    )

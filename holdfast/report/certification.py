@@ -9,34 +9,22 @@ from typing import Any
 from markupsafe import Markup
 
 from ..errors import InputError
-from ..threat import Threat
 from . import charts, words
-from .runs import READERS, Accuracy, Fields, Flag, read_request, read_threat
+from .fields import Accuracy, Fields
+from .runs import READERS, Flag, Measured, measured, read_flags
 
 SCHEMA = "holdfast/certification/1"
 _NORMS = {"linf": "L∞", "l2": "L2"}
 
 
 @dataclass(frozen=True)
-class Certification:
+class Certification(Measured):
     """A finished certification run; `certified` and `curve` pair a radius with an accuracy."""
 
     kind = "certification"
 
-    path: Path
-    request: dict[str, Any] | None
-    model: str
-    architecture: str
-    source: str
-    sha256: str
-    data: str
-    split: str
-    first: int | None
-    pixels: str
-    n: int
     method: str
     settings: dict[str, Any]
-    threat: Threat
     attack: str
     standard: Accuracy
     attacked: Accuracy
@@ -45,7 +33,6 @@ class Certification:
     certified: list[tuple[float, Accuracy]]
     curve: list[tuple[float, Accuracy]]
     flags: list[Flag]
-    seconds: float | None
     seed: int | None
 
     @property
@@ -55,25 +42,12 @@ class Certification:
 
 def read_certification(run: Path, result: Fields) -> Certification:
     """As `runs.read_run`."""
-    n = result.whole("n", 1)
-    if n is None:
-        raise InputError(f"{result.where} has no 'n', the number of images")
-    model, data = result.object("model"), result.object("data")
+    shared = measured(run, result)
+    n = shared["n"]
     return Certification(
-        path=run,
-        request=read_request(run, result),
-        model=model.text("name"),
-        architecture=model.text("architecture"),
-        source=model.text("source"),
-        sha256=model.text("sha256"),
-        data=data.text("name"),
-        split=data.text("split"),
-        first=data.whole("first"),
-        pixels=data.text("pixels"),
-        n=n,
+        **shared,
         method=result.text("method"),
         settings=result.object("settings").value,
-        threat=read_threat(result),
         attack=result.text("attack"),
         standard=result.accuracy("standard_accuracy", "standard_accuracy_interval", n),
         attacked=result.accuracy("attacked_accuracy", "attacked_accuracy_interval", n),
@@ -81,16 +55,7 @@ def read_certification(run: Path, result: Fields) -> Certification:
         mean_radius=result.number("mean_radius"),
         certified=_points(result, "certified", n),
         curve=_points(result, "curve", n),
-        flags=[
-            Flag(
-                flag.text("name"),
-                flag.truth("fired"),
-                flag.text("detail"),
-                flag.object("figures").value,
-            )
-            for flag in result.objects("flags")
-        ],
-        seconds=result.number("seconds"),
+        flags=read_flags(result),
         seed=result.whole("seed", -(2**63)),
     )
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .runs import Accuracy
+from .fields import Accuracy
 from .words import NONE, accuracy, interval, whole_percent
 
 

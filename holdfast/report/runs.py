@@ -7,9 +7,8 @@ that is there must be whole, and must say the same as `result.json`.
 
 from __future__ import annotations
 
-import csv
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -19,36 +18,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..errors import InputError
-from ..evaluation.intervals import interval
 from ..files import read_json
 from ..threat import Threat
+from .fields import Accuracy, Fields, csv_column, csv_rows, shown
 
 if TYPE_CHECKING:
     from .certification import Certification
     from .uncertainty_run import Uncertainty
-
-
-@dataclass(frozen=True)
-class Accuracy:
-    """A fraction in [0, 1] of n images and its 95 % interval; None is "has no value"."""
-
-    value: float | None
-    low: float | None = None
-    high: float | None = None
-    n: int | None = None
-
-    @property
-    def count(self) -> int | None:
-        """How many images the fraction stands for."""
-        return None if self.value is None or self.n is None else round(self.value * self.n)
-
-    @classmethod
-    def of(cls, count: int, n: int) -> Accuracy:
-        """`count` of n with its 95 % interval; no value where n is 0."""
-        if n == 0:
-            return cls(None, n=0)
-        low, high = interval(count, n)
-        return cls(count / n, low, high, n)
 
 
 @dataclass(frozen=True)
@@ -125,10 +101,8 @@ class Examples:
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """A finished evaluation run."""
-
-    kind = "evaluation"
+class Measured:
+    """What every finished run tells that measured a model on images."""
 
     path: Path
     request: dict[str, Any] | None
@@ -141,9 +115,18 @@ class Evaluation:
     first: int | None
     pixels: str
     n: int
+    threat: Threat
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Evaluation(Measured):
+    """A finished evaluation run."""
+
+    kind = "evaluation"
+
     standard: Accuracy
     robust: Accuracy
-    threat: Threat
     suite: str
     attacks: list[Attack]
     flags: list[Flag]
@@ -151,7 +134,6 @@ class Evaluation:
     curve: Curve | None
     forwards: int | None
     backwards: int | None
-    seconds: float | None
     seed: int | None
     precision: str
     training_run: str
@@ -204,120 +186,6 @@ class Training:
 Run: TypeAlias = "Evaluation | Training | Uncertainty | Certification"
 
 
-class Fields:
-    """A JSON object whose fields are read by kind.
-
-    A field that is absent or null has no value (None, or ""); one of the wrong kind is an
-    InputError that names the file and the field.
-    """
-
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            raise InputError(f"{where} must be a JSON object, not {_shown(value)}")
-        self.value, self.where = value, where
-
-    def _wrong(self, name: str, wanted: str) -> InputError:
-        return InputError(
-            f"{self.where}: {name!r} must be {wanted}, not {_shown(self.value.get(name))}"
-        )
-
-    def number(self, name: str, low: float = 0, high: float = math.inf) -> float | None:
-        value = self.value.get(name)
-        if value is None:
-            return None
-        wanted = f"a number from {low:g} to {high:g}" if high < math.inf else f"a number ≥ {low:g}"
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise self._wrong(name, wanted)
-        if isinstance(value, float) and math.isnan(value):
-            return None
-        if not low <= value <= high or abs(value) > 1e300:
-            raise self._wrong(name, wanted)
-        return float(value)
-
-    def whole(self, name: str, low: int = 0) -> int | None:
-        value = self.value.get(name)
-        if value is None:
-            return None
-        if isinstance(value, bool) or not isinstance(value, int) or not low <= value < 2**63:
-            raise self._wrong(name, f"a whole number ≥ {low}")
-        return value
-
-    def truth(self, name: str) -> bool | None:
-        value = self.value.get(name)
-        if value is None or isinstance(value, bool):
-            return value
-        raise self._wrong(name, "true or false")
-
-    def text(self, name: str) -> str:
-        value = self.value.get(name)
-        if value is None or isinstance(value, str):
-            return value or ""
-        raise self._wrong(name, "text")
-
-    def list(self, name: str) -> list[Any]:
-        value = self.value.get(name)
-        if value is None or isinstance(value, list):
-            return value or []
-        raise self._wrong(name, "a list")
-
-    def object(self, name: str) -> Fields:
-        return Fields(self.value.get(name) or {}, f"{self.where}: {name!r}")
-
-    def objects(self, name: str) -> Iterator[Fields]:
-        for i, item in enumerate(self.list(name)):
-            yield Fields(item, f"{self.where}: {name}[{i}]")
-
-    def accuracy(self, name: str, interval: str, n: int | None) -> Accuracy:
-        bounds = self.list(interval)
-        if bounds and len(bounds) != 2:
-            raise self._wrong(interval, "a list of two fractions")
-        pair = Fields(dict(zip(("low", "high"), bounds, strict=False)), f"{self.where}: {interval}")
-        return Accuracy(
-            self.number(name, 0, 1), pair.number("low", 0, 1), pair.number("high", 0, 1), n
-        )
-
-
-def _shown(value: Any) -> str:
-    text = " ".join(repr(value).split())
-    return text if len(text) <= 60 else text[:59] + "…"
-
-
-def _rows(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]] | None:
-    """The rows of a CSV file with a header, or None where there is no such file."""
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-            names = reader.fieldnames or []
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, csv.Error) as error:
-        raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise InputError(f"{path} has no column {missing[0]!r}")
-    for line, row in enumerate(rows, 2):
-        # DictReader files surplus fields under None, and fills absent ones with None.
-        if None in row or None in row.values():
-            raise InputError(f"{path} line {line} has not the {len(names)} fields of its header")
-    return rows
-
-
-def _column(
-    path: Path, rows: list[dict[str, str]], name: str, kind: Callable[[str], Any], empty: Any
-) -> list[Any]:
-    values = []
-    for line, row in enumerate(rows, 2):
-        text = row[name].strip()
-        try:
-            values.append(kind(text) if text else empty)
-        except (ValueError, OverflowError):
-            raise InputError(
-                f"{path} line {line}: {name} is {_shown(text)}, not a number"
-            ) from None
-    return values
-
-
 def _whole_number(text: str) -> int:
     value = int(text)
     if not -1 <= value < 2**63:
@@ -330,16 +198,16 @@ _REAL = ("clean_confidence", "adversarial_confidence", "distance")
 
 
 def _read_verdicts(path: Path) -> Verdicts | None:
-    rows = _rows(path, (*_WHOLE, *_REAL, "broken", "attack"))
+    rows = csv_rows(path, (*_WHOLE, *_REAL, "broken", "attack"))
     if rows is None:
         return None
     columns: dict[str, Any] = {
-        name: np.array(_column(path, rows, name, _whole_number, -1), np.int64) for name in _WHOLE
+        name: np.array(csv_column(path, rows, name, _whole_number, -1), np.int64) for name in _WHOLE
     }
     columns |= {
-        name: np.array(_column(path, rows, name, float, math.nan), np.float64) for name in _REAL
+        name: np.array(csv_column(path, rows, name, float, math.nan), np.float64) for name in _REAL
     }
-    broken = _column(path, rows, "broken", lambda text: bool(("0", "1").index(text)), False)
+    broken = csv_column(path, rows, "broken", lambda text: bool(("0", "1").index(text)), False)
     return Verdicts(
         **columns, broken=np.array(broken, bool), attack=[row["attack"] for row in rows]
     )
@@ -431,11 +299,48 @@ def _read_curve(result: Fields) -> Curve | None:
     return Curve(curve.text("attack"), n, [e for e, _ in points], [a for _, a in points])
 
 
-def _read_evaluation(run: Path, result: Fields) -> Evaluation:
+def measured(run: Path, result: Fields) -> dict[str, Any]:
+    """The fields of `Measured`.
+
+    Raises:
+        InputError: there is no number of images.
+    """
     n = result.whole("n", 1)
     if n is None:
         raise InputError(f"{result.where} has no 'n', the number of images")
     model, data = result.object("model"), result.object("data")
+    return {
+        "path": run,
+        "request": read_request(run, result),
+        "model": model.text("name"),
+        "architecture": model.text("architecture"),
+        "source": model.text("source"),
+        "sha256": model.text("sha256"),
+        "data": data.text("name"),
+        "split": data.text("split"),
+        "first": data.whole("first"),
+        "pixels": data.text("pixels"),
+        "n": n,
+        "threat": read_threat(result),
+        "seconds": result.number("seconds"),
+    }
+
+
+def read_flags(result: Fields) -> list[Flag]:
+    return [
+        Flag(
+            flag.text("name"),
+            flag.truth("fired"),
+            flag.text("detail"),
+            flag.object("figures").value,
+        )
+        for flag in result.objects("flags")
+    ]
+
+
+def _read_evaluation(run: Path, result: Fields) -> Evaluation:
+    shared = measured(run, result)
+    n = shared["n"]
     classes = result.list("classes")
     if not all(isinstance(name, str) for name in classes):
         raise InputError(f"{result.where}: 'classes' must be a list of names")
@@ -443,20 +348,9 @@ def _read_evaluation(run: Path, result: Fields) -> Evaluation:
     if verdicts is not None:
         _check_verdicts(run / "verdicts.csv", verdicts, n, result)
     return Evaluation(
-        path=run,
-        request=read_request(run, result),
-        model=model.text("name"),
-        architecture=model.text("architecture"),
-        source=model.text("source"),
-        sha256=model.text("sha256"),
-        data=data.text("name"),
-        split=data.text("split"),
-        first=data.whole("first"),
-        pixels=data.text("pixels"),
-        n=n,
+        **shared,
         standard=result.accuracy("standard_accuracy", "standard_accuracy_interval", n),
         robust=result.accuracy("robust_accuracy", "robust_accuracy_interval", n),
-        threat=read_threat(result),
         suite=result.text("suite"),
         attacks=[
             Attack(
@@ -468,26 +362,17 @@ def _read_evaluation(run: Path, result: Fields) -> Evaluation:
             )
             for attack in result.objects("attacks")
         ],
-        flags=[
-            Flag(
-                flag.text("name"),
-                flag.truth("fired"),
-                flag.text("detail"),
-                flag.object("figures").value,
-            )
-            for flag in result.objects("flags")
-        ],
+        flags=read_flags(result),
         classes=classes,
         curve=_read_curve(result),
         forwards=result.whole("forwards"),
         backwards=result.whole("backwards"),
-        seconds=result.number("seconds"),
         seed=result.whole("seed", -(2**63)),
         precision=result.text("precision"),
         training_run=result.text("training_run"),
         verdicts=verdicts,
         examples=_read_examples(run / "examples.safetensors", verdicts) if verdicts else None,
-        **_read_defence(result, model, n),
+        **_read_defence(result, result.object("model"), n),
     )
 
 
@@ -524,7 +409,7 @@ def _read_training(run: Path, result: Fields) -> Training:
         return Accuracy(value) if value is None or n is None else Accuracy.of(round(value * n), n)
 
     path = run / "metrics.csv"
-    rows = _rows(path) or []
+    rows = csv_rows(path) or []
     return Training(
         path=run,
         request=read_request(run, result),
@@ -544,7 +429,7 @@ def _read_training(run: Path, result: Fields) -> Training:
         metrics={
             name: [
                 None if value is None or not math.isfinite(value) else value
-                for value in _column(path, rows, name, float, None)
+                for value in csv_column(path, rows, name, float, None)
             ]
             for name in (rows[0] if rows else ())
         },
@@ -578,13 +463,13 @@ def read_run(run: Path) -> Run:
     schema = result.text("schema")
     if schema not in READERS:
         raise InputError(
-            f"{path} has schema {_shown(schema)}; this version of Holdfast reads "
+            f"{path} has schema {shown(schema)}; this version of Holdfast reads "
             f"{' and '.join(READERS)}"
         )
     status = result.text("status")
     if status != "complete":
         raise InputError(
-            f"{path} has status {_shown(status)}, not 'complete': issue the run's command again "
+            f"{path} has status {shown(status)}, not 'complete': issue the run's command again "
             f"to finish it"
         )
     return READERS[schema](run, result)

@@ -16,7 +16,8 @@ import yaml
 from markupsafe import Markup
 
 from . import charts, pictures, words
-from .runs import Accuracy, Curve, Evaluation, Run, Training
+from .fields import Accuracy
+from .runs import Curve, Evaluation, Run, Training
 
 MOST_CLASSES = 30  # rows of the class table
 MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond

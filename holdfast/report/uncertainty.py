@@ -11,7 +11,7 @@ from markupsafe import Markup
 
 from ..errors import InputError
 from . import charts, words
-from .runs import Fields
+from .fields import Fields
 from .uncertainty_run import Uncertainty
 
 CONDITIONS = {
@@ -39,7 +39,8 @@ METRICS: tuple[tuple[str, str, bool], ...] = (
 )
 KINDS = {
     "clean": ("clean", "standard"),
-    "suite": ("attacked, detector unknown", "tone-1"),
+    "suite": ("labels attacked", "tone-1"),
+    "unaware": ("attacked to the end, detector unknown", "tone-2"),
     "evading": ("attacked, detector known", "tone-4"),
 }
 SCALINGS = {
@@ -158,9 +159,14 @@ def metrics_table(run: Uncertainty) -> Table:
 
 
 def scalings_table(run: Uncertainty) -> Table:
-    told = run.result.object("calibration")
+    told, of_more = run.result.object("calibration"), run.result.object("calibration_of_more")
+    more = f"clean, {of_more.whole('n')} images" if of_more.value else None
     return Table(
-        ["Calibration error by scaling", *(title for title, _ in CONDITIONS.values())],
+        [
+            "Calibration error by scaling",
+            *(title for title, _ in CONDITIONS.values()),
+            *([more] if more else []),
+        ],
         [
             [
                 title,
@@ -168,6 +174,7 @@ def scalings_table(run: Uncertainty) -> Table:
                     words.percent(told.object(method).object(c).number("ece", 0, 1))
                     for c in CONDITIONS
                 ),
+                *([_share(of_more.object(method))] if more else []),
             ]
             for method, title in SCALINGS.items()
         ],

@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 from ..threat import Threat
-from .runs import Accuracy
+from .fields import Accuracy
 
 NONE = "—"
 _SPACE = "\u00a0"  # keeps a number and its unit on one line

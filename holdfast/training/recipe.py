@@ -186,7 +186,8 @@ class Recipe:
         # The attacks of training and validation must know the norm.
         FGSM().check_norm(Threat(**vars(self.threat)))
         Augment(**vars(self.augment))
-        objective_named(self.objective.name, self.objective.arguments)
+        spec = self.objective
+        objective_named(spec.name, spec.arguments, spec.awp, spec.awp_warmup)
         if self.budget is not None:
             parse_seconds(self.budget)
 

@@ -27,6 +27,7 @@ USUAL_SUITE = "swift" if "swift" in SUITES else "apgd"
 CALIBRATION = 2000  # validation images: half for scalings, half for thresholds and sets
 TRAINING = 2000  # training images whose features detectors know
 FOREIGN = 300  # images of each other kind
+MORE = 10  # images that are only looked at, for each that is attacked
 COVERAGE = 0.8  # what abstaining promises to answer
 
 
@@ -117,9 +118,9 @@ def uncertainty_command(
     check_classes(model, card, dataset)
     test = dataset.test
     first = len(test) if limit is None else min(limit, len(test))
-    drawn = _drawn(dataset.validation, calibration, seed, "validation")
-    half = len(drawn) // 2
-    tuning, held = _part(drawn, slice(0, half)), _part(drawn, slice(half, None))
+    shuffled = _drawn(dataset.validation, len(dataset.validation), seed, "validation")
+    drawn = min(calibration, len(shuffled))
+    tuning, held = _part(shuffled, slice(0, drawn // 2)), _part(shuffled, slice(drawn // 2, drawn))
     for part in (tuning, held):
         check_calibration_split(part.labels.numpy(), len(dataset.classes))
     if len(held) * alpha < 1:
@@ -127,6 +128,12 @@ def uncertainty_command(
             f"{len(held)} calibration images are too few for alpha = {alpha}: "
             f"--calibration at least {2 * math.ceil(1 / alpha)}"
         )
+    more = min(len(test), MORE * first)
+    more_test = Part(
+        torch.from_numpy(test.images[:more]),
+        torch.from_numpy(test.labels[:more].copy()),
+        torch.arange(more),
+    )
     people = None
     if human is not None:
         read = read_human(human, test.labels, classes=len(dataset.classes))
@@ -142,13 +149,11 @@ def uncertainty_command(
         members=members,
         threat=threat,
         suite=suite,
-        test=Part(
-            torch.from_numpy(test.images[:first]),
-            torch.from_numpy(test.labels[:first].copy()),
-            torch.arange(first),
-        ),
+        test=_part(more_test, slice(0, first)),
         tuning=tuning,
         held=held,
+        more_test=more_test,
+        more_held=_part(shuffled, slice(drawn // 2, max(drawn, MORE * first))),
         training=_drawn(dataset.train, TRAINING, seed, "training"),
         classes=tuple(dataset.classes),
         foreign=[

@@ -11,10 +11,11 @@ CONDITIONS = {
     "suite": ("labels attacked", "#b3261e", "--"),
     "miscalibrate": ("confidence attacked", "#4f46b8", ":"),
 }
-KINDS = {"clean": "#0b7a6f", "suite": "#b45309", "evading": "#b3261e"}
+KINDS = {"clean": "#0b7a6f", "suite": "#b45309", "unaware": "#4f46b8", "evading": "#b3261e"}
 KIND_NAMES = {
     "clean": "clean",
-    "suite": "attacked, detector unknown",
+    "suite": "labels attacked",
+    "unaware": "attacked to the end, detector unknown",
     "evading": "attacked, detector known",
 }
 SCORES = {"lac": "#0b7a6f", "aps": "#b45309", "raps": "#4f46b8"}

@@ -37,7 +37,7 @@ from ...uncertainty.calibration import (
 from ..health import gradients
 from . import searches
 from .stages import Done, Stages
-from .subject import Question, Subject
+from .subject import Part, Question, Subject
 from .told import figures_of, plain_sets, rows_of, thresholds_of
 from .written import write_run
 
@@ -112,7 +112,7 @@ def _asked(q: Question) -> dict[str, Any]:
         "model": [model, settings_digest(q.model)],
         "members": [[weights_digest(m), settings_digest(m)] for m in q.members],
         "suite": q.suite.describe(),
-        "images": [digest(p.images, p.labels) for p in (q.test, q.tuning, q.held, q.training)],
+        "images": [digest(p.images, p.labels) for p in _parts(q)],
         "foreign_images": [digest(f.images) for f in q.foreign],
         "human": None if q.human is None else digest(q.human),
     }
@@ -126,6 +126,8 @@ def _plainly(q: Question) -> dict[str, Any]:
         "n": len(q.test),
         "tuning": len(q.tuning),
         "held": len(q.held),
+        "more_test": len(q.more_test),
+        "more_held": len(q.more_held),
         "training": len(q.training),
         "members": len(q.members),
         "foreign": [f.name for f in q.foreign],
@@ -139,9 +141,13 @@ def _plainly(q: Question) -> dict[str, Any]:
     }
 
 
+def _parts(q: Question) -> tuple[Part, ...]:
+    return q.test, q.tuning, q.held, q.more_test, q.more_held, q.training
+
+
 def _weights(q: Question) -> dict[str, float]:
     """About how many thousand looks each stage takes for a thousand images."""
-    weights = {"answers": 5.0, "known": 20.0, "miscalibrate": 20.0, "sets": 50.0}
+    weights = {"answers": 15.0, "unaware": 80.0, "known": 25.0, "miscalibrate": 20.0, "sets": 50.0}
     weights |= {f"evade-{name}": 40.0 for name in searches.AWARE} | {"robust-sets": 40.0}
     weights |= {f"foreign-{i}": 8.0 for i in range(len(q.foreign))}
     return weights | {f"corruption-{name}": 2.0 for name in CORRUPTIONS}
@@ -168,6 +174,7 @@ def _measure(
         stages = Stages(folder, line, _weights(q))
         answered = stages.do("answers", lambda report: ({}, _raw_logits(q)))
         z = answered.tensors
+        z |= {"held": z["more_held"][: len(q.held)], "test": z["more_test"][: len(q.test)]}
         temperature = TemperatureScaling.fit(z["tuning"], q.tuning.labels)
         scalings: dict[str, Calibrator] = {
             "temperature": temperature,
@@ -203,7 +210,7 @@ def _raw_logits(q: Question) -> dict[str, Tensor]:
     def answer(x: Tensor) -> Tensor:
         return q.model(x.to(q.device)).float().cpu()
 
-    parts = (("tuning", q.tuning), ("held", q.held), ("test", q.test))
+    parts = (("tuning", q.tuning), ("more_held", q.more_held), ("more_test", q.more_test))
     return {name: in_batches(answer, part.images) for name, part in parts}
 
 
@@ -217,7 +224,9 @@ def _searched(
     def do(name: str, work: Callable[..., searches.Outcome], *arguments: Any) -> None:
         found[name] = stages.do(name, partial(work, subject, *arguments))
 
-    do("known", searches.know, suite.tensors["images"])
+    do("unaware", searches.climb_unaware)
+    unaware = found["unaware"].tensors["images"]
+    do("known", searches.know, suite.tensors["images"], unaware)
     known = found["known"]
     do("miscalibrate", searches.miscalibrate)
     held = subject.temperature(z["held"])
@@ -230,9 +239,8 @@ def _searched(
                 name,
                 known.tensors[f"held/{name}"],
                 thresholds if name == "max-softmax" else [],
-                suite.tensors,
-                known.tensors["suite/logits"],
-                known.tensors[f"suite/{name}"],
+                {"suite": suite.tensors["images"], "unaware": unaware},
+                known.tensors,
             )
     for number, foreign in enumerate(q.foreign):
         do(f"foreign-{number}", searches.look_foreign, foreign)

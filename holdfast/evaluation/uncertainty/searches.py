@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ... import draws
 from ...attacks.base import Model
 from ...data.corruptions import SEVERITIES, corrupt
 from ...data.foreign import Foreign
@@ -23,7 +24,9 @@ from ...uncertainty.conformal import Noisy, RobustConformal, SplitConformal
 from ...uncertainty.detection import threshold_at
 from ...uncertainty.goals import Enlarge, Evade, Goal, LookFamiliar, Miscalibrate, Miscover
 from ..evaluate import evaluate
-from .subject import Subject
+from ..unaware import STEPS as UNAWARE_STEPS
+from ..unaware import unaware_points, unaware_seeds
+from .subject import Subject, wrong
 
 STEPS = 15
 AWARE = ("max-softmax", "mahalanobis")  # detectors that are attacked by one who knows them
@@ -68,13 +71,30 @@ def break_labels(
     return {name: summary[name] for name in kept}, tensors
 
 
-def know(subject: Subject, attacked: Tensor, report: Report) -> Outcome:
+def climb_unaware(subject: Subject, report: Report) -> Outcome:
+    """The images of an attacker who knows of no detector: PGD, which goes on after a success.
+
+    The suite's images only just fool the model, which looks unsure of them for that reason alone.
+    """
+    q, parts = subject.question, []
+    twin = subject.twin("calibrated", subject.model)
+    for rows in torch.arange(len(q.test)).split(subject.batch_size):
+        images, labels = (t[rows].to(q.device) for t in (q.test.floats, q.test.labels))
+        seeds = unaware_seeds(q.seed, q.test.items[rows])
+        with draws.fixed_draws(q.seed):
+            parts.append(unaware_points(twin.model, images, labels, q.threat, seeds).cpu())
+        report(float(rows[-1] + 1) / len(q.test))
+    return {"steps": UNAWARE_STEPS, "search": twin.name}, {"images": torch.cat(parts)}
+
+
+def know(subject: Subject, suite: Tensor, unaware: Tensor, report: Report) -> Outcome:
     """Logits and every score of validation, clean and attacked images (N, C, H, W)."""
     q = subject.question
     places = (
         ("held", q.held.images, q.held.items),
         ("clean", q.test.images, q.test.items),
-        ("suite", attacked, q.test.items),
+        ("suite", suite, q.test.items),
+        ("unaware", unaware, q.test.items),
     )
     tensors = {}
     for number, (where, images, items) in enumerate(places):
@@ -113,25 +133,31 @@ def evade(
     detector: str,
     validation: Tensor,
     thresholds: list[Threshold],
-    suite: dict[str, Tensor],
-    logits: Tensor,
-    scores: Tensor,
+    attacked: dict[str, Tensor],
+    known: dict[str, Tensor],
     report: Report,
 ) -> Outcome:
     """Past one detector by an attacker who knows it: selective, then orthogonal where that fails.
 
-    Only images that the suite broke, or that are misclassified as they are, can be wrong and
-    unseen; the search starts from the images that break them.
+    Only images that some attack broke, or that are misclassified as they are, can be wrong and
+    unseen; the search starts from the least suspicious of the images that break them.
 
     Args:
         validation: the detector's scores of clean validation images.
         thresholds: of abstaining by the same score, which an evader undercuts too.
-        suite: `images` and `broken`.
-        logits, scores: of the suite's images.
+        attacked: the images of other attacks, by name, the usual one first.
+        known: `NAME/logits` and `NAME/DETECTOR` of each.
     """
     q = subject.question
-    rows = suite["broken"].nonzero().squeeze(1)
-    logits, scores = logits.clone(), scores.clone()
+    every_logits, every_score = (
+        torch.stack([known[f"{name}/{what}"] for name in attacked]) for what in ("logits", detector)
+    )
+    breaks = torch.stack([wrong(each, q.test.labels) for each in every_logits])
+    chosen = torch.where(breaks, every_score, torch.inf).argmin(0)  # the first, where none breaks
+    place = chosen, torch.arange(len(chosen))
+    starts = torch.stack(list(attacked.values()))[place]
+    logits, scores = every_logits[place], every_score[place]
+    rows = breaks.any(0).nonzero().squeeze(1)
     by = torch.zeros(len(logits), dtype=torch.int64)  # 1: selective, 2: orthogonal
     watched, twin = subject.watched(detector)
     # Below this, an image looks surer than nine clean ones in ten, and is accepted everywhere.
@@ -149,7 +175,7 @@ def evade(
             q.test.labels[rows],
             q.threat,
             search=twin.model,
-            starts=suite["images"][rows],
+            starts=starts[rows],
             items=q.test.items[rows],
             seed=q.seed,
             batch_size=subject.batch_size,
@@ -161,7 +187,7 @@ def evade(
         logits[where], scores[where] = found.outputs[lower, :-1], found.outputs[lower, -1]
         by[where] = number + 1
     figures = {
-        "tried": int(suite["broken"].sum()),
+        "tried": int(breaks.any(0).sum()),
         "selective": int((by == 1).sum()),
         "orthogonal": int((by == 2).sum()),
         "search": twin.name,

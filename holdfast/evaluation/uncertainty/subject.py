@@ -59,6 +59,8 @@ class Question:
         test: what figures are measured on.
         tuning: validation images on which scalings are fitted.
         held: other validation images, on which thresholds and sets are calibrated.
+        more_test, more_held: `test` and `held` with more of their kind behind them: what needs no
+            attack is told more exactly on these.
         training: training images whose features detectors know.
         classes: names.
         foreign: images of other kinds.
@@ -75,6 +77,8 @@ class Question:
     test: Part
     tuning: Part
     held: Part
+    more_test: Part
+    more_held: Part
     training: Part
     classes: tuple[str, ...]
     foreign: Sequence[Foreign]

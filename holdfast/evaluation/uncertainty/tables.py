@@ -145,6 +145,18 @@ def calibrators(
     }
 
 
+def calibration_errors(
+    methods: Mapping[str, Calibrator], raw: Logits, labels: Labels, seed: int
+) -> dict[str, Any]:
+    """ECE of every scaling, with its interval."""
+    return {
+        method: measured(
+            metrics.expected_calibration_error, scale(raw).double().softmax(1), labels, seed=seed
+        )
+        for method, scale in methods.items()
+    }
+
+
 def confidence_moved(before: Logits, after: Logits, labels: Labels) -> dict[str, Any]:
     """Mean confidence of right answers (pushed down) and of wrong ones (pushed up)."""
     was, now = (z.double().softmax(1).amax(1) for z in (before, after))

@@ -66,6 +66,7 @@ def figures_of(
         "miscalibrate": found["miscalibrate"].tensors["logits"],
     }
     raw = {name: logits * subject.temperature.temperature for name, logits in conditions.items()}
+    methods = {"none": lambda logits: logits, **scalings}
     right = ~wrong(clean, labels)
     thresholds, refused = thresholds_of(q, held)
     evaded = {name: found[f"evade-{name}"] for name in searches.AWARE if f"evade-{name}" in found}
@@ -77,7 +78,11 @@ def figures_of(
         "conditions": {
             name: tables.answers(logits, labels, q.seed) for name, logits in conditions.items()
         },
-        "calibration": tables.calibrators({"none": lambda logits: logits, **scalings}, raw, labels),
+        "calibration": tables.calibrators(methods, raw, labels),
+        "calibration_of_more": {
+            "n": len(q.more_test),
+            **tables.calibration_errors(methods, z["more_test"], q.more_test.labels, q.seed),
+        },
         "confidence": {
             **tables.confidence_moved(clean, conditions["miscalibrate"], labels),
             "search": found["miscalibrate"].figures["search"],
@@ -86,7 +91,7 @@ def figures_of(
         "detectors": _detectors(q, found, evaded, right),
         "foreign": _foreign(q, found),
         "corruptions": _corruptions(q, found),
-        "sets": _sets(subject, held, conditions, found, items),
+        "sets": _sets(subject, z, held, conditions, found, items),
         "robust_sets": _robust_sets(q, found["robust-sets"]),
         "abstaining": {
             **{
@@ -127,7 +132,7 @@ def rows_of(
         columns[f"{name}_prediction"] = z_.argmax(1).tolist()
         columns[f"{name}_confidence"] = z_.double().softmax(1).amax(1).tolist()
     for name in found["known"].figures["scores"]:
-        for where in ("clean", "suite"):
+        for where in ("clean", "suite", "unaware"):
             columns[f"{where}_{name}"] = seen[f"{where}/{name}"].tolist()
         if f"evade-{name}" in found:
             columns[f"evading_{name}"] = found[f"evade-{name}"].tensors["scores"].tolist()
@@ -138,16 +143,16 @@ def _detectors(q: Question, found: Found, evaded: dict[str, Done], right: Tensor
     seen, labels = found["known"].tensors, q.test.labels
     told: dict[str, Any] = {}
     for name in found["known"].figures["scores"]:
-        held, clean, suite = (seen[f"{where}/{name}"] for where in ("held", "clean", "suite"))
+        held, clean = (seen[f"{where}/{name}"] for where in ("held", "clean"))
         broken = right & wrong(seen["suite/logits"], labels)
         shown = broken if bool(broken.any()) else torch.ones_like(broken)
-        kinds = {"clean": clean[shown], "suite": suite[shown]}
+        kinds = {w: seen[f"{w}/{name}"][shown] for w in ("clean", "suite", "unaware")}
         told[name] = {
-            "unaware": tables.detector(
-                held, clean, suite, seen["suite/logits"], right, labels, q.seed
-            ),
-            "aware": None,
-        }
+            who: tables.detector(
+                held, clean, seen[f"{who}/{name}"], seen[f"{who}/logits"], right, labels, q.seed
+            )
+            for who in ("suite", "unaware")
+        } | {"aware": None}
         if name in evaded:
             done = evaded[name]
             told[name]["aware"] = tables.detector(
@@ -190,6 +195,7 @@ def _corruptions(q: Question, found: Found) -> dict[str, Any]:
 
 def _sets(
     subject: Subject,
+    z: dict[str, Tensor],
     held: Tensor,
     conditions: dict[str, Tensor],
     found: Found,
@@ -199,6 +205,7 @@ def _sets(
     done = found["sets"]
     attacked = [*conditions.values(), done.tensors["miscover"], done.tensors["enlarge"]]
     told: dict[str, Any] = {"promise": 1 - q.alpha, "calibration": len(q.held), "by_score": {}}
+    more_held, more_test = (subject.temperature(z[f"more_{n}"]) for n in ("held", "test"))
     missed, enlarged = (
         [done.tensors[f"{goal}/{number}"] for number in range(len(done.figures["eps"]))]
         for goal in ("miscover", "enlarge")
@@ -207,7 +214,13 @@ def _sets(
         clean = fitted.sets(conditions["clean"].double().softmax(1), items)
         try:
             splits: dict[str, Any] = tables.random_splits(
-                held, q.held.labels, conditions["clean"], labels, q.alpha, name, q.seed
+                more_held,
+                q.more_held.labels,
+                more_test,
+                q.more_test.labels,
+                q.alpha,
+                name,
+                q.seed,
             )
         except InputError as error:
             splits = {"unavailable": str(error)}

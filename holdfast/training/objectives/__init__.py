@@ -78,4 +78,6 @@ def objective_named(
         if parameter.default is inspect.Parameter.empty and key not in arguments:
             raise InputError(f"objective {name!r} needs the argument {key!r}")
     objective = OBJECTIVES[name](**arguments)
+    if awp and not objective.only_answers:
+        raise InputError(f"objective {name!r} cannot be combined with objective.awp")
     return AWP(objective, awp, awp_warmup) if awp else objective

@@ -44,9 +44,12 @@ class Objective(ABC):
             measures them.
         chosen_by: the columns of metrics.csv whose sum decides which weights are kept; none for
             the usual ones.
+        only_answers: whether the loss asks nothing of the model but `model(images)`: only then can
+            it be taken at weights that are moved around it.
     """
 
     classifies: bool = True
+    only_answers: bool = True
     chosen_by: tuple[str, ...] = ()
     caution: int = 0
     progress: float = 0.0

@@ -63,6 +63,7 @@ class Diffusion(Objective):
     """
 
     classifies = False
+    only_answers = False
     chosen_by = ("validation_psnr",)
 
     def points(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
