@@ -6,6 +6,7 @@ Both train the same PreAct ResNet-18 with the same objective (N-FGSM) on the sam
 loop is what a first version would be: float32, default layout, `loss.backward()` for the attack's
 gradient too (so weight gradients are computed and thrown away). The two take turns, several times,
 so that a machine whose speed drifts treats them alike; the ratio of the medians is the figure.
+Beside it: how much faster this machine multiplies bfloat16 matrices than float32 ones at all.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from lightning.fabric import Fabric
+from training_profile import matmul_rate
 
 from holdfast import data as datasets
 from holdfast.data.augment import Augment
@@ -29,6 +31,7 @@ from holdfast.training.loop import Trainer
 from holdfast.training.recipe import recipe_from
 
 EPS = 8 / 255
+SIZES = (1024, 2048)  # of the matrices that are multiplied
 
 
 class PlainLoop:
@@ -95,6 +98,11 @@ def main() -> None:
             speed = options.steps * options.batch_size / (time.perf_counter() - began)
             if round_:  # the first round warms up
                 speeds[name].append(speed)
+    device = torch.device("cpu")
+    rates = {
+        str(dtype).removeprefix("torch."): matmul_rate(device, SIZES, dtype=dtype)
+        for dtype in (torch.float32, torch.bfloat16)
+    }
     medians = {name: statistics.median(values) for name, values in speeds.items()}
     result = {
         "schema": "holdfast/benchmark/1",
@@ -105,14 +113,13 @@ def main() -> None:
         "images_per_second": medians,
         "rounds": speeds,
         "ratio": medians["holdfast"] / medians["plain float32"],
+        "matrix_operations_per_second": rates,
+        "matrix_ratio": rates["bfloat16"] / rates["float32"],
         "pixels": dataset.train.pixels,
         **circumstances("cpu"),
     }
-    print(
-        json.dumps(
-            {k: result[k] for k in ("model", "images_per_second", "ratio", "machine")}, indent=2
-        )
-    )
+    shown = ("model", "images_per_second", "ratio", "matrix_ratio", "machine")
+    print(json.dumps({name: result[name] for name in shown}, indent=2))
     if options.out:
         write_json(options.out, result)
 

@@ -59,11 +59,16 @@ def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def matmul_rate(device: torch.device, sizes: tuple[int, ...], seconds: float = 1.0) -> float:
-    """The most floating-point operations a second in products of square bfloat16 matrices."""
+def matmul_rate(
+    device: torch.device,
+    sizes: tuple[int, ...],
+    seconds: float = 1.0,
+    dtype: torch.dtype = torch.bfloat16,
+) -> float:
+    """The most floating-point operations a second in products of square matrices."""
     best = 0.0
     for size in sizes:
-        a, b = (torch.randn(size, size, device=device).bfloat16() for _ in range(2))
+        a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
         spent = 0.0
         while spent < seconds:
             taken = seconds_of(lambda a=a, b=b: a @ b, device)
