@@ -122,6 +122,12 @@ def row_of(
     }
 
 
+def trained_for(card: dict[str, Any]) -> dict[str, Any] | None:
+    """The threat model that a network was trained against; None where it was not."""
+    objective = card.get("recipe", {}).get("objective", {}).get("name")
+    return None if objective == "standard" else card.get("threat")
+
+
 def specs(model: Any) -> list[str]:
     return [step.spec for step in steps(model)]
 
@@ -171,7 +177,7 @@ def main() -> None:
             "name": name,
             "source": options.model,
             "sha256": weights_digest(bare),
-            "trained_for": card.get("threat"),
+            "trained_for": trained_for(card),
         },
         "threat": {"norm": threat.norm, "eps": threat.eps},
         "suite": "adaptive",

@@ -63,13 +63,18 @@ def section(result: dict[str, Any]) -> list[str]:
 
 
 def beside(row: dict[str, Any], bare: dict[str, Any] | None) -> str:
-    """Whether the defence moved the robust accuracy out of the bare model's interval."""
+    """Whether the defence moved the robust accuracy by more than either interval."""
     if bare is None or row is bare:
         return "—"
-    low, high = bare["robust_accuracy_interval"]
-    if row["robust_accuracy"] < low:
+
+    def below(one: dict[str, Any], other: dict[str, Any]) -> bool:
+        """Neither figure lies in the other's interval: 0 of 512 images are not fewer than 1."""
+        (low, _), (_, high) = other["robust_accuracy_interval"], one["robust_accuracy_interval"]
+        return one["robust_accuracy"] < low and other["robust_accuracy"] > high
+
+    if below(row, bare):
         return "**hurts**"
-    return "helps" if row["robust_accuracy"] > high else "no difference"
+    return "helps" if below(bare, row) else "no difference"
 
 
 def draw_lines(rows: list[dict[str, Any]]) -> list[str]:

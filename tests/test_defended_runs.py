@@ -231,6 +231,8 @@ def test_rows_are_written_as_they_fall_and_not_made_twice(model, tmp_path, monke
     with pytest.raises(InputError, match="another threat"):
         measure("none", eps="0.8")
 
+    undefended = {"threat": {"norm": "linf"}, "recipe": {"objective": {"name": "standard"}}}
+    assert bench.trained_for(undefended) is None
     page = script("defences_page", monkeypatch)
     lines = page.tables([held])
     assert lines[0] == "### model, adversarially trained, L∞ 0.1"
@@ -243,7 +245,13 @@ def test_the_page_says_where_a_defence_hurts(monkeypatch):
     page = script("defences_page", monkeypatch)
     bare = {"robust_accuracy": 0.4, "robust_accuracy_interval": [0.36, 0.44]}
     for value, says in ((0.35, "**hurts**"), (0.37, "no difference"), (0.45, "helps")):
-        row = {"robust_accuracy": value, "robust_accuracy_interval": [0, 1]}
+        row = {
+            "robust_accuracy": value,
+            "robust_accuracy_interval": [value - 0.025, value + 0.025],
+        }
         assert page.beside(row, bare) == says
+    one_of_512 = {"robust_accuracy": 0.002, "robust_accuracy_interval": [0.00005, 0.011]}
+    none = {"robust_accuracy": 0.0, "robust_accuracy_interval": [0.0, 0.0072]}
+    assert page.beside(none, one_of_512) == "no difference"
     assert page.beside(bare, bare) == page.beside(bare, None) == "—"
     assert page.tables([])[0].startswith("No results yet")
