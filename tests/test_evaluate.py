@@ -715,3 +715,15 @@ def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
     # Searches in two precisions may differ on an image at the boundary.
     assert int((result.broken != plain.broken).sum()) <= 1
     assert torch.equal(result.broken, models.answers(model, result.adversarial) != labels)
+
+
+def test_nothing_is_compiled_for_fewer_images_than_a_batch(monkeypatch):
+    model, x, labels = models.digits(32)
+
+    def compiled(*arguments):
+        raise AssertionError("its batches would be larger than what was compiled for")
+
+    monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "compiled", compiled)
+    threat = hf.Threat("linf", 0.1)
+    hf.evaluate(model, x, labels, threat, "fgsm", batch_size=33, precision="bf16")

@@ -246,7 +246,14 @@ def _evaluate(
     if bare is None:
         batch = images[:batch_size].to(device), labels[:batch_size].to(device)
         lanes = views[""] = compiled_where_it_pays(
-            lanes, model, suite, *batch, workers, of=len(images), classes=logits.shape[1]
+            lanes,
+            model,
+            suite,
+            *batch,
+            workers,
+            batch_size=batch_size,
+            of=len(images),
+            classes=logits.shape[1],
         )
         used = " then ".join(lane.twin.name for lane in lanes)
     folder = None if run is None else Path(run)

@@ -39,6 +39,7 @@ def compiled_where_it_pays(
     labels: Tensor,
     workers: Workers,
     *,
+    batch_size: int,
     of: int,
     classes: int,
 ) -> list[Lane]:
@@ -46,13 +47,15 @@ def compiled_where_it_pays(
 
     Args:
         images, labels: one batch, on the model's device.
+        batch_size: of the search. With fewer images than that, its batches of several items an
+            image would not be those that were compiled for.
         of: how many images there are in all.
     """
-    coarse, size = lanes[0].twin, len(images)
-    if len(lanes) == 1:
+    coarse = lanes[0].twin
+    if len(lanes) == 1 or of < batch_size:
         return lanes
     long = _looks(suite, of, classes) * seconds_per_image(coarse.model, images)
-    if not workers.share(of >= size and long / workers.size > COMPILING_SECONDS):
+    if not workers.share(long / workers.size > COMPILING_SECONDS):
         return lanes
     faster = compiled(coarse, model, images, labels)
     return lanes if faster is None else coarse_then_exact(faster, lanes[-1].twin)
