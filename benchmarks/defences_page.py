@@ -1,4 +1,4 @@
-"""Write the tables of docs/defences.md from benchmarks/results/defences-*.json.
+"""Write the tables of docs/defences.md from benchmarks/results/{defences,backward_passes}-*.json.
 
     python benchmarks/defences_page.py [--check]
 
@@ -62,6 +62,43 @@ def section(result: dict[str, Any]) -> list[str]:
     return lines
 
 
+def backward_tables(results: list[dict[str, Any]]) -> list[str]:
+    """What one attack finds through each backward pass, a section a defended model."""
+    lines = []
+    for result in results:
+        names = ", then ".join(f"`{name}`" for name in result["defences"])
+        lines += [
+            f"### {names} before {result['model']['name']}: which knowledge breaks it",
+            "",
+            "| the attacker's gradient | robust accuracy | average over draws | worst of 10 |",
+            "| --- | --- | --- | --- |",
+        ]
+        rows = result["rows"]
+        unaware = rows[0]["unaware"]
+        if unaware is not None:
+            lines.append(
+                f"| of the network alone | {percent(unaware, 'robust_accuracy')} | — | — |"
+            )
+        for row in sorted(rows, key=lambda r: -r["robust_accuracy"]):
+            draws = {f["kind"]: percent(f, "robust_accuracy") for f in row["draws"]}
+            lines.append(
+                f"| {row['backward']} | {percent(row, 'robust_accuracy')} "
+                f"| {draws.get('average', '—')} | {draws.get('worst', '—')} |"
+            )
+        attack, threat = result["attack"], Threat(**result["threat"])
+        lines += [
+            "",
+            f"- Standard accuracy {percent(rows[0], 'standard_accuracy')}, without the defence "
+            f"{result['undefended_standard_accuracy']:.1%}. {threat}; PGD on the margin, "
+            f"{attack['steps']} steps, {attack['samples']} draws a look, seed {result['seed']}; "
+            f"n = {result['n']}, {result['pixels']} ({result['split']}); "
+            f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes on {result['machine']}: "
+            f"`{' '.join(result['command'])}`",
+            "",
+        ]
+    return lines
+
+
 def beside(row: dict[str, Any], bare: dict[str, Any] | None) -> str:
     """Whether the defence moved the robust accuracy by more than either interval."""
     if bare is None or row is bare:
@@ -102,8 +139,12 @@ def flag_lines(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    results = [read_json(file) for file in sorted(RESULTS.glob("defences-*.json"))]
-    return fill(PAGE, tables(results), "benchmarks/defences_page.py", parser.parse_args().check)
+    every, passes = (
+        [read_json(file) for file in sorted(RESULTS.glob(f"{kind}-*.json"))]
+        for kind in ("defences", "backward_passes")
+    )
+    body = [*tables(every), *backward_tables(passes)]
+    return fill(PAGE, body, "benchmarks/defences_page.py", parser.parse_args().check)
 
 
 if __name__ == "__main__":

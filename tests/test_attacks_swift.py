@@ -44,40 +44,64 @@ def test_breaks_what_a_slightly_larger_ball_than_the_closest_point_holds(norm, b
 def test_items_are_independent(norm):
     eps = {"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm]
     # Twelve looks reach into the third run.
-    assert_items_are_independent(
-        Swift(steps=3, give_up=(9, 9, 9)), linear(5, "edges"), Threat(norm, eps)
-    )
+    attack = Swift(steps=3, targets=2, give_up=(), near=0.99, long_steps=2)
+    assert_items_are_independent(attack, linear(5, "edges"), Threat(norm, eps))
+
+
+def slopes(x):
+    """The clean image says 1, 2 and 3 in that order; in the ball, 3 is closer than 2."""
+    gaps = torch.tensor([0.0, 0.3, 0.6, 0.65])
+    gain = torch.tensor([0.0, 0.1, 0.1, 0.4])  # per ε of the pixel that belongs to the class
+    return -gaps + gain * (x.flatten(1) - 0.5)
 
 
 def test_the_later_runs_go_for_the_next_classes_from_where_the_search_stands():
-    """The clean image says class 1 is closest, the ball says 3, then 1, then 2."""
-    gaps = torch.tensor([0.0, 0.3, 0.9, 0.5])
-    gain = torch.tensor([0.0, 0.1, 0.1, 0.4])  # per ε of the pixel that belongs to the class
-
-    def model(x):
-        return -gaps + gain * (x.flatten(1) - 0.5)
-
     x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
-    attack = Swift(steps=5, give_up=(9, 9, 9))
-    states = stepped(attack, model, x, y, Threat("linf", 0.5), attack.looks)
-    targets = [states[run * 6]["targets"].tolist() for run in range(4)]
-    # 3 stands 0.5 − 0.2 behind, 1 stands 0.3 − 0.05, 2 stands 0.9 − 0.05: see `gaps`.
-    assert targets == [[-1, -1], [-1, -1], [3, 3], [2, 2]]
-    assert [s["run"][0].item() for s in states[5::6]] == [1, 2, 3, 3]
+    attack = Swift(steps=5, targets=3, give_up=(), near=0.99, long_steps=7, long_runs=2)
+    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), attack.looks)
+    assert attack.looks == 5 * 6 + 2 * 8
+    begins = [5, 11, 17, 23, 29, 37]  # the looks that end a run begin the next
+    # 1 stands 0.3 − 0.05 behind, 3 stands 0.65 − 0.2, 2 stands 0.6 − 0.05; the long runs go for
+    # the closest again, and for any.
+    assert [states[k]["targets"].tolist() for k in begins] == [[t, t] for t in (-1, 1, 3, 2, 1, -1)]
+    assert [states[k]["run"][0].item() for k in begins] == [1, 2, 3, 4, 5, 6]
     assert states[-1]["finished"].all() and not states[-2]["finished"].any()
     left = [int(attack.looks_left(s)[0]) for s in states]
+    # A run's end is stepped over into the next one's start.
     assert left == list(range(attack.looks - 1, -1, -1))
 
 
-def test_what_cannot_be_closed_is_given_up_and_nothing_else_is():
+def test_targets_that_do_not_exist_are_passed_over():
+    x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
+    attack = Swift(steps=5, targets=9, give_up=(), near=0.99, long_steps=7, long_runs=1)
+    looks = 5 * 6 + 8  # there are 3 wrong classes
+    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), looks)
+    assert states[29]["run"].tolist() == [attack.short_runs] * 2
+    assert states[-1]["finished"].all() and not states[-2]["finished"].any()
+
+
+@pytest.mark.parametrize(("runs", "looks"), [(1, 6), (3, 18)])
+def test_what_cannot_be_closed_is_given_up_and_nothing_else_is(runs, looks):
     model = linear(5, "free", count=40)
     ball = Threat("linf", 0.7 * float(model.optimum("linf").min()))
-    attack = Swift(steps=5, give_up=(0.5, 0.25))
-    states = stepped(attack, model, model.images, model.labels, ball, 6)
+    attack = Swift(steps=5, targets=3, give_up=((runs, 0.5),))
+    states = stepped(attack, model, model.images, model.labels, ball, looks)
     share = states[-1]["score"] / states[0]["first_margin"]
     assert torch.equal(states[-1]["finished"], share > 0.5)
+    assert not states[-2]["finished"].any()
     assert 0 < int(states[-1]["finished"].sum()) < 40
-    assert torch.equal(states[-1]["run"], (share <= 0.5).long())
+    assert torch.equal(states[-1]["run"], runs - 1 + (share <= 0.5).long())
+
+
+def test_only_what_comes_near_is_searched_long():
+    model = linear(5, "free", count=40)
+    ball = Threat("linf", 0.9 * float(model.optimum("linf").min()))
+    attack = Swift(steps=5, targets=3, give_up=(), near=0.3, long_steps=9)
+    states = stepped(attack, model, model.images, model.labels, ball, 30)
+    share = states[-1]["score"] / states[0]["first_margin"]
+    assert 0 < int((share <= 0.3).sum()) < 40
+    assert torch.equal(states[-1]["finished"], share > 0.3)
+    assert torch.equal(states[-1]["moves"], torch.where(share > 0.3, 5, 9))
 
 
 def test_two_classes_are_enough():
@@ -87,8 +111,15 @@ def test_two_classes_are_enough():
 
 
 def test_bad_settings_are_refused():
-    with pytest.raises(InputError, match="give_up"):
-        Swift(give_up=())
+    for wrong in ({"give_up": ((0, 0.5),)}, {"give_up": ((11, 0.5),)}, {"give_up": ((1, 0),)}):
+        with pytest.raises(InputError, match="give_up"):
+            Swift(**wrong)
+    with pytest.raises(InputError, match="targets"):
+        Swift(targets=-1)
+    with pytest.raises(InputError, match="near"):
+        Swift(near=1)
+    with pytest.raises(InputError, match="long_steps"):
+        Swift(long_steps=0)
     with pytest.raises(InputError, match="steps"):
         Swift(steps=0)
     with pytest.raises(InputError, match="share"):

@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
     [
         "table.py",
         "attacks_page.py",
+        "certificates_page.py",
         "defences_page.py",
         "speed_page.py",
         "swift_page.py",

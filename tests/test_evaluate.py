@@ -707,6 +707,7 @@ def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
     threat = hf.Threat("linf", 0.1)
     plain = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="float32")
     monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
     result = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="bf16")
     if "compiled" not in result.precision:
         pytest.skip("no compiler here")
@@ -724,6 +725,7 @@ def test_nothing_is_compiled_for_fewer_images_than_a_batch(monkeypatch):
         raise AssertionError("its batches would be larger than what was compiled for")
 
     monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
     monkeypatch.setattr(lanes, "compiled", compiled)
     threat = hf.Threat("linf", 0.1)
     hf.evaluate(model, x, labels, threat, "fgsm", batch_size=33, precision="bf16")

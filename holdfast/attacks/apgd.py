@@ -16,9 +16,9 @@ ENOUGH_RISES = 0.75  # share of a window's looks that must have raised the loss
 L1_RADII = ((0.3, 3.0), (0.6, 2.0), (1.0, 1.0))  # up to this share of the steps, this many ε
 
 
-def share_of(steps: int, share: float) -> int:
-    """A share of the steps in whole steps, at least one."""
-    return max(int(share * steps + 1e-9), 1)
+def share_of(moves: Tensor, share: float) -> Tensor:
+    """A share of each item's moves, int64 (N,), in whole moves, at least one."""
+    return (share * moves.double() + 1e-9).long().clamp_min(1)
 
 
 class APGD(Attack):
@@ -53,6 +53,10 @@ class APGD(Attack):
         self.looks = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
+        return self.begin(items, threat, torch.full_like(items.labels, self.steps))
+
+    def begin(self, items: Items, threat: Threat, moves: Tensor) -> State:
+        """The state before the first look of runs of so many moves, int64 (N,)."""
         self.check_norm(threat)
         norm = threat.table
         x, eps = items.images, items.eps
@@ -63,10 +67,11 @@ class APGD(Attack):
         else:
             noise = draws.normal(items.seeds, 0, x.shape[1:])
             noise = noise / per_item(norm.distance(noise), x)
-        radius = self._radius(torch.zeros_like(items.labels), eps, threat)
+        radius = self._radius(torch.zeros_like(moves), moves, eps, threat)
         start = threat.project(x + per_item(radius, x) * noise, x, radius)
-        window = torch.full_like(items.labels, share_of(self.steps, 0.22))
+        window = share_of(moves, 0.22)
         state = common_state(items, start) | {
+            "moves": moves,  # after the start
             "previous": start,
             "peak": start,  # the point of the highest loss
             "peak_gradient": torch.zeros_like(x),
@@ -81,7 +86,7 @@ class APGD(Attack):
         }
         if threat.norm == "l1":
             size = x[0].numel()
-            window = torch.full_like(items.labels, share_of(self.steps, 0.04))
+            window = share_of(moves, 0.04)
             state |= {
                 "window": window,
                 "until_checkpoint": window,
@@ -118,14 +123,15 @@ class APGD(Attack):
             begun, state["peak_loss_before"], state["peak_loss"]
         )
         # In L1, points of the wider balls do not count.
-        counts = self._radius(state["age"], state["eps"], threat) <= state["eps"]
+        radius = self._radius(state["age"], state["moves"], state["eps"], threat)
+        counts = radius <= state["eps"]
         best, score = observe(state, logits)
         state["best"] = pick(counts, best, state["best"])
         state["score"] = torch.where(counts, score, state["score"])
 
         state = self._move_l1(state, threat) if threat.norm == "l1" else self._move(state, threat)
         del state["gradient"]
-        state["finished"] = state["age"] >= self.steps
+        state["finished"] = state["age"] >= state["moves"]
         state["age"] = state["age"] + 1
         return state
 
@@ -140,7 +146,8 @@ class APGD(Attack):
         length = torch.where(halve, state["length"] / 2, state["length"])
         point = pick(halve, state["peak"], state["point"])
         gradient = pick(halve, state["peak_gradient"], state["gradient"])
-        shorter = (window - share_of(self.steps, 0.03)).clamp_min(share_of(self.steps, 0.06))
+        moves = state["moves"]
+        shorter = (window - share_of(moves, 0.03)).maximum(share_of(moves, 0.06))
         window = torch.where(checkpoint, shorter, window)
 
         step = per_item(length, x) * threat.table.steepest(gradient)
@@ -161,21 +168,21 @@ class APGD(Attack):
             "point": threat.project(mixed, x, state["eps"]),
         }
 
-    def _radius(self, age: Tensor, eps: Tensor, threat: Threat) -> Tensor:
+    def _radius(self, age: Tensor, moves: Tensor, eps: Tensor, threat: Threat) -> Tensor:
         """The ball in which an item of this age searches."""
         if threat.norm != "l1":
             return eps
         factor = torch.full_like(eps, L1_RADII[-1][1])
         for share, wider in reversed(L1_RADII[:-1]):
-            factor = torch.where(age < int(share * self.steps), wider, factor)
+            factor = torch.where(age < (share * moves.double()).long(), wider, factor)
         return factor * eps
 
     def _move_l1(self, state: State, threat: Threat) -> State:
         """L1: adapt step and sparsity at checkpoints, then step along the largest components."""
         x, eps = state["x"], state["eps"]
         size = x[0].numel()
-        radius = self._radius(state["age"], eps, threat)
-        smaller = self._radius(state["age"] + 1, eps, threat)
+        radius = self._radius(state["age"], state["moves"], eps, threat)
+        smaller = self._radius(state["age"] + 1, state["moves"], eps, threat)
         shrinks = smaller < radius
         checkpoint = (state["until_checkpoint"] == 0) | shrinks
 

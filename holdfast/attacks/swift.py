@@ -1,4 +1,4 @@
-"""Swift: short APGD runs on the classes that are close, given up where no run can succeed."""
+"""Swift: many very short APGD runs, long ones where success is near."""
 
 from __future__ import annotations
 
@@ -14,55 +14,104 @@ from .apgd import APGD
 from .base import Items, Oracle, State
 from .losses import Logits, Values, cross_entropy, margin, margin_loss
 
+LONGER_IN_L1 = 4  # times: there the ball shrinks to ε in the course of a run
+
 
 class Swift(APGD):
-    """A few short runs of APGD an image, in the order of what they break.
+    """A short run of APGD for each way to be wrong, and long runs where that almost sufficed.
 
-    The first run climbs the cross-entropy; the second the margin to whichever wrong class is
-    closest at each look; each of the others the margin to one class, in the order of how close
-    they were at the best point of the first two, which has spent its run on the closest. Every
-    run starts at random in the ball. After each, an item whose smallest margin is still above a
-    share of the margin it began with is given up (`docs/swift.md`).
+    At a step of 2ε, a handful of looks tells how far a run will come; what another run finds
+    depends on the class that it goes for. So the runs are short and many: the first climbs the
+    margin to whichever wrong class is closest at each look, the second the cross-entropy, each of
+    the others the margin to one class, in the order of how close they were at the best point of
+    the first two. An item is given up between two runs where its smallest margin is still above
+    a share of the margin that it began with. What comes close to the boundary is searched by long
+    runs: on the margin to the class that came closest, then on the margin to any. Every run starts
+    at random in the ball (`docs/swift.md`).
 
     APGD is of Croce & Hein, ICML 2020; to choose targets where the search stands rather than on
     the clean image, and to leave hopeless images early, are ideas of Adaptive Auto Attack (Liu
     et al., CVPR 2022).
 
     Args:
-        steps: moves of each run after its start.
-        give_up: for each run but the last, the share of the first margin above which an item
-            ends there. So there are len(give_up) + 1 runs, at least 2.
+        steps: moves of a short run after its start; in L1, 4 times as many.
+        targets: short runs on the margin to one class, at least 0.
+        give_up: pairs (runs done, share of the first margin above which an item ends then).
+        near: share of the first margin below which the long runs begin; 0 for none of them.
+        long_steps: moves of a long run.
+        long_runs: how many there are.
 
-    Cost: at most runs × (steps + 1) forwards and as many backwards.
+    Cost: at most (2 + targets) × (steps + 1) + long_runs × (long_steps + 1) forwards, and as many
+    backwards.
+
+    Raises:
+        InputError: a setting outside its range.
     """
 
-    def __init__(self, *, steps: int = 20, give_up: Sequence[float] = (1.0, 0.95, 0.9)):
-        if not give_up:
-            raise InputError("give_up must hold a share for each run but the last, at least one")
+    def __init__(
+        self,
+        *,
+        steps: int = 3,
+        targets: int = 9,
+        give_up: Sequence[tuple[int, float]] = ((2, 0.8), (5, 0.5)),
+        near: float = 0.3,
+        long_steps: int = 20,
+        long_runs: int = 2,
+    ):
         super().__init__(steps=steps, loss="margin")
-        self.settings = {"steps": steps, "give_up": list(give_up)}
+        if targets < 0 or long_runs < 0:
+            raise InputError(f"targets and long_runs are at least 0, not {targets}, {long_runs}")
+        if long_steps < 1:
+            raise InputError(f"long_steps must be at least 1, not {long_steps}")
+        if not 0 <= near < 1:
+            raise InputError(f"near must be in [0, 1), not {near}")
+        short = 2 + targets
+        if not all(1 <= runs < short and share > 0 for runs, share in give_up):
+            raise InputError(
+                f"give_up must hold pairs of a number of runs from 1 to {short - 1} and a share "
+                f"above 0, not {give_up!r}"
+            )
+        self.settings = {
+            "steps": steps,
+            "targets": targets,
+            "give_up": [list(pair) for pair in give_up],
+            "near": near,
+            "long_steps": long_steps,
+            "long_runs": long_runs,
+        }
         self.name = "swift"
-        self.give_up = tuple(give_up)
-        self.runs = len(self.give_up) + 1
-        self.run_looks = self.looks
-        self.looks = self.runs * self.run_looks
+        self.short_runs = short
+        self.run_moves = [steps] * short + [long_steps] * long_runs
+        # The share that ends an item after each run; the last run ends it in any case.
+        self.ceilings = [dict(give_up).get(run + 1, torch.inf) for run in range(short)]
+        self.ceilings[-1] = near
+        self.ceilings += [torch.inf] * long_runs
+        self.looks = sum(moves + 1 for moves in self.run_moves)
+
+    def _moves(self, run: Tensor, threat: Threat) -> Tensor:
+        factor = LONGER_IN_L1 if threat.norm == "l1" else 1
+        return factor * torch.tensor(self.run_moves, device=run.device)[run]
 
     def start(self, items: Items, threat: Threat) -> State:
-        return super().start(items, threat) | {
-            "run": torch.zeros_like(items.labels),
+        run = torch.zeros_like(items.labels)
+        return self.begin(items, threat, self._moves(run, threat)) | {
+            "run": run,
             "first_margin": torch.full_like(items.eps, torch.inf),
-            # The classes that the later runs go for; −1 where there are not as many.
-            "close": torch.full_like(items.labels, -1)[:, None].repeat(1, self.runs),
+            # Classes by how close they came in the first two runs; −1 where there are not as many.
+            "close": torch.full_like(items.labels, -1)[:, None].repeat(1, self.short_runs),
+            "rival": torch.full_like(items.labels, -1),  # the strongest wrong class at `best`
             "own_seeds": items.seeds,
         }
 
     def looks_left(self, state: State) -> Tensor:
-        return self.looks - state["run"] * self.run_looks - state["age"]
+        looks = torch.tensor(self.run_moves, device=state["run"].device) + 1
+        later = looks.flip(0).cumsum(0).flip(0)[state["run"]] - looks[state["run"]]
+        return later + state["moves"] + 1 - state["age"]
 
     def values(self, logits: Logits, state: State) -> Values:
-        """What is climbed: cross-entropy in the first run, a margin in the others."""
+        """What is climbed: cross-entropy in the second run, a margin in the others."""
         return torch.where(
-            state["run"] == 0,
+            state["run"] == 1,
             cross_entropy(logits, state["labels"], state["targets"]),
             margin_loss(logits, state["labels"], state["targets"]),
         )
@@ -72,44 +121,64 @@ class Swift(APGD):
         labels = state["labels"]
         now = margin(logits, labels)
         first = (state["run"] == 0) & (state["age"] == 0)
-        count = min(self.runs, logits.shape[1] - 1)
+        count = min(self.short_runs, logits.shape[1] - 1)
         others = logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
         close = state["close"].clone()
         close[:, :count] = others
-        nearer = (state["run"] < 2) & (now <= state["score"])
+        nearer = now <= state["score"]
+        orders = nearer & (state["run"] < 2)
         return {
             **state,
             "first_margin": torch.where(first, now, state["first_margin"]),
-            "close": torch.where(nearer[:, None], close, state["close"]),
+            "close": torch.where(orders[:, None], close, state["close"]),
+            "rival": torch.where(nearer, others[:, 0], state["rival"]),
         }
 
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         state = super().step(model, state, threat)
-        ends = state["finished"]
-        shares = state["eps"].new_tensor([*self.give_up, 0.0])[state["run"]]
+        run = state["run"]
+        last = len(self.run_moves) - 1
+        following = self._following(state)
+        # Between the run that ends and the one that follows, every ceiling on the way counts.
+        ceilings = state["eps"].new_tensor(self.ceilings)
+        ceiling = torch.where(
+            following >= self.short_runs, ceilings[self.short_runs - 1], ceilings[run]
+        )
+        ceiling = torch.where(run >= self.short_runs, torch.inf, ceiling)
         # Nothing is given up that began on the wrong side or without a margin.
-        hopeless = state["score"] > shares * state["first_margin"].clamp_min(0)
-        goes_on = ends & ~hopeless & (state["run"] < self.runs - 1)
+        hopeless = state["score"] > ceiling * state["first_margin"].clamp_min(0)
+        goes_on = state["finished"] & ~hopeless & (following <= last)
         rows = goes_on.nonzero().squeeze(1)
-        state["finished"] = ends & ~goes_on
+        state["finished"] = state["finished"] & ~goes_on
         if len(rows):
-            self._next_run(state, rows, threat)
+            self._begin_run(state, rows, following[rows], threat)
         return state
 
-    def _next_run(self, state: State, rows: Tensor, threat: Threat) -> None:
+    def _following(self, state: State) -> Tensor:
+        """The run after each item's; targets that do not exist are passed over."""
+        following = state["run"] + 1
+        exists = self._target(state, following) >= 0
+        passed = (following >= 2) & (following < self.short_runs) & ~exists
+        return torch.where(passed, self.short_runs, following)
+
+    def _target(self, state: State, run: Tensor) -> Tensor:
+        """What a run goes for; −1 for whichever class is closest at each look."""
+        rank = (run - 2).clamp(0, self.short_runs - 1)
+        ranked = state["close"].gather(1, rank[:, None]).squeeze(1)
+        target = torch.where((run >= 2) & (run < self.short_runs), ranked, -1)
+        return torch.where(run == self.short_runs, state["rival"], target)
+
+    def _begin_run(self, state: State, rows: Tensor, run: Tensor, threat: Threat) -> None:
         """Start the next run of some rows, in place."""
-        run = state["run"][rows] + 1
-        # Rank 0 is what the second run went for.
-        rank = (run - 1).clamp_min(0)
-        targets = state["close"][rows].gather(1, rank[:, None]).squeeze(1)
+        chosen = {key: state[key][rows] for key in ("close", "rival")}
         items = Items(
             images=state["x"][rows],
             labels=state["labels"][rows],
-            targets=torch.where(run == 1, -1, targets),
+            targets=self._target(chosen, run),
             eps=state["eps"][rows],
             seeds=draws.item_seeds(0, state["own_seeds"][rows].cpu(), run.cpu()).to(run.device),
         )
-        started = super().start(items, threat) | {"run": run}
+        started = self.begin(items, threat, self._moves(run, threat)) | {"run": run}
         for key in ("best", "score"):  # of all runs
             del started[key]
         for key, value in started.items():

@@ -184,6 +184,14 @@ def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin |
     return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), len(images))
 
 
+def compiling_pays(device: torch.device) -> bool:
+    """Whether convolutions are so fast that what stands between them, which compiling spares, is
+    worth sparing. On a CPU without matrix units (AMX) it is not: a compiled twin of a PreAct ResNet
+    was no faster with AVX-512 than a plain one, after most of a minute of compiling."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return device.type != "cpu" or bool(amx())
+
+
 def has_fast_bf16(device: torch.device) -> bool:
     """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
     if device.type == "cuda":

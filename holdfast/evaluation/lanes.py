@@ -7,7 +7,7 @@ from torch import Tensor
 from ..attacks import Suite
 from ..attacks.base import Model
 from ..engine import Lane, Twin, compiled, fast_twin, seconds_per_image
-from ..engine.twin import has_fast_bf16, original
+from ..engine.twin import compiling_pays, has_fast_bf16, original
 from ..workers import Workers
 
 COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a compiled twin
@@ -52,7 +52,7 @@ def compiled_where_it_pays(
         of: how many images there are in all.
     """
     coarse = lanes[0].twin
-    if len(lanes) == 1 or of < batch_size:
+    if len(lanes) == 1 or of < batch_size or not compiling_pays(images.device):
         return lanes
     long = _looks(suite, of, classes) * seconds_per_image(coarse.model, images)
     if not workers.share(long / workers.size > COMPILING_SECONDS):
