@@ -45,9 +45,17 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             )
     lines.append("")
     for result in results:
+        speeds = result.get("images_per_second", {})
+        gains = [
+            f"{speeds[name][kind] / speeds['as it is'][kind]:.1f} × the {kind}"
+            for name in speeds
+            if name != "as it is"
+            for kind in ("forwards", "gradients")
+        ]
+        twin = f", where the twin makes {' and '.join(gains)} a second" if gains else ""
         lines.append(
-            f"- {result['pixels']}, seed {result['seed']}; {result['machine']}: "
-            f"`{' '.join(result['command'])}`"
+            f"- {Path(result['model']['source']).name}: {result['pixels']}, seed "
+            f"{result['seed']}; {result['machine']}{twin}" + f": `{' '.join(result['command'])}`"
         )
     return lines
 

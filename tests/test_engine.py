@@ -277,6 +277,42 @@ def test_passes_of_the_twins_and_of_samples_are_counted_too():
     assert model.backwards == 0
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_searches_for_the_closest_point_begin_on_the_coarse_twin(norm):
+    """Far from the ball they end there; near it the exact one has the last word."""
+    body, x, labels, _ = problem(24)
+    model, exact, coarse = models.Counted(body), models.Counted(body), models.Counted(body)
+    kind = models.Wrapped(coarse, after=lambda z: z + 0.01 * z.detach().sign())
+    slopes = torch.autograd.grad(
+        (lambda z: z.amax(1) - z.topk(2).values[:, 1])(body(x.requires_grad_())).sum(), x
+    )[0]
+    x = x.detach()
+    threat = Threat(norm, {"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm])
+    suite = Suite("fab", (Stage(FAB(steps=10, targeted=True), targets=4),))
+    alone = run(body, x, labels, threat, suite).ledger
+    lanes = [
+        Lane(Twin(kind, "coarse", 0.01, slopes)),
+        Lane(Twin(exact, "exact", 0.0), near=3.0, slopes=slopes),
+    ]
+    both = run(model, x, labels, threat, suite, twins=lanes).ledger
+    assert torch.equal(both.broken, alone.broken)
+    assert 1 < int(both.broken.sum()) < 24
+    assert 0 < exact.backwards < 0.5 * coarse.backwards
+    # Nothing says how far such a twin may be trusted where no slopes are known.
+    unknown = [Lane(Twin(kind, "coarse", 0.01)), Lane(Twin(exact, "exact", 0.0), near=0.03)]
+    before = coarse.backwards
+    run(model, x, labels, threat, suite, twins=unknown)
+    assert coarse.backwards == before
+
+
+def test_a_distance_is_a_margin_over_the_dual_norm_of_the_slopes():
+    slopes = torch.tensor([[3.0, -4.0], [3.0, 4.0], [0.0, 0.0]]).view(3, 2, 1, 1)
+    lane = Lane(original(models.Net()), near=0.7, slopes=slopes)
+    for norm, distance in (("linf", 0.7 / 7), ("l2", 0.7 / 5), ("l1", 0.7 / 4)):
+        assert lane.near_in(Threat(norm, 1)) == pytest.approx(distance)
+    assert lane.near_in(Threat("l0", 1)) is None
+
+
 def test_images_that_are_broken_are_left_alone():
     model, x, labels, threat = problem()
     labels = (models.answers(model, x) + 1) % 5  # all wrong already

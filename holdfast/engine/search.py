@@ -39,6 +39,7 @@ from .twin import Twin
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
 CHECKPOINT_SHARE = 0.02  # of the time at most goes into that
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": inf}  # the order of the norm of gradients
 # How far along the way from the image a closest point is tried, where rounding undid it.
 FURTHER = (1.0, 1.0001, 1.001, 1.01)
 
@@ -60,12 +61,22 @@ class Lane:
 
     Attributes:
         twin: what the search looks at.
-        near: only items whose score in the lane before ended below this are tried again here;
+        near: only items whose margin in the lane before ended below this are tried again here;
             None tries all.
+        slopes: (P, C, H, W) gradients of margins, by which a margin becomes a distance. Without
+            them, searches for the closest point run on the last lane alone.
     """
 
     twin: Twin
     near: float | None = None
+    slopes: Tensor | None = None
+
+    def near_in(self, threat: Threat) -> float | None:
+        """The distance over which a typical margin changes by `near`, by its linearisation."""
+        if self.near is None or self.slopes is None or threat.norm not in DUAL:
+            return None
+        steepness = torch.linalg.vector_norm(self.slopes.flatten(1), DUAL[threat.norm], dim=1)
+        return self.near / max(float(steepness.median()), 1e-12)
 
 
 @dataclass
@@ -198,10 +209,16 @@ class Search:
         tried = tried < stage.share
         kept = self.journal.items(number)
         scores: dict[tuple[int, int], float] = {}  # of the lane before
-        # A score that is no margin of this model says nothing of how far the coarse twin may be
-        # trusted, so such a search runs on the exact one alone.
-        lanes = self.views[stage.view][0 if stage.compares else -1 :]
-        for lane_number, lane in enumerate(lanes):
+        every = self.views[stage.view]
+        if stage.compares:
+            near = [lane.near for lane in every]
+        else:
+            distances = stage.attack.minimum_norm and not self.suite.closest
+            near = [lane.near_in(self.threat) if distances else None for lane in every]
+        # Where a score does not say how far the coarse twin may be trusted, the search runs on the
+        # exact one alone.
+        first = 0 if stage.compares or near[-1] is not None else -1
+        for lane_number, (lane, below) in enumerate(zip(every[first:], near[first:], strict=True)):
             before = scores
             scores = {(k.image, k.item): k.score for k in kept if k.lane == lane_number}
             state: dict[int, _Image] = {}
@@ -211,7 +228,7 @@ class Search:
                     if not tried[image]:
                         continue
                     # Where the lane before saw no finite score, nothing is known: try again.
-                    if lane.near is not None and lane.near < before.get((image, item), 0.0) < inf:
+                    if below is not None and below < before.get((image, item), 0.0) < inf:
                         continue
                     state.setdefault(image, _Image())
                     if (image, item) not in scores:
@@ -266,7 +283,8 @@ class Search:
             score = state["score"].float().cpu()
             finished = state["finished"].cpu()
             # A point on which the twin may be wrong is looked at before its item gives up.
-            slack = torch.where(finished, 2 * lane.twin.error, 0.0)
+            error = 0.0 if attack.minimum_norm else lane.twin.error
+            slack = torch.where(finished, 2 * error, 0.0)
             # A tie counts too: at one, the model may answer either class.
             believed = (score < checked) & (score <= slack) & (not self.suite.closest)
             won = torch.zeros(len(rows), dtype=torch.bool)

@@ -30,12 +30,15 @@ class Twin:
         model: images (N, C, H, W) → float32 logits.
         name: `original`, `float32` or `bf16`.
         error: the largest difference of margins (in logits) from the original on the probe.
+        slopes: (P, C, H, W) gradients of the original's margin on some of the probe; None where
+            nobody looked.
         batch_size: what it was compiled for; None where it was not.
     """
 
     model: Model
     name: str
     error: float
+    slopes: Tensor | None = None
     batch_size: int | None = None
 
 
@@ -109,32 +112,35 @@ def _like(
             return None
         error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
         spread = float(reference.double().std())  # squares of large logits overflow float32
-        if not _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision):
+        alike, slopes = _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision)
+        if not alike:
             return None
     except (RuntimeError, TypeError, ValueError):
         return None
     # A model that draws random numbers, or a folding gone wrong, does not answer the same.
     allowed = 0.25 if precision == "bf16" else 1e-3
-    return Twin(twin, precision, error) if error <= allowed * max(spread, 1e-6) else None
+    return Twin(twin, precision, error, slopes) if error <= allowed * max(spread, 1e-6) else None
 
 
-def _climbs_alike(model: Model, twin: Model, probe: Tensor, labels: Tensor, precision: str) -> bool:
+def _climbs_alike(
+    model: Model, twin: Model, probe: Tensor, labels: Tensor, precision: str
+) -> tuple[bool, Tensor | None]:
     """Whether gradients point the same way: tracing drops the backward passes that a module
-    defines itself, and the answers do not show it."""
+    defines itself, and the answers do not show it. And the model's own, where it has any."""
     with torch.enable_grad():
         x = probe.detach().requires_grad_()
         theirs = margin(model(x).float(), labels)
         if not theirs.requires_grad:
-            return True  # nothing to lose
+            return True, None  # nothing to lose
         (reference,) = torch.autograd.grad(theirs.sum(), x)
         ours = margin(twin(x), labels)
         if not ours.requires_grad:
-            return False
+            return False, None
         (found,) = torch.autograd.grad(ours.sum(), x)
     if not bool(reference.isfinite().all()) or not bool(reference.any()):
-        return bool((reference != 0).any()) == bool((found != 0).any())
+        return bool((reference != 0).any()) == bool((found != 0).any()), None
     cosine = cosine_similarity(reference.flatten(), found.flatten(), dim=0)
-    return float(cosine) > (0.5 if precision == "bf16" else 0.99)
+    return float(cosine) > (0.5 if precision == "bf16" else 0.99), reference
 
 
 class _Compiled:
@@ -181,7 +187,7 @@ def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin |
     error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
     if not math.isfinite(error) or error > 2 * twin.error + 1e-3:
         return None
-    return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), len(images))
+    return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), twin.slopes, len(images))
 
 
 def compiling_pays(device: torch.device) -> bool:

@@ -28,7 +28,7 @@ def lanes_of(model: Model, probe: Tensor, labels: Tensor, precision: str) -> lis
 
 def coarse_then_exact(coarse: Twin, exact: Twin) -> list[Lane]:
     """What ends closer to the boundary than the coarse twin can tell is searched again."""
-    return [Lane(coarse), Lane(exact, near=3 * coarse.error)]
+    return [Lane(coarse), Lane(exact, near=3 * coarse.error, slopes=coarse.slopes)]
 
 
 def compiled_where_it_pays(
