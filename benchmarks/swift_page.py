@@ -1,4 +1,4 @@
-"""Write the table of docs/swift.md from benchmarks/results/autoattack_speed-*.json.
+"""Write the tables of docs/swift.md from the autoattack_speed and swift_choices results.
 
     python benchmarks/swift_page.py [--check]
 
@@ -60,11 +60,55 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def choices(results: list[dict[str, Any]]) -> list[str]:
+    """What the choices stand on, a table a model."""
+    lines = []
+    for result in results:
+        broken = result["broken_within"]
+        looks = list(next(iter(broken.values())))
+        lines += [
+            f"### {result['model']['name']}: what a run breaks within its first looks",
+            "",
+            "| run of APGD | " + " | ".join(f"{look} looks" for look in looks) + " |",
+            "| --- |" + " --- |" * len(looks),
+            *(
+                f"| {name} | " + " | ".join(str(within[look]) for look in looks) + " |"
+                for name, within in broken.items()
+            ),
+            "",
+            f"- {result['falls']} of {result['right']} images that the model gets right fall to "
+            f"anything: {result['falls_to_whole_runs']} to these runs together, "
+            f"{result['falls_to_four_looks']} within four looks of one of them, "
+            f"{result['falls_to_the_longest_alone']} only to 100 steps of targeted APGD-DLR on all "
+            f"classes, which the {result['near']} that came near were given.",
+            f"- Of the first margin, three looks of the first two runs left "
+            f"{_numbers(result['late_shares'])} of images that fell later, and of those that stand "
+            + ", ".join(
+                f"{value:.2f} ({float(q):.0%} of them less)"
+                for q, value in result["standing_share_quantiles"].items()
+            )
+            + ".",
+            f"- First {result['n']} validation images, {result['pixels']}, "
+            f"{Threat(**result['threat'])}, seed {result['seed']}; {result['machine']}: "
+            f"`{' '.join(result['command'])}`",
+            "",
+        ]
+    return lines
+
+
+def _numbers(values: list[float]) -> str:
+    return ", ".join(f"{value:.2f}" for value in values) or "nothing"
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    results = [read_json(file) for file in sorted(RESULTS.glob("autoattack_speed-*.json"))]
-    return fill(PAGE, table(results), "benchmarks/swift_page.py", parser.parse_args().check)
+    speeds, chosen = (
+        [read_json(file) for file in sorted(RESULTS.glob(f"{kind}-*.json"))]
+        for kind in ("autoattack_speed", "swift_choices")
+    )
+    body = [*table(speeds), "", *choices(chosen)]
+    return fill(PAGE, body, "benchmarks/swift_page.py", parser.parse_args().check)
 
 
 if __name__ == "__main__":
