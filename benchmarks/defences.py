@@ -104,6 +104,7 @@ def row_of(
     return {
         "defence": spec,
         "options": specs(model),
+        "samples": options.samples,
         "random": any(step.random for step in steps(model)),
         "differentiable": all(step.differentiable for step in steps(model)),
         "standard_accuracy": result.standard_accuracy,
@@ -153,7 +154,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--defences", nargs="+", default=DEFENCES, metavar="SPEC", help="a+b chain")
     parser.add_argument("--eps", default="8/255")
-    parser.add_argument("--samples", type=int, default=SAMPLES)
+    parser.add_argument("--samples", type=int, default=SAMPLES, help="draws a look, if random")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pixels", help="what the pixels are, in words")
@@ -181,7 +182,6 @@ def main() -> None:
         },
         "threat": {"norm": threat.norm, "eps": threat.eps},
         "suite": "adaptive",
-        "samples": options.samples,
         "seed": options.seed,
         "n": len(images),
         "images": digest(images, labels),

@@ -54,9 +54,13 @@ def section(result: dict[str, Any]) -> list[str]:
     lines += ["", *draw_lines(rows), *flag_lines(rows)]
     machines = sorted({row["machine"] for row in rows})
     hours = sum(row["seconds"] for row in rows) / 3600
+    drawn = [(row["defence"], row["samples"]) for row in rows if row["random"]]
+    usual = max((samples for _, samples in drawn), default=0)
+    fewer = [f"`{name}`: {samples}" for name, samples in drawn if samples != usual]
+    draws = f"{usual} draws a look at random models" + (f" ({', '.join(fewer)})" if fewer else "")
     lines.append(
         f"- n = {result['n']}, {result['pixels']}; {threat}; suite `{result['suite']}`, "
-        f"{result['samples']} draws a look at random models, seed {result['seed']}; "
+        f"{draws}, seed {result['seed']}; "
         f"{hours:.1f} hours on {' and '.join(machines)}: `{' '.join(result['command'])}`"
     )
     return lines

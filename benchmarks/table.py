@@ -76,10 +76,12 @@ def benchmark_rows(folder: Path) -> list[str]:
             )
         if result.get("benchmark") == "expectation":
             lines.append(
-                f"- An expectation over {result['samples']} draws of `{result['defence']}`, batch "
-                f"{result['batch']}: {result['times_one_look']:.1f} × the time of one look, "
+                f"- An expectation over {result['samples']} draws of `{result['defence']}` before "
+                f"{Path(result['model']).name}, batch {result['batch']}: "
+                f"{result['times_one_look']:.1f} × the time of one look, "
                 f"{result['sooner_than_in_turn']:.1f} × sooner than {result['samples']} looks in "
-                f"turn ({result['machine']}; `{' '.join(result['command'])}`)."
+                f"turn, {result['sooner_on_the_twin']:.1f} × where the search looks at its "
+                f"{result['twin']} twin ({result['machine']}; `{' '.join(result['command'])}`)."
             )
         if result.get("benchmark") == "agreement":
             theirs = result["torchattacks"]
