@@ -3,8 +3,9 @@
 from .batching import measure_batch_size, seconds_per_image
 from .journal import Journal
 from .judge import MAJORITY_OF, Answers, Judge
+from .lane import Lane
 from .ledger import CLEAN, STANDING, Ledger
-from .search import Lane, Search, StageCost
+from .search import Search, StageCost
 from .sharding import Shard
 from .twin import Twin, compiled, fast_twin
 

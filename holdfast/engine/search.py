@@ -33,13 +33,12 @@ from ..checks import check_logits
 from ..threat import Threat
 from .journal import FinishedItem, FlyingItem, Journal
 from .judge import Judge
+from .lane import Lane
 from .ledger import CLEAN, Ledger
-from .twin import Twin
 
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
 CHECKPOINT_SHARE = 0.02  # of the time at most goes into that
-DUAL = {"linf": 1.0, "l2": 2.0, "l1": inf}  # the order of the norm of gradients
 # How far along the way from the image a closest point is tried, where rounding undid it.
 FURTHER = (1.0, 1.0001, 1.001, 1.01)
 
@@ -53,30 +52,6 @@ class StageCost:
     seconds: float
     forwards: int
     backwards: int
-
-
-@dataclass(frozen=True)
-class Lane:
-    """A pass over a stage's items on one twin.
-
-    Attributes:
-        twin: what the search looks at.
-        near: only items whose margin in the lane before ended below this are tried again here;
-            None tries all.
-        slopes: (P, C, H, W) gradients of margins, by which a margin becomes a distance. Without
-            them, searches for the closest point run on the last lane alone.
-    """
-
-    twin: Twin
-    near: float | None = None
-    slopes: Tensor | None = None
-
-    def near_in(self, threat: Threat) -> float | None:
-        """The distance over which a typical margin changes by `near`, by its linearisation."""
-        if self.near is None or self.slopes is None or threat.norm not in DUAL:
-            return None
-        steepness = torch.linalg.vector_norm(self.slopes.flatten(1), DUAL[threat.norm], dim=1)
-        return self.near / max(float(steepness.median()), 1e-12)
 
 
 @dataclass

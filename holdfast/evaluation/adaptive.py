@@ -71,7 +71,11 @@ def lanes_by_view(
 
     def behind(view: Model) -> Lanes:
         return [
-            Lane(Twin(onto(view, lane.twin.model), lane.twin.name, lane.twin.error), lane.near)
+            Lane(
+                Twin(onto(view, lane.twin.model), lane.twin.name, lane.twin.error),
+                lane.near,
+                lane.slopes,
+            )
             for lane in lanes
         ]
 
