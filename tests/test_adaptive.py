@@ -14,7 +14,8 @@ import holdfast as hf
 from holdfast import draws
 from holdfast.attacks import APGD, PGD, HopSkipJump, Oracle, Square, Stage, Suite, adaptive
 from holdfast.attacks.losses import margin_loss
-from holdfast.attacks.suites import UNDEFENDED, suite_named
+from holdfast.attacks.suite import UNDEFENDED
+from holdfast.attacks.suites import suite_named
 from holdfast.defences import (
     BitDepth,
     Defence,

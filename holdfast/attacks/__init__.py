@@ -18,7 +18,8 @@ from .rotation_translation import RotationTranslation
 from .sigma_zero import SigmaZero
 from .spsa import SPSA
 from .square import Square
-from .suites import SUITES, Stage, Suite, suite_named
+from .suite import Stage, Suite
+from .suites import SUITES, suite_named
 from .swift import Swift
 
 __all__ = [

@@ -14,7 +14,7 @@ from .apgd import APGD
 from .hop_skip_jump import HopSkipJump
 from .pgd import PGD
 from .square import Square
-from .suites import UNDEFENDED, Stage, Suite
+from .suite import UNDEFENDED, Stage, Suite
 
 NAME = "adaptive"
 SAMPLES = 20

@@ -28,7 +28,7 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks.base import Items, Model, Oracle, State
-from ..attacks.suites import Stage, Suite
+from ..attacks.suite import Stage, Suite
 from ..checks import check_logits
 from ..threat import Threat
 from .journal import FinishedItem, FlyingItem, Journal

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attacks import Square, Stage, Suite, adaptive
 from ..attacks.base import Model
-from ..attacks.suites import UNDEFENDED
+from ..attacks.suite import UNDEFENDED
 from ..defences import onto, steps, undefended, views
 from ..draws import fixed_draws, repeated_draws
 from ..engine import Lane, Twin

@@ -18,7 +18,7 @@ from ..attacks import PGD, Attack, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
 from ..attacks.base import Model
-from ..attacks.suites import UNDEFENDED
+from ..attacks.suite import UNDEFENDED
 from ..checks import check_images, check_labels, check_logits
 from ..defences import declared, steps
 from ..engine import CLEAN, MAJORITY_OF, Journal, Judge, Ledger, Search, Shard, measure_batch_size

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ... import draws
 from ...attacks.base import Model
-from ...attacks.suites import Suite
+from ...attacks.suite import Suite
 from ...data.foreign import Foreign
 from ...defences.base import declared
 from ...engine.twin import Twin, fast_twin, has_fast_bf16, original

@@ -1,0 +1,124 @@
+"""What a suite is: a fixed sequence of stages, each an attack with its budget."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..errors import InputError
+from ..threat import Threat
+from .base import Attack
+
+UNDEFENDED = "undefended"  # the view of a stage: the network behind a model's defences
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One attack of a suite.
+
+    Attributes:
+        attack: what is run on every image that still stands.
+        restarts: independent random starts an image.
+        targets: for a targeted attack, how many wrong classes are tried, the most likely
+            first; None for all of them.
+        samples: copies of each image over which every look averages logits and gradients
+            (expectation over transformation), for models that draw random numbers.
+        view: what the search looks at in place of the model: `exact`, `identity` or `surrogate`,
+            another backward pass that its defences offer, or `UNDEFENDED`, the network behind
+            them. Verdicts always come from the model itself.
+        share: of the images that stand, the share that it is tried on: every image draws by
+            itself whether it is among them.
+        after: the number of an earlier stage; this one runs only if that one broke an image.
+    """
+
+    attack: Attack
+    restarts: int = 1
+    targets: int | None = None
+    samples: int = 1
+    view: str = ""
+    share: float = 1.0
+    after: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("restarts", "targets", "samples"):
+            count = getattr(self, name)
+            if count is not None and count < 1:
+                raise InputError(f"{name} of {self.attack.name} must be at least 1, not {count}")
+        if not 0 < self.share <= 1:
+            raise InputError(f"share of {self.attack.name} must be in (0, 1], not {self.share}")
+
+    @property
+    def name(self) -> str:
+        """What reports call it: the attack, and what it looks at where that is not the model."""
+        return f"{self.attack.name}, {self.view}" if self.view else self.attack.name
+
+    @property
+    def compares(self) -> bool:
+        """Whether its scores are margins of the model itself: no distances, nor another's."""
+        return not self.attack.minimum_norm and self.view != UNDEFENDED
+
+    def items_per_image(self, classes: int) -> int:
+        """Work items that an image needs at most: restarts × targets."""
+        if not self.attack.targeted:
+            return self.restarts
+        wrong = classes - 1
+        return self.restarts * (wrong if self.targets is None else min(self.targets, wrong))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            **self.attack.describe(),
+            "restarts": self.restarts,
+            "targets": self.targets,
+            "samples": self.samples,
+            "view": self.view,
+            "share": self.share,
+            "after": self.after,
+        }
+
+
+@dataclass(frozen=True)
+class Suite:
+    """A named sequence of stages; `describe()` is part of a run's identity.
+
+    Attributes:
+        closest: what is looked for is the closest adversarial point of every image, whatever ε
+            is: every stage goes over all images, to its end, and the closest point of all counts.
+            All attacks are then minimum-norm ones that do not stop inside the ball.
+    """
+
+    name: str
+    stages: tuple[Stage, ...]
+    closest: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise InputError(f"suite {self.name!r} has no attacks")
+        for number, stage in enumerate(self.stages):
+            if stage.after is not None and not 0 <= stage.after < number:
+                raise InputError(
+                    f"suite {self.name!r}: stage {number} can only run after an earlier one"
+                )
+        for attack in (stage.attack for stage in self.stages if self.closest):
+            if getattr(attack, "stop_inside", True):
+                raise InputError(f"suite {self.name!r}: {attack.name} stops inside the ball")
+
+    def fitting(self, threat: Threat) -> Suite:
+        """The suite in a threat model.
+
+        A search for the closest points leaves out the attacks that do not know the norm.
+
+        Raises:
+            InputError: an attack of another suite, or every one of this, does not know it.
+        """
+        knowing = tuple(s for s in self.stages if threat.norm in s.attack.norms)
+        if not (self.closest and knowing):
+            for stage in self.stages:
+                stage.attack.check_norm(threat)
+        return replace(self, stages=knowing)
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "name": self.name,
+            "stages": [stage.describe() for stage in self.stages],
+            "closest": self.closest,
+        }
