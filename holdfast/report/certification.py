@@ -11,7 +11,7 @@ from markupsafe import Markup
 from ..errors import InputError
 from . import charts, words
 from .fields import Accuracy, Fields
-from .runs import READERS, Flag, Measured, measured, read_flags
+from .measured import Flag, Measured, measured, read_flags
 
 SCHEMA = "holdfast/certification/1"
 _NORMS = {"linf": "L∞", "l2": "L2"}
@@ -58,9 +58,6 @@ def read_certification(run: Path, result: Fields) -> Certification:
         flags=read_flags(result),
         seed=result.whole("seed", -(2**63)),
     )
-
-
-READERS[SCHEMA] = read_certification
 
 
 def _points(result: Fields, name: str, n: int) -> list[tuple[float, Accuracy]]:

@@ -14,8 +14,8 @@ from safetensors.numpy import load_file
 from ..errors import InputError
 from ..evaluation.strips import FILE
 from . import pictures, words
+from .evaluation_run import DrawFigure, Evaluation
 from .fields import Accuracy
-from .runs import DrawFigure, Evaluation
 
 # The pictures of a strip, in the order of the answers in the file.
 FRAMES = (

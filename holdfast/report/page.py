@@ -14,7 +14,9 @@ from ..errors import InputError
 from ..files import make_folder, write_atomically
 from . import certification, defences, sections, uncertainty, words
 from .certification import Certification
-from .runs import Evaluation, Run, Training, read_run
+from .evaluation_run import Evaluation
+from .runs import Run, read_run
+from .training_run import Training
 from .uncertainty_run import Uncertainty
 
 

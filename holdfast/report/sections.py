@@ -16,8 +16,10 @@ import yaml
 from markupsafe import Markup
 
 from . import charts, pictures, words
+from .evaluation_run import Curve, Evaluation
 from .fields import Accuracy
-from .runs import Curve, Evaluation, Run, Training
+from .runs import Run
+from .training_run import Training
 
 MOST_CLASSES = 30  # rows of the class table
 MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .fields import Fields
-from .runs import READERS, Measured, measured
+from .measured import Measured, measured
 
 SCHEMA = "holdfast/uncertainty/1"
 
@@ -24,6 +24,3 @@ class Uncertainty(Measured):
 def read_uncertainty(run: Path, result: Fields) -> Uncertainty:
     """As `runs.read_run`; what only a section needs is read where it is shown."""
     return Uncertainty(**measured(run, result), suite=result.text("suite"), result=result)
-
-
-READERS[SCHEMA] = read_uncertainty
