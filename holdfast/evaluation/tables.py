@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ def model_name(result: dict[str, Any]) -> str:
     return f"{model.get('name', '?')}{behind}"
 
 
+def _console() -> Console:
+    """As wide as the terminal; where there is none, wide enough that nothing is folded."""
+    return Console(width=None if sys.stdout.isatty() else 160)
+
+
 def print_leaderboard(folder: Path) -> None:
     """One table for each suite, threat model and data: figures of different ones never mix."""
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -58,7 +64,7 @@ def print_leaderboard(folder: Path) -> None:
         groups.setdefault((result["suite"], threat, pixels), []).append(result)
     if not groups:
         raise InputError(f"folder {folder} holds no finished evaluation")
-    console = Console()
+    console = _console()
     for (suite, threat, pixels), results in sorted(groups.items()):
         table = Table(title=f"{suite}, {threat}, {pixels}", title_justify="left")
         for column in ("model", "standard accuracy", "robust accuracy", "n", "flags", "run"):
@@ -107,4 +113,4 @@ def print_zoo() -> None:
                     )
                 ),
             )
-    Console().print(table)
+    _console().print(table)
