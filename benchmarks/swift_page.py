@@ -26,8 +26,9 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     if not results:
         return ["No results yet: `python benchmarks/autoattack_speed.py --model MODEL`."]
     lines = [
-        "| model | n | threat | contender | standing | passes an image | seconds | sooner |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | n | threat | contender | standing | passes an image | seconds | sooner "
+        "| less processor time |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         model = Path(result["model"]["source"]).name
@@ -37,11 +38,14 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             low, high = interval(round(said["robust_accuracy"] * result["n"]), result["n"])
             passes = sum(a.get("forwards", 0) + a.get("backwards", 0) for a in said["attacks"])
             each = f"{passes / result['n']:,.0f}" if passes else "—"
-            sooner = f"{said['times_sooner']:.1f} ×" if "times_sooner" in said else "—"
+            sooner, less = (
+                f"{said[ratio]:.1f} ×" if ratio in said else "—"
+                for ratio in ("times_sooner", "times_less_cpu")
+            )
             lines.append(
                 f"| {model} | {result['n']} | {Threat(**result['threat'])} | {name} "
                 f"| {said['robust_accuracy']:.1%} ({low:.1%} to {high:.1%}) "
-                f"| {each} | {said['seconds']:,.0f} | {sooner} |"
+                f"| {each} | {said['seconds']:,.0f} | {sooner} | {less} |"
             )
     lines.append("")
     for result in results:
