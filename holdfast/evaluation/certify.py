@@ -318,6 +318,7 @@ def _rows(
     done = {row.index: row for row in read_rows(path)} if path.exists() else {}
     left = torch.tensor([i for i in range(len(images)) if i not in done], dtype=torch.int64)
     with ProgressLine(f"certifying by {method.name}", progress) as line:
+        line.update(len(done) / len(images))  # what was there already is not this process's pace
         try:
             for part in left.split(chunk):
                 for row in _certified(method, images, labels, part):
