@@ -82,10 +82,10 @@ class Swift(APGD):
         self.name = "swift"
         self.short_runs = short
         self.run_moves = [steps] * short + [long_steps] * long_runs
-        # The share that ends an item after each run; the last run ends it in any case.
-        self.ceilings = [dict(give_up).get(run + 1, torch.inf) for run in range(short)]
-        self.ceilings[-1] = near
-        self.ceilings += [torch.inf] * long_runs
+        # The share above which an item ends after each run.
+        shares = dict(give_up)
+        self.ceilings = [shares.get(run + 1, torch.inf) for run in range(short + long_runs)]
+        self.near = near
         self.looks = sum(moves + 1 for moves in self.run_moves)
 
     def _moves(self, run: Tensor, threat: Threat) -> Tensor:
@@ -136,18 +136,12 @@ class Swift(APGD):
 
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         state = super().step(model, state, threat)
-        run = state["run"]
-        last = len(self.run_moves) - 1
         following = self._following(state)
-        # Between the run that ends and the one that follows, every ceiling on the way counts.
-        ceilings = state["eps"].new_tensor(self.ceilings)
-        ceiling = torch.where(
-            following >= self.short_runs, ceilings[self.short_runs - 1], ceilings[run]
-        )
-        ceiling = torch.where(run >= self.short_runs, torch.inf, ceiling)
+        ceiling = state["eps"].new_tensor(self.ceilings)[state["run"]]
+        ceiling = torch.where(following == self.short_runs, self.near, ceiling)
         # Nothing is given up that began on the wrong side or without a margin.
         hopeless = state["score"] > ceiling * state["first_margin"].clamp_min(0)
-        goes_on = state["finished"] & ~hopeless & (following <= last)
+        goes_on = state["finished"] & ~hopeless & (following < len(self.run_moves))
         rows = goes_on.nonzero().squeeze(1)
         state["finished"] = state["finished"] & ~goes_on
         if len(rows):
