@@ -11,6 +11,9 @@ sizes, health checks; beside them stands the processor's time, which other work 
 changes less. Robust accuracies of both sides are counted by asking the model again, in
 float32.
 
+Where the result file holds the same comparison already, contenders that are not run again are kept,
+each with the time and the revision of its own.
+
 The exit status is 1 where the suite `autoattack` broke fewer images than torchattacks.
 """
 
@@ -35,7 +38,7 @@ from holdfast.attacks import SUITES
 from holdfast.engine import fast_twin, seconds_per_image
 from holdfast.engine.twin import has_fast_bf16
 from holdfast.evaluation.command import threat_of
-from holdfast.files import write_json
+from holdfast.files import read_json, write_json
 from holdfast.runs import circumstances, weights_digest
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -119,26 +122,7 @@ def main() -> int:
     if options.own_labels:
         labels = answers(model, images)
 
-    speeds = rates(model, images, labels)
-    standing: dict[str, Tensor] = {}
-    said: dict[str, dict[str, Any]] = {}
-    for name in wanted:
-        if name == PEER:
-            standing[name], said[name] = theirs(model, images, labels, threat, options.seed)
-        else:
-            standing[name], said[name] = ours(model, images, labels, threat, name, options.seed)
-    for name in wanted:
-        if name != PEER and PEER in wanted:
-            said[name] |= {
-                "times_sooner": said[PEER]["seconds"] / said[name]["seconds"],
-                "times_less_cpu": said[PEER]["cpu_seconds"] / said[name]["cpu_seconds"],
-                "broke_alone": int((~standing[name] & standing[PEER]).sum()),
-                f"only_{PEER}_broke": int((standing[name] & ~standing[PEER]).sum()),
-            }
-    weaker = {"autoattack", PEER} <= set(wanted) and int(standing["autoattack"].sum()) > int(
-        standing[PEER].sum()
-    )
-    result = {
+    asked = {
         "schema": "holdfast/benchmark/1",
         "benchmark": "autoattack_speed",
         "model": {"source": options.model, "mask": options.mask, "sha256": weights_digest(model)},
@@ -148,18 +132,61 @@ def main() -> int:
         "labels": "the model's own clean answers" if options.own_labels else "of the data set",
         "seed": options.seed,
         "threads": torch.get_num_threads(),
+    }
+    slug = "-".join(filter(None, (Path(options.model).name, options.mask))).replace(":", "")
+    out = options.out or RESULTS / f"autoattack_speed-{slug}.json"
+    said = kept(out, asked)
+    speeds = rates(model, images, labels)
+    around = circumstances(options.device)
+    for name in wanted:
+        if name == PEER:
+            standing, found = theirs(model, images, labels, threat, options.seed)
+        else:
+            standing, found = ours(model, images, labels, threat, name, options.seed)
+        own = {key: around[key] for key in ("git", "started", "machine")}
+        said[name] = found | {"standing": standing.nonzero().squeeze(1).tolist()} | own
+    for name in set(said) - {PEER} if PEER in said else ():
+        said[name] |= compared(said[name], said[PEER])
+    weaker = {"autoattack", PEER} <= set(said) and (
+        said["autoattack"]["robust_accuracy"] > said[PEER]["robust_accuracy"]
+    )
+    result = {
+        **asked,
         "standard_accuracy": float((answers(model, images) == labels).float().mean()),
         "images_per_second": speeds,
-        "contenders": said,
-        "weaker_than_torchattacks": weaker if {"autoattack", PEER} <= set(wanted) else None,
-        **circumstances(options.device),
+        "contenders": {name: said[name] for name in (*OURS, PEER) if name in said},
+        "weaker_than_torchattacks": weaker if {"autoattack", PEER} <= set(said) else None,
+        **around,
     }
     result["versions"]["torchattacks"] = _version(PEER)
     print(json.dumps(result, indent=2))
-    slug = "-".join(filter(None, (Path(options.model).name, options.mask))).replace(":", "")
     RESULTS.mkdir(exist_ok=True)
-    write_json(options.out or RESULTS / f"autoattack_speed-{slug}.json", result)
+    write_json(out, result)
     return int(weaker)
+
+
+def compared(own: dict[str, Any], peer: dict[str, Any]) -> dict[str, float]:
+    """How much sooner a contender of ours was, and what either broke alone."""
+    found: dict[str, float] = {}
+    for ratio, key in (("times_sooner", "seconds"), ("times_less_cpu", "cpu_seconds")):
+        if key in own and key in peer:
+            found[ratio] = peer[key] / own[key]
+    if "standing" in own and "standing" in peer:
+        mine, theirs_ = set(own["standing"]), set(peer["standing"])
+        found |= {
+            "broke_alone": len(theirs_ - mine),
+            f"only_{PEER}_broke": len(mine - theirs_),
+        }
+    return found
+
+
+def kept(out: Path, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """The contenders that a file holds already, if it is about the same."""
+    if not out.exists():
+        return {}
+    held = read_json(out)
+    same = all(held.get(name) == value for name, value in asked.items())
+    return dict(held["contenders"]) if same else {}
 
 
 def _version(package: str) -> str | None:

@@ -44,7 +44,7 @@ def test_breaks_what_a_slightly_larger_ball_than_the_closest_point_holds(norm, b
 def test_items_are_independent(norm):
     eps = {"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm]
     # Twelve looks reach into the third run.
-    attack = Swift(steps=3, targets=2, give_up=(), near=0.99, long_steps=2)
+    attack = Swift(steps=3, targets=2, near=0.99, long_steps=2)
     assert_items_are_independent(attack, linear(5, "edges"), Threat(norm, eps))
 
 
@@ -57,7 +57,7 @@ def slopes(x):
 
 def test_the_later_runs_go_for_the_next_classes_from_where_the_search_stands():
     x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
-    attack = Swift(steps=5, targets=3, give_up=(), near=0.99, long_steps=7, long_runs=2)
+    attack = Swift(steps=5, targets=3, near=0.99, long_steps=7, long_runs=2)
     states = stepped(attack, slopes, x, y, Threat("linf", 0.5), attack.looks)
     assert attack.looks == 5 * 6 + 2 * 8
     begins = [5, 11, 17, 23, 29, 37]  # the looks that end a run begin the next
@@ -73,30 +73,17 @@ def test_the_later_runs_go_for_the_next_classes_from_where_the_search_stands():
 
 def test_targets_that_do_not_exist_are_passed_over():
     x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
-    attack = Swift(steps=5, targets=9, give_up=(), near=0.99, long_steps=7, long_runs=1)
+    attack = Swift(steps=5, targets=9, near=0.99, long_steps=7, long_runs=1)
     looks = 5 * 6 + 8  # there are 3 wrong classes
     states = stepped(attack, slopes, x, y, Threat("linf", 0.5), looks)
     assert states[29]["run"].tolist() == [attack.short_runs] * 2
     assert states[-1]["finished"].all() and not states[-2]["finished"].any()
 
 
-@pytest.mark.parametrize(("runs", "looks"), [(1, 6), (3, 18)])
-def test_what_cannot_be_closed_is_given_up_and_nothing_else_is(runs, looks):
-    model = linear(5, "free", count=40)
-    ball = Threat("linf", 0.7 * float(model.optimum("linf").min()))
-    attack = Swift(steps=5, targets=3, give_up=((runs, 0.5),))
-    states = stepped(attack, model, model.images, model.labels, ball, looks)
-    share = states[-1]["score"] / states[0]["first_margin"]
-    assert torch.equal(states[-1]["finished"], share > 0.5)
-    assert not states[-2]["finished"].any()
-    assert 0 < int(states[-1]["finished"].sum()) < 40
-    assert torch.equal(states[-1]["run"], runs - 1 + (share <= 0.5).long())
-
-
 def test_only_what_comes_near_is_searched_long():
     model = linear(5, "free", count=40)
     ball = Threat("linf", 0.9 * float(model.optimum("linf").min()))
-    attack = Swift(steps=5, targets=3, give_up=(), near=0.3, long_steps=9)
+    attack = Swift(steps=5, targets=3, near=0.3, long_steps=9)
     states = stepped(attack, model, model.images, model.labels, ball, 30)
     share = states[-1]["score"] / states[0]["first_margin"]
     assert 0 < int((share <= 0.3).sum()) < 40
@@ -111,9 +98,6 @@ def test_two_classes_are_enough():
 
 
 def test_bad_settings_are_refused():
-    for wrong in ({"give_up": ((0, 0.5),)}, {"give_up": ((11, 0.5),)}, {"give_up": ((1, 0),)}):
-        with pytest.raises(InputError, match="give_up"):
-            Swift(**wrong)
     with pytest.raises(InputError, match="targets"):
         Swift(targets=-1)
     with pytest.raises(InputError, match="near"):

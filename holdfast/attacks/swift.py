@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from torch import Tensor
 
@@ -24,20 +22,19 @@ class Swift(APGD):
     depends on the class that it goes for. So the runs are short and many: the first climbs the
     margin to whichever wrong class is closest at each look, the second the cross-entropy, each of
     the others the margin to one class, in the order of how close they were at the best point of
-    the first two. An item is given up between two runs where its smallest margin is still above
-    a share of the margin that it began with. What comes close to the boundary is searched by long
-    runs: on the margin to the class that came closest, then on the margin to any. Every run starts
-    at random in the ball (`docs/swift.md`).
+    the first two. What then has come close to the boundary is searched by long runs: on the margin
+    to the class that came closest, then on the margin to any; all else is left standing. Every run
+    starts at random in the ball (`docs/swift.md`).
 
     APGD is of Croce & Hein, ICML 2020; to choose targets where the search stands rather than on
-    the clean image, and to leave hopeless images early, are ideas of Adaptive Auto Attack (Liu
-    et al., CVPR 2022).
+    the clean image, and to spend no more on hopeless images, are ideas of Adaptive Auto Attack
+    (Liu et al., CVPR 2022).
 
     Args:
         steps: moves of a short run after its start; in L1, 4 times as many.
         targets: short runs on the margin to one class, at least 0.
-        give_up: pairs (runs done, share of the first margin above which an item ends then).
-        near: share of the first margin below which the long runs begin; 0 for none of them.
+        near: share of the margin that an item began with, below which the long runs follow; 0 for
+            none of them.
         long_steps: moves of a long run.
         long_runs: how many there are.
 
@@ -53,8 +50,7 @@ class Swift(APGD):
         *,
         steps: int = 3,
         targets: int = 9,
-        give_up: Sequence[tuple[int, float]] = ((2, 0.8), (5, 0.5)),
-        near: float = 0.3,
+        near: float = 0.35,
         long_steps: int = 20,
         long_runs: int = 2,
     ):
@@ -65,27 +61,16 @@ class Swift(APGD):
             raise InputError(f"long_steps must be at least 1, not {long_steps}")
         if not 0 <= near < 1:
             raise InputError(f"near must be in [0, 1), not {near}")
-        short = 2 + targets
-        if not all(1 <= runs < short and share > 0 for runs, share in give_up):
-            raise InputError(
-                f"give_up must hold pairs of a number of runs from 1 to {short - 1} and a share "
-                f"above 0, not {give_up!r}"
-            )
         self.settings = {
             "steps": steps,
             "targets": targets,
-            "give_up": [list(pair) for pair in give_up],
             "near": near,
             "long_steps": long_steps,
             "long_runs": long_runs,
         }
         self.name = "swift"
-        self.short_runs = short
-        self.run_moves = [steps] * short + [long_steps] * long_runs
-        # The share above which an item ends after each run.
-        shares = dict(give_up)
-        self.ceilings = [shares.get(run + 1, torch.inf) for run in range(short + long_runs)]
-        self.near = near
+        self.near, self.short_runs = near, 2 + targets
+        self.run_moves = [steps] * self.short_runs + [long_steps] * long_runs
         self.looks = sum(moves + 1 for moves in self.run_moves)
 
     def _moves(self, run: Tensor, threat: Threat) -> Tensor:
@@ -137,11 +122,10 @@ class Swift(APGD):
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         state = super().step(model, state, threat)
         following = self._following(state)
-        ceiling = state["eps"].new_tensor(self.ceilings)[state["run"]]
-        ceiling = torch.where(following == self.short_runs, self.near, ceiling)
-        # Nothing is given up that began on the wrong side or without a margin.
-        hopeless = state["score"] > ceiling * state["first_margin"].clamp_min(0)
-        goes_on = state["finished"] & ~hopeless & (following < len(self.run_moves))
+        # What began on the wrong side or without a margin is always near.
+        far = state["score"] > self.near * state["first_margin"].clamp_min(0)
+        ends = far & (following == self.short_runs) | (following == len(self.run_moves))
+        goes_on = state["finished"] & ~ends
         rows = goes_on.nonzero().squeeze(1)
         state["finished"] = state["finished"] & ~goes_on
         if len(rows):
