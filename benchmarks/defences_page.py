@@ -57,10 +57,11 @@ def section(result: dict[str, Any]) -> list[str]:
     drawn = [(row["defence"], row["samples"]) for row in rows if row["random"]]
     usual = max((samples for _, samples in drawn), default=0)
     fewer = [f"`{name}`: {samples}" for name, samples in drawn if samples != usual]
-    draws = f"{usual} draws a look at random models" + (f" ({', '.join(fewer)})" if fewer else "")
+    draws = f", {usual} draws a look at random models" if drawn else ""
+    draws += f" ({', '.join(fewer)})" if fewer else ""
     lines.append(
-        f"- n = {result['n']}, {result['pixels']}; {threat}; suite `{result['suite']}`, "
-        f"{draws}, seed {result['seed']}; "
+        f"- n = {result['n']}, {result['pixels']}; {threat}; suite `{result['suite']}`{draws}, "
+        f"seed {result['seed']}; "
         f"{hours:.1f} hours on {' and '.join(machines)}: `{' '.join(result['command'])}`"
     )
     return lines

@@ -31,9 +31,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
-        model = Path(result["model"]["source"]).name
-        if result["model"]["mask"]:
-            model += f", {result['model']['mask']}"
+        model = named(result)
         for name, said in result["contenders"].items():
             low, high = interval(round(said["robust_accuracy"] * result["n"]), result["n"])
             passes = sum(a.get("forwards", 0) + a.get("backwards", 0) for a in said["attacks"])
@@ -58,10 +56,25 @@ def table(results: list[dict[str, Any]]) -> list[str]:
         ]
         twin = f", where the twin makes {' and '.join(gains)} a second" if gains else ""
         lines.append(
-            f"- {Path(result['model']['source']).name}: {result['pixels']}, seed "
-            f"{result['seed']}; {result['machine']}{twin}" + f": `{' '.join(result['command'])}`"
+            f"- {named(result)}: {result['pixels']}, seed "
+            f"{result['seed']}; {result['machine']}{twin}"
+            + f": `{' '.join(whole(result['command']))}`"
         )
     return lines
+
+
+def named(result: dict[str, Any]) -> str:
+    """The model, and what masks its gradients."""
+    mask = result["model"]["mask"]
+    return Path(result["model"]["source"]).name + (f", {mask}" if mask else "")
+
+
+def whole(command: list[str]) -> list[str]:
+    """The command for all contenders, where the last one was for some of them alone."""
+    if "--only" not in command:
+        return command
+    place = command.index("--only")
+    return command[:place] + command[place + 2 :]
 
 
 def choices(results: list[dict[str, Any]]) -> list[str]:
