@@ -141,8 +141,8 @@ SUITES: dict[str, tuple[str, Callable[[], Sequence[Stage]]]] = {
         _autoattack_plus,
     ),
     "swift": (
-        "the verdict of autoattack at a small part of its cost: short APGD runs on close classes, "
-        "Square on a sample, and on everything where it finds something; L∞, L2, L1",
+        "the verdict of autoattack at a small part of its cost: a short APGD run for each class, "
+        "long ones where that almost sufficed, Square on a sample; L∞, L2, L1",
         _swift,
     ),
     "autoattack-rand": (
