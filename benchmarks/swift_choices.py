@@ -24,7 +24,7 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast import draws
 from holdfast.attacks import APGD, Items, Oracle
-from holdfast.attacks.base import State
+from holdfast.attacks.base import Model, State
 from holdfast.engine import fast_twin
 from holdfast.evaluation.command import threat_of
 from holdfast.files import make_folder, write_json
@@ -41,7 +41,7 @@ BATCH = 64
 class Subject:
     """A model's float32 twin, and the images that it gets right."""
 
-    twin: object
+    twin: Model
     images: Tensor
     labels: Tensor
     threat: hf.Threat
@@ -50,7 +50,7 @@ class Subject:
         """The smallest margin so far after each look, (len(rows), steps + 1); a run ends where it
         is below 0."""
         found = torch.full((len(rows), attack.looks), torch.nan)
-        oracle = Oracle(self.twin)  # type: ignore[arg-type]
+        oracle = Oracle(self.twin)
         for part in torch.arange(len(rows)).split(BATCH):
             image = rows[part]
             none = torch.full_like(self.labels[image], -1)
@@ -127,10 +127,11 @@ def main() -> None:
     late = falls & (two >= 0)
     standing = ~falls
     quantiles = torch.tensor([0.1, 0.25, 0.5, 0.75, 0.9])
+    name = Path(options.model).name
     said = {
         "schema": "holdfast/benchmark/1",
         "benchmark": "swift_choices",
-        "model": {"name": Path(options.model).name, "sha256": weights_digest(model)},
+        "model": {"name": name, "sha256": weights_digest(model)},
         "threat": threat.describe(),
         "split": "validation",
         "n": len(images),
@@ -159,7 +160,7 @@ def main() -> None:
         **circumstances("cpu"),
     }
     print(json.dumps(said, indent=2))
-    out = options.out or RESULTS / f"swift_choices-{said['model']['name']}.json"  # type: ignore[index]
+    out = options.out or RESULTS / f"swift_choices-{name}.json"
     make_folder(out.parent)
     write_json(out, said)
 

@@ -192,8 +192,8 @@ def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin |
 
 def compiling_pays(device: torch.device) -> bool:
     """Whether convolutions are so fast that what stands between them, which compiling spares, is
-    worth sparing. On a CPU without matrix units (AMX) it is not: a compiled twin of a PreAct ResNet
-    was no faster with AVX-512 than a plain one, after most of a minute of compiling."""
+    worth sparing. On a CPU without matrix units (AMX) nearly all time is in the convolutions
+    themselves, and compiling would gain less than it takes."""
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return device.type != "cpu" or bool(amx())
 
