@@ -394,6 +394,26 @@ def test_a_model_without_gradient_leaves_points_legal(attack, norm):
     assert threat.contains(attack(flat, x, labels, threat), x).all()
 
 
+@pytest.mark.parametrize("norm", NORMS)
+def test_without_gradient_apgd_looks_somewhere_else_every_time(norm):
+    net, x = models.Net(seed=1), models.images(4, seed=1)
+    looked: list[Tensor] = []
+
+    def flat(points):  # steps without slopes, as behind a rounded input
+        looked.append(points.detach())
+        return (net(points).detach() * 1e3).round() / 1e3 + 0 * points.sum()
+
+    threat = Threat(norm, {"linf": 0.1, "l2": 0.5, "l1": 3.0}[norm])
+    items = items_for(x, models.answers(net, x), threat.eps)
+    steps_of(APGD(steps=20), flat, items, threat, 20)
+    for image in range(len(x)):
+        assert len({tuple(points[image].flatten().tolist()) for points in looked}) == 20
+    alone = items_for(x[:1], items.labels[:1], threat.eps)
+    apart = steps_of(APGD(steps=20), flat, alone, threat, 20)
+    together = steps_of(APGD(steps=20), flat, items, threat, 20)
+    torch.testing.assert_close(apart["best"][0], together["best"][0])
+
+
 def test_expectation_over_transformation_averages_and_counts_copies():
     model = models.Counted(models.linear(3))
     x = models.images(2)

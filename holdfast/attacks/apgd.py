@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Threat, per_item
+from ..threat import Images, Threat, per_item
 from .base import Attack, Items, Oracle, State, common_state, observe, pick
 from .losses import Logits, Values, loss_named
 
@@ -21,6 +21,16 @@ def share_of(moves: Tensor, share: float) -> Tensor:
     return (share * moves.double() + 1e-9).long().clamp_min(1)
 
 
+def _or_random(gradient: Images, state: State) -> Images:
+    """The gradients, and a random direction in place of each that is zero in every component."""
+    rows = (~gradient.flatten(1).any(1)).nonzero().squeeze(1)
+    if not len(rows):
+        return gradient
+    # Draw 0 of an item is its start.
+    drawn = draws.normal(state["seeds"][rows], 1 + state["age"][rows], gradient.shape[1:])
+    return gradient.index_copy(0, rows, drawn.to(gradient))
+
+
 class APGD(Attack):
     """Auto-PGD (Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble
     of diverse parameter-free attacks", ICML 2020), algorithm 1.
@@ -31,6 +41,10 @@ class APGD(Attack):
     In L1 (Croce & Hein, "Mind the box! l1-APGD", ICML 2021) a step moves only as many components
     as the best point so far uses, the ball shrinks from 3ε over 2ε to ε, and points are
     projected onto ball ∩ box exactly.
+
+    Unlike the published ones, these do not stay where they are when a gradient is zero in every
+    component, as behind a rounded input: the step then goes in a random direction, so that all
+    looks are at different points.
 
     Args:
         steps: moves after the start.
@@ -145,7 +159,7 @@ class APGD(Attack):
         halve = checkpoint & stuck
         length = torch.where(halve, state["length"] / 2, state["length"])
         point = pick(halve, state["peak"], state["point"])
-        gradient = pick(halve, state["peak_gradient"], state["gradient"])
+        gradient = _or_random(pick(halve, state["peak_gradient"], state["gradient"]), state)
         moves = state["moves"]
         shorter = (window - share_of(moves, 0.03)).maximum(share_of(moves, 0.06))
         window = torch.where(checkpoint, shorter, window)
@@ -193,7 +207,8 @@ class APGD(Attack):
         length = length.maximum(smaller / 10).minimum(smaller)
         moved_share = torch.where(checkpoint, support / size / 1.5, state["moved_share"])
         point = pick(sparser, state["peak"], state["point"])
-        gradient = pick(sparser, state["peak_gradient"], state["gradient"]).flatten(1)
+        gradient = pick(sparser, state["peak_gradient"], state["gradient"])
+        gradient = _or_random(gradient, state).flatten(1)
 
         # The threshold above which a share of the components lies.
         place = ((1 - moved_share) * size).long().clamp(0, size - 1)
