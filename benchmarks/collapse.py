@@ -65,6 +65,9 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
     run = options.runs / f"eps-{eps.replace('/', '-')}-seed-{seed}"
     changes = [f"budget={options.budget}", f"threat.eps={eps}", *options.changes]
     recipe = load_recipe(options.recipe, changes)
+    kept = run / f"collapse-{options.limit}.json"
+    if kept.exists():
+        return read_json(kept)
     result = hf.train(recipe, dataset, run, seed=seed, device=options.device, progress=True)
     held_out = dataset.validation
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
@@ -77,7 +80,7 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
     )
     fall = best["pgd50_accuracy"] - last["pgd50_accuracy"]
     told = read_json(run / "result.json")
-    return {
+    measured = {
         "eps": eps,
         "seed": seed,
         "epochs": result.epochs,
@@ -89,6 +92,8 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
         "holds": fall <= ALLOWED,
         "events": result.events,
     }
+    write_json(kept, measured)
+    return measured
 
 
 def main() -> None:

@@ -37,6 +37,7 @@ def main() -> None:
     parser.add_argument("--suite", default="swift")
     parser.add_argument("--eps", default="8/255")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--pixels", help="what the pixels are, in words")
     parser.add_argument("--run", type=Path, help="also keep a run folder")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
@@ -72,7 +73,7 @@ def main() -> None:
         },
         "n": len(images),
         "image_shape": list(images.shape[1:]),
-        "pixels": test.pixels,
+        "pixels": options.pixels or test.pixels,
         "suite": options.suite,
         "precision": result.precision,
         "batch_size": result.batch_size,
