@@ -12,8 +12,9 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import InputError
 from ..files import make_folder, write_atomically
-from . import certification, defences, sections, uncertainty, words
+from . import certification, defences, sections, training, uncertainty, words
 from .certification import Certification
+from .comparison import comparison
 from .evaluation_run import Evaluation
 from .runs import Run, read_run
 from .training_run import Training
@@ -53,9 +54,7 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         "request": sections.request(run),
     }
     if isinstance(run, Training):
-        return SimpleNamespace(
-            **common, facts=sections.training_facts(run), charts=sections.training_charts(run)
-        )
+        return SimpleNamespace(**common, facts=training.facts(run), charts=training.curves(run))
     if isinstance(run, Uncertainty):
         return SimpleNamespace(**common, **uncertainty.view(run))
     if isinstance(run, Certification):
@@ -91,7 +90,7 @@ def render(runs: Sequence[Run], command: str) -> str:
             views=[_view(number, run) for number, run in enumerate(ordered, 1)],
             evaluations=len(evaluations),
             uncertainties=len(uncertainties),
-            comparison=sections.comparison(evaluations),
+            comparison=comparison(evaluations),
             side_by_side=uncertainty.side_by_side(uncertainties),
             defences=defences.defence_table(evaluations),
             report_command=command,
@@ -124,7 +123,7 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     for run in runs:
         folders.setdefault(Path(run).resolve(), Path(run))
     read = [read_run(run) for run in folders.values()]
-    read += [read_run(run) for run in sections.linked_trainings(read)]
+    read += [read_run(run) for run in training.linked_trainings(read)]
     command = ["holdfast", "report", *(str(folder) for folder in folders.values())]
     html = render(read, shlex.join([*command, "--out", str(out)]))
     make_folder(out.parent)
