@@ -65,10 +65,10 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
     run = options.runs / f"eps-{eps.replace('/', '-')}-seed-{seed}"
     changes = [f"budget={options.budget}", f"threat.eps={eps}", *options.changes]
     recipe = load_recipe(options.recipe, changes)
+    result = hf.train(recipe, dataset, run, seed=seed, device=options.device, progress=True)
     kept = run / f"collapse-{options.limit}.json"
     if kept.exists():
         return read_json(kept)
-    result = hf.train(recipe, dataset, run, seed=seed, device=options.device, progress=True)
     held_out = dataset.validation
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = datasets.to_tensor(held_out.images[: options.limit]).to(device)
@@ -106,6 +106,7 @@ def main() -> None:
         "--eps", action="append", metavar="EPS:SEEDS", help="such as 8/255:4; may be given again"
     )
     parser.add_argument("--limit", type=int, default=1000, help="validation images")
+    parser.add_argument("--pixels", help="what the pixels are, in words")
     parser.add_argument("--device")
     parser.add_argument("--runs", type=Path, default=Path("runs/collapse"))
     parser.add_argument("--out", type=Path)
@@ -124,7 +125,7 @@ def main() -> None:
         "recipe": load_recipe(options.recipe, options.changes).to_dict(),
         "budget": options.budget,
         "n": min(options.limit, len(dataset.validation)),
-        "pixels": dataset.validation.pixels,
+        "pixels": options.pixels or dataset.validation.pixels,
         "split": "validation",
         "attack": "PGD on the margin, 50 steps of ε/10, one random start",
         "rows": rows,

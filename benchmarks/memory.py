@@ -23,10 +23,20 @@ from holdfast.files import write_json
 from holdfast.models import build
 from holdfast.runs import circumstances, weights_digest
 
+OWN = {"depth": 18, "width": 32}  # the network that is taken unless another is named
+
 
 def peak_gib() -> float:
     """The most that was resident at once, so far, in GiB."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def described(model: torch.nn.Module) -> str:
+    """Its architecture, and whatever arguments shape it, in words."""
+    card = getattr(model, "card", {"architecture": "preact-resnet", "arguments": OWN})
+    told = card["arguments"]
+    shape = [f"{key} {told[key]}" for key in ("depth", "width", "stem_stride") if key in told]
+    return " ".join([card["architecture"], *shape])
 
 
 def main() -> None:
@@ -50,7 +60,7 @@ def main() -> None:
         torch.manual_seed(options.seed)
         # The same body takes grey images too.
         own = {} if images.shape[1] == 3 else {"mean": [0.5], "std": [0.25]}
-        model = build("preact-resnet", {"depth": 18, "width": 32, **own}).eval()
+        model = build("preact-resnet", {**OWN, **own}).eval()
         with torch.no_grad():
             labels = torch.cat([model(x).argmax(1) for x in images.split(256)])
     before, began = peak_gib(), time.perf_counter()
@@ -68,7 +78,8 @@ def main() -> None:
         "schema": "holdfast/benchmark/1",
         "benchmark": "memory",
         "model": {
-            "source": options.model or "preact-resnet depth 18 width 32, random weights",
+            "source": options.model or "random weights",
+            "network": described(model),
             "sha256": weights_digest(model),
         },
         "n": len(images),

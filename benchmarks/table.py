@@ -83,6 +83,15 @@ def benchmark_rows(folder: Path) -> list[str]:
                 f"turn, {result['sooner_on_the_twin']:.1f} × where the search looks at its "
                 f"{result['twin']} twin ({result['machine']}; `{' '.join(result['command'])}`)."
             )
+        if result.get("benchmark") == "memory":
+            lines.append(
+                f"- Memory: {result['n']:,} images ({result['pixels']}) through "
+                f"`{result['suite']}`, {result['model']['network']}: "
+                f"{result['peak_resident_gib']:.2f} GiB resident at most, "
+                f"{result['peak_resident_gib_before']:.2f} before it began; the images themselves "
+                f"are {result['images_gib']:.2f} "
+                f"({result['machine']}; `{' '.join(result['command'])}`)."
+            )
         if result.get("benchmark") == "agreement":
             theirs = result["torchattacks"]
             lines.append(

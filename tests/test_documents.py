@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "defences_page.py",
         "speed_page.py",
         "swift_page.py",
+        "training_page.py",
         "uncertainty_page.py",
     ],
 )

@@ -1,0 +1,89 @@
+"""Write the tables of docs/training.md from the training runs and the collapse benchmark in
+benchmarks/results/.
+
+    python benchmarks/training_page.py [--check]
+
+With --check nothing is written, and the exit status is 1 where page and results disagree.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from table import RESULTS, ROOT, fill
+
+from holdfast.files import read_json
+
+PAGE = ROOT / "docs" / "training.md"
+
+
+def optimisers(folder: Path) -> list[str]:
+    """A row for each of the short runs by which the optimiser was chosen."""
+    runs = {run.name: run for run in sorted(folder.iterdir())} if folder.is_dir() else {}
+    if not runs:
+        return []
+    lines = [
+        "### Which optimiser",
+        "",
+        "| optimiser | standard | PGD | n, validation images | epochs | command |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name, run in runs.items():
+        result, request = read_json(run / "result.json"), read_json(run / "request.json")
+        held = result["validation"]
+        lines.append(
+            f"| {name} | {held['standard_accuracy']:.1%} | {held['pgd_accuracy']:.1%} "
+            f"| {held['n']} | {result['epochs']:.1f} | `{' '.join(request['command'])}` |"
+        )
+    return [*lines, ""]
+
+
+def collapses(results: list[dict[str, Any]]) -> list[str]:
+    """A row for each run: where it ended beside its best weights."""
+    lines = []
+    for result in results:
+        shape = result["recipe"]["model"]["arguments"]
+        lines += [
+            "### Does a run keep what it reached?",
+            "",
+            "| ε | seed | epochs | best weights: standard, PGD-50 | last weights | PGD-50 lost "
+            "| rescues |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"]:
+            best, last = (
+                f"{row[end]['standard_accuracy']:.1%}, {row[end]['pgd50_accuracy']:.1%}"
+                for end in ("best", "last")
+            )
+            lines.append(
+                f"| {row['eps']} | {row['seed']} | {row['epochs']:.1f} "
+                f"| {best} (epoch {row['best_epoch']:.1f}) | {last} "
+                f"| {100 * row['fall']:.1f} points | {len(row['events'])} |"
+            )
+        lines += [
+            "",
+            f"- Network: {', '.join(f'{key} {value}' for key, value in shape.items())}; budget "
+            f"{result['budget']} a run. {result['attack']}; first {result['n']} validation images "
+            f"({result['pixels']}); {result['machine']}: `{' '.join(result['command'])}`",
+            "",
+        ]
+    return lines
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true")
+    lines = collapses([read_json(file) for file in sorted(RESULTS.glob("collapse*.json"))])
+    return fill(
+        PAGE,
+        [*lines, *optimisers(RESULTS / "optimisers")],
+        "benchmarks/training_page.py",
+        parser.parse_args().check,
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())
