@@ -123,6 +123,17 @@ def test_a_stage_is_tried_on_its_share_of_the_images_whatever_the_batch():
     assert 70 <= int(a.sum()) <= 130  # 100, give or take 3 standard deviations
 
 
+def test_a_small_evaluation_has_not_a_smaller_sample():
+    stage = Stage(Scripted((0, 1, 0)), share=0.1, least=32)
+    assert [stage.share_of(n) for n in (1, 32, 64, 320, 1000)] == [1, 1, 0.5, 0.1, 0.1]
+    x = torch.tensor([0.9, 0.6, 0.5]).view(1, 3, 1, 1).repeat(32, 1, 1, 1)
+    labels = torch.zeros(32, dtype=torch.int64)
+    search = run(Identity(), x, labels, Threat("linf", 1), Suite("sample", (stage,)))
+    assert bool(search.ledger.broken.all())
+    with pytest.raises(InputError, match="least"):
+        Stage(Swift(), least=-1)
+
+
 @pytest.mark.parametrize("found", [False, True])
 def test_a_stage_waits_for_another_to_break_something(found):
     x = torch.tensor([0.9, 0.6, 0.5]).view(1, 3, 1, 1).repeat(50, 1, 1, 1)

@@ -28,6 +28,8 @@ class Stage:
             them. Verdicts always come from the model itself.
         share: of the images that stand, the share that it is tried on: every image draws by
             itself whether it is among them.
+        least: where that would be fewer than so many of all images that are evaluated, the share
+            is larger: a small evaluation has not a smaller sample.
         after: the number of an earlier stage; this one runs only if that one broke an image.
     """
 
@@ -37,6 +39,7 @@ class Stage:
     samples: int = 1
     view: str = ""
     share: float = 1.0
+    least: int = 0
     after: int | None = None
 
     def __post_init__(self) -> None:
@@ -46,6 +49,8 @@ class Stage:
                 raise InputError(f"{name} of {self.attack.name} must be at least 1, not {count}")
         if not 0 < self.share <= 1:
             raise InputError(f"share of {self.attack.name} must be in (0, 1], not {self.share}")
+        if self.least < 0:
+            raise InputError(f"least of {self.attack.name} must be at least 0, not {self.least}")
 
     @property
     def name(self) -> str:
@@ -56,6 +61,10 @@ class Stage:
     def compares(self) -> bool:
         """Whether its scores are margins of the model itself: no distances, nor another's."""
         return not self.attack.minimum_norm and self.view != UNDEFENDED
+
+    def share_of(self, images: int) -> float:
+        """The share of the standing ones that it is tried on, where so many are evaluated."""
+        return max(self.share, min(1.0, self.least / images))
 
     def items_per_image(self, classes: int) -> int:
         """Work items that an image needs at most: restarts × targets."""
@@ -72,6 +81,7 @@ class Stage:
             "samples": self.samples,
             "view": self.view,
             "share": self.share,
+            "least": self.least,
             "after": self.after,
         }
 

@@ -74,7 +74,8 @@ def _adaptive() -> Sequence[Stage]:
     return adaptive().stages
 
 
-PROBED = 0.1  # of the standing images
+PROBED = 0.1  # of the standing images,
+LEAST_PROBED = 32  # or as if so many of all images were probed
 PROBE_QUERIES = 500
 
 
@@ -82,7 +83,7 @@ def _swift() -> Sequence[Stage]:
     return [
         Stage(Swift()),
         # A search without gradients that still finds something says that gradients mislead.
-        Stage(Square(queries=PROBE_QUERIES), share=PROBED),
+        Stage(Square(queries=PROBE_QUERIES), share=PROBED, least=LEAST_PROBED),
         Stage(Square(queries=5000), after=1),
         Stage(APGD(steps=100, loss="dlr", targeted=True), targets=TARGETS, after=1),
     ]

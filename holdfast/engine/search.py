@@ -181,7 +181,7 @@ class Search:
         if not self._is_due(stage):
             return
         tried = draws.uniform(draws.item_seeds(self.seed, self.ledger.index, "share", number), 0)
-        tried = tried < stage.share
+        tried = tried < stage.share_of(len(self.images))
         kept = self.journal.items(number)
         scores: dict[tuple[int, int], float] = {}  # of the lane before
         every = self.views[stage.view]
@@ -549,7 +549,7 @@ class Search:
         for later in self.suite.stages[number + 1 :]:
             if self._is_due(later):
                 items = standing * later.items_per_image(self.classes)
-                left += int(later.share * items * later.attack.looks)
+                left += int(later.share_of(len(self.images)) * items * later.attack.looks)
         self.report(
             self.looks / (self.looks + left),
             f"{self.suite.stages[number].name}: {stand} of {len(self.rows)} stand",

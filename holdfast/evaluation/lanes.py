@@ -64,7 +64,7 @@ def compiled_where_it_pays(
 def _looks(suite: Suite, images: int, classes: int) -> float:
     """How many looks the suite takes at most."""
     return images * sum(
-        stage.share * stage.items_per_image(classes) * stage.attack.looks * stage.samples
+        stage.share_of(images) * stage.items_per_image(classes) * stage.attack.looks * stage.samples
         for stage in suite.stages
         if stage.after is None
     )
