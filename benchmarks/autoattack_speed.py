@@ -39,7 +39,7 @@ from holdfast.engine import fast_twin, seconds_per_image
 from holdfast.engine.twin import has_fast_bf16
 from holdfast.evaluation.command import threat_of
 from holdfast.files import read_json, write_json
-from holdfast.runs import circumstances, weights_digest
+from holdfast.runs import circumstances, digest, weights_digest
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PEER = "torchattacks"
@@ -104,6 +104,7 @@ def main() -> int:
     parser.add_argument("--eps", help="L∞ radius; by default what the model was trained for")
     parser.add_argument("--own-labels", action="store_true", help="the model's own clean answers")
     parser.add_argument("--only", help=f"some of {', '.join([*OURS, PEER])}, with commas between")
+    parser.add_argument("--pixels", help="what the pixels are, in words")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/autoattack_speed-…")
@@ -128,7 +129,8 @@ def main() -> int:
         "model": {"source": options.model, "mask": options.mask, "sha256": weights_digest(model)},
         "threat": {"norm": threat.norm, "eps": threat.eps},
         "n": len(images),
-        "pixels": test.pixels,
+        "images": digest(images, labels),
+        "pixels": options.pixels or test.pixels,
         "labels": "the model's own clean answers" if options.own_labels else "of the data set",
         "seed": options.seed,
         "threads": torch.get_num_threads(),
@@ -185,7 +187,8 @@ def kept(out: Path, asked: dict[str, Any]) -> dict[str, dict[str, Any]]:
     if not out.exists():
         return {}
     held = read_json(out)
-    same = all(held.get(name) == value for name, value in asked.items())
+    # Words about the pixels may change; of the images themselves older files say nothing.
+    same = all(held.get(name, value) == value for name, value in asked.items() if name != "pixels")
     return dict(held["contenders"]) if same else {}
 
 
