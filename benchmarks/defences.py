@@ -112,6 +112,7 @@ def row_of(
         "unaware": None if unaware is None else asdict(unaware),
         "robust_accuracy": result.robust_accuracy,
         "robust_accuracy_interval": result.robust_accuracy_interval,
+        "standing": (~result.broken).nonzero().squeeze(1).tolist(),
         "draws": [asdict(figure) for figure in result.draws],
         "attacks": [asdict(cost) for cost in result.attacks],
         "flags": [flag.name for flag in result.flags if flag.fired],
