@@ -66,7 +66,9 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 def named(result: dict[str, Any]) -> str:
     """The model, and what masks its gradients."""
     mask = result["model"]["mask"]
-    return Path(result["model"]["source"]).name + (f", {mask}" if mask else "")
+    source = Path(result["model"]["source"])
+    own = source.parent.name if source.name == "model" else source.name  # a training run's folder
+    return own + (f", {mask}" if mask else "")
 
 
 def whole(command: list[str]) -> list[str]:
