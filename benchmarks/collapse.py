@@ -67,8 +67,9 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
     recipe = load_recipe(options.recipe, changes)
     result = hf.train(recipe, dataset, run, seed=seed, device=options.device, progress=True)
     kept = run / f"collapse-{options.limit}.json"
+    trained = {"machine": read_json(run / "request.json")["machine"]}
     if kept.exists():
-        return read_json(kept)
+        return read_json(kept) | trained
     held_out = dataset.validation
     device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     images = datasets.to_tensor(held_out.images[: options.limit]).to(device)
@@ -93,7 +94,7 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
         "events": result.events,
     }
     write_json(kept, measured)
-    return measured
+    return measured | trained
 
 
 def main() -> None:

@@ -64,11 +64,12 @@ def table(results: list[dict[str, Any]]) -> list[str]:
 
 
 def named(result: dict[str, Any]) -> str:
-    """The model, and what masks its gradients."""
+    """The model, what masks its gradients, and the seed unless it is the usual one."""
     mask = result["model"]["mask"]
     source = Path(result["model"]["source"])
     own = source.parent.name if source.name == "model" else source.name  # a training run's folder
-    return own + (f", {mask}" if mask else "")
+    seed = f", seed {result['seed']}" if result["seed"] else ""
+    return own + (f", {mask}" if mask else "") + seed
 
 
 def whole(command: list[str]) -> list[str]:

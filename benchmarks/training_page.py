@@ -67,7 +67,9 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
             "",
             f"- Network: {', '.join(f'{key} {value}' for key, value in shape.items())}; budget "
             f"{result['budget']} a run. {result['attack']}; first {result['n']} validation images "
-            f"({result['pixels']}); {result['machine']}: `{' '.join(result['command'])}`",
+            f"({result['pixels']}); trained on "
+            f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
+            f"`{' '.join(result['command'])}`",
             "",
         ]
     return lines
