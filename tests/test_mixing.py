@@ -24,6 +24,7 @@ from holdfast.defences.mixing import (
     grid,
 )
 from holdfast.errors import InputError
+from holdfast.evaluation.adaptive import reason
 from holdfast.evaluation.mix import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.models.mixture import Mixture, sharpened
@@ -320,6 +321,21 @@ def test_the_written_model_is_the_mixture_and_is_attacked_as_one(digits, mixed):
     result = hf.evaluate(model, x, y, threat, suite="pgd")
     assert 0 < result.robust_accuracy < result.standard_accuracy
     assert not [flag.name for flag in result.flags if flag.fired and "gradient" in flag.name]
+
+
+def test_the_adaptive_suite_carries_over_what_breaks_the_robust_part(digits, mixed):
+    """Where the mixture's own gradients lead nowhere, points of the robust part still count."""
+    robust, accurate, held, threat = digits
+    x, y = datasets.to_tensor(held.test.images[:24]), torch.from_numpy(held.test.labels[:24].copy())
+    # So sharp that nothing of the robust part's gradient is left where it decides.
+    model = Mixture(robust, accurate, weight=0.9, scale=50.0, power=5.0, shift=0.0).eval()
+    assert "mixture" in reason(model)
+    result = hf.evaluate(model, x, y, threat, suite="adaptive")
+    alone = hf.evaluate(robust, x, y, threat, suite="pgd")
+    assert result.attacks[0].name == "pgd, robust part" and result.attacks[0].broken > 0
+    assert result.unaware is None  # there is no defence that an attacker could not know of
+    assert result.robust_accuracy <= alone.robust_accuracy + 0.05
+    assert reason(robust) == ""
 
 
 @pytest.mark.parametrize(

@@ -11,19 +11,22 @@ from torch import Tensor
 
 from ..attacks import Square, Stage, Suite, adaptive
 from ..attacks.base import Model
-from ..attacks.suite import UNDEFENDED
+from ..attacks.suite import ROBUST_PART, UNDEFENDED
 from ..defences import onto, steps, undefended, views
 from ..draws import fixed_draws, repeated_draws
 from ..engine import Lane, Twin
 from ..engine.twin import original
+from ..models.mixture import Mixture
 from .health import differentiable, gradients
 
 Lanes = list[Lane]
 
 
 def reason(model: Model) -> str:
-    """In words, why a defended model needs the suite `adaptive`; empty where others serve."""
+    """In words, why a model needs the suite `adaptive`; empty where others serve."""
     why = []
+    if isinstance(model, Mixture):
+        why.append("a mixture's gradients follow whichever of its parts is less sure")
     for step in steps(model):
         traits = ["draws random numbers"] if step.random else []
         traits += [] if step.differentiable else ["has no gradient of its own"]
@@ -34,7 +37,11 @@ def reason(model: Model) -> str:
 
 def suite_for(model: Model, bare: Model | None, random: bool, samples: int, norm: str) -> Suite:
     """The suite `adaptive` for this model; `bare` is the network behind its defences, if any."""
-    seen = [*views(model), *([UNDEFENDED] if bare is not None else [])]
+    seen = list(views(model))
+    if bare is not None:
+        seen.append(UNDEFENDED)
+    elif isinstance(model, Mixture):
+        seen.append(ROBUST_PART)
     return adaptive(seen, random=random, samples=samples, norm=norm)
 
 
@@ -66,6 +73,8 @@ def lanes_by_view(
     if bare is None:
         # A traced copy of a defence would lose the backward pass that it declares.
         found = {name: [Lane(original(view))] for name, view in views(model).items()}
+        if isinstance(model, Mixture):
+            found[ROBUST_PART] = lanes_of(model.robust)
         return found | {"": [Lane(original(model))] if steps(model) else lanes_of(model)}
     lanes = lanes_of(bare)
 
