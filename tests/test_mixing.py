@@ -14,6 +14,7 @@ from torch import nn
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import FGSM, PGD
+from holdfast.defences import chain
 from holdfast.defences.mixing import (
     ROBUST_ALONE,
     WEIGHTS,
@@ -336,6 +337,11 @@ def test_the_adaptive_suite_carries_over_what_breaks_the_robust_part(digits, mix
     assert result.unaware is None  # there is no defence that an attacker could not know of
     assert result.robust_accuracy <= alone.robust_accuracy + 0.05
     assert reason(robust) == ""
+    # Nor does a defence in front of it hide the mixture.
+    guarded = chain(model, ["bit-depth:bits=8"])
+    assert "mixture" in reason(guarded)
+    names = [cost.name for cost in hf.evaluate(guarded, x, y, threat, suite="adaptive").attacks]
+    assert names[:2] == ["pgd, undefended", "pgd, robust part"]
 
 
 @pytest.mark.parametrize(

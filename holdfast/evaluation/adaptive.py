@@ -22,10 +22,15 @@ from .health import differentiable, gradients
 Lanes = list[Lane]
 
 
+def robust_part(network: Model) -> Model | None:
+    """The robust network of a mixture, which decides under attack; None of any other network."""
+    return network.robust if isinstance(network, Mixture) else None
+
+
 def reason(model: Model) -> str:
     """In words, why a model needs the suite `adaptive`; empty where others serve."""
     why = []
-    if isinstance(model, Mixture):
+    if robust_part(undefended(model)) is not None:
         why.append("a mixture's gradients follow whichever of its parts is less sure")
     for step in steps(model):
         traits = ["draws random numbers"] if step.random else []
@@ -40,7 +45,7 @@ def suite_for(model: Model, bare: Model | None, random: bool, samples: int, norm
     seen = list(views(model))
     if bare is not None:
         seen.append(UNDEFENDED)
-    elif isinstance(model, Mixture):
+    if robust_part(model if bare is None else bare) is not None:
         seen.append(ROBUST_PART)
     return adaptive(seen, random=random, samples=samples, norm=norm)
 
@@ -70,12 +75,12 @@ def lanes_by_view(
     Twins are made of the network behind the defences: defences compute in float32, and a random
     one answers as its twin does where both draw the same.
     """
+    robust = robust_part(model if bare is None else bare)
+    carried = {} if robust is None else {ROBUST_PART: lanes_of(robust)}
     if bare is None:
         # A traced copy of a defence would lose the backward pass that it declares.
         found = {name: [Lane(original(view))] for name, view in views(model).items()}
-        if isinstance(model, Mixture):
-            found[ROBUST_PART] = lanes_of(model.robust)
-        return found | {"": [Lane(original(model))] if steps(model) else lanes_of(model)}
+        return found | carried | {"": [Lane(original(model))] if steps(model) else lanes_of(model)}
     lanes = lanes_of(bare)
 
     def behind(view: Model) -> Lanes:
@@ -89,7 +94,7 @@ def lanes_by_view(
         ]
 
     found = {name: behind(view) for name, view in {"": model, **views(model)}.items()}
-    return found | {UNDEFENDED: lanes}
+    return found | carried | {UNDEFENDED: lanes}
 
 
 def told_of(model: Model) -> dict[str, Any]:
