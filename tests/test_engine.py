@@ -42,6 +42,7 @@ def run(
     path: Path | None = None,
     index: Tensor | None = None,
     seed: int = 0,
+    misled: bool = False,
 ) -> Search:
     """A search run to its end."""
     search = Search(
@@ -56,6 +57,7 @@ def run(
         seed=seed,
         ledger=Ledger.of(x, labels, torch.arange(len(x)) if index is None else index),
         journal=Journal(path, "this run"),
+        misled=misled,
     )
     try:
         search.run()

@@ -180,6 +180,9 @@ def test_a_model_that_always_answers_the_same_stands_and_is_flagged():
     assert_honest(result, constant, x, labels, threat)
     assert result.robust_accuracy == 1
     assert flag(result, "gradients-vanish").fired and flag(result, "stands-at-huge-eps").fired
+    # So there is no saying that a short search would do.
+    swift = evaluate(constant, x, labels, threat, "swift")
+    assert swift.attacks[2].name == "apgd-ce" and all(c.forwards > 0 for c in swift.attacks)
 
 
 def test_ties_are_settled_as_the_model_settles_them():

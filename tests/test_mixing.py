@@ -14,7 +14,7 @@ from torch import nn
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import FGSM, PGD
-from holdfast.defences import chain
+from holdfast.defences import chain, views
 from holdfast.defences.mixing import (
     ROBUST_ALONE,
     WEIGHTS,
@@ -24,6 +24,7 @@ from holdfast.defences.mixing import (
     fit_mixture,
     grid,
 )
+from holdfast.engine import fast_twin
 from holdfast.errors import InputError
 from holdfast.evaluation.adaptive import reason
 from holdfast.evaluation.mix import mix_command
@@ -324,24 +325,68 @@ def test_the_written_model_is_the_mixture_and_is_attacked_as_one(digits, mixed):
     assert not [flag.name for flag in result.flags if flag.fired and "gradient" in flag.name]
 
 
-def test_the_adaptive_suite_carries_over_what_breaks_the_robust_part(digits, mixed):
-    """Where the mixture's own gradients lead nowhere, points of the robust part still count."""
-    robust, accurate, held, threat = digits
-    x, y = datasets.to_tensor(held.test.images[:24]), torch.from_numpy(held.test.labels[:24].copy())
-    # So sharp that nothing of the robust part's gradient is left where it decides.
-    model = Mixture(robust, accurate, weight=0.9, scale=50.0, power=5.0, shift=0.0).eval()
-    assert "mixture" in reason(model)
-    result = hf.evaluate(model, x, y, threat, suite="adaptive")
-    alone = hf.evaluate(robust, x, y, threat, suite="pgd")
-    assert result.attacks[0].name == "pgd, robust part" and result.attacks[0].broken > 0
+@pytest.fixture
+def sharp(digits):
+    """So sharp that nothing of the robust part's gradient is left where it decides."""
+    robust, accurate, *_ = digits
+    return Mixture(robust, accurate, weight=0.9, scale=50.0, power=5.0, shift=0.0).eval()
+
+
+def first_digits(held, count=24):
+    split = held.test
+    return datasets.to_tensor(split.images[:count]), torch.from_numpy(split.labels[:count].copy())
+
+
+def test_the_surrogate_answers_alike_and_has_the_robust_networks_gradient(digits, sharp):
+    robust, _, held, _ = digits
+    x, y = first_digits(held)
+    (name, view), *more = views(sharp).items()
+    assert name == "surrogate" and not more and views(view).keys() == {"exact"}
+    assert view.robust is robust and sharp.backward == "exact"
+    weights = torch.randn(len(x), 10)
+
+    def answer_and_slope(model):
+        at = x.clone().requires_grad_()
+        answer = model(at)
+        return answer.detach(), torch.autograd.grad((answer * weights).sum(), at)[0]
+
+    answer, slope = answer_and_slope(view)
+    exact_answer, exact_slope = answer_and_slope(sharp)
+    assert torch.equal(answer, exact_answer)
+    assert torch.equal(slope, answer_and_slope(robust)[1])
+    assert not torch.allclose(slope, exact_slope, rtol=0.1)
+    # The search's own copies keep it, though tracing cannot look into a backward pass.
+    twin = fast_twin(view, x, y, "float32")
+    answer, found = answer_and_slope(twin.model)
+    assert torch.allclose(found, slope, rtol=1e-3, atol=1e-5)
+
+
+def test_the_adaptive_suite_sees_through_a_mixture(digits, sharp):
+    """Where the mixture's own gradients lead nowhere, those of the robust part do."""
+    robust, _, held, threat = digits
+    x, y = first_digits(held)
+    assert "mixture" in reason(sharp) and reason(robust) == ""
+    result = hf.evaluate(sharp, x, y, threat, suite="adaptive")
+    broken = {cost.name: cost.broken for cost in result.attacks}
+    assert broken["pgd, surrogate"] > 0
     assert result.unaware is None  # there is no defence that an attacker could not know of
+    alone = hf.evaluate(robust, x, y, threat, suite="pgd")
     assert result.robust_accuracy <= alone.robust_accuracy + 0.05
-    assert reason(robust) == ""
     # Nor does a defence in front of it hide the mixture.
-    guarded = chain(model, ["bit-depth:bits=8"])
+    guarded = chain(sharp, ["bit-depth:bits=8"])
     assert "mixture" in reason(guarded)
     names = [cost.name for cost in hf.evaluate(guarded, x, y, threat, suite="adaptive").attacks]
-    assert names[:2] == ["pgd, undefended", "pgd, robust part"]
+    assert names[0] == "pgd, undefended" and "pgd, surrogate" in names
+
+
+def test_swift_becomes_autoattack_where_a_mixture_hides_its_gradients(digits, sharp):
+    *_, held, threat = digits
+    x, y = first_digits(held, 60)
+    swift = hf.evaluate(sharp, x, y, threat, suite="swift")
+    whole = hf.evaluate(sharp, x, y, threat, suite="autoattack")
+    assert [cost.name for cost in swift.attacks][-4:] == [cost.name for cost in whole.attacks]
+    assert all(cost.forwards > 0 for cost in swift.attacks)
+    assert swift.robust_accuracy <= whole.robust_accuracy + 0.05  # they draw differently
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from .apgd import APGD
 from .hop_skip_jump import HopSkipJump
 from .pgd import PGD
 from .square import Square
-from .suite import OTHER_MODELS, Stage, Suite
+from .suite import UNDEFENDED, Stage, Suite
 
 NAME = "adaptive"
 SAMPLES = 20
@@ -29,11 +29,11 @@ def adaptive(
 ) -> Suite:
     """Everything that may break a defended model, the cheapest first.
 
-    Transfer from the network behind the defences, or from the robust part of a mixture; PGD, then
-    APGD, through the gradients of the model as it stands (end to end, or by the first approximation
-    that its steps offer) and through each other backward pass that they offer; Square; HopSkipJump.
-    Where the model draws random numbers, every look is an expectation over `samples` draws, and the
-    attacks that take thousands of looks ask a quarter as often each.
+    Transfer from the network behind the defences; PGD, then APGD, through the gradients of the
+    model as it stands (end to end, or by the first approximation that its steps offer) and through
+    each other backward pass that is offered; Square; HopSkipJump. Where the model draws random
+    numbers, every look is an expectation over `samples` draws, and the attacks that take thousands
+    of looks ask a quarter as often each.
 
     Args:
         views: what can be looked at besides the model itself; see `Stage.view`.
@@ -57,13 +57,12 @@ def adaptive(
 
 
 def _transfer(views: Sequence[str]) -> Iterator[Stage]:
-    for view in OTHER_MODELS:
-        if view in views:
-            yield Stage(PGD(steps=20, step_size=0.15, loss="margin"), view=view)
+    if UNDEFENDED in views:
+        yield Stage(PGD(steps=20, step_size=0.15, loss="margin"), view=UNDEFENDED)
 
 
 def _backwards(views: Sequence[str]) -> list[str]:
-    return ["", *(view for view in views if view not in OTHER_MODELS)]
+    return ["", *(view for view in views if view != UNDEFENDED)]
 
 
 def _for_one_answer(views: Sequence[str], samples: int) -> Iterator[Stage]:

@@ -9,10 +9,9 @@ from ..errors import InputError
 from ..threat import Threat
 from .base import Attack
 
-# Views of a stage at other models, whose adversarial images are only carried over:
-UNDEFENDED = "undefended"  # the network behind a model's defences
-ROBUST_PART = "robust part"  # of a mixture
-OTHER_MODELS = (UNDEFENDED, ROBUST_PART)
+# The view of a stage at another model, whose adversarial images are only carried over: the network
+# behind a model's defences.
+UNDEFENDED = "undefended"
 
 
 @dataclass(frozen=True)
@@ -27,13 +26,14 @@ class Stage:
         samples: copies of each image over which every look averages logits and gradients
             (expectation over transformation), for models that draw random numbers.
         view: what the search looks at in place of the model: `exact`, `identity` or `surrogate`,
-            another backward pass that its defences offer, or one of `OTHER_MODELS`: the network
-            behind them, or the robust one of a mixture. Verdicts always come from the model itself.
+            another backward pass that its defences offer, or `UNDEFENDED`, the network behind
+            them. Verdicts always come from the model itself.
         share: of the images that stand, the share that it is tried on: every image draws by
             itself whether it is among them.
         least: where that would be fewer than so many of all images that are evaluated, the share
             is larger: a small evaluation has not a smaller sample.
-        after: the number of an earlier stage; this one runs only if that one broke an image.
+        after: the number of an earlier stage; this one runs only if that one broke an image, or
+            if the model's gradients mislead for all that is known beforehand.
     """
 
     attack: Attack
@@ -63,7 +63,7 @@ class Stage:
     @property
     def compares(self) -> bool:
         """Whether its scores are margins of the model itself: no distances, nor another's."""
-        return not self.attack.minimum_norm and self.view not in OTHER_MODELS
+        return not self.attack.minimum_norm and self.view != UNDEFENDED
 
     def share_of(self, images: int) -> float:
         """The share of the standing ones that it is tried on, where so many are evaluated."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from ..errors import InputError
 from ..files import nearest
@@ -84,8 +85,7 @@ def _swift() -> Sequence[Stage]:
         Stage(Swift()),
         # A search without gradients that still finds something says that gradients mislead.
         Stage(Square(queries=PROBE_QUERIES), share=PROBED, least=LEAST_PROBED),
-        Stage(Square(queries=5000), after=1),
-        Stage(APGD(steps=100, loss="dlr", targeted=True), targets=TARGETS, after=1),
+        *(replace(stage, after=1) for stage in _autoattack()),
     ]
 
 
@@ -143,7 +143,8 @@ SUITES: dict[str, tuple[str, Callable[[], Sequence[Stage]]]] = {
     ),
     "swift": (
         "the verdict of autoattack at a small part of its cost: a short APGD run for each class, "
-        "long ones where that almost sufficed, Square on a sample; L∞, L2, L1",
+        "long ones where that almost sufficed, Square on a sample, and autoattack itself where "
+        "gradients mislead; L∞, L2, L1",
         _swift,
     ),
     "autoattack-rand": (

@@ -9,7 +9,6 @@ Wrapping a wrapped model chains defences; the outermost one sees the image first
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -25,33 +24,14 @@ from torch import Tensor, nn
 from .. import draws
 from ..draws import fixed_draws, image_seeds
 from ..errors import InputError
+from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
 from ..threat import Images
 
 Model = Callable[[Images], Float[Tensor, "n k"]]
-BACKWARDS = ("exact", "identity", "surrogate")
 _ROUNDING = 1e-5  # how far float arithmetic may carry a transform out of [0, 1]
 
 
 # --- backward passes --------------------------------------------------------------------------
-
-
-class _ReplaceBackward(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, stand_in: Tensor) -> Tensor:
-        return value.clone()
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[None, Tensor]:
-        return None, gradient
-
-
-def replace_backward(value: Tensor, stand_in: Tensor) -> Tensor:
-    """`value`, bit for bit, with the gradient of `stand_in` (of the same shape).
-
-    Backward-pass differentiable approximation (Athalye, Carlini & Wagner, "Obfuscated gradients
-    give a false sense of security", ICML 2018).
-    """
-    return _ReplaceBackward.apply(value, stand_in)
 
 
 def smooth_round(x: Tensor) -> Tensor:
@@ -67,7 +47,7 @@ def smooth_round(x: Tensor) -> Tensor:
 D = TypeVar("D", bound="Defence")
 
 
-class Defence(nn.Module, ABC):
+class Defence(OffersBackwards, ABC):
     """A model behind a transformation of its images.
 
     A subclass gives `transform`, the class attributes below, and an `__init__` that takes the
@@ -106,7 +86,6 @@ class Defence(nn.Module, ABC):
         super().__init__()
         self.model = model
         self.options = options
-        self.backward = self.backwards[0]
         # Two equal steps of a chain must not draw equal numbers.
         self._depth = len(steps(model))
         self._checked = False
@@ -151,7 +130,7 @@ class Defence(nn.Module, ABC):
             raise InputError(
                 f"no defence here offers backward {backward!r}; choose from {', '.join(offered)}"
             )
-        return _with_backward(self, backward)
+        return with_backward(self, backward)
 
     def defended(self, images: Images) -> Images:
         """`transform` in the forward pass, `backward` in the backward pass; checked once."""
@@ -220,23 +199,10 @@ def declared(model: Model) -> Declaration:
     return Declaration(
         differentiable=all(step.differentiable for step in chain),
         random=any(step.random for step in chain),
-        backwards=tuple(b for b in BACKWARDS if any(b in step.backwards for step in chain)),
+        backwards=tuple(
+            b for b in BACKWARDS if any(b in module.backwards for module in offering(model))
+        ),
     )
-
-
-M = TypeVar("M", bound=nn.Module)
-
-
-def _with_backward(module: M, backward: str) -> M:
-    # Shallow copies of the modules on the way to a defence; everything else stays shared.
-    twin = copy.copy(module)
-    twin._modules = {
-        name: _with_backward(child, backward) if child is not None and steps(child) else child
-        for name, child in module._modules.items()
-    }
-    if isinstance(twin, Defence) and backward in twin.backwards:
-        twin.backward = backward
-    return twin
 
 
 # --- checks of options ------------------------------------------------------------------------

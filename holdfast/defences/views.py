@@ -6,21 +6,22 @@ import copy
 
 from torch import nn
 
+from ..models.backward import offering, with_backward
 from ..threat import Images
-from .base import Defence, Model, _with_backward, declared, steps
+from .base import Defence, Model, declared
 
 
 def views(model: Model) -> dict[str, Model]:
-    """The model by each backward pass that its defences offer besides the one in use.
+    """The model by each backward pass that is offered inside it besides the one in use.
 
-    All answer the same and differ in their gradients alone. A view in which no step would differ
+    All answer the same and differ in their gradients alone. A view in which nothing would differ
     from the model itself is left out.
     """
     found: dict[str, Model] = {}
     if isinstance(model, nn.Module):
         known = [_in_use(model)]
         for backward in declared(model).backwards:
-            view = _with_backward(model, backward)
+            view = with_backward(model, backward)
             if _in_use(view) not in known:
                 known.append(_in_use(view))
                 found[backward] = view
@@ -28,7 +29,7 @@ def views(model: Model) -> dict[str, Model]:
 
 
 def _in_use(model: Model) -> list[str]:
-    return [step.backward for step in steps(model)]
+    return [module.backward for module in offering(model)]
 
 
 def undefended(model: Model) -> Model:

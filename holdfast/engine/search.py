@@ -78,6 +78,7 @@ class Search:
         rows: which images are searched, int64 (R,); by default all.
         views: the lanes of stages that look at something else, by their `view`.
         judge: who decides whether a point is a success; by default the model, asked once.
+        misled: whether the model's gradients mislead: stages that wait for a sign of it run.
         batch_size: items stepped together.
         device: where the model is.
         seed: of all random draws.
@@ -104,12 +105,14 @@ class Search:
         rows: Tensor | None = None,
         views: Mapping[str, Sequence[Lane]] | None = None,
         judge: Judge | None = None,
+        misled: bool = False,
     ):
         self.model, self.threat, self.suite = model, threat, suite
         self.images, self.labels = images, labels
         self.lanes, self.batch_size, self.device, self.seed = lanes, batch_size, device, seed
         self.ledger, self.journal, self.report = ledger, journal, report
         self.views, self.judge = {**(views or {}), "": lanes}, judge or Judge(model)
+        self.misled = misled
         self.rows = torch.arange(len(images)) if rows is None else rows
         self.classes = 0
         self.order = torch.empty(0)  # (N, K) classes by falling clean logit, the label left out
@@ -170,8 +173,10 @@ class Search:
         return self.rows[~self.ledger.broken[self.rows]].tolist()
 
     def _is_due(self, stage: Stage) -> bool:
-        """Whether the stage that this one waits for, if any, broke an image."""
-        return stage.after is None or bool((self.ledger.stage == stage.after).any())
+        """Whether the stage that this one waits for, if any, broke an image: or need not have."""
+        if stage.after is None or self.misled:
+            return True
+        return bool(torch.any(self.ledger.stage == stage.after))
 
     # -- one stage ------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..attacks import Square, Stage, Suite, adaptive
 from ..attacks.base import Model
-from ..attacks.suite import ROBUST_PART, UNDEFENDED
+from ..attacks.suite import UNDEFENDED
 from ..defences import onto, steps, undefended, views
 from ..draws import fixed_draws, repeated_draws
 from ..engine import Lane, Twin
@@ -22,15 +22,10 @@ from .health import differentiable, gradients
 Lanes = list[Lane]
 
 
-def robust_part(network: Model) -> Model | None:
-    """The robust network of a mixture, which decides under attack; None of any other network."""
-    return network.robust if isinstance(network, Mixture) else None
-
-
 def reason(model: Model) -> str:
     """In words, why a model needs the suite `adaptive`; empty where others serve."""
     why = []
-    if robust_part(undefended(model)) is not None:
+    if isinstance(undefended(model), Mixture):
         why.append("a mixture's gradients follow whichever of its parts is less sure")
     for step in steps(model):
         traits = ["draws random numbers"] if step.random else []
@@ -45,8 +40,6 @@ def suite_for(model: Model, bare: Model | None, random: bool, samples: int, norm
     seen = list(views(model))
     if bare is not None:
         seen.append(UNDEFENDED)
-    if robust_part(model if bare is None else bare) is not None:
-        seen.append(ROBUST_PART)
     return adaptive(seen, random=random, samples=samples, norm=norm)
 
 
@@ -75,26 +68,26 @@ def lanes_by_view(
     Twins are made of the network behind the defences: defences compute in float32, and a random
     one answers as its twin does where both draw the same.
     """
-    robust = robust_part(model if bare is None else bare)
-    carried = {} if robust is None else {ROBUST_PART: lanes_of(robust)}
     if bare is None:
         # A traced copy of a defence would lose the backward pass that it declares.
-        found = {name: [Lane(original(view))] for name, view in views(model).items()}
-        return found | carried | {"": [Lane(original(model))] if steps(model) else lanes_of(model)}
+        of = (lambda view: [Lane(original(view))]) if steps(model) else lanes_of
+        return {name: of(view) for name, view in {"": model, **views(model)}.items()}
     lanes = lanes_of(bare)
 
     def behind(view: Model) -> Lanes:
+        network = undefended(view)
         return [
             Lane(
                 Twin(onto(view, lane.twin.model), lane.twin.name, lane.twin.error),
                 lane.near,
                 lane.slopes,
             )
-            for lane in lanes
+            # A network that offers backward passes of its own has a twin for each of them.
+            for lane in (lanes if network is bare else lanes_of(network))
         ]
 
     found = {name: behind(view) for name, view in {"": model, **views(model)}.items()}
-    return found | carried | {UNDEFENDED: lanes}
+    return found | {UNDEFENDED: lanes}
 
 
 def told_of(model: Model) -> dict[str, Any]:

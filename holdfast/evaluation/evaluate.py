@@ -237,6 +237,14 @@ def _evaluate(
     if random:
         few = max(1, most // 10)  # draws: the checks are no search
         exact, steady = frozen(exact, few), frozen(model, few)
+    # PGD stands behind the curve and two of the checks.
+    climbable = differentiable and threat.norm in PGD.norms
+    if climbable:
+        flags += [
+            health.more_steps(exact, probe, probe_labels, threat, request.seed),
+            health.huge_eps(steady, exact, probe, probe_labels, threat, request.seed),
+        ]
+    misled = workers.share(any(flag.fired for flag in flags if flag.name in health.MISLEADING))
     # Only the first lane's batch is measured: the others are small or of the same cost.
     batch_size = request.batch_size or measure_batch_size(
         lanes[0].twin.model, images, device, differentiable
@@ -288,6 +296,7 @@ def _evaluate(
                 rows=rows,
                 views=views,
                 judge=judge,
+                misled=misled,
             )
 
         try:
@@ -302,8 +311,6 @@ def _evaluate(
         prediction, confidence, answers = final_answers(
             judge, ledger, images, threat, batch_size, device, request.seed
         )
-        # PGD stands behind the curve and two of the checks.
-        climbable = differentiable and threat.norm in PGD.norms
         distances = distances_of(suite, ledger, images, threat)
         if suite.closest:
             drawn = distance_curve(distances, f"suite {suite.name}", threat)
@@ -331,11 +338,6 @@ def _evaluate(
                 seed=request.seed,
             )
     costs = costs_of(suite, search)
-    if climbable:
-        flags += [
-            health.more_steps(exact, probe, probe_labels, threat, request.seed),
-            health.huge_eps(steady, exact, probe, probe_labels, threat, request.seed),
-        ]
     gradient_free = {s.name for s in suite.stages if not s.attack.needs_gradient}
     if not suite.closest:  # whose stages all go over the same images
         flags.append(health.gradient_free_wins(costs, gradient_free, len(images)))

@@ -21,6 +21,9 @@ from ..attacks.losses import margin, margin_loss
 from ..threat import Threat
 from .result import AttackCost, Flag
 
+# Checks made before the search which say, where they fire, that its gradients lead astray.
+MISLEADING = ("gradients-vanish", "stands-at-huge-eps")
+
 
 def outputs_like_probabilities(logits: Tensor) -> Flag:
     """Rows of non-negative numbers that sum to 1: a softmax inside makes gradients vanish."""

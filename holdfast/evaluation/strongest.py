@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import torch
 from torch import Tensor
 
 from ..attacks import APGD
 from ..attacks.base import Model
+from ..defences import views
 from ..threat import Images, Threat
 
-LOSSES = ("ce", "margin")  # the second on what the first left standing
+LOSSES = ("ce", "margin")
 BATCH = 250
 
 
@@ -22,17 +25,20 @@ def strongest(
     seed: int,
     batch_size: int = BATCH,
 ) -> Images:
-    """Of each image the first point by APGD that breaks it, else the one of smallest margin.
+    """Of each image the first point by APGD that breaks it, else the last that was tried.
+
+    APGD on the cross-entropy, then on the margin; through the model's own gradients, then through
+    each other backward pass that is offered inside it: each on what those before left standing.
 
     Args:
         model: in eval mode; images → logits.
-        steps: of each of the two APGD attacks.
+        steps: of each APGD attack.
     """
     found = images.clone()
     rows = torch.arange(len(images), device=images.device)
-    for loss in LOSSES:
+    for look, loss in product((model, *views(model).values()), LOSSES):
         points = APGD(steps=steps, loss=loss)(
-            model, images[rows], labels[rows], threat, seed=seed, batch_size=batch_size
+            look, images[rows], labels[rows], threat, seed=seed, batch_size=batch_size
         )
         found[rows] = points
         with torch.no_grad():

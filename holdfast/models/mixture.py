@@ -11,12 +11,17 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..threat import Images
+from .backward import OffersBackwards, replace_backward
+
+# A traced copy keeps it as it is: a backward pass of its own cannot be traced.
+torch.fx.wrap("replace_backward")
 
 
 def sharpened(
@@ -31,11 +36,14 @@ def sharpened(
     return scale * clamped.abs().pow(power) * clamped.sign()
 
 
-class Mixture(nn.Module):
+class Mixture(OffersBackwards):
     """log((1 − weight) · softmax(accurate) + weight · softmax(robust, sharpened)).
 
     Everything in it is differentiable, and nothing about it is hidden: an attack on the mixture
-    differentiates through both networks and the transformation between them.
+    differentiates through both networks and the transformation between them. But where the
+    sharpened robust network is certain, hardly anything is left of its slope, and the exact
+    gradient is that of the network which does not decide. So the surrogate goes around the
+    transformation: the mixture's answer, with the gradient of the robust network's own logits.
 
     Args:
         robust, accurate: images (N, C, H, W) → logits (N, K), the same classes in the same order.
@@ -49,6 +57,8 @@ class Mixture(nn.Module):
     Raises:
         InputError: a parameter out of its range.
     """
+
+    backwards = ("exact", "surrogate")
 
     def __init__(
         self,
@@ -78,13 +88,15 @@ class Mixture(nn.Module):
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
         robust, accurate = self.robust(images).float(), self.accurate(images).float()
+        sharp = robust
         if self.scale is not None:
-            robust = sharpened(robust, self.scale, self.power, self.shift)
+            sharp = sharpened(robust, self.scale, self.power, self.shift)
         # In logarithms, so that a class of tiny probability still has a gradient.
-        return torch.logaddexp(
-            F.log_softmax(robust, 1) + _log(self.weight),
+        mixed = torch.logaddexp(
+            F.log_softmax(sharp, 1) + _log(self.weight),
             F.log_softmax(accurate, 1) + _log(1 - self.weight),
         )
+        return mixed if self.backward == "exact" else replace_backward(mixed, robust)
 
 
 def _log(value: float) -> float:
