@@ -24,20 +24,32 @@ NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 def orthogonalised(matrix: Float[Tensor, "rows columns"], steps: int = 3) -> Tensor:
     """The matrix with its singular values brought near 1: U Sᵀ V becomes about U Vᵀ.
 
+    Newton–Schulz iterations multiply a matrix x by polynomials of x xᵀ, which all commute. So they
+    are taken on x xᵀ alone, and the wide matrix itself is multiplied once, by all of them.
+
     Args:
-        matrix: any shape; worked on in bfloat16, which is accurate enough for a direction.
-        steps: of the Newton–Schulz iteration.
+        matrix: any shape; multiplied in bfloat16, which is accurate enough for a direction.
+        steps: of the iteration, at least 1.
 
     Returns:
         The same shape, singular values in about [0.5, 1.3] where the matrix's own were not tiny.
     """
     a, b, c = NEWTON_SCHULZ
     wide = matrix.shape[0] <= matrix.shape[1]
-    x = (matrix if wide else matrix.T).bfloat16()
-    x = x / (x.norm() + 1e-7)
-    for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
+    x = matrix if wide else matrix.T
+    x = (x / (x.norm() + 1e-7)).bfloat16()
+    gram = (x @ x.T).float()
+    one = torch.eye(len(gram), device=gram.device)
+
+    def polynomial(gram: Tensor) -> Tensor:
+        return a * one + b * gram + c * gram @ gram
+
+    lift = step = polynomial(gram)
+    for _ in range(steps - 1):
+        gram = step @ gram @ step
+        step = polynomial(gram)
+        lift = step @ lift
+    x = lift.bfloat16() @ x
     return (x if wide else x.T).to(matrix.dtype)
 
 
