@@ -14,9 +14,11 @@ from test_training import digits, tiny
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.models import load_checkpoint
+from holdfast.training import load_recipe
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import collapse
+import one_gpu
 import speed_page
 import training_profile
 
@@ -117,3 +119,36 @@ def test_collapse_measures_the_last_and_the_best_weights(tmp_path, monkeypatch, 
         assert row["holds"] is (row["fall"] <= 0.03)
     assert result["n"] == 24
     assert result["split"] == "validation"
+
+
+def test_one_gpu_measures_each_goal_and_says_which_were_missed(tmp_path, monkeypatch, capsys):
+    out, runs = tmp_path / "out", tmp_path / "runs"
+    kinds = {one_gpu.GOALS[0].recipe: "n-fgsm", one_gpu.GOALS[-1].recipe: "standard"}
+    monkeypatch.setattr(
+        one_gpu,
+        "load_recipe",
+        lambda file, changes: tiny(epochs=2, objective={"name": kinds[file.name]}),
+    )
+    monkeypatch.setattr(one_gpu, "SUITE", "pgd")
+    arguments = ("--data", "digits", "--device", "cpu", "--limit", 24, "--runs", runs, "--out", out)
+    told = ["one_gpu", "--only", "43-percent", "accurate", *map(str, arguments)]
+    monkeypatch.setattr(sys, "argv", told)
+    one_gpu.main()
+    test = datasets.load("digits").test
+    images, labels = datasets.to_tensor(test.images), torch.from_numpy(test.labels)
+    robust, accurate = (json.loads((out / f"{n}.json").read_text()) for n in one_gpu.NAMES[:5:4])
+    for name, result in (("43-percent", robust), ("accurate", accurate)):
+        with torch.no_grad():
+            right = load_checkpoint(runs / name / "model")(images[:24]).argmax(1) == labels[:24]
+        assert result["standard_accuracy"] == pytest.approx(float(right.float().mean()))
+        assert result["n"] == 24 and result["epochs"] == 2 and result["training_seconds"] > 0
+    assert robust["suite"] == "pgd" and "robust_accuracy" not in accurate
+    assert robust["reached"] is (robust["robust_accuracy"] >= 0.4321)
+    assert not accurate["reached"]
+    assert "accurate" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_every_goal_has_a_recipe_that_can_be_read():
+    for goal in one_gpu.GOALS:
+        recipe = load_recipe(one_gpu.RECIPES / goal.recipe)
+        assert (recipe.objective.name == "standard") is (goal.robust is None)
