@@ -1,5 +1,5 @@
-"""Write the tables of docs/training.md from the training runs and the collapse benchmark in
-benchmarks/results/.
+"""Write the tables of docs/training.md from the training runs, the collapse benchmark and the
+estimate for a GPU in benchmarks/results/.
 
     python benchmarks/training_page.py [--check]
 
@@ -75,13 +75,59 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
+    """What a goal would take on a GPU, and the runs that say so."""
+    lines = []
+    for result in results:
+        shares = list(result["estimates"][0]["seconds"])
+        lines += [
+            "### What one GPU would need: an estimate",
+            "",
+            f"| robust accuracy | operations | at {' | at '.join(shares)} of the rate |",
+            f"| --- | --- |{' --- |' * len(shares)}",
+        ]
+        for goal in result["estimates"]:
+            seconds = " | ".join(f"{goal['seconds'][share]:.0f} s" for share in shares)
+            operations = f"{goal['operations'] / 1e15:.1f} · 10¹⁵"
+            lines.append(f"| {goal['robust_accuracy']:.2%} | {operations} | {seconds} |")
+        lines += [
+            "",
+            "| run behind it | width | steps | operations | standard | robust | suite, n |",
+            "| --- | --- | --- | --- | --- | --- | --- |",
+        ]
+        for run in result["runs"]:
+            lines.append(
+                f"| {run['run']} | {run['width']} | {run['steps']} "
+                f"| {run['operations'] / 1e15:.2f} · 10¹⁵ | {run['standard_accuracy']:.1%} "
+                f"| {run['robust_accuracy']:.1%} | `{run['suite']}`, {run['n']} |"
+            )
+        lines += [
+            "",
+            f"- Not measured on a GPU. A straight line through the runs on a CPU, "
+            f"{result['points_per_doubling']:.1f} points of robust accuracy for each doubling of "
+            f"the operations, is carried on to the goal: the further, the less it can be trusted. "
+            f"The rate is {result['published_tflops']:.0f} TFLOP/s ({result['gpu']}); which share "
+            f"of it such small networks reach is not known. "
+            f"{result['runs'][0]['pixels']}: `{' '.join(result['command'])}`",
+            "",
+        ]
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    lines = collapses([read_json(file) for file in sorted(RESULTS.glob("collapse*.json"))])
+
+    def of(name: str) -> list[dict[str, Any]]:
+        return [read_json(file) for file in sorted(RESULTS.glob(f"{name}*.json"))]
+
     return fill(
         PAGE,
-        [*lines, *optimisers(RESULTS / "optimisers")],
+        [
+            *collapses(of("collapse")),
+            *optimisers(RESULTS / "optimisers"),
+            *gpu_estimates(of("gpu_estimate")),
+        ],
         "benchmarks/training_page.py",
         parser.parse_args().check,
     )

@@ -15,11 +15,14 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast.models import load_checkpoint
 from holdfast.training import load_recipe
+from holdfast.training.recipe import recipe_from
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import collapse
+import gpu_estimate
 import one_gpu
 import speed_page
+import training_page
 import training_profile
 
 RECIPE = """
@@ -152,3 +155,56 @@ def test_every_goal_has_a_recipe_that_can_be_read():
     for goal in one_gpu.GOALS:
         recipe = load_recipe(one_gpu.RECIPES / goal.recipe)
         assert (recipe.objective.name == "standard") is (goal.robust is None)
+
+
+def test_the_estimate_for_a_gpu_follows_the_line_through_the_runs():
+    told = {"run": "a", "width": 8, "steps": 9, "standard_accuracy": 0.7, "suite": "swift", "n": 10}
+    # 10 points for each doubling of the operations.
+    found = [
+        {**told, "operations": 1e15 * 2**k, "robust_accuracy": 0.3 + 0.1 * k, "pixels": "digits"}
+        for k in (-1, 0, 1)
+    ]
+    intercept, slope = gpu_estimate.line(found)
+    assert slope == pytest.approx(0.1)
+    made = gpu_estimate.estimates(intercept, slope)
+    half = next(m for m in made if m["robust_accuracy"] == 0.5)
+    assert half["operations"] == pytest.approx(4e15)
+    assert half["seconds"]["10%"] == pytest.approx(4e15 / 98.9e12)
+    page = training_page.gpu_estimates(
+        [
+            {
+                "runs": found,
+                "estimates": made,
+                "points_per_doubling": 100 * slope,
+                "published_tflops": 989.0,
+                "gpu": "one",
+                "command": ["it"],
+            }
+        ]
+    )
+    assert any("| 50.00% | 4.0" in row and "40 s" in row for row in page)
+
+
+def test_the_estimate_counts_all_operations_of_a_run(tmp_path):
+    folder = tmp_path / "results" / "one" / "training"
+    folder.mkdir(parents=True)
+    (folder.parent / "result.json").write_text(
+        json.dumps(
+            {
+                **{"robust_accuracy": 0.4, "standard_accuracy": 0.7, "suite": "swift", "n": 10},
+                "data": {"pixels": "digits"},
+            }
+        )
+    )
+    arguments = {"depth": 8, "stages": 3, "width": 4, "stem_stride": 2}
+    asked = tiny(threat={"eps": "8/255"}).to_dict()
+    asked["model"] = {"architecture": "preact-resnet", "arguments": arguments}
+    (folder / "request.json").write_text(json.dumps({"asked": {"recipe": asked}}))
+    (folder / "result.json").write_text(json.dumps({"steps": 5}))
+    (run,) = gpu_estimate.runs(tmp_path / "results", digits())
+    once = gpu_estimate.operations_per_step(recipe_from(asked), digits())
+    assert run["operations"] == 5 * once > 0 and run["width"] == 4
+    # Another family is left out.
+    asked["threat"]["eps"] = "4/255"
+    (folder / "request.json").write_text(json.dumps({"asked": {"recipe": asked}}))
+    assert gpu_estimate.runs(tmp_path / "results", digits()) == []

@@ -185,6 +185,22 @@ def test_a_model_that_always_answers_the_same_stands_and_is_flagged():
     assert swift.attacks[2].name == "apgd-ce" and all(c.forwards > 0 for c in swift.attacks)
 
 
+def test_swift_on_a_model_without_gradients_is_squares_whole_search():
+    model = models.linear(3)
+
+    def closed(x):
+        with torch.no_grad():
+            return model(x)
+
+    x = models.images(12)
+    labels = models.answers(model, x)
+    result = evaluate(closed, x, labels, Threat("linf", 0.02), "swift")
+    assert [cost.name for cost in result.attacks] == ["square", "square"]
+    assert result.suite == "swift, gradient-free part"
+    standing = int((~result.broken).sum())
+    assert standing > 0 and result.attacks[-1].forwards >= 5000 * standing
+
+
 def test_ties_are_settled_as_the_model_settles_them():
     # Logits in whole numbers: at a tie the model answers the lower class.
     model = models.Wrapped(models.linear(3), after=lambda z: z.round())

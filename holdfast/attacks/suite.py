@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -115,6 +116,16 @@ class Suite:
             if getattr(attack, "stop_inside", True):
                 raise InputError(f"suite {self.name!r}: {attack.name} stops inside the ball")
 
+    def keeping(self, kept: Callable[[Stage], bool]) -> tuple[Stage, ...]:
+        """Some of the stages; one that waited for another that is not kept waits no more."""
+        numbers = [number for number, stage in enumerate(self.stages) if kept(stage)]
+        now = {before: number for number, before in enumerate(numbers)}
+        stages = (self.stages[number] for number in numbers)
+        return tuple(
+            stage if stage.after is None else replace(stage, after=now.get(stage.after))
+            for stage in stages
+        )
+
     def fitting(self, threat: Threat) -> Suite:
         """The suite in a threat model.
 
@@ -123,7 +134,7 @@ class Suite:
         Raises:
             InputError: an attack of another suite, or every one of this, does not know it.
         """
-        knowing = tuple(s for s in self.stages if threat.norm in s.attack.norms)
+        knowing = self.keeping(lambda stage: threat.norm in stage.attack.norms)
         if not (self.closest and knowing):
             for stage in self.stages:
                 stage.attack.check_norm(threat)

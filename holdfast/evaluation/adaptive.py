@@ -108,7 +108,7 @@ def blind_views(model: Model, bare: Model | None, probe: Tensor, labels: Tensor)
 
 def without_blind(suite: Suite, blind: set[str]) -> Suite:
     """The suite without the stages that need gradients of what has none."""
-    stages = tuple(s for s in suite.stages if s.view not in blind or not s.attack.needs_gradient)
+    stages = suite.keeping(lambda s: s.view not in blind or not s.attack.needs_gradient)
     if any(s.attack.needs_gradient for s in stages) or stages == suite.stages:
         return replace(suite, stages=stages)
     name = f"{suite.name}, gradient-free part"
