@@ -386,7 +386,8 @@ def test_swift_becomes_autoattack_where_a_mixture_hides_its_gradients(digits, sh
     whole = hf.evaluate(sharp, x, y, threat, suite="autoattack")
     assert [cost.name for cost in swift.attacks][-4:] == [cost.name for cost in whole.attacks]
     assert all(cost.forwards > 0 for cost in swift.attacks)
-    assert swift.robust_accuracy <= whole.robust_accuracy + 0.05  # they draw differently
+    # Every image draws alike in both: what autoattack breaks, swift has broken too.
+    assert bool((swift.broken | ~whole.broken).all())
 
 
 @pytest.mark.parametrize(

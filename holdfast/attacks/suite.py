@@ -58,8 +58,10 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """What reports call it: the attack, and what it looks at where that is not the model."""
-        return f"{self.attack.name}, {self.view}" if self.view else self.attack.name
+        """What reports call it: the attack, and what it looks at where that is not the model, or
+        not all images."""
+        sample = "on a sample" if self.share < 1 else ""
+        return ", ".join(word for word in (self.attack.name, self.view, sample) if word)
 
     @property
     def compares(self) -> bool:

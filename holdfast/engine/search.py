@@ -387,13 +387,13 @@ class Search:
             targets = self.order[image, rank]
         else:
             restart, targets = item, torch.full_like(item, -1)
-        # A stage that comes again draws other numbers.
-        names = [stage.attack.name for stage in self.suite.stages]
-        again = names[:number].count(names[number])
+        # A stage that comes again draws other numbers; one that is alike in two suites, the same.
+        names = [stage.name for stage in self.suite.stages]
+        again = names[:number].count(stage.name)
         seeds = draws.item_seeds(
             self.seed,
             self.ledger.index[image],
-            stage.attack.name,
+            stage.name,
             restart,
             targets,
             *([again] if again else []),
