@@ -299,6 +299,8 @@ def _evaluate(
                 misled=misled,
             )
 
+        if misled and any(stage.after is not None for stage in suite.stages):
+            line.say("gradients mislead: a short search will not do")
         try:
             search = shard.search(made)
         except InputError:

@@ -111,7 +111,8 @@ def mix_command(
                 "accurate_alone": {"standard_accuracy": choice.accurate_alone.standard},
                 "n": choice.n,
                 "measured": f"first validation images, which chose the parameters; "
-                f"attacked by APGD-{steps} ({', '.join(LOSSES)}) on {choice.attacks} models",
+                f"attacked by APGD-{steps} ({', '.join(LOSSES)}) on {choice.attacks} models, "
+                "through each backward pass that they offer",
             }
         },
     }
