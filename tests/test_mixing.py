@@ -27,6 +27,7 @@ from holdfast.defences.mixing import (
 from holdfast.engine import fast_twin
 from holdfast.errors import InputError
 from holdfast.evaluation.adaptive import reason
+from holdfast.evaluation.health import MISLEADING, huge_eps
 from holdfast.evaluation.mix import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.models.mixture import Mixture, sharpened
@@ -369,6 +370,7 @@ def test_the_adaptive_suite_sees_through_a_mixture(digits, sharp):
     result = hf.evaluate(sharp, x, y, threat, suite="adaptive")
     broken = {cost.name: cost.broken for cost in result.attacks}
     assert broken["pgd, surrogate"] > 0
+    assert not [flag.name for flag in result.flags if flag.fired and flag.name in MISLEADING]
     assert result.unaware is None  # there is no defence that an attacker could not know of
     alone = hf.evaluate(robust, x, y, threat, suite="pgd")
     assert result.robust_accuracy <= alone.robust_accuracy + 0.05
@@ -377,6 +379,17 @@ def test_the_adaptive_suite_sees_through_a_mixture(digits, sharp):
     assert "mixture" in reason(guarded)
     names = [cost.name for cost in hf.evaluate(guarded, x, y, threat, suite="adaptive").attacks]
     assert names[0] == "pgd, undefended" and "pgd, surrogate" in names
+
+
+def test_a_huge_ball_is_searched_by_every_backward_pass(digits, sharp):
+    """Where exact gradients stand still, the surrogate's do not: together they break all."""
+    *_, held, threat = digits
+    x, y = first_digits(held)
+    blind = huge_eps(sharp, [lambda z: sharp(z.detach()) + 0 * z.sum()], x, y, threat, 0)
+    assert blind.fired
+    view = views(sharp)["surrogate"]
+    both = huge_eps(sharp, [lambda z: sharp(z.detach()) + 0 * z.sum(), view], x, y, threat, 0)
+    assert not both.fired and both.figures["robust_accuracy"] < blind.figures["robust_accuracy"]
 
 
 def test_swift_becomes_autoattack_where_a_mixture_hides_its_gradients(digits, sharp):

@@ -233,16 +233,20 @@ def _evaluate(
     blind = blind_views(model, bare, probe, probe_labels)
     suite = without_blind(request.suite, blind)
     judge = Judge(model, MAJORITY_OF if random else 1)
-    exact, steady = lanes[-1].twin.model, model
+    # The model as each stage sees it, its own gradients first; what is carried over is another's.
+    ways = dict.fromkeys(["", *(stage.view for stage in suite.stages)])
+    looks = [views[way][-1].twin.model for way in ways if way != UNDEFENDED]
+    steady = model
     if random:
         few = max(1, most // 10)  # draws: the checks are no search
-        exact, steady = frozen(exact, few), frozen(model, few)
+        looks, steady = [frozen(look, few) for look in looks], frozen(model, few)
+    exact = looks[0]
     # PGD stands behind the curve and two of the checks.
     climbable = differentiable and threat.norm in PGD.norms
     if climbable:
         flags += [
             health.more_steps(exact, probe, probe_labels, threat, request.seed),
-            health.huge_eps(steady, exact, probe, probe_labels, threat, request.seed),
+            health.huge_eps(steady, looks, probe, probe_labels, threat, request.seed),
         ]
     misled = workers.share(any(flag.fired for flag in flags if flag.name in health.MISLEADING))
     # Only the first lane's batch is measured: the others are small or of the same cost.
