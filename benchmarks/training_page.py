@@ -92,14 +92,15 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
             lines.append(f"| {goal['robust_accuracy']:.2%} | {operations} | {seconds} |")
         lines += [
             "",
-            "| run behind it | width | steps | operations | standard | robust | suite, n |",
+            "| run behind it | width | steps | operations | standard "
+            f"| robust, `{result['suite']}` | n |",
             "| --- | --- | --- | --- | --- | --- | --- |",
         ]
         for run in result["runs"]:
             lines.append(
                 f"| {run['run']} | {run['width']} | {run['steps']} "
                 f"| {run['operations'] / 1e15:.2f} · 10¹⁵ | {run['standard_accuracy']:.1%} "
-                f"| {run['robust_accuracy']:.1%} | `{run['suite']}`, {run['n']} |"
+                f"| {run['robust_accuracy']:.1%} | {run['n']} |"
             )
         lines += [
             "",

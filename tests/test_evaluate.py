@@ -201,6 +201,13 @@ def test_swift_on_a_model_without_gradients_is_squares_whole_search():
     assert standing > 0 and result.attacks[-1].forwards >= 5000 * standing
 
 
+def test_a_view_that_the_model_does_not_offer_is_one_line():
+    model, x, labels, threat = problem(4)
+    suite = Suite("elsewhere", (Stage(PGD(steps=1), view="surrogate"),))
+    with pytest.raises(InputError, match="no view 'surrogate'"):
+        evaluate(model, x, labels, threat, suite)
+
+
 def test_ties_are_settled_as_the_model_settles_them():
     # Logits in whole numbers: at a tie the model answers the lower class.
     model = models.Wrapped(models.linear(3), after=lambda z: z.round())

@@ -21,7 +21,17 @@ from ..attacks.base import Model
 from ..attacks.suite import UNDEFENDED
 from ..checks import check_images, check_labels, check_logits
 from ..defences import declared, steps
-from ..engine import CLEAN, MAJORITY_OF, Journal, Judge, Ledger, Search, Shard, measure_batch_size
+from ..engine import (
+    CLEAN,
+    MAJORITY_OF,
+    Journal,
+    Judge,
+    Lane,
+    Ledger,
+    Search,
+    Shard,
+    measure_batch_size,
+)
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..progress import ProgressLine
@@ -229,6 +239,7 @@ def _evaluate(
     changing = changes.fired if bare is None else health.outputs_change(bare, probe).fired
     precision = "original" if changing or not differentiable else request.precision
     views = lanes_by_view(model, bare, lambda m: lanes_of(m, probe, probe_labels, precision))
+    _check_views(request.suite, views)
     lanes = views[""]
     blind = blind_views(model, bare, probe, probe_labels)
     suite = without_blind(request.suite, blind)
@@ -394,6 +405,17 @@ def _agree(workers: Workers, seen: dict[str, Any]) -> None:
             raise InputError(
                 f"the model, the data or the hardware differ from worker 0's (its {name} is "
                 f"{str(told[name])[:60]}, not {str(value)[:60]}); all workers need the same"
+            )
+
+
+def _check_views(suite: Suite, views: dict[str, list[Lane]]) -> None:
+    """InputError where a stage looks at the model in a way that it does not offer."""
+    for stage in suite.stages:
+        if stage.view not in views:
+            offered = ", ".join(sorted(view for view in views if view)) or "none"
+            raise InputError(
+                f"suite {suite.name!r}: the model offers no view {stage.view!r} "
+                f"(it offers: {offered})"
             )
 
 
