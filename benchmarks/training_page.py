@@ -1,5 +1,5 @@
-"""Write the tables of docs/training.md from the training runs, the collapse benchmark and the
-estimate for a GPU in benchmarks/results/.
+"""Write the tables of docs/training.md from the training runs, the choices of a recipe's entries,
+the collapse benchmark and the estimate for a GPU in benchmarks/results/.
 
     python benchmarks/training_page.py [--check]
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from table import RESULTS, ROOT, fill
 
+from holdfast.evaluation.intervals import interval
 from holdfast.files import read_json
 
 PAGE = ROOT / "docs" / "training.md"
@@ -39,6 +40,37 @@ def optimisers(folder: Path) -> list[str]:
             f"| {held['n']} | {result['epochs']:.1f} | `{' '.join(request['command'])}` |"
         )
     return [*lines, ""]
+
+
+def choices(results: list[dict[str, Any]]) -> list[str]:
+    """A row for each variation of a recipe, all of them trained for as long."""
+    lines = []
+    for result in results:
+        shape = result["recipe"]["model"]["arguments"]
+        lines += [
+            f"### What an entry of the recipe is worth in {result['budget']}",
+            "",
+            "| entry | seed | epochs | standard | PGD-10 |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"]:
+            figures = []
+            for name in ("standard_accuracy", "pgd_accuracy"):
+                low, high = interval(round(row[name] * result["n"]), result["n"])
+                figures.append(f"{row[name]:.1%} ({low:.1%} to {high:.1%})")
+            lines.append(
+                f"| `{row['tried']}` | {row['seed']} | {row['epochs']:.1f} "
+                f"| {' | '.join(figures)} |"
+            )
+        lines += [
+            "",
+            f"- Network: {', '.join(f'{key} {value}' for key, value in shape.items())}. First "
+            f"{result['n']} validation images ({result['pixels']}), the same for all; trained on "
+            f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
+            f"`{' '.join(result['command'])}`",
+            "",
+        ]
+    return lines
 
 
 def collapses(results: list[dict[str, Any]]) -> list[str]:
@@ -127,6 +159,7 @@ def main() -> int:
         [
             *collapses(of("collapse")),
             *optimisers(RESULTS / "optimisers"),
+            *choices(of("recipe_choices")),
             *gpu_estimates(of("gpu_estimate")),
         ],
         "benchmarks/training_page.py",

@@ -21,6 +21,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import collapse
 import gpu_estimate
 import one_gpu
+import recipe_choices
 import speed_page
 import training_page
 import training_profile
@@ -122,6 +123,38 @@ def test_collapse_measures_the_last_and_the_best_weights(tmp_path, monkeypatch, 
         assert row["holds"] is (row["fall"] <= 0.03)
     assert result["n"] == 24
     assert result["split"] == "validation"
+
+
+def test_choices_train_each_variation_and_keep_what_the_runs_say(tmp_path, monkeypatch, recipe):
+    out, runs = tmp_path / "recipe_choices.json", tmp_path / "runs"
+    seen = []
+
+    def drop_budget(file, changes):
+        seen.append(changes)
+        return load_recipe(file, [c for c in changes if not c.startswith("budget")])
+
+    monkeypatch.setattr(recipe_choices, "load_recipe", drop_budget)
+    arguments = ("--recipe", recipe, "--set", "epochs=1", "--limit", 24, "--seeds", 2)
+    tries = ("--try", "augment.crop_padding=0", "--try", "averaging=0.5 augment.flip=none")
+    more = ("--runs", runs, "--device", "cpu", "--out", out)
+    run(monkeypatch, recipe_choices, *arguments, *tries, *more)
+    result = json.loads(out.read_text())
+    assert [(row["tried"], row["seed"]) for row in result["rows"]] == [
+        *(("augment.crop_padding=0", seed) for seed in (0, 1)),
+        *(("averaging=0.5 augment.flip=none", seed) for seed in (0, 1)),
+    ]
+    assert "budget=7m" in seen[0]
+    trained = [json.loads(file.read_text()) for file in sorted(runs.glob("*/request.json"))]
+    assert [told["asked"]["recipe"]["augment"]["crop_padding"] for told in trained] == [0, 0, 1, 1]
+    for row, folder in zip(result["rows"], sorted(runs.iterdir()), strict=True):
+        held = json.loads((folder / "result.json").read_text())["validation"]
+        assert held["n"] == result["n"] == 24
+        assert row["pgd_accuracy"] == held["pgd_accuracy"]
+        right = round(24 * row["standard_accuracy"])
+        assert any(
+            f"| {right / 24:.1%} (" in line and f"`{row['tried']}` | {row['seed']}" in line
+            for line in training_page.choices([result])
+        )
 
 
 def test_one_gpu_measures_each_goal_and_says_which_were_missed(tmp_path, monkeypatch, capsys):
