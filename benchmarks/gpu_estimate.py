@@ -3,11 +3,12 @@
     python benchmarks/gpu_estimate.py --data DIR [--out benchmarks/results/gpu_estimate.json]
 
 No GPU is needed, and none is measured. Each committed training run of one family (N-FGSM at L∞
-8/255, the networks that halve the resolution in their stem) took a number of floating-point
-operations: its steps, times those of one step, which are counted. Robust accuracy is fitted as a
-straight line over their logarithm, and the line says how many operations a goal would take. How
-many of them a GPU makes in a second depends on how well small networks fill it, which was not
-measured: so the estimate is given for several shares of the published dense bfloat16 rate.
+8/255, the networks that halve the resolution in their stem, images augmented as the recipe has it)
+took a number of floating-point operations: its steps, times those of one step, which are counted.
+Robust accuracy is fitted as a straight line over their logarithm, and the line says how many
+operations a goal would take. How many of them a GPU makes in a second depends on how well small
+networks fill it, which was not measured: so the estimate is given for several shares of the
+published dense bfloat16 rate.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from holdfast.data.base import DataSet
 from holdfast.files import read_json, write_json
 from holdfast.runs import circumstances
 from holdfast.training.loop import Trainer
-from holdfast.training.recipe import Recipe, recipe_from
+from holdfast.training.recipe import Recipe, load_recipe, recipe_from
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SUITE = "swift"  # that all of them were judged by: figures of several would make no line
@@ -47,16 +48,17 @@ def operations_per_step(recipe: Recipe, dataset: DataSet) -> int:
     return operations.count
 
 
-def of_the_family(recipe: Recipe) -> bool:
+def of_the_family(recipe: Recipe, like: Recipe) -> bool:
     return (
-        recipe.objective.name == "n-fgsm"
+        recipe.augment == like.augment
+        and recipe.objective.name == "n-fgsm"
         and recipe.threat.norm == "linf"
         and recipe.threat.eps == "8/255"
         and recipe.model.arguments.get("stem_stride") == 2
     )
 
 
-def runs(results: Path, dataset: DataSet) -> list[dict[str, Any]]:
+def runs(results: Path, dataset: DataSet, like: Recipe) -> list[dict[str, Any]]:
     """Of each run of the family that was judged by `SUITE`: what it took, and what it came to."""
     verdicts = [read_json(file) for file in sorted(results.glob("*/result.json"))]
     judged = {v["model"]["sha256"]: v for v in verdicts if v.get("suite") == SUITE}
@@ -64,7 +66,7 @@ def runs(results: Path, dataset: DataSet) -> list[dict[str, Any]]:
     for folder in sorted(results.glob("*/training")):
         recipe = recipe_from(read_json(folder / "request.json")["asked"]["recipe"])
         verdict = judged.get(read_json(folder.parent / "result.json")["model"]["sha256"])
-        if not of_the_family(recipe) or verdict is None:
+        if not of_the_family(recipe, like) or verdict is None:
             continue
         steps = read_json(folder / "result.json")["steps"]
         found.append(
@@ -102,10 +104,11 @@ def estimates(intercept: float, slope: float) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", default="datasets")
+    parser.add_argument("--recipe", type=Path, default=Path("recipes/cifar10-cpu.yaml"))
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    found = runs(options.results, datasets.load(options.data))
+    found = runs(options.results, datasets.load(options.data), load_recipe(options.recipe))
     if len({run["operations"] for run in found}) < 2:
         parser.error(f"{options.results} holds fewer than two runs of the family")
     intercept, slope = line(found)

@@ -246,11 +246,13 @@ def test_the_estimate_counts_all_operations_of_a_run(tmp_path):
     asked["model"] = {"architecture": "preact-resnet", "arguments": arguments}
     (folder / "request.json").write_text(json.dumps({"asked": {"recipe": asked}}))
     (folder / "result.json").write_text(json.dumps({"steps": 5}))
-    (run,) = gpu_estimate.runs(tmp_path / "results", digits())
+    (run,) = gpu_estimate.runs(tmp_path / "results", digits(), recipe_from(asked))
     once = gpu_estimate.operations_per_step(recipe_from(asked), digits())
     assert run["operations"] == 5 * once > 0 and run["width"] == 4
     assert run["robust_accuracy"] == 0.4
-    # Another family is left out.
+    # Another family is left out: other augmentation, or another threat.
+    shifted = tiny(augment={"crop_padding": 3})
+    assert gpu_estimate.runs(tmp_path / "results", digits(), shifted) == []
     asked["threat"]["eps"] = "4/255"
     (folder / "request.json").write_text(json.dumps({"asked": {"recipe": asked}}))
-    assert gpu_estimate.runs(tmp_path / "results", digits()) == []
+    assert gpu_estimate.runs(tmp_path / "results", digits(), recipe_from(asked)) == []
