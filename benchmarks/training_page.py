@@ -42,11 +42,19 @@ def optimisers(folder: Path) -> list[str]:
     return [*lines, ""]
 
 
+def setting(recipe: dict[str, Any]) -> str:
+    """Network and augmentation of a run, in words."""
+    told = {"Network": recipe["model"]["arguments"], "augmentation": recipe["augment"]}
+    return "; ".join(
+        f"{part}: {', '.join(f'{key} {value}' for key, value in entries.items())}"
+        for part, entries in told.items()
+    )
+
+
 def choices(results: list[dict[str, Any]]) -> list[str]:
     """A row for each variation of a recipe, all of them trained for as long."""
     lines = []
     for result in results:
-        shape = result["recipe"]["model"]["arguments"]
         lines += [
             f"### What an entry of the recipe is worth in {result['budget']}",
             "",
@@ -64,7 +72,7 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
             )
         lines += [
             "",
-            f"- Network: {', '.join(f'{key} {value}' for key, value in shape.items())}. First "
+            f"- {setting(result['recipe'])}, where an entry does not say otherwise. First "
             f"{result['n']} validation images ({result['pixels']}), the same for all; trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
             f"`{' '.join(result['command'])}`",
@@ -77,7 +85,6 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
     """A row for each run: where it ended beside its best weights."""
     lines = []
     for result in results:
-        shape = result["recipe"]["model"]["arguments"]
         lines += [
             "### Does a run keep what it reached?",
             "",
@@ -97,7 +104,7 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
             )
         lines += [
             "",
-            f"- Network: {', '.join(f'{key} {value}' for key, value in shape.items())}; budget "
+            f"- {setting(result['recipe'])}; budget "
             f"{result['budget']} a run. {result['attack']}; first {result['n']} validation images "
             f"({result['pixels']}); trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
