@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from validation_runs import options_of_runs, told
 
 import holdfast as hf
 from holdfast import data as datasets
@@ -28,7 +29,6 @@ from holdfast.attacks import PGD
 from holdfast.data.base import DataSet
 from holdfast.files import read_json, write_json
 from holdfast.models import build, load_checkpoint
-from holdfast.runs import circumstances
 from holdfast.training import load_recipe
 from holdfast.training.checkpoints import part
 
@@ -80,13 +80,13 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
         for model in (load_checkpoint(run / "model"), final_model(run))
     )
     fall = best["pgd50_accuracy"] - last["pgd50_accuracy"]
-    told = read_json(run / "result.json")
+    ended = read_json(run / "result.json")
     measured = {
         "eps": eps,
         "seed": seed,
         "epochs": result.epochs,
         "seconds": result.seconds,
-        "best_epoch": told["best_epoch"],
+        "best_epoch": ended["best_epoch"],
         "best": best,
         "last": last,
         "fall": fall,
@@ -98,19 +98,10 @@ def row(options: argparse.Namespace, dataset: DataSet, eps: str, seed: int) -> d
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="datasets")
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/cifar10-cpu.yaml"))
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
-    parser.add_argument("--budget", default="15m", help="of each run")
+    parser = options_of_runs(__doc__, budget="15m", limit=1000, runs="runs/collapse")
     parser.add_argument(
         "--eps", action="append", metavar="EPS:SEEDS", help="such as 8/255:4; may be given again"
     )
-    parser.add_argument("--limit", type=int, default=1000, help="validation images")
-    parser.add_argument("--pixels", help="what the pixels are, in words")
-    parser.add_argument("--device")
-    parser.add_argument("--runs", type=Path, default=Path("runs/collapse"))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     dataset = datasets.load(options.data)
@@ -121,17 +112,10 @@ def main() -> None:
             rows.append(row(options, dataset, eps, seed))
             print(json.dumps(rows[-1]))
     result = {
-        "schema": "holdfast/benchmark/1",
-        "benchmark": "collapse",
-        "recipe": load_recipe(options.recipe, options.changes).to_dict(),
-        "budget": options.budget,
-        "n": min(options.limit, len(dataset.validation)),
-        "pixels": options.pixels or dataset.validation.pixels,
-        "split": "validation",
+        **told("collapse", options, dataset),
         "attack": "PGD on the margin, 50 steps of ε/10, one random start",
         "rows": rows,
         "all_hold": all(each["holds"] for each in rows),
-        **circumstances(options.device or "cpu"),
     }
     print(f"{sum(each['holds'] for each in rows)} of {len(rows)} runs hold")
     if options.out:

@@ -15,19 +15,23 @@ from __future__ import annotations
 import argparse
 import json
 import re
-from pathlib import Path
 from typing import Any
+
+from validation_runs import options_of_runs, told
 
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.files import read_json, write_json
-from holdfast.runs import circumstances
 from holdfast.training import load_recipe
 
 
 def row(options: argparse.Namespace, dataset: DataSet, tried: str, seed: int) -> dict[str, Any]:
-    """Train one run, or find it trained."""
+    """Train one run, or find it trained, and take its accuracies, shares in [0, 1].
+
+    Args:
+        tried: `KEY=VALUE` of the recipe, several with spaces between.
+    """
     run = options.runs / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', tried)}-seed-{seed}"
     changes = [
         *(f"budget={options.budget}", "validation.every=1000"),
@@ -47,18 +51,9 @@ def row(options: argparse.Namespace, dataset: DataSet, tried: str, seed: int) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", default="datasets")
-    parser.add_argument("--recipe", type=Path, default=Path("recipes/cifar10-cpu.yaml"))
-    parser.add_argument("--set", dest="changes", action="append", default=[], metavar="KEY=VALUE")
+    parser = options_of_runs(__doc__, budget="7m", limit=2000, runs="runs/choices")
     parser.add_argument("--try", dest="tries", action="append", required=True, metavar="CHANGES")
-    parser.add_argument("--budget", default="7m", help="of each run")
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--limit", type=int, default=2000, help="validation images")
-    parser.add_argument("--pixels", help="what the pixels are, in words")
-    parser.add_argument("--device")
-    parser.add_argument("--runs", type=Path, default=Path("runs/choices"))
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
     dataset = datasets.load(options.data)
@@ -67,17 +62,7 @@ def main() -> None:
         for seed in range(options.seeds):
             rows.append(row(options, dataset, tried, seed))
             print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "schema": "holdfast/benchmark/1",
-        "benchmark": "recipe_choices",
-        "recipe": load_recipe(options.recipe, options.changes).to_dict(),
-        "budget": options.budget,
-        "n": min(options.limit, len(dataset.validation)),
-        "pixels": options.pixels or dataset.validation.pixels,
-        "split": "validation",
-        "rows": rows,
-        **circumstances(options.device or "cpu"),
-    }
+    result = {**told("recipe_choices", options, dataset), "rows": rows}
     if options.out:
         write_json(options.out, result)
 

@@ -8,13 +8,17 @@ With --check nothing is written, and the exit status is 1 where README and resul
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 from holdfast.evaluation.tables import evaluations, model_name, percent
 from holdfast.files import read_json, write_atomically
 from holdfast.threat import Threat
+from holdfast.training import load_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
@@ -48,8 +52,9 @@ def command_rows(results: list[dict[str, Any]]) -> list[str]:
         if (folder / "training" / "result.json").exists():
             training = read_json(folder / "training" / "result.json")
             lines.append(
-                f"  Trained by `{_command(folder / 'training')}`: {training['epochs']:.1f} epochs "
-                f"in {training['seconds'] / 60:.0f} minutes, seed {training['seed']}, "
+                f"  Trained by {training_command(folder / 'training')}: "
+                f"{training['epochs']:.1f} epochs in {training['seconds'] / 60:.0f} minutes, "
+                f"seed {training['seed']}, "
                 f"{training['images_per_second']:.0f} images per second."
             )
     return lines
@@ -57,6 +62,47 @@ def command_rows(results: list[dict[str, Any]]) -> list[str]:
 
 def _command(folder: Path) -> str:
     return " ".join(read_json(folder / "request.json")["command"])
+
+
+def training_command(run: Path) -> str:
+    """The command of a training run, and what it takes to mean the same by today's recipe."""
+    request = read_json(run / "request.json")
+    command = request["command"]
+    file = next(word for word in command if word.endswith(".yaml"))
+    changes = changes_in(command)
+    if "--budget" in command:
+        changes.append(f"budget={command[command.index('--budget') + 1]}")
+    return f"`{' '.join(command)}`{since_then(file, changes, request['asked']['recipe'])}"
+
+
+def changes_in(command: Sequence[str]) -> list[str]:
+    """What follows each `--set`."""
+    return [value for word, value in pairwise(command) if word == "--set"]
+
+
+def since_then(file: str, changes: Sequence[str], asked: dict[str, Any]) -> str:
+    """In words, by which entries a recipe was another when it was followed; empty if by none.
+
+    Args:
+        file: the recipe, relative to the repository.
+        changes: `KEY=VALUE` by which the command changed it.
+        asked: all entries as they were followed.
+    """
+    today = dict(_entries(load_recipe(ROOT / file, changes).to_dict()))
+    # Entries that were not there yet were at their defaults.
+    other = [f"{k}={json.dumps(v)}" for k, v in _entries(asked) if k not in today or today[k] != v]
+    if not other:
+        return ""
+    sets = " ".join(f"--set {entry}" for entry in other).replace('"', "")
+    return f" (the recipe has changed since: with `{sets}` it is what it was)"
+
+
+def _entries(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _entries(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
 
 
 def benchmark_rows(folder: Path) -> list[str]:

@@ -13,12 +13,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from table import RESULTS, ROOT, fill
+from table import RESULTS, ROOT, changes_in, fill, since_then, training_command
 
 from holdfast.evaluation.intervals import interval
 from holdfast.files import read_json
 
 PAGE = ROOT / "docs" / "training.md"
+SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+RECIPE = "recipes/cifar10-cpu.yaml"  # that the collapse benchmark follows
 
 
 def optimisers(folder: Path) -> list[str]:
@@ -33,11 +35,11 @@ def optimisers(folder: Path) -> list[str]:
         "| --- | --- | --- | --- | --- | --- |",
     ]
     for name, run in runs.items():
-        result, request = read_json(run / "result.json"), read_json(run / "request.json")
+        result = read_json(run / "result.json")
         held = result["validation"]
         lines.append(
             f"| {name} | {held['standard_accuracy']:.1%} | {held['pgd_accuracy']:.1%} "
-            f"| {held['n']} | {result['epochs']:.1f} | `{' '.join(request['command'])}` |"
+            f"| {held['n']} | {result['epochs']:.1f} | {training_command(run)} |"
         )
     return [*lines, ""]
 
@@ -108,10 +110,19 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
             f"{result['budget']} a run. {result['attack']}; first {result['n']} validation images "
             f"({result['pixels']}); trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
-            f"`{' '.join(result['command'])}`",
+            f"`{' '.join(result['command'])}`"
+            + since_then(RECIPE, changes_in(result["command"]), result["recipe"]),
             "",
         ]
     return lines
+
+
+def power_of_ten(value: float | None) -> str:
+    """Such as 1.8 · 10¹⁵; None is beyond any bound."""
+    if value is None:
+        return "no bound"
+    digits, _, power = f"{value:.1e}".partition("e")
+    return f"{digits} · 10{str(int(power)).translate(SUPERSCRIPTS)}"
 
 
 def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
@@ -122,12 +133,13 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
         lines += [
             "### What one GPU would need: an estimate",
             "",
-            f"| robust accuracy | operations | at {' | at '.join(shares)} of the rate |",
+            f"| robust accuracy | operations (95 %) | at {' | at '.join(shares)} of the rate |",
             f"| --- | --- |{' --- |' * len(shares)}",
         ]
         for goal in result["estimates"]:
             seconds = " | ".join(f"{goal['seconds'][share]:.0f} s" for share in shares)
-            operations = f"{goal['operations'] / 1e15:.1f} · 10¹⁵"
+            low, high = map(power_of_ten, goal["interval"])
+            operations = f"{power_of_ten(goal['operations'])} ({low} to {high})"
             lines.append(f"| {goal['robust_accuracy']:.2%} | {operations} | {seconds} |")
         lines += [
             "",
@@ -138,16 +150,18 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
         for run in result["runs"]:
             lines.append(
                 f"| {run['run']} | {run['width']} | {run['steps']} "
-                f"| {run['operations'] / 1e15:.2f} · 10¹⁵ | {run['standard_accuracy']:.1%} "
+                f"| {power_of_ten(run['operations'])} | {run['standard_accuracy']:.1%} "
                 f"| {run['robust_accuracy']:.1%} | {run['n']} |"
             )
         lines += [
             "",
-            f"- Not measured on a GPU. A straight line through the runs on a CPU, "
-            f"{result['points_per_doubling']:.1f} points of robust accuracy for each doubling of "
-            f"the operations, is carried on to the goal: the further, the less it can be trusted. "
-            f"The rate is {result['published_tflops']:.0f} TFLOP/s ({result['gpu']}); which share "
-            f"of it such small networks reach is not known. "
+            f"- Not measured on a GPU. A straight line through {len(result['runs'])} runs on a "
+            f"CPU, {result['points_per_doubling']:.1f} points of robust accuracy "
+            f"({' to '.join(f'{end:.1f}' for end in result['points_per_doubling_interval'])}) for "
+            f"each doubling of the operations, is carried on to the goal: the further, the less it "
+            f"can be trusted. The intervals (95 %) are from drawing the test images again; runs of "
+            f"other seeds would differ more. The rate is {result['published_tflops']:.0f} TFLOP/s "
+            f"({result['gpu']}); which share of it such small networks reach is not known. "
             f"{result['runs'][0]['pixels']}: `{' '.join(result['command'])}`",
             "",
         ]

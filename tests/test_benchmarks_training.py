@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -23,6 +24,7 @@ import gpu_estimate
 import one_gpu
 import recipe_choices
 import speed_page
+import table
 import training_page
 import training_profile
 
@@ -197,26 +199,58 @@ def test_the_estimate_for_a_gpu_follows_the_line_through_the_runs():
         {**told, "operations": 1e15 * 2**k, "robust_accuracy": 0.3 + 0.1 * k, "pixels": "digits"}
         for k in (-1, 0, 1)
     ]
-    intercept, slope = gpu_estimate.line(found)
-    assert slope == pytest.approx(0.1)
-    made = gpu_estimate.estimates(intercept, slope)
+    operations = [run["operations"] for run in found]
+    fitted = gpu_estimate.line(operations, np.array([run["robust_accuracy"] for run in found]))
+    assert fitted[1] == pytest.approx(0.1)
+    # Drawn again, the line would lie twice as steep, or not rise at all.
+    steeper, flat = (
+        gpu_estimate.line(operations, np.array([0.4 - s, 0.4, 0.4 + s])) for s in (0.2, -0.1)
+    )
+    again = tuple(np.array(both) for both in zip(steeper, flat, strict=True))
+    made = gpu_estimate.estimates(fitted, again)
     half = next(m for m in made if m["robust_accuracy"] == 0.5)
     assert half["operations"] == pytest.approx(4e15)
     assert half["seconds"]["10%"] == pytest.approx(4e15 / 98.9e12)
+    assert half["interval"] == (pytest.approx(2e15 * 2**0.5 / 2), None)
     page = training_page.gpu_estimates(
         [
             {
                 "suite": "swift",
                 "runs": found,
                 "estimates": made,
-                "points_per_doubling": 100 * slope,
+                "points_per_doubling": 10.0,
+                "points_per_doubling_interval": (5.0, 20.0),
                 "published_tflops": 989.0,
                 "gpu": "one",
                 "command": ["it"],
             }
         ]
     )
-    assert any("| 50.00% | 4.0" in row and "40 s" in row for row in page)
+    row = next(row for row in page if "40 s" in row)
+    assert "| 50.00% | 4.0 · 10¹⁵ (1.4 · 10¹⁵ to no bound) |" in row
+    assert any("10.0 points of robust accuracy (5.0 to 20.0)" in row for row in page)
+
+
+def test_verdicts_drawn_again_vary_as_shares_do():
+    folder = training_page.RESULTS / "cifar10-linf-w40-swift"
+    stand = gpu_estimate.standing(folder)
+    figure = json.loads((folder / "result.json").read_text())["robust_accuracy"]
+    assert stand.mean() == pytest.approx(figure)
+    one, other = gpu_estimate.drawn_again(np.stack([stand, ~stand]))
+    assert one.std() == pytest.approx((figure * (1 - figure) / len(stand)) ** 0.5, rel=0.1)
+    assert one + other == pytest.approx(1)  # the same images for all runs
+
+
+def test_a_command_says_by_what_its_recipe_was_another():
+    file, asked = "recipes/cifar10-cpu.yaml", load_recipe("recipes/cifar10-cpu.yaml").to_dict()
+    assert table.since_then(file, [], asked) == ""
+    asked["augment"] |= {"crop_padding": 3, "pad_mode": "zeros"}
+    told = table.since_then(file, [], asked)
+    assert "`--set augment.crop_padding=3 --set augment.pad_mode=zeros`" in told
+    # What it says is enough: followed today, the recipe is the one of then.
+    again = table.changes_in(told.split("`")[1].split())
+    assert load_recipe(file, again).to_dict() == asked
+    assert table.since_then(file, again, asked) == ""
 
 
 def test_the_estimate_counts_all_operations_of_a_run(tmp_path):
