@@ -10,38 +10,16 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
-from table import RESULTS, ROOT, changes_in, fill, since_then, training_command
+from table import RESULTS, ROOT, changes_in, fill, since_then
 
 from holdfast.evaluation.intervals import interval
 from holdfast.files import read_json
 
 PAGE = ROOT / "docs" / "training.md"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
-RECIPE = "recipes/cifar10-cpu.yaml"  # that the collapse benchmark follows
-
-
-def optimisers(folder: Path) -> list[str]:
-    """A row for each of the short runs by which the optimiser was chosen."""
-    runs = {run.name: run for run in sorted(folder.iterdir())} if folder.is_dir() else {}
-    if not runs:
-        return []
-    lines = [
-        "### Which optimiser",
-        "",
-        "| optimiser | standard | PGD | n, validation images | epochs | command |",
-        "| --- | --- | --- | --- | --- | --- |",
-    ]
-    for name, run in runs.items():
-        result = read_json(run / "result.json")
-        held = result["validation"]
-        lines.append(
-            f"| {name} | {held['standard_accuracy']:.1%} | {held['pgd_accuracy']:.1%} "
-            f"| {held['n']} | {result['epochs']:.1f} | {training_command(run)} |"
-        )
-    return [*lines, ""]
+RECIPE = "recipes/cifar10-cpu.yaml"  # that the benchmarks of short runs follow
 
 
 def setting(recipe: dict[str, Any]) -> str:
@@ -55,11 +33,9 @@ def setting(recipe: dict[str, Any]) -> str:
 
 def choices(results: list[dict[str, Any]]) -> list[str]:
     """A row for each variation of a recipe, all of them trained for as long."""
-    lines = []
+    lines = ["### What an entry of the recipe is worth", ""] if results else []
     for result in results:
         lines += [
-            f"### What an entry of the recipe is worth in {result['budget']}",
-            "",
             "| entry | seed | epochs | standard | PGD-10 |",
             "| --- | --- | --- | --- | --- |",
         ]
@@ -74,13 +50,19 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
             )
         lines += [
             "",
-            f"- {setting(result['recipe'])}, where an entry does not say otherwise. First "
-            f"{result['n']} validation images ({result['pixels']}), the same for all; trained on "
+            f"- {setting(result['recipe'])}, where an entry does not say otherwise; budget "
+            f"{result['budget']} a run. First {result['n']} validation images "
+            f"({result['pixels']}), the same for all; trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
-            f"`{' '.join(result['command'])}`",
+            f"`{' '.join(result['command'])}`{_since(result)}",
             "",
         ]
     return lines
+
+
+def _since(result: dict[str, Any]) -> str:
+    """By which entries the recipe has changed since a benchmark followed it, in words."""
+    return since_then(RECIPE, changes_in(result["command"]), result["recipe"])
 
 
 def collapses(results: list[dict[str, Any]]) -> list[str]:
@@ -110,8 +92,7 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
             f"{result['budget']} a run. {result['attack']}; first {result['n']} validation images "
             f"({result['pixels']}); trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
-            f"`{' '.join(result['command'])}`"
-            + since_then(RECIPE, changes_in(result["command"]), result["recipe"]),
+            f"`{' '.join(result['command'])}`{_since(result)}",
             "",
         ]
     return lines
@@ -179,7 +160,6 @@ def main() -> int:
         PAGE,
         [
             *collapses(of("collapse")),
-            *optimisers(RESULTS / "optimisers"),
             *choices(of("recipe_choices")),
             *gpu_estimates(of("gpu_estimate")),
         ],

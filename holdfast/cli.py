@@ -115,7 +115,8 @@ def train(
     held_out = result.validation
     print(f"model        {result.run / 'model'}")
     print(f"epochs       {result.epochs:.2f}")
-    print(f"validation   {in_words(held_out)} (n = {held_out['n']})")
+    known = "" if spec.holds_out else "; these images were trained on"
+    print(f"validation   {in_words(held_out)} (n = {held_out['n']}{known})")
     for event in result.events:
         print(f"event        epoch {event['epoch']:.1f}: {event['detail']}")
 

@@ -409,6 +409,7 @@ def test_swift_becomes_autoattack_where_a_mixture_hides_its_gradients(digits, sh
         ({}, {"limit": 0}, "--limit must be at least 1"),
         ({}, {"cost": -0.1}, "cost must be a number above 0"),
         ({}, {"norm": "l7"}, "l7"),
+        ({"trained_on": "train+validation"}, {}, "other was trained on the validation images too"),
         ({"classes": list("abcdefghij")}, {}, "the accurate model knows the classes a, b, c"),
         (
             {"arguments": {"width": 8, "mean": [0.5] * 3, "std": [1] * 3}},

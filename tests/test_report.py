@@ -298,6 +298,13 @@ def test_training_curves(tmp_path):
     assert "objective: n-fgsm" in page.text
 
 
+def test_figures_of_images_that_were_trained_on_are_not_called_validation(tmp_path):
+    data = {"name": "cifar10", "split": "train+validation", "pixels": ""}
+    page = report(tmp_path, training_run(tmp_path / "train", data=data))
+    assert "On images that they were trained on too the weights kept have 79.7 %" in page.text
+    assert "On validation images" not in page.text
+
+
 def test_training_that_an_evaluation_names_is_added_once(tmp_path):
     train = training_run(tmp_path / "train")
     run = evaluation_run(tmp_path / "run", training_run="../train")

@@ -828,3 +828,6 @@ def test_train_and_validation_keeps_the_last_weights(tmp_path, monkeypatch):
     assert all(torch.equal(last[f"average.{k}"], kept[k]) for k in kept)
     card = json.loads((tmp_path / "model" / "card.json").read_text())
     assert card["trained_on"] == "train+validation"
+    assert card["figures"]["validation"]["measured"] == (
+        "first validation images (which are trained on), PGD-2"
+    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -281,6 +282,7 @@ def test_another_question_is_refused(finished, checkpoint):
         (["--human", "ORDER"], "not in the order of the labels"),
         (["--human", "SUMS"], "sums to"),
         (["--ensemble", "no-model"], "no-model"),
+        (["--ensemble", "KNOWS"], "knows was trained on the validation images too"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(
@@ -290,7 +292,12 @@ def test_bad_input_is_one_line_and_status_2(
         probs = file["probs"]
     np.save(tmp_path / "order.npy", np.roll(probs, 1, axis=0))
     np.save(tmp_path / "sums.npy", 2 * probs)
-    places = {"ORDER": str(tmp_path / "order.npy"), "SUMS": str(tmp_path / "sums.npy")}
+    card = shutil.copytree(checkpoint, tmp_path / "knows") / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"trained_on": "train+validation"}))
+    places = {
+        name.upper(): str(tmp_path / file)
+        for name, file in (("order", "order.npy"), ("sums", "sums.npy"), ("knows", "knows"))
+    }
     out = tmp_path / "out"
     line = ["holdfast", "uncertainty", str(checkpoint), "--data", "digits", "--quiet"]
     line += ["--attack", "fgsm", "--out", str(out), *(places.get(o, o) for o in options)]

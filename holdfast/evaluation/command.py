@@ -50,6 +50,18 @@ def check_classes(model: str, card: dict[str, Any], dataset: datasets.DataSet) -
         )
 
 
+def check_held_out(model: str, card: dict[str, Any]) -> None:
+    """InputError if the model's card says that it was trained on the validation images.
+
+    Whatever is fitted on images that a model knows by heart promises too much.
+    """
+    if card.get("trained_on") == "train+validation":
+        raise InputError(
+            f"model {model} was trained on the validation images too, so nothing can be fitted "
+            "on them; train it with train_on=train"
+        )
+
+
 def what_was_measured(
     source: str,
     network: Model,

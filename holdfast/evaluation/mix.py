@@ -16,7 +16,7 @@ from ..models import save_checkpoint
 from ..models.loading import load
 from ..models.mixture import Mixture
 from ..progress import ProgressLine
-from .command import threat_of
+from .command import check_held_out, threat_of
 from .strongest import LOSSES, strongest
 
 
@@ -54,7 +54,8 @@ def mix_command(
 
     Raises:
         InputError: models without a card, of different classes or image channels, or of other
-            classes than the data; a folder that holds something already; options out of range.
+            classes than the data; one that was trained on the validation images; a folder that
+            holds something already; options out of range.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out} holds something already; choose another --out")
@@ -64,6 +65,8 @@ def mix_command(
     cards = {name: _card(name, model) for name, model in models.items()}
     dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
     _check_alike(models, cards, dataset)
+    for name, source in (("robust", robust), ("accurate", accurate)):
+        check_held_out(source, cards[name])
     threat = threat_of(norm, eps, cards["robust"])
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     split = dataset.validation

@@ -41,6 +41,11 @@ class Training:
     events: list[Event]
     metrics: dict[str, list[float | None]] = field(default_factory=dict)
 
+    @property
+    def held_out(self) -> bool:
+        """Whether the validation images were left out of training."""
+        return "validation" not in self.split
+
 
 def read_training(run: Path, result: Fields) -> Training:
     validation, data = result.object("validation"), result.object("data")

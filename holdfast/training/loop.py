@@ -92,6 +92,8 @@ class Trainer:
         self.tracking = Tracking(run, log, recipe.to_dict())
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.events: list[dict[str, Any]] = []
+        # What has to be said beside every validation figure.
+        self._known = "" if recipe.holds_out else " (which are trained on)"
         self.best: dict[str, Any] = {}  # figures of the best averaged weights so far
         self.best_live = 0.0  # PGD accuracy of the live weights
         self.window = {"loss": 0.0, "right": 0.0, "seen": 0, "seconds": 0.0}
@@ -257,18 +259,18 @@ class Trainer:
             self.tracking.log(self.rows)
         line.say(
             f"epoch {row['epoch']:6.2f}  {clock(row['seconds']):>8}  loss {row['train_loss']:.3f}  "
-            f"{in_words(kept(row))}  {row['images_per_second']:.0f} images/s"
+            f"{in_words(kept(row))}{self._known}  {row['images_per_second']:.0f} images/s"
         )
 
     def _keep_if_best(self, row: dict[str, Any]) -> None:
         """Both accuracies count alike: what is wanted is a model that has both."""
-        choose_last = self.recipe.train_on != "train"
         usual = ("validation_accuracy", *["validation_pgd_accuracy"] * self.robust)
         keys = self.objective.chosen_by or usual
 
         def worth(row: dict[str, Any]) -> float:
             return sum(row[key] for key in keys)
 
+        choose_last = not self.recipe.holds_out
         if choose_last or not self.best or worth(row) >= worth(self.best):
             self.best = row
             if self.fabric.is_global_zero:
@@ -291,7 +293,8 @@ class Trainer:
                         **kept(self.best),
                         "n": len(self.validator),
                         "epoch": self.best["epoch"],
-                        "measured": f"first validation images, PGD-{self.recipe.validation.steps}",
+                        "measured": f"first validation images{self._known}, "
+                        f"PGD-{self.recipe.validation.steps}",
                     }
                 },
             },

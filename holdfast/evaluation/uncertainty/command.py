@@ -19,7 +19,7 @@ from ...models.loading import load
 from ...uncertainty.checks import check_calibration_split, check_share
 from ...uncertainty.conformal import robust_alpha
 from ...uncertainty.human import read_human
-from ..command import check_classes, threat_of, what_was_measured
+from ..command import check_classes, check_held_out, threat_of, what_was_measured
 from .measure import measure
 from .subject import Part, Question
 
@@ -116,6 +116,8 @@ def uncertainty_command(
         stage.attack.check_norm(threat)
     dataset = datasets.load(data, size=size)
     check_classes(model, card, dataset)
+    for name, each in zip((model, *ensemble), (network, *members), strict=True):
+        check_held_out(name, getattr(each, "card", {}))
     test = dataset.test
     first = len(test) if limit is None else min(limit, len(test))
     shuffled = _drawn(dataset.validation, len(dataset.validation), seed, "validation")
