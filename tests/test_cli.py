@@ -83,6 +83,25 @@ def test_bad_input_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("train_on", ["train", "train+validation"])
+def test_a_figure_of_images_that_were_trained_on_says_so(
+    train_on: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        f"{{model: {{architecture: small-cnn, arguments: {{width: 4}}}}, train_on: {train_on}, "
+        "epochs: 1, batch_size: 300, precision: float32, validation: {images: 10, steps: 1}}\n"
+    )
+    line = ("train", recipe, "--data", "digits", "--device", "cpu", "--out", tmp_path / "out")
+    assert run(monkeypatch, *line) == 0
+    said = capsys.readouterr().out
+    assert "(n = 10" in said
+    assert ("these images were trained on" in said) == (train_on != "train")
+
+
 def test_unknown_recipe_key_names_the_nearest(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
