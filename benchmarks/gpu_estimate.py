@@ -3,7 +3,8 @@
     python benchmarks/gpu_estimate.py --data DIR [--out benchmarks/results/gpu_estimate.json]
 
 No GPU is needed, and none is measured. Each committed training run of one family (N-FGSM at L∞
-8/255, the networks that halve the resolution in their stem, images augmented as the recipe has it)
+8/255, the networks that halve the resolution in their stem, optimised on images augmented as
+today's recipe has it)
 took a number of floating-point operations: its steps, times those of one step, which are counted.
 Robust accuracy is fitted as a straight line over their logarithm, and the line says how many
 operations a goal would take. How many of them a GPU makes in a second depends on how well small
@@ -59,6 +60,7 @@ def operations_per_step(recipe: Recipe, dataset: DataSet) -> int:
 def of_the_family(recipe: Recipe, like: Recipe) -> bool:
     return (
         recipe.augment == like.augment
+        and recipe.optimiser == like.optimiser
         and recipe.objective.name == "n-fgsm"
         and recipe.threat.norm == "linf"
         and recipe.threat.eps == "8/255"
