@@ -3,13 +3,12 @@
     python benchmarks/gpu_estimate.py --data DIR [--out benchmarks/results/gpu_estimate.json]
 
 No GPU is needed, and none is measured. Each committed training run of one family (N-FGSM at L∞
-8/255, the networks that halve the resolution in their stem, optimised on images augmented as
-today's recipe has it)
-took a number of floating-point operations: its steps, times those of one step, which are counted.
-Robust accuracy is fitted as a straight line over their logarithm, and the line says how many
-operations a goal would take. How many of them a GPU makes in a second depends on how well small
-networks fill it, which was not measured: so the estimate is given for several shares of the
-published dense bfloat16 rate.
+8/255, the networks that halve the resolution in their stem, the optimiser and the augmentation of
+today's recipe) took a number of floating-point operations: its steps, times those of one step,
+which are counted. Robust accuracy is fitted as a straight line over their logarithm, and the line
+says how many operations a goal would take. How many of them a GPU makes in a second depends on how
+well small networks fill it, which was not measured: so the estimate is given for several shares of
+the published dense bfloat16 rate.
 
 Intervals hold 95 % of what the line says when the test images are drawn again, with replacement,
 the same for all runs (Efron & Tibshirani, "An introduction to the bootstrap", 1993). What other

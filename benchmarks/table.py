@@ -55,7 +55,8 @@ def command_rows(results: list[dict[str, Any]]) -> list[str]:
                 f"  Trained by {training_command(folder / 'training')}: "
                 f"{training['epochs']:.1f} epochs in {training['seconds'] / 60:.0f} minutes, "
                 f"seed {training['seed']}, "
-                f"{training['images_per_second']:.0f} images per second."
+                f"{training['images_per_second']:.0f} images per second "
+                f"({read_json(folder / 'training' / 'request.json')['machine']})."
             )
     return lines
 

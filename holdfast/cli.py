@@ -103,6 +103,7 @@ def train(
 ) -> None:
     """Train a model by a recipe; the same command goes on where it was interrupted."""
     from . import data as datasets
+    from .data.base import holds_out
     from .training import load_recipe, train
     from .training.validation import in_words
 
@@ -115,7 +116,7 @@ def train(
     held_out = result.validation
     print(f"model        {result.run / 'model'}")
     print(f"epochs       {result.epochs:.2f}")
-    known = "" if spec.holds_out else "; these images were trained on"
+    known = "" if holds_out(spec.train_on) else "; these images were trained on"
     print(f"validation   {in_words(held_out)} (n = {held_out['n']}{known})")
     for event in result.events:
         print(f"event        epoch {event['epoch']:.1f}: {event['detail']}")

@@ -82,6 +82,11 @@ class DataSet:
         return split
 
 
+def holds_out(split: str) -> bool:
+    """Whether a model trained on the split of this name has not seen the validation images."""
+    return "validation" not in split.split("+")
+
+
 def _joined(first: Split, second: Split) -> Split:
     pixels = first.pixels
     if second.pixels != pixels:

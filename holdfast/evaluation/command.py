@@ -12,6 +12,7 @@ from .. import data as datasets
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES
 from ..attacks.base import Model
+from ..data.base import holds_out
 from ..defences import chain, steps, undefended
 from ..errors import InputError
 from ..models.loading import load
@@ -55,7 +56,7 @@ def check_held_out(model: str, card: dict[str, Any]) -> None:
 
     Whatever is fitted on images that a model knows by heart promises too much.
     """
-    if card.get("trained_on") == "train+validation":
+    if not holds_out(str(card.get("trained_on", ""))):
         raise InputError(
             f"model {model} was trained on the validation images too, so nothing can be fitted "
             "on them; train it with train_on=train"

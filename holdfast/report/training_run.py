@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..data.base import holds_out
 from .fields import Accuracy, Fields, csv_column, csv_rows
 from .measured import read_request
 
@@ -44,7 +45,7 @@ class Training:
     @property
     def held_out(self) -> bool:
         """Whether the validation images were left out of training."""
-        return "validation" not in self.split
+        return holds_out(self.split)
 
 
 def read_training(run: Path, result: Fields) -> Training:

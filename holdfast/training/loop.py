@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.augment import Augment
-from ..data.base import DataSet
+from ..data.base import DataSet, holds_out
 from ..data.extra import load_extra
 from ..errors import HoldfastError, InputError
 from ..files import make_folder
@@ -93,7 +93,7 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.events: list[dict[str, Any]] = []
         # What has to be said beside every validation figure.
-        self._known = "" if recipe.holds_out else " (which are trained on)"
+        self._known = "" if holds_out(recipe.train_on) else " (which are trained on)"
         self.best: dict[str, Any] = {}  # figures of the best averaged weights so far
         self.best_live = 0.0  # PGD accuracy of the live weights
         self.window = {"loss": 0.0, "right": 0.0, "seen": 0, "seconds": 0.0}
@@ -270,7 +270,7 @@ class Trainer:
         def worth(row: dict[str, Any]) -> float:
             return sum(row[key] for key in keys)
 
-        choose_last = not self.recipe.holds_out
+        choose_last = not holds_out(self.recipe.train_on)
         if choose_last or not self.best or worth(row) >= worth(self.best):
             self.best = row
             if self.fabric.is_global_zero:

@@ -191,11 +191,6 @@ class Recipe:
         if self.budget is not None:
             parse_seconds(self.budget)
 
-    @property
-    def holds_out(self) -> bool:
-        """Whether training leaves the validation images unseen."""
-        return self.train_on == "train"
-
     def to_dict(self) -> dict[str, Any]:
         """Nested mappings, as `recipe_from` reads them."""
         values = dataclasses.asdict(self)
