@@ -392,7 +392,7 @@ def test_load_by_module_and_function(module):
         ("broken", "AttributeError: 'NoneType' object has no attribute 'weights'"),
         ("fails", "OSError: no such file"),
         ("says", "the weights are elsewhere"),
-        ("imports", "no module 'not_there_at_all'"),
+        ("imports", "No module named 'not_there_at_all'"),
     ],
 )
 def test_a_function_that_builds_no_model(module, function, hint):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 from collections.abc import Sequence
 from functools import partial
@@ -12,7 +11,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..files import nearest
-from ..models.loading import search_this_folder
+from ..imports import import_named
 from ..options import split_options, typed
 from .autoencoder import Autoencoder
 from .base import Defence, Model
@@ -80,16 +79,7 @@ def chain(model: Model, texts: Sequence[str]) -> nn.Module | Model:
 
 
 def _own(name: str) -> type[Defence]:
-    module_name, _, class_name = name.partition(":")
-    search_this_folder()
-    try:
-        module = importlib.import_module(module_name)
-    except Exception as error:  # whatever a user's module raises while it is read
-        what = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"defence {name}: cannot import {module_name!r}: {what}") from error
-    defence = getattr(module, class_name, None)
-    if defence is None:
-        raise InputError(f"defence {name}: {module_name!r} has no {class_name!r}")
+    defence = import_named(name, "defence")
     if not (isinstance(defence, type) and issubclass(defence, Defence)):
         raise InputError(f"defence {name}: it must be a subclass of holdfast.defences.Defence")
     return defence

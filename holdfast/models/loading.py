@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import importlib
 import os
-import sys
 from pathlib import Path
 
 from torch import nn
 
 from ..errors import InputError
+from ..imports import import_named, said
 from .checkpoint import load_checkpoint
 
 
@@ -70,27 +69,14 @@ def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:
     return defended  # type: ignore[return-value]
 
 
-def search_this_folder() -> None:
-    """Let modules of the current folder be imported, however Holdfast was started."""
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-
-
 def _call(text: str) -> nn.Module:
-    module_name, _, function_name = text.partition(":")
-    search_this_folder()
+    build = import_named(text, "model")
     try:
-        module = importlib.import_module(module_name)
-        if not hasattr(module, function_name):
-            raise InputError(f"model {text!r}: {module_name} has no {function_name!r}")
-        model = getattr(module, function_name)()
+        model = build()  # type: ignore[operator]
     except InputError:
         raise
-    except ModuleNotFoundError as error:
-        raise InputError(f"model {text!r}: there is no module {error.name!r}") from None
     except Exception as error:  # the user's own code: say what it said
-        said = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(f"model {text!r} cannot be built: {said}") from None
+        raise InputError(f"model {text!r} cannot be built: {said(error)}") from None
     if not callable(model):
         raise InputError(f"model {text!r} built a {type(model).__name__}, which cannot be called")
     return model.eval() if isinstance(model, nn.Module) else model
