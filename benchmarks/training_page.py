@@ -1,5 +1,5 @@
 """Write the tables of docs/training.md from the training runs, the choices of a recipe's entries,
-the collapse benchmark and the estimate for a GPU in benchmarks/results/.
+the collapse benchmark, the bound on mixtures and the estimate for a GPU in benchmarks/results/.
 
     python benchmarks/training_page.py [--check]
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 from typing import Any
 
 from table import RESULTS, ROOT, changes_in, fill, since_then
@@ -149,6 +150,39 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
+    """The most that a mixture of each robust model could gain, by how its sureness is told."""
+    lines = []
+    for result in results:
+        lines += [
+            "### What could a mixture gain?",
+            "",
+            f"| robust model: standard, attacked | sure by its | accurate model "
+            f"| gained for {100 * result['allowed']:.1f} points lost | lost for "
+            f"{100 * result['wanted']:.0f} points gained |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        for row in result["rows"]:
+            alone = f"{row['standard_accuracy']:.1%}, {row['attacked_accuracy']:.1%}"
+            for gate in row["gates"]:
+                cost = "none gains as much"
+                if gate["cost"] is not None:
+                    cost = f"at least {100 * gate['cost']:.1f} points"
+                lines.append(
+                    f"| {Path(row['robust']).name}: {alone} | {gate['score']} | {gate['accurate']} "
+                    f"| at most {100 * gate['gain']:.1f} points | {cost} |"
+                )
+        lines += [
+            "",
+            f"- The best threshold of all, of a mixture that answers as its accurate model where "
+            f"the robust one is less sure: an upper bound, for {result['attack']} does not find "
+            f"all that is lost. First {result['n']} validation images ({result['pixels']}): "
+            f"`{' '.join(result['command'])}`",
+            "",
+        ]
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
@@ -161,6 +195,7 @@ def main() -> int:
         [
             *collapses(of("collapse")),
             *choices(of("recipe_choices")),
+            *mixture_bounds(of("mixture_bound")),
             *gpu_estimates(of("gpu_estimate")),
         ],
         "benchmarks/training_page.py",

@@ -21,6 +21,7 @@ from holdfast.training.recipe import recipe_from
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
 import collapse
 import gpu_estimate
+import mixture_bound
 import one_gpu
 import recipe_choices
 import speed_page
@@ -290,3 +291,43 @@ def test_the_estimate_counts_all_operations_of_a_run(tmp_path):
     asked["threat"]["eps"] = "4/255"
     (folder / "request.json").write_text(json.dumps({"asked": {"recipe": asked}}))
     assert gpu_estimate.runs(tmp_path / "results", digits(), recipe_from(asked)) == []
+
+
+def test_the_best_gate_of_a_mixture_in_closed_form():
+    """Four images that stand, two that are wrong when clean; one answered by the robust alone."""
+    right = np.array([1, 1, 1, 1, 0, 0], dtype=bool)
+    accurate = np.array([1, 1, 1, 0, 1, 1], dtype=bool)
+    clean = np.array([9.0, 9.0, 9.0, 1.5, 1.0, 3.0])
+    attacked = np.array([2.0, 4.0, 5.0, 1.5, 0.0, 0.0])
+
+    def found(allowed, wanted, **changes):
+        given = {"clean": clean, "attacked": attacked, "right": right, "stands": right}
+        given |= {"accurate": accurate} | changes
+        return mixture_bound.best_gate(**given, allowed=allowed / 6, wanted=wanted / 6)
+
+    assert found(0, 1) == {"gain": 1 / 6, "cost": 0.0}  # the first wrong one costs nothing
+    # Beyond 3 lies the second; on the way two are lost, and one that the accurate does not know.
+    assert found(2, 2) == {"gain": 1 / 6, "cost": None}
+    always = np.ones(6, dtype=bool)
+    assert found(1, 2, accurate=always) == {"gain": 1 / 6, "cost": 2 / 6}
+    assert found(2, 2, accurate=always) == {"gain": 2 / 6, "cost": 2 / 6}
+    # What falls anyway cannot be lost.
+    assert found(0, 2, accurate=always, stands=right & (attacked > 3)) == {"gain": 2 / 6, "cost": 0}
+
+
+def test_a_bound_on_mixtures_is_measured_and_drawn(tmp_path, monkeypatch):
+    hf.train(tiny(), digits(), tmp_path / "robust")
+    hf.train(tiny(), digits(), tmp_path / "accurate", seed=1)
+    out = tmp_path / "mixture_bound.json"
+    arguments = (tmp_path / "robust", "--accurate", tmp_path / "accurate", "--steps", 5)
+    run(monkeypatch, mixture_bound, *arguments, "--limit", 20, "--out", out)
+    result = json.loads(out.read_text())
+    (row,) = result["rows"]
+    assert result["n"] == 20
+    assert 0 <= row["attacked_accuracy"] <= row["standard_accuracy"] <= 1
+    assert {gate["score"] for gate in row["gates"]} == set(mixture_bound.SCORES)
+    for known, always in zip(row["gates"][::2], row["gates"][1::2], strict=True):
+        assert 0 <= known["gain"] <= always["gain"] <= 1 - row["standard_accuracy"]
+    text = "\n".join(training_page.mixture_bounds([result]))
+    assert f"{row['standard_accuracy']:.1%}" in text
+    assert "at most" in text
