@@ -169,7 +169,7 @@ def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
                 if gate["cost"] is not None:
                     cost = f"at least {100 * gate['cost']:.1f} points"
                 lines.append(
-                    f"| {Path(row['robust']).name}: {alone} | {gate['score']} | {gate['accurate']} "
+                    f"| {Path(row['robust']).name}: {alone} | {gate['score']} | {Path(gate['accurate']).name} "
                     f"| at most {100 * gate['gain']:.1f} points | {cost} |"
                 )
         lines += [
