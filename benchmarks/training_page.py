@@ -168,8 +168,9 @@ def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
                 cost = "none gains as much"
                 if gate["cost"] is not None:
                     cost = f"at least {100 * gate['cost']:.1f} points"
+                robust, accurate = (Path(name).name for name in (row["robust"], gate["accurate"]))
                 lines.append(
-                    f"| {Path(row['robust']).name}: {alone} | {gate['score']} | {Path(gate['accurate']).name} "
+                    f"| {robust}: {alone} | {gate['score']} | {accurate} "
                     f"| at most {100 * gate['gain']:.1f} points | {cost} |"
                 )
         lines += [
