@@ -1,4 +1,4 @@
-"""How much standard accuracy any mixture can gain that trusts its robust model where it is sure.
+"""How much standard accuracy a mixture can gain that trusts its robust model where it is sure.
 
     python benchmarks/mixture_bound.py ROBUST … --accurate NAME --data DIR [--limit 1000]
         [--allowed 0.015] [--wanted 0.06] [--out benchmarks/results/mixture_bound.json]
@@ -9,9 +9,10 @@ can be made less sure of it than the threshold. A clean one is won if the robust
 less sure than the threshold, and the accurate model right. Both are counted on validation images
 for every threshold: so the best of all is known without building any.
 
-How sure a model is, is by how much its largest value exceeds the next, in each of `SCORES`. A
-weighted mean of probabilities, as in Bai et al., "MixedNUTS", TMLR 2024, loses by the same
-threshold and wins less: it has to lift the right class above the largest, not the next. The attack,
+How sure a model is, is by how much its largest value exceeds the next, in each of `SCORES`; other
+measures are not bounded by these, nor is a mixture of sharpened logits (Bai et al., "MixedNUTS",
+TMLR 2024). A weighted mean of the probabilities themselves loses by the same threshold and wins
+less: it has to lift the right class above the largest, not the next. The attack,
 APGD on the margin, finds points at which the robust model is unsure, not the least sure ones. So
 more is lost than is counted here, and the gains are upper bounds; an accurate model that is always
 right bounds what a better one could do.
@@ -52,7 +53,7 @@ def answers(model: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([model(part) for part in images.split(BATCH)])
 
 
-def sureness(values: Tensor) -> Float[np.ndarray, " n"]:
+def sureness(values: Float[Tensor, "n k"]) -> Float[np.ndarray, " n"]:
     """By how much the largest of each row exceeds the next one."""
     first, second = values.topk(2, dim=1).values.T
     return (first - second).double().numpy()
@@ -94,7 +95,12 @@ def best_gate(
 
 
 def row(robust: str, options: argparse.Namespace, images: Tensor, labels: Tensor) -> dict[str, Any]:
-    """What mixtures of one robust model could come to."""
+    """What mixtures of one robust model could come to, as fractions of the images.
+
+    Args:
+        images: float32 (N, C, H, W) in [0, 1].
+        labels: int64 (N,).
+    """
     model, accurate = hf.load(robust), hf.load(options.accurate)
     check_held_out(robust, model.card)
     check_held_out(options.accurate, accurate.card)

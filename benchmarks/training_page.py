@@ -176,8 +176,9 @@ def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
         lines += [
             "",
             f"- The best threshold of all, of a mixture that answers as its accurate model where "
-            f"the robust one is less sure: an upper bound, for {result['attack']} does not find "
-            f"all that is lost. First {result['n']} validation images ({result['pixels']}): "
+            f"the robust one is less sure: an upper bound for these measures, as "
+            f"{result['attack']} does not find all that is lost. First {result['n']} validation "
+            f"images ({result['pixels']}): "
             f"`{' '.join(result['command'])}`",
             "",
         ]

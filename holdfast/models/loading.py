@@ -71,8 +71,10 @@ def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:
 
 def _call(text: str) -> nn.Module:
     build = import_named(text, "model")
+    if not callable(build):
+        raise InputError(f"model {text!r} is a {type(build).__name__}, which is not callable")
     try:
-        model = build()  # type: ignore[operator]
+        model = build()
     except InputError:
         raise
     except Exception as error:  # the user's own code: say what it said
