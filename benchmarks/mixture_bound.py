@@ -10,12 +10,12 @@ less sure than the threshold, and the accurate model right. Both are counted on 
 for every threshold: so the best of all is known without building any.
 
 How sure a model is, is by how much its largest value exceeds the next, in each of `SCORES`; other
-measures are not bounded by these, nor is a mixture of sharpened logits (Bai et al., "MixedNUTS",
-TMLR 2024). A weighted mean of the probabilities themselves loses by the same threshold and wins
-less: it has to lift the right class above the largest, not the next. The attack,
-APGD on the margin, finds points at which the robust model is unsure, not the least sure ones. So
-more is lost than is counted here, and the gains are upper bounds; an accurate model that is always
-right bounds what a better one could do.
+measures are not bounded by these. A weighted mean of the probabilities themselves loses by the same
+threshold and wins less: it has to lift the right class above the largest, not the next. Mixtures of
+sharpened logits (Bai et al., "MixedNUTS", TMLR 2024) are counted one by one, with every setting
+that `holdfast mix` searches. The attack, APGD on the margin, finds points at which the robust
+model is unsure, not the least sure ones. So more is lost than is counted here, and the gains are
+upper bounds; an accurate model that is always right bounds what a better one could do.
 """
 
 from __future__ import annotations
@@ -35,11 +35,13 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import APGD
+from holdfast.defences.mixing import CERTAIN, ROBUST_ALONE, WEIGHTS, Points, grid
 from holdfast.evaluation.command import check_held_out, threat_of
 from holdfast.files import write_json
 from holdfast.runs import circumstances
 
 BATCH = 250
+ROUNDING = 1e-9
 SCORES: dict[str, Callable[[Tensor], Tensor]] = {
     "logits": lambda logits: logits,
     "standardised logits": lambda logits: F.layer_norm(logits, logits.shape[-1:]),
@@ -94,6 +96,20 @@ def best_gate(
     return {"gain": gain, "cost": cost}
 
 
+def best_sharpened(points: Points, allowed: float, wanted: float) -> dict[str, float | None]:
+    """Over all mixtures of sharpened logits that are searched: see `best_gate`."""
+    alone = points.figures_of(ROBUST_ALONE)
+    gain, cost = 0.0, None
+    for transformation in grid():
+        for found in points.figures(transformation, WEIGHTS):
+            gained, lost = found.standard - alone.standard, alone.standing - found.standing
+            if lost <= allowed + ROUNDING:
+                gain = max(gain, gained)
+            if gained >= wanted - ROUNDING and (cost is None or lost < cost):
+                cost = lost
+    return {"gain": gain, "cost": cost}
+
+
 def row(robust: str, options: argparse.Namespace, images: Tensor, labels: Tensor) -> dict[str, Any]:
     """What mixtures of one robust model could come to, as fractions of the images.
 
@@ -118,6 +134,16 @@ def row(robust: str, options: argparse.Namespace, images: Tensor, labels: Tensor
         for helper, known in ((options.accurate, helped), ("always right", np.ones_like(helped))):
             found = best_gate(*sure, right, stands, known, options.allowed, options.wanted)
             gates.append({"score": name, "accurate": helper, **found})
+    for helper in (options.accurate, "always right"):
+        with torch.no_grad():
+            known_points = Points(model, accurate, images, labels)
+            # The accurate model can be misled beside the clean image already.
+            for near in (images, points):
+                known_points.add(near, worst=True)
+        if helper == "always right":
+            known_points.logits[0] = clean.double(), CERTAIN * F.one_hot(labels, clean.shape[1])
+        found = best_sharpened(known_points, options.allowed, options.wanted)
+        gates.append({"score": "sharpened logits", "accurate": helper, **found})
     return {
         "robust": robust,
         "threat": {"norm": threat.norm, "eps": threat.eps},

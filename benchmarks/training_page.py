@@ -176,7 +176,8 @@ def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
         lines += [
             "",
             f"- The best threshold of all, of a mixture that answers as its accurate model where "
-            f"the robust one is less sure: an upper bound for these measures, as "
+            f"the robust one is less sure; for sharpened logits (MixedNUTS), the best setting of "
+            f"all that `holdfast mix` searches. Upper bounds for these, as "
             f"{result['attack']} does not find all that is lost. First {result['n']} validation "
             f"images ({result['pixels']}): "
             f"`{' '.join(result['command'])}`",
