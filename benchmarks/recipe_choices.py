@@ -2,12 +2,14 @@
 
     python benchmarks/recipe_choices.py --data DIR --budget 7m
         --try augment.crop_padding=4 --try "augment.crop_padding=1 augment.pad_mode=reflect"
-        [--set KEY=VALUE] [--seeds 2] [--runs runs/choices]
+        [--set KEY=VALUE] [--seeds 2] [--images 8000] [--runs runs/choices]
         [--out benchmarks/results/recipe_choices-padding.json]
 
 Every variation is trained with the same budget, so what makes a step dearer has to earn it. Its
 averaged weights are measured once, at the end, standard and under PGD-10. Test images stay unseen.
-The same command goes on where it was interrupted.
+With --images, training sees the first so many alone, each as often as a longer run would: what
+helps then is what keeps a longer run from learning its images by heart. The same command goes on
+where it was interrupted.
 """
 
 from __future__ import annotations
@@ -21,9 +23,15 @@ from validation_runs import options_of_runs, told
 
 import holdfast as hf
 from holdfast import data as datasets
-from holdfast.data.base import DataSet
+from holdfast.data.base import DataSet, Split
 from holdfast.files import read_json, write_json
 from holdfast.training import load_recipe
+
+
+def first_of(split: Split, count: int) -> Split:
+    """The first `count` images, or all where there are fewer."""
+    parts = (split.images, split.filenames, split.labels)
+    return Split(*(part[:count].copy() for part in parts), split.pixels)
 
 
 def row(options: argparse.Namespace, dataset: DataSet, tried: str, seed: int) -> dict[str, Any]:
@@ -54,15 +62,24 @@ def main() -> None:
     parser = options_of_runs(__doc__, budget="7m", limit=2000, runs="runs/choices")
     parser.add_argument("--try", dest="tries", action="append", required=True, metavar="CHANGES")
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--images", type=int, help="training images, the first of them; else all")
     options = parser.parse_args()
 
     dataset = datasets.load(options.data)
+    dataset = DataSet(
+        dataset.name,
+        dataset.classes,
+        first_of(dataset.train, options.images or len(dataset.train)),
+        dataset.validation,
+        test=first_of(dataset.validation, 0),
+    )
     rows = []
     for tried in options.tries:
         for seed in range(options.seeds):
             rows.append(row(options, dataset, tried, seed))
             print(json.dumps(rows[-1]), flush=True)
-    result = {**told("recipe_choices", options, dataset), "rows": rows}
+    result = {**told("recipe_choices", options, dataset), "train_images": len(dataset.train)}
+    result["rows"] = rows
     if options.out:
         write_json(options.out, result)
 

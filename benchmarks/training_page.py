@@ -52,13 +52,20 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
         lines += [
             "",
             f"- {setting(result['recipe'])}, where an entry does not say otherwise; budget "
-            f"{result['budget']} a run. First {result['n']} validation images "
+            f"{result['budget']} a run{_few(result)}. First {result['n']} validation images "
             f"({result['pixels']}), the same for all; trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
             f"`{' '.join(result['command'])}`{_since(result)}",
             "",
         ]
     return lines
+
+
+def _few(result: dict[str, Any]) -> str:
+    """On how few images the runs were trained, in words; nothing where it was on all."""
+    if "--images" not in result["command"]:
+        return ""
+    return f", on the first {result['train_images']:,} training images alone"
 
 
 def _since(result: dict[str, Any]) -> str:

@@ -139,9 +139,10 @@ def test_choices_train_each_variation_and_keep_what_the_runs_say(tmp_path, monke
     monkeypatch.setattr(recipe_choices, "load_recipe", drop_budget)
     arguments = ("--recipe", recipe, "--set", "epochs=1", "--limit", 24, "--seeds", 2)
     tries = ("--try", "augment.crop_padding=0", "--try", "averaging=0.5 augment.flip=none")
-    more = ("--runs", runs, "--device", "cpu", "--out", out)
+    more = ("--images", 40, "--runs", runs, "--device", "cpu", "--out", out)
     run(monkeypatch, recipe_choices, *arguments, *tries, *more)
     result = json.loads(out.read_text())
+    assert result["train_images"] == 40
     assert [(row["tried"], row["seed"]) for row in result["rows"]] == [
         *(("augment.crop_padding=0", seed) for seed in (0, 1)),
         *(("averaging=0.5 augment.flip=none", seed) for seed in (0, 1)),
@@ -150,8 +151,10 @@ def test_choices_train_each_variation_and_keep_what_the_runs_say(tmp_path, monke
     trained = [json.loads(file.read_text()) for file in sorted(runs.glob("*/request.json"))]
     assert [told["asked"]["recipe"]["augment"]["crop_padding"] for told in trained] == [0, 0, 1, 1]
     for row, folder in zip(result["rows"], sorted(runs.iterdir()), strict=True):
-        held = json.loads((folder / "result.json").read_text())["validation"]
+        told = json.loads((folder / "result.json").read_text())
+        held = told["validation"]
         assert held["n"] == result["n"] == 24
+        assert told["steps"] == 40 // 16
         assert row["pgd_accuracy"] == held["pgd_accuracy"]
         right = round(24 * row["standard_accuracy"])
         assert any(
