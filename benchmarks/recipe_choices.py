@@ -30,8 +30,8 @@ from holdfast.training import load_recipe
 
 def first_of(split: Split, count: int) -> Split:
     """The first `count` images, or all where there are fewer."""
-    parts = (split.images, split.filenames, split.labels)
-    return Split(*(part[:count].copy() for part in parts), split.pixels)
+    images, filenames, labels = split.images, split.filenames, split.labels
+    return Split(images[:count].copy(), filenames[:count], labels[:count].copy(), split.pixels)
 
 
 def row(options: argparse.Namespace, dataset: DataSet, tried: str, seed: int) -> dict[str, Any]:
