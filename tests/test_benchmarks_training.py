@@ -14,6 +14,7 @@ from test_training import digits, tiny
 
 import holdfast as hf
 from holdfast import data as datasets
+from holdfast.defences.mixing import Points
 from holdfast.models import load_checkpoint
 from holdfast.training import load_recipe
 from holdfast.training.recipe import recipe_from
@@ -318,6 +319,26 @@ def test_the_best_gate_of_a_mixture_in_closed_form():
     assert found(0, 2, accurate=always, stands=right & (attacked > 3)) == {"gain": 2 / 6, "cost": 0}
 
 
+@pytest.mark.parametrize(("second", "gain", "cost"), [(0.0, 0.5, 0.0), (0.99, 0.0, 0.5)])
+def test_sharpened_logits_help_only_where_the_robust_model_stays_surer(second, gain, cost):
+    # Class 0 is right. Attacked, the first image stands, with class 1 at `second`; of the second
+    # image the robust model is wrong by a little, and the accurate one right.
+    sure, attacked, wrong = [1.0, 0.0, 0.0], [1.0, second, 0.0], [0.9, 1.0, 0.0]
+    robust = {0.0: sure, 0.1: attacked, 1.0: wrong, 1.1: wrong}
+
+    def answers(images):
+        return torch.tensor([robust[round(float(x), 1)] for x in images.flatten()])
+
+    def accurate(images):
+        return torch.tensor([[9.0, 0.0, 0.0]]).repeat(len(images), 1)
+
+    clean = torch.tensor([0.0, 1.0]).view(2, 1, 1, 1)
+    points = Points(answers, accurate, clean, torch.tensor([0, 0]))
+    points.add(clean + 0.1, worst=True)
+    found = mixture_bound.best_sharpened(points, allowed=0.0, wanted=0.5)
+    assert found == {"gain": gain, "cost": cost}
+
+
 def test_a_bound_on_mixtures_is_measured_and_drawn(tmp_path, monkeypatch):
     hf.train(tiny(), digits(), tmp_path / "robust")
     hf.train(tiny(), digits(), tmp_path / "accurate", seed=1)
@@ -328,7 +349,8 @@ def test_a_bound_on_mixtures_is_measured_and_drawn(tmp_path, monkeypatch):
     (row,) = result["rows"]
     assert result["n"] == 20
     assert 0 <= row["attacked_accuracy"] <= row["standard_accuracy"] <= 1
-    assert {gate["score"] for gate in row["gates"]} == set(mixture_bound.SCORES)
+    scores = {gate["score"] for gate in row["gates"]}
+    assert scores == {*mixture_bound.SCORES, "sharpened logits"}
     for known, always in zip(row["gates"][::2], row["gates"][1::2], strict=True):
         assert 0 <= known["gain"] <= always["gain"] <= 1 - row["standard_accuracy"]
     text = "\n".join(training_page.mixture_bounds([result]))
