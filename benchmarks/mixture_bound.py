@@ -6,8 +6,10 @@
 A mixture answers as its robust model where that is sure enough, and elsewhere as its accurate one.
 An attacker has the accurate model in hand. So an attacked image is lost as soon as the robust model
 can be made less sure of it than the threshold. A clean one is won if the robust model is wrong and
-less sure than the threshold, and the accurate model right. Both are counted on validation images
-for every threshold: so the best of all is known without building any.
+less sure than the threshold, and the accurate model right. It is taken for granted that the
+accurate model, which nothing defends, can be misled with certainty wherever that helps. Both
+are counted on validation images for every threshold: so the best of all is known without building
+any.
 
 How sure a model is, is by how much its largest value exceeds the next, in each of `SCORES`; other
 measures are not bounded by these. A weighted mean of the probabilities themselves loses by the same
@@ -134,12 +136,12 @@ def row(robust: str, options: argparse.Namespace, images: Tensor, labels: Tensor
         for helper, known in ((options.accurate, helped), ("always right", np.ones_like(helped))):
             found = best_gate(*sure, right, stands, known, options.allowed, options.wanted)
             gates.append({"score": name, "accurate": helper, **found})
+    with torch.no_grad():
+        known_points = Points(model, accurate, images, labels)
+        # The accurate model can be misled beside the clean image already.
+        for near in (images, points):
+            known_points.add(near, worst=True)
     for helper in (options.accurate, "always right"):
-        with torch.no_grad():
-            known_points = Points(model, accurate, images, labels)
-            # The accurate model can be misled beside the clean image already.
-            for near in (images, points):
-                known_points.add(near, worst=True)
         if helper == "always right":
             known_points.logits[0] = clean.double(), CERTAIN * F.one_hot(labels, clean.shape[1])
         found = best_sharpened(known_points, options.allowed, options.wanted)

@@ -64,6 +64,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, help="training images, the first of them; else all")
     options = parser.parse_args()
+    if options.images is not None and options.images < 1:
+        parser.error(f"--images must be at least 1, not {options.images}")
 
     dataset = datasets.load(options.data)
     dataset = DataSet(
@@ -78,8 +80,9 @@ def main() -> None:
         for seed in range(options.seeds):
             rows.append(row(options, dataset, tried, seed))
             print(json.dumps(rows[-1]), flush=True)
-    result = {**told("recipe_choices", options, dataset), "train_images": len(dataset.train)}
-    result["rows"] = rows
+    result = {**told("recipe_choices", options, dataset), "rows": rows}
+    if options.images:
+        result["train_images"] = len(dataset.train)
     if options.out:
         write_json(options.out, result)
 

@@ -63,7 +63,7 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
 
 def _few(result: dict[str, Any]) -> str:
     """On how few images the runs were trained, in words; nothing where it was on all."""
-    if "--images" not in result["command"]:
+    if "train_images" not in result:
         return ""
     return f", on the first {result['train_images']:,} training images alone"
 
@@ -185,7 +185,8 @@ def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
             f"- The best threshold of all, of a mixture that answers as its accurate model where "
             f"the robust one is less sure; for sharpened logits (MixedNUTS), the best setting of "
             f"all that `holdfast mix` searches. Upper bounds for these, as "
-            f"{result['attack']} does not find all that is lost. First {result['n']} validation "
+            f"{result['attack']} does not find all that is lost, if the accurate model can be "
+            f"misled wherever that helps. First {result['n']} validation "
             f"images ({result['pixels']}): "
             f"`{' '.join(result['command'])}`",
             "",
