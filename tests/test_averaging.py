@@ -182,3 +182,21 @@ def test_frozen_statistics_are_those_of_eval_mode_too():
     with frozen_statistics(model):
         inside = model(x)
     assert torch.equal(inside, model(x))
+
+
+@pytest.mark.parametrize("share", [0.02, 0.05, 0.2])
+def test_a_memory_that_is_a_share_of_the_run(share: float) -> None:
+    """Step s of t has the weight s^(1/share − 1), whatever t is; its mean age is a share of t."""
+    live = nn.Linear(1, 1, bias=False)
+    average = WeightAverage(live, 0.999, share)
+    for steps in (200, 800):
+        while average.steps < steps:
+            with torch.no_grad():
+                live.weight.fill_(average.steps + 1)
+            average.update(live)
+        power = 1 / share - 1
+        weights = (torch.arange(1, steps + 1) / steps).double() ** power
+        expected = (weights * torch.arange(1, steps + 1)).sum() / weights.sum()
+        assert average.model.weight.item() == pytest.approx(float(expected), rel=0.005)
+        age = 1 - average.model.weight.item() / steps
+        assert age == pytest.approx(share / (1 + share), abs=0.005)

@@ -152,6 +152,13 @@ def test_no_validation_is_begun_that_the_last_one_would_come_too_late_for():
         assert budget - 2 <= ended.clock <= budget + 2
 
 
+def test_the_rate_can_be_held_and_need_not_end_at_zero():
+    rates = [one_cycle(p, 0.2, hold=0.6, floor=0.1) for p in (0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.1)]
+    assert rates == pytest.approx([0.5, 1, 1, 1, 0.55, 0.1, 0.1])
+    # A hold before the warm-up's end changes nothing.
+    assert one_cycle(0.6, 0.2, hold=0.1) == one_cycle(0.6, 0.2)
+
+
 def test_one_cycle():
     assert one_cycle(0, 0.2) == 0
     assert one_cycle(0.1, 0.2) == pytest.approx(0.5)

@@ -140,3 +140,99 @@ def test_a_gpu_draws_the_same() -> None:
     here = Augment()(images, items, 3, 0)
     there = Augment()(images.cuda(), items.cuda(), 3, 0)
     assert there.is_cuda and torch.equal(there.cpu(), here)
+
+
+# -- IDBH: crop-shift, colours and shapes, erasing ------------------------------------------------
+
+
+def test_crop_shift_shows_one_rectangle_of_the_image_somewhere_on_black() -> None:
+    n, most = 400, 6
+    images = coordinates(n)
+    height, width = images.shape[2:]
+    views = Augment(0, "none", crop_shift=most)(images, torch.arange(n), epoch=3, seed=1)
+    lost = []
+    for view in views:
+        inside = view[0] > 0
+        assert torch.equal(inside, view[1] > 0)
+        rows, columns = inside.any(1).nonzero().flatten(), inside.any(0).nonzero().flatten()
+        top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+        assert inside[top:bottom, left:right].all()  # one whole rectangle
+        shown = view[:, top:bottom, left:right].long()
+        first = shown[:, 0, 0] - 1  # where in the image it comes from
+        cut = images[0, :, first[0] :, first[1] :][:, : bottom - top, : right - left]
+        assert torch.equal(shown, cut.long())
+        lost.append(int(height - (bottom - top) + width - (right - left)))
+    counts = torch.bincount(torch.tensor(lost), minlength=most + 1)
+    assert len(counts) == most + 1 and counts.min() > 30  # 57 each are expected
+
+
+def test_crop_shift_and_mirroring_together() -> None:
+    images = coordinates(200)
+    items = torch.arange(200)
+    plain = Augment(0, "none", crop_shift=6)(images, items, 0, 0)
+    both = Augment(0, "random", crop_shift=6)(images, items, 0, 0)
+    mirrored = [torch.equal(b, p.flip(2)) for b, p in zip(both, plain, strict=True)]
+    same = [torch.equal(b, p) for b, p in zip(both, plain, strict=True)]
+    assert all(m or s for m, s in zip(mirrored, same, strict=True))
+    assert 70 < sum(mirrored) < 130
+
+
+def test_erasing_blackens_a_rectangle_as_often_as_asked() -> None:
+    n = 600
+    images = torch.full((n, 3, 32, 32), 200, dtype=torch.uint8)
+    views = Augment(0, "none", erase=0.5)(images, torch.arange(n), epoch=0, seed=0)
+    black = (views == 0).all(1)
+    touched = black.flatten(1).any(1)
+    assert abs(touched.float().mean() - 0.5) < 4 * 0.5 / n**0.5
+    assert torch.equal(views[~touched], images[~touched])
+    for mask in black[touched]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns)  # a rectangle
+    shares = black[touched].flatten(1).float().mean(1)
+    assert shares.min() > 0.01 and shares.max() < 0.36
+    assert abs(shares.mean() - 0.175) < 0.02  # 2 to 33 %
+
+
+def test_colours_and_shapes_change_some_images_and_stay_grey_levels() -> None:
+    n = 400
+    images = torch.randint(40, 200, (n, 3, 4, 4), dtype=torch.uint8)
+    images = images.repeat_interleave(4, 2).repeat_interleave(4, 3)
+    items = torch.arange(n)
+    views = Augment(0, "none", colour=0.6)(images, items, 0, 0)
+    changed = (views != images).flatten(1).any(1).float().mean()
+    assert views.dtype == torch.uint8
+    assert 0.45 < changed <= 0.65  # a few operations leave an image as it is
+    assert torch.equal(
+        Augment(0, "none", colour=0.6)(images[50:60], items[50:60], 0, 0), views[50:60]
+    )
+    assert not torch.equal(Augment(0, "none", colour=0.6)(images, items, 1, 0), views)
+
+
+def test_further_augmentation_leaves_crops_and_flips_as_they_were() -> None:
+    images = torch.randint(1, 256, (64, 3, 16, 16), dtype=torch.uint8)
+    items = torch.arange(64)
+    plain = Augment(2)(images, items, 4, 9)
+    erased = Augment(2, erase=1.0)(images, items, 4, 9)
+    assert torch.equal(erased, torch.where(erased == 0, 0, plain))
+    assert not torch.equal(erased, plain)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"crop_shift": -1}, "crop_shift"),
+        ({"crop_shift": 3}, "crop_padding"),
+        ({"colour": 1.5}, "colour"),
+        ({"erase": -0.1}, "erase"),
+        ({"erase": float("nan")}, "erase"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Augment(**arguments)
+
+
+def test_a_crop_shift_that_leaves_nothing_is_refused() -> None:
+    images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
+    with pytest.raises(InputError, match="crop_shift 8"):
+        Augment(0, crop_shift=8)(images, torch.arange(2), 0, 0)

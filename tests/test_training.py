@@ -701,21 +701,20 @@ def test_momentum_and_average_survive(tmp_path):
 
 
 class Played:
-    """Replaces what validations measure: (average PGD, live FGSM, live PGD), one after another."""
+    """Replaces what validations measure: (average PGD, live FGSM, live PGD), one after another; the
+    averaged weights' PGD accuracy on training images is `known`."""
 
-    def __init__(self, patch: pytest.MonkeyPatch, *measured: tuple[float, float, float]):
-        self.measured = list(measured)
-        self.live = False
-        patch.setattr(Validator, "accuracies", lambda validator, *_: self.next())
+    def __init__(
+        self, patch: pytest.MonkeyPatch, *measured: tuple[float, float, float], known: float = 0.5
+    ):
+        def in_turn():
+            for average, fgsm, pgd in measured:
+                yield {"standard": 0.9, "fgsm": average, "pgd": average}
+                yield {"standard": 0.9, "fgsm": known, "pgd": known}
+                yield {"standard": 0.9, "fgsm": fgsm, "pgd": pgd}
 
-    def next(self) -> dict[str, float]:
-        average, fgsm, pgd = self.measured[0]
-        if self.live:
-            self.measured.pop(0)
-        self.live = not self.live
-        if self.live:
-            return {"standard": 0.9, "fgsm": average, "pgd": average}
-        return {"standard": 0.9, "fgsm": fgsm, "pgd": pgd}
+        turns = in_turn()
+        patch.setattr(Validator, "accuracies", lambda validator, *_: next(turns))
 
 
 HEALTHY, COLLAPSED = (0.5, 0.55, 0.5), (0.4, 0.9, 0.02)
@@ -831,3 +830,38 @@ def test_train_and_validation_keeps_the_last_weights(tmp_path, monkeypatch):
     assert card["figures"]["validation"]["measured"] == (
         "first validation images (which are trained on), PGD-2"
     )
+
+
+def test_some_validation_images_can_be_held_back_and_choose_the_weights(tmp_path, monkeypatch):
+    Played(monkeypatch, (0.5, 0.6, 0.6), (0.4, 0.6, 0.6))
+    data = digits()
+    recipe = tiny(train_on="train+validation-10", validation={"every": 1, "images": 10, "steps": 2})
+    result = fit_recipe(recipe, data, tmp_path, device="cpu")
+    assert result.steps == 2 * ((50 + 14) // 16)
+    assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 1
+    split = data.split("train+validation-10")
+    np.testing.assert_array_equal(split.images[50:], data.validation.images[10:])
+    np.testing.assert_array_equal(split.labels[50:], data.validation.labels[10:])
+    for asked, message in (("train+validation-24", "only 24"), ("train+validation-4", "only 4")):
+        with pytest.raises(InputError, match=message):
+            fit_recipe(tiny(train_on=asked), data, tmp_path / "other", device="cpu")
+    with pytest.raises(InputError, match="train_on"):
+        tiny(train_on="train+validation-0")
+
+
+def test_learning_by_heart_is_said_once(tmp_path, monkeypatch, capsys):
+    Played(monkeypatch, *[(0.44, 0.5, 0.5)] * 3, known=0.57)
+    result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu", progress=True)
+    (event,) = result.events
+    assert event["kind"] == "memorising" and event["epoch"] == 1
+    said = "learns by heart: PGD accuracy 57% on training images, 44% on others"
+    assert event["detail"] == said
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count(said) == 1
+    with (tmp_path / "metrics.csv").open() as file:
+        assert [row["train_pgd_accuracy"] for row in csv.DictReader(file)] == ["0.57"] * 3
+
+
+def test_a_small_gap_is_no_event(tmp_path, monkeypatch):
+    Played(monkeypatch, *[(0.44, 0.5, 0.5)] * 2, known=0.53)
+    assert fit_recipe(tiny(epochs=2), digits(), tmp_path, device="cpu").events == []

@@ -1,17 +1,41 @@
-"""Random crops and flips of a whole batch at once, on the device that holds it."""
+"""Random crops, flips, colours and erasing of a whole batch at once, on the device that holds it.
+
+`crop_shift`, `colour` and `erase` together are IDBH (Li & Spratling, "Data augmentation alone can
+improve adversarial training", ICLR 2023): its weak form is `crop_shift: 10, colour: 1, erase: 0.5`,
+its strong form erases always.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
 from .. import draws
 from ..errors import InputError
+from . import trivial_augment as operations
+
+# IDBH's "colour-biased" operations, one of which is drawn for an image: how often, the range of its
+# strength in units of `trivial_augment`, and whether a sign is drawn besides.
+_COLOUR_AND_SHAPE: tuple[tuple[operations.Operation, float, float, float, bool], ...] = (
+    (operations.colour, 1 / 8, -1.0, 1.0, False),  # 0.1 to 1.9 times the distance from grey
+    (operations.brightness, 1 / 8, -5 / 9, 1.0, False),  # 0.5 to 1.9 times as bright
+    (operations.contrast, 1 / 8, -5 / 9, 1.0, False),
+    (operations.sharpness, 1 / 8, -1.0, 1.0, False),
+    (operations.autocontrast, 1 / 8, 0.0, 0.0, False),
+    (operations.equalise, 1 / 8, 0.0, 0.0, False),
+    (operations.shear_x, 1 / 16, 1 / 6, 1 / 2, True),  # by 0.05 to 0.15
+    (operations.shear_y, 1 / 16, 1 / 6, 1 / 2, True),
+    (operations.rotate, 1 / 8, 1 / 30, 1 / 3, True),  # by 1 to 10 degrees
+)
+# Of a rectangle that is erased (Zhong et al., "Random erasing data augmentation", AAAI 2020).
+_ERASED_SHARE = (0.02, 0.33)
+_ERASED_RATIO = (0.3, 3.3)  # of its height to its width
 
 Flip = Literal["random", "alternating", "none"]
 PadMode = Literal["zeros", "reflect"]
@@ -31,18 +55,35 @@ class Augment:
             then mirrors an image in every second epoch, so that two epochs in a row always show
             both sides (Jordan, "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024); `none`.
         pad_mode: what the padding holds, `zeros` or the image `reflect`ed at its border pixel.
+        crop_shift: in place of `crop_padding`: up to so many rows and columns, both together, are
+            cut off, and what is left is put at a random place of a black image (IDBH's
+            crop-shift).
+        colour: probability that one of eight operations on colours or shape is applied (IDBH).
+        erase: probability that a random rectangle, 2 to 33 % of the image, becomes black
+            (Zhong et al., "Random erasing data augmentation", AAAI 2020).
 
     Raises:
-        InputError: a padding below 0, or an unknown `flip` or `pad_mode`.
+        InputError: a number out of its range, an unknown `flip` or `pad_mode`, or `crop_shift`
+            beside a `crop_padding`.
     """
 
     crop_padding: int = 4
     flip: Flip = "random"
     pad_mode: PadMode = "zeros"
+    crop_shift: int = 0
+    colour: float = 0.0
+    erase: float = 0.0
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
             raise InputError(f"crop_padding must be 0 or more pixels, not {self.crop_padding}")
+        if self.crop_shift < 0:
+            raise InputError(f"crop_shift must be 0 or more pixels, not {self.crop_shift}")
+        if self.crop_shift and self.crop_padding:
+            raise InputError("crop_shift takes the place of crop_padding: set crop_padding to 0")
+        for name in ("colour", "erase"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} is a probability, 0 to 1, not {getattr(self, name)}")
         for name, choices in (("flip", get_args(Flip)), ("pad_mode", get_args(PadMode))):
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -65,7 +106,7 @@ class Augment:
             seed: the run's seed.
 
         Raises:
-            InputError: images too small to be reflected by the padding.
+            InputError: images too small to be reflected by the padding, or for `crop_shift`.
         """
         n, channels, height, width = images.shape
         p = self.crop_padding
@@ -78,7 +119,13 @@ class Augment:
             corner[:, axis] + torch.arange(length, device=images.device)
             for axis, length in enumerate((height, width))
         )
-        if self.pad_mode == "zeros":
+        # What is drawn besides, from a stream of its own: crops and flips stay what they were.
+        more = draws.item_seeds(seed, "augment further", item_index.cpu()).to(images.device)
+        further = draws.uniform(more, epoch, (_FURTHER,))
+        seen = None
+        if self.crop_shift:
+            rows, columns, seen = self._shifted(height, width, further[:, :6])
+        elif self.pad_mode == "zeros":
             images = functional.pad(images, (p, p, p, p))
         else:
             rows, columns = _reflected(rows - p, height), _reflected(columns - p, width)
@@ -87,9 +134,77 @@ class Augment:
             if self.flip == "alternating":
                 mirrored = (draws.uniform(seeds, 0, (1,)) < 0.5) ^ (epoch % 2 == 1)
             columns = torch.where(mirrored, columns.flip(1), columns)
+            if seen is not None:
+                seen = torch.where(mirrored[:, :, None], seen.flip(2), seen)
         place = (rows[:, :, None] * images.shape[3] + columns[:, None, :]).flatten(1)
         views = images.flatten(2).gather(2, place[:, None].expand(-1, channels, -1))
-        return views.view(n, channels, height, width)
+        views = views.view(n, channels, height, width)
+        if seen is not None:
+            views = views * seen[:, None]
+        if self.colour:
+            views = _coloured(views, further[:, 6:10], self.colour)
+        if self.erase:
+            views = views * _kept(height, width, further[:, 10:15], self.erase)[:, None]
+        return views
+
+    def _shifted(
+        self, height: int, width: int, draw: Float[Tensor, "n 6"]
+    ) -> tuple[Int64[Tensor, "n h"], Int64[Tensor, "n w"], Bool[Tensor, "n h w"]]:
+        """The rows and columns that a crop-shift shows, and where it shows any."""
+        if self.crop_shift >= min(height, width):
+            raise InputError(
+                f"crop_shift {self.crop_shift} leaves nothing of {height}×{width} images"
+            )
+        lost = (draw[:, 0] * (self.crop_shift + 1)).floor()
+        fewer_columns = (draw[:, 1] * (lost + 1)).floor()
+        places, inside = [], []
+        for length, fewer, cut, put in (
+            (height, lost - fewer_columns, draw[:, 2], draw[:, 3]),
+            (width, fewer_columns, draw[:, 4], draw[:, 5]),
+        ):
+            cut_from, put_to = ((share * (fewer + 1)).floor().long() for share in (cut, put))
+            place = torch.arange(length, device=draw.device) - put_to[:, None]
+            inside.append((place >= 0) & (place < length - fewer.long()[:, None]))
+            places.append((place + cut_from[:, None]).clamp(0, length - 1))
+        return places[0], places[1], inside[0][:, :, None] & inside[1][:, None, :]
+
+
+_FURTHER = 15  # draws an image besides those of crop and flip
+
+
+def _coloured(
+    images: UInt8[Tensor, "n c h w"], draw: Float[Tensor, "n 4"], probability: float
+) -> UInt8[Tensor, "n c h w"]:
+    """One operation of IDBH on each image that is drawn for it, rounded to whole grey levels."""
+    table = torch.tensor([row[1:] for row in _COLOUR_AND_SHAPE], device=images.device)
+    # The last boundary is left out: rounding must not put a draw beyond the last operation.
+    choice = torch.bucketize(draw[:, 1].contiguous(), table[:-1, 0].cumsum(0), right=True)
+    low, high, signed = table[choice, 1:].unbind(1)
+    strength = low + draw[:, 2] * (high - low)
+    strength = torch.where((signed > 0) & (draw[:, 3] < 0.5), -strength, strength)
+    choice = torch.where(draw[:, 0] < probability, choice, -1)
+    sign = torch.where(strength < 0, -1.0, 1.0)
+    made = operations.operated(
+        images.float() / 255, [row[0] for row in _COLOUR_AND_SHAPE], choice, strength.abs(), sign
+    )
+    return (made * 255).round().to(torch.uint8)
+
+
+def _kept(
+    height: int, width: int, draw: Float[Tensor, "n 5"], probability: float
+) -> Bool[Tensor, "n h w"]:
+    """False inside the rectangle that random erasing blackens."""
+    area = height * width * (_ERASED_SHARE[0] + draw[:, 1] * (_ERASED_SHARE[1] - _ERASED_SHARE[0]))
+    low, high = map(math.log, _ERASED_RATIO)
+    ratio = (low + draw[:, 2] * (high - low)).exp()
+    erased = (draw[:, 0] < probability)[:, None, None]
+    for axis, (length, side) in enumerate(((height, area * ratio), (width, area / ratio))):
+        size = side.sqrt().round().clamp(1, length)
+        first = (draw[:, 3 + axis] * (length - size + 1)).floor()
+        place = torch.arange(length, device=draw.device)
+        inside = (place >= first[:, None]) & (place < (first + size)[:, None])
+        erased = erased & (inside[:, :, None] if axis == 0 else inside[:, None, :])
+    return ~erased
 
 
 def _reflected(place: Tensor, length: int) -> Tensor:

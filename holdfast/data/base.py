@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,13 +69,17 @@ class DataSet:
     test: Split
 
     def split(self, name: str) -> Split:
-        """The split called `train`, `validation`, `test` or `train+validation`.
+        """The split called `train`, `validation`, `test`, `train+validation`, or
+        `train+validation-N`, which leaves out the first N validation images.
 
         Raises:
-            InputError: another name.
+            InputError: another name, or N of not as many validation images.
         """
-        if name == "train+validation":
-            return _joined(self.train, self.validation)
+        if TRAINED_ON.fullmatch(name) and name != "train":
+            held = held_back(name)
+            if held is None or held >= len(self.validation):
+                raise InputError(f"{name}: there are only {len(self.validation)} validation images")
+            return _joined(self.train, _from(self.validation, held))
         if name not in SPLITS:
             known = ", ".join([*SPLITS, "train+validation"])
             raise InputError(f"split {name!r} is unknown; the splits are {known}")
@@ -82,9 +87,25 @@ class DataSet:
         return split
 
 
-def holds_out(split: str) -> bool:
+# What a model can be trained on.
+TRAINED_ON = re.compile(r"train(\+validation(-[1-9][0-9]{0,8})?)?")
+
+
+def held_back(trained_on: str) -> int | None:
+    """How many of the first validation images a model has not seen that was trained on the split of
+    this name; None for all of them."""
+    if trained_on.startswith("train+validation-"):
+        return int(trained_on.removeprefix("train+validation-"))
+    return 0 if "validation" in trained_on.split("+") else None
+
+
+def holds_out(trained_on: str) -> bool:
     """Whether a model trained on the split of this name has not seen the validation images."""
-    return "validation" not in split.split("+")
+    return held_back(trained_on) is None
+
+
+def _from(split: Split, first: int) -> Split:
+    return Split(split.images[first:], split.filenames[first:], split.labels[first:], split.pixels)
 
 
 def _joined(first: Split, second: Split) -> Split:

@@ -6,7 +6,7 @@ with its smaller ranges (those of RandAugment).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -35,23 +35,23 @@ def _affine(images: Images, **entries: Tensor) -> Images:
     return _warp(images, matrix)
 
 
-def _shear_x(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def shear_x(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _affine(images, m01=sign * 0.3 * strength)
 
 
-def _shear_y(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def shear_y(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _affine(images, m10=sign * 0.3 * strength)
 
 
-def _translate_x(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def translate_x(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _affine(images, m02=sign * 0.6 * strength)  # 0.3 of the width
 
 
-def _translate_y(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def translate_y(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _affine(images, m12=sign * 0.6 * strength)
 
 
-def _rotate(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def rotate(images: Images, strength: Tensor, sign: Tensor) -> Images:
     angle = sign * strength * (torch.pi / 6)
     return _affine(images, m00=angle.cos(), m01=-angle.sin(), m10=angle.sin(), m11=angle.cos())
 
@@ -67,19 +67,19 @@ def _grey(images: Images) -> Float[Tensor, "n 1 h w"]:
     return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
 
 
-def _brightness(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def brightness(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _blend(images, torch.zeros_like(images), strength, sign)
 
 
-def _colour(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def colour(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _blend(images, _grey(images).expand_as(images), strength, sign)
 
 
-def _contrast(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def contrast(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _blend(images, _grey(images).mean((2, 3), keepdim=True), strength, sign)
 
 
-def _sharpness(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def sharpness(images: Images, strength: Tensor, sign: Tensor) -> Images:
     channels = images.shape[1]
     kernel = images.new_ones(3, 3)
     kernel[1, 1] = 5
@@ -88,23 +88,23 @@ def _sharpness(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return _blend(images, soft, strength, sign)
 
 
-def _posterise(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def posterise(images: Images, strength: Tensor, sign: Tensor) -> Images:
     """8 bits a channel down to 4."""
     step = per_item(2.0 ** (4 * strength).round(), images)
     return ((images * 255).round() / step).floor() * step / 255
 
 
-def _solarise(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def solarise(images: Images, strength: Tensor, sign: Tensor) -> Images:
     """What is brighter than the threshold becomes its negative."""
     return torch.where(images > per_item(1 - strength, images), 1 - images, images)
 
 
-def _autocontrast(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def autocontrast(images: Images, strength: Tensor, sign: Tensor) -> Images:
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
 
 
-def _equalise(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def equalise(images: Images, strength: Tensor, sign: Tensor) -> Images:
     """Each of 256 grey levels becomes the share of the channel's pixels that lie below it."""
     n, channels = images.shape[:2]
     levels = (images * 255).round().long().view(n, channels, -1)
@@ -118,25 +118,25 @@ def _equalise(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return torch.where(flat, images.view(n, channels, -1), mapped).view_as(images)
 
 
-def _identity(images: Images, strength: Tensor, sign: Tensor) -> Images:
+def identity(images: Images, strength: Tensor, sign: Tensor) -> Images:
     return images
 
 
 OPERATIONS: tuple[Operation, ...] = (
-    _identity,
-    _shear_x,
-    _shear_y,
-    _translate_x,
-    _translate_y,
-    _rotate,
-    _brightness,
-    _colour,
-    _contrast,
-    _sharpness,
-    _posterise,
-    _solarise,
-    _autocontrast,
-    _equalise,
+    identity,
+    shear_x,
+    shear_y,
+    translate_x,
+    translate_y,
+    rotate,
+    brightness,
+    colour,
+    contrast,
+    sharpness,
+    posterise,
+    solarise,
+    autocontrast,
+    equalise,
 )
 
 
@@ -154,8 +154,23 @@ def trivial_augment(images: Images, seeds: Int64[Tensor, " n"], view: int = 0) -
     draw = draws.uniform(seeds, 1_000_000 + view, (3,))  # far from what attacks draw
     choice = (draw[:, 0] * len(OPERATIONS)).long()
     strength, sign = draw[:, 1], torch.where(draw[:, 2] < 0.5, -1.0, 1.0)
+    return operated(images, OPERATIONS, choice, strength, sign)
+
+
+def operated(
+    images: Images,
+    operations: Sequence[Operation],
+    choice: Int64[Tensor, " n"],
+    strength: Float[Tensor, " n"],
+    sign: Float[Tensor, " n"],
+) -> Images:
+    """Each image after the operation that `choice` numbers; −1 leaves it as it is.
+
+    Returns:
+        Images in [0, 1], in the layout of the images given.
+    """
     out = images.clone()
-    for number, operation in enumerate(OPERATIONS):
+    for number, operation in enumerate(operations):
         rows = (choice == number).nonzero().squeeze(1)
         if len(rows):
             made = operation(images[rows].contiguous(), strength[rows], sign[rows])

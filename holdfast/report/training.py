@@ -17,6 +17,7 @@ from .training_run import Training
 
 _ACCURACIES = (
     ("train_accuracy", "training images, as trained on", "tone-3"),
+    ("train_pgd_accuracy", "training images, PGD", "tone-2"),
     ("validation_accuracy", "validation, clean", "standard"),
     ("validation_fgsm_accuracy", "validation, FGSM", "tone-1"),
     ("validation_pgd_accuracy", "validation, PGD", "robust"),

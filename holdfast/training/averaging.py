@@ -43,10 +43,14 @@ class WeightAverage:
     Args:
         model: whose weights are averaged.
         decay: per step, in [0, 1); 0 makes the average a copy.
+        share: if above 0, in place of `decay`: the memory grows with the run and is about this
+            share of the steps so far. Step t is then weighted by t^(1/share − 1): decay
+            (1 − 1/t)^(1/share) (Karras et al., "Analyzing and improving the training dynamics of
+            diffusion models", CVPR 2024).
     """
 
-    def __init__(self, model: nn.Module, decay: float):
-        self.decay = decay
+    def __init__(self, model: nn.Module, decay: float, share: float = 0.0):
+        self.decay, self.share = decay, share
         self.steps = 0
         self.model = copy.deepcopy(model)
         for parameter in self.model.parameters():
@@ -55,7 +59,10 @@ class WeightAverage:
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
         self.steps += 1
-        decay = min(self.decay, self.steps / (self.steps + 9))
+        if self.share:
+            decay = (1 - 1 / self.steps) ** (1 / self.share)
+        else:
+            decay = min(self.decay, self.steps / (self.steps + 9))
         average: list[Tensor] = [*self.model.parameters()]
         live: list[Tensor] = [*model.parameters()]
         torch._foreach_lerp_(average, live, 1 - decay)

@@ -114,11 +114,22 @@ class Schedule:
         vars(self).update(state)
 
 
-def one_cycle(progress: float, warmup: float) -> float:
-    """Share of the peak learning rate: linear from 0 to 1 at `warmup`, then linear to 0.
+def one_cycle(progress: float, warmup: float, hold: float = 0.0, floor: float = 0.0) -> float:
+    """Share of the peak learning rate at a point of the schedule.
 
-    Smith & Topin, "Super-convergence", 2018.
+    Linear from 0 to 1 at `warmup`, 1 until `hold`, then linear to `floor` at the end. Without
+    `hold` and `floor` it is the one-cycle policy of Smith & Topin, "Super-convergence", 2018.
+
+    Args:
+        progress: 0 to 1.
+        warmup: share of the schedule, in (0, 1).
+        hold: share of the schedule at which the fall begins; not before `warmup`.
+        floor: the last value, 0 to 1.
     """
     if progress < warmup:
         return progress / warmup
-    return max(1 - progress, 0.0) / (1 - warmup)
+    begins = max(hold, warmup)
+    if progress <= begins:
+        return 1.0
+    left = max(1 - progress, 0.0) / (1 - begins)
+    return floor + (1 - floor) * left

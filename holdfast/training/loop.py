@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..data.augment import Augment
-from ..data.base import DataSet, holds_out
+from ..data.base import DataSet, held_back
 from ..data.extra import load_extra
 from ..errors import HoldfastError, InputError
 from ..files import make_folder
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints inside an epoch
 _MOMENTUM = {"momentum_buffer": "momentum"}  # shorter in a checkpoint
+MEMORISING = "memorising"
+MEMORISING_GAP = 0.10  # between PGD accuracy on training images and on others
 STATISTICS_BATCHES = 8  # that batch-norm statistics of the averaged weights come from
 
 
@@ -73,10 +75,18 @@ class Trainer:
             rank=fabric.global_rank,
             world=fabric.world_size,
         )
-        self.validator = Validator(data.validation, recipe.validation, self.threat, seed, fabric)
+        self.held = held_back(recipe.train_on)
+        if self.held and self.held < recipe.validation.images:
+            raise InputError(
+                f"validation.images is {recipe.validation.images}, but train_on "
+                f"{recipe.train_on} holds back only {self.held}"
+            )
+        self.validator = Validator(
+            data.validation, split, recipe.validation, self.threat, seed, fabric
+        )
         self.objective.prepare(self.validator.images[:2], len(data.classes))
         model, self.arguments = initial_network(recipe, data, seed)
-        self.average = WeightAverage(model, recipe.averaging)
+        self.average = WeightAverage(model, recipe.averaging, recipe.averaging_share)
         self.average.model.to(fabric.device, memory_format=FORMAT)  # type: ignore[call-overload]
         optimiser = optimiser_for(model, recipe.optimiser)
         model.to(memory_format=FORMAT)  # type: ignore[call-overload]
@@ -93,7 +103,7 @@ class Trainer:
         self.rows: list[dict[str, Any]] = []  # of metrics.csv
         self.events: list[dict[str, Any]] = []
         # What has to be said beside every validation figure.
-        self._known = "" if holds_out(recipe.train_on) else " (which are trained on)"
+        self._known = " (which are trained on)" if self.held == 0 else ""
         self.best: dict[str, Any] = {}  # figures of the best averaged weights so far
         self.best_live = 0.0  # PGD accuracy of the live weights
         self.window = {"loss": 0.0, "right": 0.0, "seen": 0, "seconds": 0.0}
@@ -136,7 +146,8 @@ class Trainer:
         """One optimiser step; returns the learning rate it was made with."""
         recipe, schedule = self.recipe, self.schedule
         # The first step of all needs a rate above 0.
-        cycle = one_cycle(max(schedule.progress, 1e-3), recipe.optimiser.warmup)
+        rates = recipe.optimiser
+        cycle = one_cycle(max(schedule.progress, 1e-3), rates.warmup, rates.hold, rates.floor)
         for group in self.optimiser.param_groups:
             group["lr"] = cycle * group["peak"]
         batch = self.feed.batch(schedule.steps)
@@ -253,13 +264,32 @@ class Trainer:
             line.say(f"epoch {row['epoch']:.1f}: {event['detail']}")
         else:
             self.best_live = max(self.best_live, row.get("live_pgd_accuracy", 0.0))
+            self._watch_memory(row, line)
             self._keep_if_best(row)
             self.save("good")
         if self.fabric.is_global_zero:
             self.tracking.log(self.rows)
         line.say(
             f"epoch {row['epoch']:6.2f}  {clock(row['seconds']):>8}  loss {row['train_loss']:.3f}  "
-            f"{in_words(kept(row))}{self._known}  {row['images_per_second']:.0f} images/s"
+            f"{in_words(kept(row))}{self._known}{self._beside(row)}  "
+            f"{row['images_per_second']:.0f} images/s"
+        )
+
+    def _beside(self, row: dict[str, Any]) -> str:
+        """Accuracy under attack on training images, to stand beside that on others."""
+        seen = row.get("train_pgd_accuracy")
+        return "" if seen is None or self.held == 0 else f" (training images {seen:.1%})"
+
+    def _watch_memory(self, row: dict[str, Any], line: ProgressLine) -> None:
+        """Say it once, when robustness on training images leaves that on others behind."""
+        seen, new = row.get("train_pgd_accuracy"), row.get("validation_pgd_accuracy")
+        told = any(event["kind"] == MEMORISING for event in self.events)
+        if seen is None or self.held == 0 or told or seen - new < MEMORISING_GAP:
+            return
+        detail = f"learns by heart: PGD accuracy {seen:.0%} on training images, {new:.0%} on others"
+        self.events.append({"epoch": row["epoch"], "kind": MEMORISING, "detail": detail})
+        line.say(
+            f"epoch {row['epoch']:.1f}: {detail}; stronger augmentation or label smoothing may help"
         )
 
     def _keep_if_best(self, row: dict[str, Any]) -> None:
@@ -270,7 +300,7 @@ class Trainer:
         def worth(row: dict[str, Any]) -> float:
             return sum(row[key] for key in keys)
 
-        choose_last = not holds_out(self.recipe.train_on)
+        choose_last = self.held == 0
         if choose_last or not self.best or worth(row) >= worth(self.best):
             self.best = row
             if self.fabric.is_global_zero:

@@ -16,6 +16,7 @@ import yaml
 
 from ..attacks import FGSM
 from ..data.augment import Augment
+from ..data.base import TRAINED_ON
 from ..errors import InputError
 from ..files import nearest
 from ..threat import Threat
@@ -69,13 +70,19 @@ class OptimiserSpec:
     Attributes:
         name: `sgd`, `muon`, or `adam` with decoupled weight decay (Loshchilov & Hutter, 2019).
         learning_rate: the peak, reached after the share `warmup` of the schedule; from there
-            it falls linearly to 0.
+            it falls linearly to `floor` of it.
         matrix_rate: with Muon, the same for convolutions: the largest relative change of their
             weights in one step. `learning_rate` and `weight_decay` are then for the rest.
         weight_decay: on weights of two dimensions and more; norms and biases have none.
         clip_gradient: largest L2 norm of the whole gradient; 0 for no limit.
         bias_rate: the learning rate of batch norms' biases, in units of `learning_rate` (Jordan,
             "94% on CIFAR-10 in 3.29 seconds on a single GPU", 2024, takes 64).
+        hold: share of the schedule at which the rate begins to fall (Hägele et al., "Scaling laws
+            and compute-optimal training beyond fixed training durations", NeurIPS 2024); below
+            `warmup`, it falls straight from the peak.
+        floor: the last rate, as a share of the peak. Adversarial training loses robust accuracy on
+            new images where the rate becomes small (Rice et al., "Overfitting in adversarially
+            robust deep learning", ICML 2020).
     """
 
     name: str = "sgd"
@@ -86,15 +93,20 @@ class OptimiserSpec:
     weight_decay: float = 5e-4
     clip_gradient: float = 0.0
     bias_rate: float = field(default=1.0, metadata=LATER)
+    hold: float = field(default=0.0, metadata=LATER)
+    floor: float = field(default=0.0, metadata=LATER)
 
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """Random crops after padding by `crop_padding` pixels, and flips; see `data.augment`."""
+    """How each image is changed before it is trained on: the attributes of `data.Augment`."""
 
     crop_padding: int = 4
     flip: str = "random"
     pad_mode: str = "zeros"
+    crop_shift: int = field(default=0, metadata=LATER)
+    colour: float = field(default=0.0, metadata=LATER)
+    erase: float = field(default=0.0, metadata=LATER)
 
 
 @dataclass(frozen=True)
@@ -133,8 +145,12 @@ class Recipe:
         epochs: length of the schedule over the training images, unless there is a budget.
         budget: wall-clock time such as `60m` or `2h`; the schedule then ends when it does.
         averaging: decay of the moving average of the weights per step; 0 for none.
+        averaging_share: the average's memory as a share of the steps so far, in place of
+            `averaging`: so runs of 20 and of 150 epochs need no other value; 0 for `averaging`.
         train_on: `train`, or `train+validation` for a final run (then the last averaged weights
-            are kept, for there is nothing left to choose by).
+            are kept, for there is nothing left to choose by), or `train+validation-1000`, which
+            leaves out the first 1,000 validation images: to choose by, and for whatever needs
+            images that the model never saw.
         precision: `bf16` or `float32`.
     """
 
@@ -151,6 +167,7 @@ class Recipe:
     train_on: str = "train"
     precision: str = "bf16"
     extra: ExtraSpec = field(default=ExtraSpec(), metadata=LATER)
+    averaging_share: float = field(default=0.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         optimiser, validation = self.optimiser, self.validation
@@ -158,10 +175,12 @@ class Recipe:
             ("epochs", self.epochs > 0, "above 0"),
             ("batch_size", self.batch_size >= 2, "at least 2"),
             ("averaging", 0 <= self.averaging < 1, "in [0, 1)"),
+            ("averaging_share", 0 <= self.averaging_share < 1, "in [0, 1)"),
             (
                 "train_on",
-                self.train_on in ("train", "train+validation"),
-                "train or train+validation",
+                TRAINED_ON.fullmatch(self.train_on),
+                "train, train+validation or, to hold back the first 1,000 validation images, "
+                "train+validation-1000",
             ),
             ("precision", self.precision in ("bf16", "float32"), "bf16 or float32"),
             ("optimiser.name", optimiser.name in ("sgd", "muon", "adam"), "sgd, muon or adam"),
@@ -172,6 +191,8 @@ class Recipe:
             ("optimiser.weight_decay", optimiser.weight_decay >= 0, "at least 0"),
             ("optimiser.clip_gradient", optimiser.clip_gradient >= 0, "at least 0"),
             ("optimiser.bias_rate", optimiser.bias_rate > 0, "above 0"),
+            ("optimiser.hold", 0 <= optimiser.hold <= 1, "in [0, 1]"),
+            ("optimiser.floor", 0 <= optimiser.floor <= 1, "in [0, 1]"),
             ("objective.awp", 0 <= self.objective.awp < 1, "in [0, 1)"),
             ("objective.awp_warmup", 0 <= self.objective.awp_warmup <= 1, "in [0, 1]"),
             ("objective.eps_warmup", 0 <= self.objective.eps_warmup <= 1, "in [0, 1]"),
@@ -198,6 +219,7 @@ class Recipe:
             (self, values),
             (self.objective, values["objective"]),
             (self.optimiser, values["optimiser"]),
+            (self.augment, values["augment"]),
         ):
             for key in dataclasses.fields(spec):
                 if key.metadata == LATER and getattr(spec, key.name) == key.default:

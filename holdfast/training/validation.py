@@ -13,7 +13,7 @@ from .. import draws
 from ..attacks import FGSM, PGD
 from ..attacks.losses import margin
 from ..data.base import Split
-from ..threat import Threat
+from ..threat import Images, Threat
 from .feed import FORMAT
 from .objectives import Batch, Objective
 from .recipe import ValidationSpec
@@ -21,20 +21,37 @@ from .recipe import ValidationSpec
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+KNOWN_IMAGES = 500  # training images whose accuracy is measured beside validation images'
 LIVE_IMAGES = 256  # on which the live weights are watched for a collapse
 BATCH_SIZE = 250
 
 
 class Validator:
-    """Accuracies on the first images of the validation split, the same in every process."""
+    """Accuracies on the first images of the validation split, the same in every process.
+
+    Args:
+        split: validation images.
+        trained: what is trained on: as many of its first images show how much the network knows by
+            heart, `KNOWN_IMAGES` at most.
+    """
 
     def __init__(
-        self, split: Split, spec: ValidationSpec, threat: Threat, seed: int, fabric: Fabric
+        self,
+        split: Split,
+        trained: Split,
+        spec: ValidationSpec,
+        threat: Threat,
+        seed: int,
+        fabric: Fabric,
     ):
         self.steps, self.threat, self.seed, self.fabric = spec.steps, threat, seed, fabric
-        images = torch.from_numpy(split.images[: spec.images]).to(fabric.device)
-        self.images = images.float() / 255
-        self.labels = torch.from_numpy(split.labels[: spec.images]).to(fabric.device)
+        self.images, self.labels = self._first(split, spec.images)
+        self.known = self._first(trained, min(spec.images, KNOWN_IMAGES))
+
+    def _first(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
+        images = torch.from_numpy(split.images[:count]).to(self.fabric.device)
+        labels = torch.from_numpy(split.labels[:count]).to(self.fabric.device)
+        return images.float() / 255, labels
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -49,12 +66,17 @@ class Validator:
         own = self.own(average, objective)
         if not objective.classifies:
             return own
-        found = self.accuracies(average, len(self), self.steps)
-        watched = self.accuracies(live, min(LIVE_IMAGES, len(self)), max(self.steps // 2, 1))
+        found = self.accuracies(average, self.images, self.labels, self.steps)
+        seen = self.accuracies(average, *self.known, self.steps)
+        first = slice(LIVE_IMAGES)
+        watched = self.accuracies(
+            live, self.images[first], self.labels[first], max(self.steps // 2, 1)
+        )
         return {
             "validation_accuracy": found["standard"],
             "validation_fgsm_accuracy": found["fgsm"],
             "validation_pgd_accuracy": found["pgd"],
+            "train_pgd_accuracy": seen["pgd"],
             "live_accuracy": watched["standard"],
             "live_fgsm_accuracy": watched["fgsm"],
             "live_pgd_accuracy": watched["pgd"],
@@ -75,10 +97,11 @@ class Validator:
             sums.update({name: len(rows) * value for name, value in found.items()})
         return {name: total / len(self) for name, total in sums.items()}
 
-    def accuracies(self, model: nn.Module, count: int, steps: int) -> dict[str, float]:
-        """Clean, FGSM and PGD accuracy on the first `count` images; leaves eval mode behind."""
+    def accuracies(
+        self, model: nn.Module, images: Images, labels: Tensor, steps: int
+    ) -> dict[str, float]:
+        """Clean, FGSM and PGD accuracy; leaves eval mode behind."""
         model.eval()
-        images, labels = self.images[:count], self.labels[:count]
 
         def answer(x: Tensor) -> Tensor:
             with self.fabric.autocast():
