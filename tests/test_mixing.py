@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -26,6 +27,7 @@ from holdfast.defences.mixing import (
 )
 from holdfast.engine import fast_twin
 from holdfast.errors import InputError
+from holdfast.evaluation import mix
 from holdfast.evaluation.adaptive import reason
 from holdfast.evaluation.health import MISLEADING, huge_eps
 from holdfast.evaluation.mix import mix_command
@@ -457,3 +459,23 @@ def test_a_damaged_mixture_is_one_line(mixed, tmp_path):
         (folder / "model.safetensors").write_bytes(weights)
         with pytest.raises(InputError, match=says):
             hf.load(folder)
+
+
+def test_a_mixture_is_fitted_on_images_that_no_part_was_trained_on(mixed, tmp_path, monkeypatch):
+    for name, trained_on in (("a", "train+validation-30"), ("b", "train")):
+        card = shutil.copytree(mixed / "robust", tmp_path / name) / "card.json"
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"trained_on": trained_on}))
+    fitted = []
+    fit = mix.fit_mixture
+
+    def seen(robust, accurate, images, *rest, **options):
+        fitted.append(images)
+        return fit(robust, accurate, images, *rest, **options)
+
+    monkeypatch.setattr(mix, "fit_mixture", seen)
+    out, _ = mix_command(
+        str(tmp_path / "a"), str(tmp_path / "b"), "digits", tmp_path / "out", steps=2, rounds=1
+    )
+    held = datasets.load("digits").validation.images[:30]
+    assert torch.equal((fitted[0] * 255).round().to(torch.uint8).cpu(), torch.from_numpy(held))
+    assert json.loads((out / "card.json").read_text())["trained_on"] == "train+validation-30"

@@ -16,8 +16,10 @@ import torch
 from models import digits
 
 from holdfast import cli
+from holdfast import data as datasets
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError
+from holdfast.evaluation.command import with_unseen_validation
 from holdfast.evaluation.uncertainty import command, searches, tables
 from holdfast.evaluation.uncertainty.stages import Stages
 from holdfast.evaluation.uncertainty.written import figures, summary_lines
@@ -347,3 +349,20 @@ def test_a_metric_without_a_value_is_none():
     same = torch.zeros(2, 2)
     assert tables.answers(same, labels, seed=0)["aurc"] is None  # a constant ranks nothing
     assert tables.drawings(same, labels)["risk_coverage"] is None
+
+
+def test_only_images_that_no_model_was_trained_on_are_fitted_on():
+    dataset = datasets.load("digits")
+    count = len(dataset.validation)
+    for cards, kept in (
+        ([{}], count),
+        ([{"trained_on": "train"}], count),
+        ([{"trained_on": "train+validation-40"}, {"trained_on": "train+validation-20"}], 20),
+        ([{"trained_on": f"train+validation-{count + 5}"}], count),
+    ):
+        models = {f"model {i}": card for i, card in enumerate(cards)}
+        unseen = with_unseen_validation(dataset, models).validation
+        np.testing.assert_array_equal(unseen.images, dataset.validation.images[:kept])
+        np.testing.assert_array_equal(unseen.labels, dataset.validation.labels[:kept])
+    with pytest.raises(InputError, match="train_on=train"):
+        with_unseen_validation(dataset, {"known": {"trained_on": "train+validation"}})

@@ -54,6 +54,17 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def first(self, count: int) -> Split:
+        """The first `count` images, or all where there are fewer."""
+        return self._rows(slice(count))
+
+    def after(self, count: int) -> Split:
+        """All images but the first `count`."""
+        return self._rows(slice(count, None))
+
+    def _rows(self, rows: slice) -> Split:
+        return Split(self.images[rows], self.filenames[rows], self.labels[rows], self.pixels)
+
 
 @dataclass(frozen=True, eq=False)
 class DataSet:
@@ -79,7 +90,7 @@ class DataSet:
             held = held_back(name)
             if held is None or held >= len(self.validation):
                 raise InputError(f"{name}: there are only {len(self.validation)} validation images")
-            return _joined(self.train, _from(self.validation, held))
+            return _joined(self.train, self.validation.after(held))
         if name not in SPLITS:
             known = ", ".join([*SPLITS, "train+validation"])
             raise InputError(f"split {name!r} is unknown; the splits are {known}")
@@ -102,10 +113,6 @@ def held_back(trained_on: str) -> int | None:
 def holds_out(trained_on: str) -> bool:
     """Whether a model trained on the split of this name has not seen the validation images."""
     return held_back(trained_on) is None
-
-
-def _from(split: Split, first: int) -> Split:
-    return Split(split.images[first:], split.filenames[first:], split.labels[first:], split.pixels)
 
 
 def _joined(first: Split, second: Split) -> Split:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from .. import data as datasets
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES
 from ..attacks.base import Model
-from ..data.base import holds_out
+from ..data.base import held_back
 from ..defences import chain, steps, undefended
 from ..errors import InputError
 from ..models.loading import load
@@ -51,16 +52,30 @@ def check_classes(model: str, card: dict[str, Any], dataset: datasets.DataSet) -
         )
 
 
-def check_held_out(model: str, card: dict[str, Any]) -> None:
-    """InputError if the model's card says that it was trained on the validation images.
+def with_unseen_validation(
+    dataset: datasets.DataSet, models: Mapping[str, dict[str, Any]]
+) -> datasets.DataSet:
+    """The data set, its validation split cut down to images that no model was trained on.
 
     Whatever is fitted on images that a model knows by heart promises too much.
+
+    Args:
+        models: the cards, by what the models were asked for as.
+
+    Raises:
+        InputError: a model was trained on all of them, or on more than this data set's split.
     """
-    if not holds_out(str(card.get("trained_on", ""))):
-        raise InputError(
-            f"model {model} was trained on the validation images too, so nothing can be fitted "
-            "on them; train it with train_on=train"
-        )
+    kept = dataset.validation
+    for name, card in models.items():
+        held = held_back(str(card.get("trained_on", "")))
+        if held == 0:
+            raise InputError(
+                f"model {name} was trained on the validation images too, so nothing can be fitted "
+                "on them; train it with train_on=train, or keep some of them back with "
+                "train_on=train+validation-1000"
+            )
+        kept = kept if held is None or held >= len(kept) else kept.first(held)
+    return dataclasses.replace(dataset, validation=kept)
 
 
 def what_was_measured(

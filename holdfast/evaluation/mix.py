@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import torch
 from torch import nn
 
 from .. import data as datasets
-from ..data.base import DataSet
+from ..data.base import DataSet, held_back
 from ..defences.mixing import Choice, Figures, fit_mixture
 from ..errors import InputError
 from ..models import save_checkpoint
 from ..models.loading import load
 from ..models.mixture import Mixture
 from ..progress import ProgressLine
-from .command import check_held_out, threat_of
+from .command import threat_of, with_unseen_validation
 from .strongest import LOSSES, strongest
 
 
@@ -65,8 +66,9 @@ def mix_command(
     cards = {name: _card(name, model) for name, model in models.items()}
     dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
     _check_alike(models, cards, dataset)
-    for name, source in (("robust", robust), ("accurate", accurate)):
-        check_held_out(source, cards[name])
+    dataset = with_unseen_validation(
+        dataset, {str(robust): cards["robust"], str(accurate): cards["accurate"]}
+    )
     threat = threat_of(norm, eps, cards["robust"])
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     split = dataset.validation
@@ -105,6 +107,11 @@ def mix_command(
             name: {"name": Path(source).name, "weights_sha256": cards[name].get("weights_sha256")}
             for name, source in (("robust", robust), ("accurate", accurate))
         },
+        # That of the part that left out fewest images, for whatever is fitted next.
+        "trained_on": min(
+            (str(card.get("trained_on", "train")) for card in cards.values()),
+            key=lambda name: math.inf if (held := held_back(name)) is None else held,
+        ),
         "data": {"name": dataset.name, "split": "validation", "pixels": split.pixels},
         "seed": seed,
         "figures": {

@@ -19,7 +19,7 @@ from ...models.loading import load
 from ...uncertainty.checks import check_calibration_split, check_share
 from ...uncertainty.conformal import robust_alpha
 from ...uncertainty.human import read_human
-from ..command import check_classes, check_held_out, threat_of, what_was_measured
+from ..command import check_classes, threat_of, what_was_measured, with_unseen_validation
 from .measure import measure
 from .subject import Part, Question
 
@@ -116,8 +116,10 @@ def uncertainty_command(
         stage.attack.check_norm(threat)
     dataset = datasets.load(data, size=size)
     check_classes(model, card, dataset)
-    for name, each in zip((model, *ensemble), (network, *members), strict=True):
-        check_held_out(name, getattr(each, "card", {}))
+    asked = zip((model, *ensemble), (network, *members), strict=True)
+    dataset = with_unseen_validation(
+        dataset, {name: getattr(each, "card", {}) for name, each in asked}
+    )
     test = dataset.test
     first = len(test) if limit is None else min(limit, len(test))
     shuffled = _drawn(dataset.validation, len(dataset.validation), seed, "validation")
