@@ -225,6 +225,9 @@ def test_further_augmentation_leaves_crops_and_flips_as_they_were() -> None:
         ({"colour": 1.5}, "colour"),
         ({"erase": -0.1}, "erase"),
         ({"erase": float("nan")}, "erase"),
+        ({"cutmix": 0.6, "mixup": 0.6}, "one way at most"),
+        ({"mixup": 2}, "mixup"),
+        ({"mix_alpha": 0}, "mix_alpha"),
     ],
 )
 def test_numbers_out_of_range_are_refused(arguments: dict, message: str) -> None:
@@ -236,3 +239,65 @@ def test_a_crop_shift_that_leaves_nothing_is_refused() -> None:
     images = torch.zeros(2, 3, 8, 8, dtype=torch.uint8)
     with pytest.raises(InputError, match="crop_shift 8"):
         Augment(0, crop_shift=8)(images, torch.arange(2), 0, 0)
+
+
+def mixed(n: int, **arguments: float) -> tuple[Tensor, Tensor, Tensor]:
+    """White images with black ones mixed in: the images, the label's share, and which are mixed."""
+    mixing = Augment(0, "none", **arguments).mixing(torch.arange(n), n, 0, 3)  # type: ignore
+    assert mixing is not None
+    white = torch.full((n, 1, 20, 30), 255, dtype=torch.uint8)
+    images, own = mixing(white, torch.zeros_like(white))
+    return images[:, 0], own, mixing.own < 1
+
+
+def test_cutmix_puts_a_rectangle_of_the_other_image_there_and_labels_go_by_area() -> None:
+    images, own, touched = mixed(800, cutmix=0.5)
+    assert abs(touched.float().mean() - 0.5) < 4 * 0.5 / 800**0.5
+    assert torch.equal(own[~touched], torch.ones(int((~touched).sum())))
+    black = images == 0
+    assert bool(((images == 255) | black).all())
+    assert torch.allclose(own, 1 - black.flatten(1).float().mean(1))
+    for mask in black[touched]:
+        assert torch.equal(mask, mask.any(1)[:, None] & mask.any(0))
+    # Uniform shares, of rectangles that are partly cut off at the border: less than half.
+    assert 0.25 < black[touched].float().mean() < 0.45
+    assert black[touched].flatten(1).any(1).float().mean() > 0.97
+
+
+@pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
+def test_mixup_blends_by_a_share_of_the_beta_distribution(alpha: float) -> None:
+    images, own, touched = mixed(2000, mixup=1.0, mix_alpha=alpha)
+    assert touched.float().mean() > 0.97  # the smallest shares round to none
+    assert torch.allclose(images.float() / 255, own[:, None, None].expand(-1, 20, 30), atol=0.003)
+    expected = torch.distributions.Beta(alpha, alpha)
+    assert abs(own.mean() - 0.5) < 4 * expected.stddev / 2000**0.5
+    assert own.std() == pytest.approx(float(expected.stddev), rel=0.1)
+
+
+def test_an_image_is_mixed_with_any_other_and_alike_in_every_batch() -> None:
+    augment = Augment(0, "none", cutmix=0.5, mixup=0.5)
+    items = torch.arange(300)
+    whole = augment.mixing(items, 300, 2, 1)
+    part = augment.mixing(items[40:50], 300, 2, 1)
+    assert whole is not None and part is not None
+    assert all(torch.equal(w[40:50], p) for w, p in zip(whole, part, strict=True))
+    assert whole.others.min() < 10 and whole.others.max() > 290
+    assert abs(whole.cut.float().mean() - 0.5) < 0.12
+    assert Augment().mixing(items, 300, 2, 1) is None
+
+
+def test_strength_rises_from_none_to_what_was_asked_for() -> None:
+    augment = Augment(0, "none", crop_shift=6, colour=1.0, erase=1.0, cutmix=1.0)
+    images = torch.randint(60, 200, (200, 3, 16, 16), dtype=torch.uint8)
+    items = torch.arange(200)
+    assert torch.equal(augment(images, items, 0, 0, strength=0.0), images)
+    changed = [
+        (augment(images, items, 0, 0, strength=s) != images).flatten(1).float().mean()
+        for s in (0.25, 0.5, 1.0)
+    ]
+    assert 0 < changed[0] < changed[1] < changed[2]
+    for strength, share in ((0.0, 0.0), (0.4, 0.4), (1.0, 1.0)):
+        mixing = augment.mixing(items, 200, 0, 0, strength)
+        assert mixing is not None
+        assert abs(float(mixing.cut.float().mean()) - share) < 0.12
+    assert not augment.mixing(items, 200, 0, 0, 0.0).cut.any()  # type: ignore[union-attr]

@@ -225,7 +225,7 @@ def test_training_statistics_come_from_one_pass(name):
 
 def test_what_an_image_draws_does_not_depend_on_its_batch():
     given, model = batch(), network().eval()  # in eval mode images do not see each other
-    part = Batch(*(field[4:7] for field in given))
+    part = Batch(*(field[4:7] for field in given[:3]))
     whole = perturb(model, given, PGD(steps=2, step_size=0.5), LINF, 2)
     alone = perturb(model, part, PGD(steps=2, step_size=0.5), LINF, 2)
     assert torch.allclose(whole[4:7], alone, atol=1e-6)
@@ -332,3 +332,54 @@ def test_adversarial_objectives_raise_pgd_accuracy_by_20_points(name, arguments,
 def test_bad_objectives_are_refused(name, arguments, hint):
     with pytest.raises(InputError, match=hint):
         objective_named(name, arguments)
+
+
+# -- mixed labels -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_labels_that_are_certain_are_labels(name):
+    """A probability of 1 for the label is the label, in the attack and in the loss."""
+    given = batch()
+    certain = given._replace(truth=F.one_hot(given.labels, 10).float())
+    values = []
+    for each in (given, certain):
+        objective = made(name)
+        objective.progress = 0.5
+        torch.manual_seed(0)
+        values.append(objective(network(), each, LINF).value.detach())
+    assert torch.allclose(values[0], values[1], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_mixed_labels_change_what_is_learnt(name):
+    given = batch()
+    mixed = 0.6 * F.one_hot(given.labels, 10) + 0.4 * F.one_hot((given.labels + 3) % 10, 10)
+    objective, model = made(name), network()
+    objective.progress = 0.5
+    points = objective.points(model, given, LINF)
+    plain, other = (
+        objective.loss(model, points, each).value.detach()
+        for each in (given, given._replace(truth=mixed))
+    )
+    assert abs(float(plain - other)) > 1e-4
+
+
+def test_the_attack_climbs_the_cross_entropy_of_mixed_labels():
+    given, model = batch(0.4, 0.6), network()
+    truth = 0.5 * F.one_hot(given.labels, 10) + 0.5 * F.one_hot((given.labels + 3) % 10, 10)
+    start = noisy(given, LINF.eps, 2.0).requires_grad_()
+    loss = -(truth * copy.deepcopy(model).train()(start).log_softmax(1)).sum()
+    (gradient,) = torch.autograd.grad(loss, start)
+    point = objective_named("n-fgsm", {}).attacked(model, given._replace(truth=truth), LINF)
+    assert torch.allclose(point, start.detach() + LINF.eps * gradient.sign(), atol=1e-6)
+    plain = objective_named("n-fgsm", {}).attacked(model, given, LINF)
+    assert not torch.allclose(point, plain, atol=1e-6)
+
+
+def test_copies_of_a_batch_keep_their_labels_together():
+    given = batch()._replace(truth=torch.rand(12, 10))
+    twice = given.repeated(2)
+    for part, copies in zip(given, twice, strict=True):
+        assert part is not None and copies is not None
+        assert torch.equal(copies[0::2], part) and torch.equal(copies[1::2], part)

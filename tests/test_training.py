@@ -488,7 +488,18 @@ class Slow:
         return getattr(self.file, name)
 
 
-KILLED = tiny(epochs=4, objective={"name": "n-fgsm"})
+# With everything that a resumed run has to go on with: augmentation that rises, mixed labels, an
+# average whose memory grows, a rate that is held.
+KILLED = tiny(
+    epochs=4,
+    objective={"name": "n-fgsm", "eps_warmup": 0.3, "arguments": {"label_smoothing": 0.2}},
+    augment={
+        **{"crop_padding": 0, "crop_shift": 3, "colour": 0.5, "erase": 0.5},
+        **{"cutmix": 0.4, "mixup": 0.4, "warmup": 0.5},
+    },
+    optimiser={"hold": 0.5, "floor": 0.1},
+    averaging_share=0.2,
+)
 
 
 def run_to_the_end_or(burns_at: int, run: Path, log: Path) -> None:
@@ -865,3 +876,8 @@ def test_learning_by_heart_is_said_once(tmp_path, monkeypatch, capsys):
 def test_a_small_gap_is_no_event(tmp_path, monkeypatch):
     Played(monkeypatch, *[(0.44, 0.5, 0.5)] * 2, known=0.53)
     assert fit_recipe(tiny(epochs=2), digits(), tmp_path, device="cpu").events == []
+
+
+def test_images_are_mixed_only_for_objectives_that_can(tmp_path):
+    with pytest.raises(InputError, match="objective 'interval' cannot be combined"):
+        tiny(objective={"name": "interval"}, augment={"crop_padding": 0, "cutmix": 0.5})

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
+from scipy import special
 from torch import Tensor
 from torch.nn import functional
 
@@ -61,6 +62,11 @@ class Augment:
         colour: probability that one of eight operations on colours or shape is applied (IDBH).
         erase: probability that a random rectangle, 2 to 33 % of the image, becomes black
             (Zhong et al., "Random erasing data augmentation", AAAI 2020).
+        cutmix: probability that a rectangle of another image takes the place of the image's own
+            (Yun et al., "CutMix", ICCV 2019); labels are mixed by area. See `mixing`.
+        mixup: probability that the image is blended with another one (Zhang et al., "mixup:
+            beyond empirical risk minimization", ICLR 2018); labels are mixed alike.
+        mix_alpha: both draw the image's own share from Beta(mix_alpha, mix_alpha).
 
     Raises:
         InputError: a number out of its range, an unknown `flip` or `pad_mode`, or `crop_shift`
@@ -73,6 +79,9 @@ class Augment:
     crop_shift: int = 0
     colour: float = 0.0
     erase: float = 0.0
+    cutmix: float = 0.0
+    mixup: float = 0.0
+    mix_alpha: float = 1.0
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
@@ -81,9 +90,13 @@ class Augment:
             raise InputError(f"crop_shift must be 0 or more pixels, not {self.crop_shift}")
         if self.crop_shift and self.crop_padding:
             raise InputError("crop_shift takes the place of crop_padding: set crop_padding to 0")
-        for name in ("colour", "erase"):
+        for name in ("colour", "erase", "cutmix", "mixup"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is a probability, 0 to 1, not {getattr(self, name)}")
+        if self.cutmix + self.mixup > 1:
+            raise InputError("an image is mixed in one way at most: cutmix + mixup must be below 1")
+        if not 0 < self.mix_alpha < math.inf:
+            raise InputError(f"mix_alpha must be above 0, not {self.mix_alpha}")
         for name, choices in (("flip", get_args(Flip)), ("pad_mode", get_args(PadMode))):
             if getattr(self, name) not in choices:
                 raise InputError(
@@ -96,6 +109,7 @@ class Augment:
         item_index: Int64[Tensor, " n"],
         epoch: int,
         seed: int,
+        strength: float = 1.0,
     ) -> UInt8[Tensor, "n c h w"]:
         """One augmented view of each image.
 
@@ -104,6 +118,7 @@ class Augment:
             item_index: which item of the data set each image is.
             epoch: from 0.
             seed: the run's seed.
+            strength: 0 to 1, a factor of `crop_shift` and of the probabilities.
 
         Raises:
             InputError: images too small to be reflected by the padding, or for `crop_shift`.
@@ -124,7 +139,7 @@ class Augment:
         further = draws.uniform(more, epoch, (_FURTHER,))
         seen = None
         if self.crop_shift:
-            rows, columns, seen = self._shifted(height, width, further[:, :6])
+            rows, columns, seen = self._shifted(height, width, further[:, :6], strength)
         elif self.pad_mode == "zeros":
             images = functional.pad(images, (p, p, p, p))
         else:
@@ -142,20 +157,20 @@ class Augment:
         if seen is not None:
             views = views * seen[:, None]
         if self.colour:
-            views = _coloured(views, further[:, 6:10], self.colour)
+            views = _coloured(views, further[:, 6:10], self.colour * strength)
         if self.erase:
-            views = views * _kept(height, width, further[:, 10:15], self.erase)[:, None]
+            views = views * _kept(height, width, further[:, 10:15], self.erase * strength)[:, None]
         return views
 
     def _shifted(
-        self, height: int, width: int, draw: Float[Tensor, "n 6"]
+        self, height: int, width: int, draw: Float[Tensor, "n 6"], strength: float
     ) -> tuple[Int64[Tensor, "n h"], Int64[Tensor, "n w"], Bool[Tensor, "n h w"]]:
         """The rows and columns that a crop-shift shows, and where it shows any."""
         if self.crop_shift >= min(height, width):
             raise InputError(
                 f"crop_shift {self.crop_shift} leaves nothing of {height}×{width} images"
             )
-        lost = (draw[:, 0] * (self.crop_shift + 1)).floor()
+        lost = (draw[:, 0] * (self.crop_shift * strength + 1)).floor()
         fewer_columns = (draw[:, 1] * (lost + 1)).floor()
         places, inside = [], []
         for length, fewer, cut, put in (
@@ -167,6 +182,69 @@ class Augment:
             inside.append((place >= 0) & (place < length - fewer.long()[:, None]))
             places.append((place + cut_from[:, None]).clamp(0, length - 1))
         return places[0], places[1], inside[0][:, :, None] & inside[1][:, None, :]
+
+    def mixing(
+        self,
+        item_index: Int64[Tensor, " n"],
+        count: int,
+        epoch: int,
+        seed: int,
+        strength: float = 1.0,
+    ) -> Mixing | None:
+        """Which other item each one is mixed with, and how; None if `cutmix` and `mixup` are 0.
+
+        Args:
+            item_index: on the CPU; as in a call.
+            count: how many items the data set has, one of which is the other one.
+        """
+        if not (self.cutmix or self.mixup):
+            return None
+        seeds = draws.item_seeds(seed, "mix", item_index)
+        draw = draws.uniform(seeds, epoch, (5,))
+        cut = draw[:, 0] < self.cutmix * strength
+        blended = ~cut & (draw[:, 0] < (self.cutmix + self.mixup) * strength)
+        own = draw[:, 1]
+        if self.mix_alpha != 1:
+            quantiles = special.betaincinv(self.mix_alpha, self.mix_alpha, own.double().numpy())
+            own = torch.from_numpy(quantiles).float()
+        own = torch.where(cut | blended, own, torch.ones(()))
+        return Mixing((draw[:, 2] * count).long(), own, cut, draw[:, 3:])
+
+
+class Mixing(NamedTuple):
+    """How each image of a batch is mixed with another one; on the CPU.
+
+    Attributes:
+        others: which item the other image is.
+        own: the share of the image itself, 1 where it is left alone.
+        cut: whether the other one comes as a rectangle (CutMix) or all over (mixup).
+        centre: of that rectangle, row and column as shares of height and width.
+    """
+
+    others: Int64[Tensor, " n"]
+    own: Float[Tensor, " n"]
+    cut: Bool[Tensor, " n"]
+    centre: Float[Tensor, "n 2"]
+
+    def __call__(
+        self, images: UInt8[Tensor, "n c h w"], others: UInt8[Tensor, "n c h w"]
+    ) -> tuple[UInt8[Tensor, "n c h w"], Float[Tensor, " n"]]:
+        """The mixed images, and the share of each image's own label, on the images' device."""
+        height, width = images.shape[2:]
+        own, cut = self.own.to(images.device), self.cut.to(images.device)
+        centre = self.centre.to(images.device)
+        theirs = cut[:, None, None]
+        for axis, length in enumerate((height, width)):
+            half = (1 - own).sqrt() * length / 2
+            middle = centre[:, axis] * length
+            first, last = (middle - half).round(), (middle + half).round()
+            place = torch.arange(length, device=images.device)
+            inside = (place >= first[:, None]) & (place < last[:, None])
+            theirs = theirs & (inside[:, :, None] if axis == 0 else inside[:, None, :])
+        weight = torch.where(cut, 1 - theirs.flatten(1).float().mean(1), own)
+        blend = torch.where(cut, torch.ones_like(own), own)[:, None, None, None]
+        mixed = (others + blend * (images.float() - others)).round().to(torch.uint8)
+        return torch.where(theirs[:, None], others, mixed), weight
 
 
 _FURTHER = 15  # draws an image besides those of crop and flip

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
+from torch.nn import functional
 
 from .. import draws
 from ..data.augment import Augment
@@ -28,15 +29,18 @@ class _Source:
         take: the images of some rows.
         count: how many rows there are. Each is seen once a pass; what is left over after a pass's
             last whole step is left out.
+        classes: how many there are.
     """
 
-    def __init__(self, take: Take, count: int, size: int, augment: Augment, seed: int):
-        self.take, self.count, self.size = take, count, size
+    def __init__(
+        self, take: Take, count: int, size: int, augment: Augment, seed: int, classes: int
+    ):
+        self.take, self.count, self.size, self.classes = take, count, size, classes
         self.augment, self.seed = augment, seed
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
-    def batch(self, step: int, share: slice) -> Batch:
-        """Some rows of what belongs to a step."""
+    def batch(self, step: int, share: slice, strength: float) -> Batch:
+        """Some rows of what belongs to a step, augmented by so much of the recipe's strength."""
         number, place = divmod(step, self.count // self.size)
         if self.order[0] != number:
             shuffle = torch.Generator().manual_seed(
@@ -44,10 +48,23 @@ class _Source:
             )
             self.order = (number, torch.randperm(self.count, generator=shuffle))
         rows = self.order[1][place * self.size : (place + 1) * self.size][share]
-        images, labels = self.take(rows)
-        images = self.augment(images, rows, number, self.seed)
+
+        def views(rows: Tensor) -> tuple[Tensor, Tensor]:
+            images, labels = self.take(rows)
+            return self.augment(images, rows, number, self.seed, strength), labels
+
+        images, labels = views(rows)
+        truth = None
+        mixing = self.augment.mixing(rows, self.count, number, self.seed, strength)
+        if mixing is not None:
+            others, their_labels = views(mixing.others)
+            images, own = mixing(images, others)
+            truth = own[:, None] * functional.one_hot(labels, self.classes)
+            truth = truth + (1 - own[:, None]) * functional.one_hot(their_labels, self.classes)
+            labels = torch.where(own >= 0.5, labels, their_labels)
         seeds = draws.item_seeds(self.seed, "perturb", number, rows).to(images.device)
-        return Batch((images.float() / 255).contiguous(memory_format=FORMAT), labels, seeds)
+        images = (images.float() / 255).contiguous(memory_format=FORMAT)
+        return Batch(images, labels, seeds, truth)
 
 
 class Feed:
@@ -56,6 +73,7 @@ class Feed:
     Args:
         split: the own images; they live on the device.
         batch_size: over all processes.
+        classes: how many the data has.
         extra: other images, which stay where they are.
         share: of each batch that is extra.
         rank, world: which process this is, of how many; each gets its share of every batch.
@@ -71,6 +89,7 @@ class Feed:
         augment: Augment,
         seed: int,
         device: torch.device,
+        classes: int,
         *,
         extra: ExtraImages | None = None,
         share: float = 0.0,
@@ -96,7 +115,7 @@ class Feed:
             raise InputError(
                 f"extra.share {share:g} of a batch of {batch_size} leaves none of one kind"
             )
-        self.sources = [_Source(own, len(split), batch_size - others, augment, seed)]
+        self.sources = [_Source(own, len(split), batch_size - others, augment, seed, classes)]
         if extra is not None:
             if len(extra) < others:
                 raise InputError(f"there are {len(extra)} extra images, {others} go into a batch")
@@ -108,10 +127,22 @@ class Feed:
                 return found.to(device), extra_labels[rows].to(device)
 
             other_seed = int(draws.item_seeds(seed, "extra"))
-            self.sources.append(_Source(more, len(extra), others, augment, other_seed))
+            self.sources.append(_Source(more, len(extra), others, augment, other_seed, classes))
 
-    def batch(self, step: int, whole: bool = False) -> Batch:
-        """This process's share of the batch that belongs to a step, or all of it."""
+    def batch(self, step: int, whole: bool = False, strength: float = 1.0) -> Batch:
+        """This process's share of the batch that belongs to a step, or all of it.
+
+        Args:
+            strength: of the augmentation, 0 to 1; see `Augment`.
+        """
         share = slice(None) if whole else self.share
-        parts = [source.batch(step, share) for source in self.sources]
-        return parts[0] if len(parts) == 1 else Batch(*map(torch.cat, zip(*parts, strict=True)))
+        parts = [source.batch(step, share, strength) for source in self.sources]
+        if len(parts) == 1:
+            return parts[0]
+        truths = [part.truth for part in parts if part.truth is not None]
+        return Batch(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.labels for part in parts]),
+            torch.cat([part.seeds for part in parts]),
+            torch.cat(truths) if truths else None,
+        )

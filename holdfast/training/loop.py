@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..data.augment import Augment
 from ..data.base import DataSet, held_back
 from ..data.extra import load_extra
 from ..errors import HoldfastError, InputError
@@ -67,9 +66,10 @@ class Trainer:
         self.feed = Feed(
             split,
             recipe.batch_size,
-            Augment(**vars(recipe.augment)),
+            recipe.augment.operations(),
             seed,
             fabric.device,
+            len(data.classes),
             extra=self.extra,
             share=recipe.extra.share,
             rank=fabric.global_rank,
@@ -150,7 +150,7 @@ class Trainer:
         cycle = one_cycle(max(schedule.progress, 1e-3), rates.warmup, rates.hold, rates.floor)
         for group in self.optimiser.param_groups:
             group["lr"] = cycle * group["peak"]
-        batch = self.feed.batch(schedule.steps)
+        batch = self.feed.batch(schedule.steps, strength=self._augmentation())
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.progress = schedule.progress
         with self.fabric.autocast():
@@ -171,6 +171,11 @@ class Trainer:
             window["right"] += float((loss.logits.argmax(1) == batch.labels).sum())
         window["seen"] += len(batch.labels)
         return recipe.optimiser.learning_rate * cycle
+
+    def _augmentation(self) -> float:
+        """Strength of the augmentation at this point of the schedule, 0 to 1."""
+        warmup = self.recipe.augment.warmup
+        return min(self.schedule.progress / warmup, 1.0) if warmup else 1.0
 
     def _present_threat(self) -> Threat:
         """What is trained against at this point of the schedule."""
@@ -214,7 +219,8 @@ class Trainer:
 
         def batches():
             for k in range(min(STATISTICS_BATCHES, self.steps_per_epoch)):
-                batch = self.feed.batch(k, whole=True)  # alike on every process
+                # Alike on every process.
+                batch = self.feed.batch(k, whole=True, strength=self._augmentation())
                 average.train()
                 yield self.objective.attacked(average, batch, self._present_threat())
 

@@ -99,7 +99,12 @@ class OptimiserSpec:
 
 @dataclass(frozen=True)
 class AugmentSpec:
-    """How each image is changed before it is trained on: the attributes of `data.Augment`."""
+    """How each image is changed before it is trained on: the attributes of `data.Augment`, and
+
+    Attributes:
+        warmup: share of the schedule over which `crop_shift` and the probabilities rise linearly
+            from 0 to what they are; 0 for all of it from the beginning.
+    """
 
     crop_padding: int = 4
     flip: str = "random"
@@ -107,6 +112,13 @@ class AugmentSpec:
     crop_shift: int = field(default=0, metadata=LATER)
     colour: float = field(default=0.0, metadata=LATER)
     erase: float = field(default=0.0, metadata=LATER)
+    cutmix: float = field(default=0.0, metadata=LATER)
+    mixup: float = field(default=0.0, metadata=LATER)
+    mix_alpha: float = field(default=1.0, metadata=LATER)
+    warmup: float = field(default=0.0, metadata=LATER)
+
+    def operations(self) -> Augment:
+        return Augment(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Augment)})
 
 
 @dataclass(frozen=True)
@@ -197,6 +209,7 @@ class Recipe:
             ("objective.awp_warmup", 0 <= self.objective.awp_warmup <= 1, "in [0, 1]"),
             ("objective.eps_warmup", 0 <= self.objective.eps_warmup <= 1, "in [0, 1]"),
             ("extra.share", 0 < self.extra.share < 1, "in (0, 1)"),
+            ("augment.warmup", 0 <= self.augment.warmup <= 1, "in [0, 1]"),
             ("augment.crop_padding", self.augment.crop_padding >= 0, "at least 0"),
             ("validation.every", validation.every > 0, "above 0"),
             ("validation.images", validation.images >= 1, "at least 1"),
@@ -206,9 +219,13 @@ class Recipe:
                 raise InputError(f"{name} must be {says}, not {_value(self, name)!r}")
         # The attacks of training and validation must know the norm.
         FGSM().check_norm(Threat(**vars(self.threat)))
-        Augment(**vars(self.augment))
+        augment = self.augment.operations()
         spec = self.objective
-        objective_named(spec.name, spec.arguments, spec.awp, spec.awp_warmup)
+        objective = objective_named(spec.name, spec.arguments, spec.awp, spec.awp_warmup)
+        if (augment.cutmix or augment.mixup) and not objective.mixes:
+            raise InputError(
+                f"objective {spec.name!r} cannot be combined with augment.cutmix or augment.mixup"
+            )
         if self.budget is not None:
             parse_seconds(self.budget)
 

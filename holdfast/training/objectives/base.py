@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ...attacks import Attack, Items, Oracle
+from ...attacks import Attack, Items, Oracle, losses
 from ...threat import Images, Threat
 from ..averaging import frozen_statistics
 
@@ -19,11 +21,33 @@ Network = Callable[[Images], Float[Tensor, "n k"]]  # a module in training mode,
 
 
 class Batch(NamedTuple):
-    """Augmented images in [0, 1], labels, and one random seed an image."""
+    """Augmented images in [0, 1], labels, and one random seed an image.
+
+    Where images were mixed (CutMix, mixup), `truth` holds the probability of each class, and
+    `labels` the likeliest one.
+    """
 
     images: Images
     labels: Int64[Tensor, " n"]
     seeds: Int64[Tensor, " n"]
+    truth: Float[Tensor, "n k"] | None = None
+
+    def cross_entropy(
+        self, logits: Float[Tensor, "n k"], label_smoothing: float = 0.0, reduction: str = "mean"
+    ) -> Tensor:
+        """Of what the model answers to these images, or to points near them."""
+        truth = self.labels if self.truth is None else self.truth
+        return F.cross_entropy(logits, truth, label_smoothing=label_smoothing, reduction=reduction)
+
+    def repeated(self, times: int) -> Batch:
+        """Every image so many times in a row."""
+        truth = None if self.truth is None else self.truth.repeat_interleave(times, 0)
+        images, labels, seeds = (part.repeat_interleave(times, 0) for part in self[:3])
+        return Batch(images, labels, seeds, truth)
+
+    def probabilities(self, classes: int) -> Float[Tensor, "n k"]:
+        """`truth`, or 1 for the label."""
+        return F.one_hot(self.labels, classes).float() if self.truth is None else self.truth
 
 
 class Loss(NamedTuple):
@@ -44,11 +68,13 @@ class Objective(ABC):
             measures them.
         chosen_by: the columns of metrics.csv whose sum decides which weights are kept; none for
             the usual ones.
+        mixes: whether images may be mixtures of two with labels to match (CutMix, mixup).
         only_answers: whether the loss asks nothing of the model but `model(images)`: only then can
             it be taken at weights that are moved around it.
     """
 
     classifies: bool = True
+    mixes: bool = True
     only_answers: bool = True
     chosen_by: tuple[str, ...] = ()
     caution: int = 0
@@ -115,7 +141,15 @@ def inside(model: Network) -> nn.Module:
 
 
 def perturb(model: nn.Module, batch: Batch, attack: Attack, threat: Threat, steps: int) -> Images:
-    """`batch.images` after `steps` steps of the attack; the model's statistics stay untouched."""
+    """`batch.images` after `steps` steps of the attack; the model's statistics stay untouched.
+
+    Where images were mixed, an attack on the cross-entropy climbs that of the mixed labels.
+    """
+    if batch.truth is not None and getattr(attack, "loss", None) is losses.cross_entropy:
+        attack = copy.copy(attack)
+        attack.loss = lambda logits, *_: batch.cross_entropy(  # type: ignore[attr-defined]
+            logits, reduction="none"
+        )
     items = Items(
         batch.images,
         batch.labels,

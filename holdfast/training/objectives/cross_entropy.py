@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch.nn.functional as F
 from torch import nn
 
 from ...attacks import FGSM, PGD
@@ -18,7 +17,7 @@ class Standard(Objective):
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         logits = model(points)
-        value = F.cross_entropy(logits, batch.labels, label_smoothing=self.label_smoothing)
+        value = batch.cross_entropy(logits, self.label_smoothing)
         return Loss(value, logits.detach())
 
 

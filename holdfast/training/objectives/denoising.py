@@ -34,6 +34,7 @@ class Denoising(Objective):
     """
 
     classifies = False
+    mixes = False
     chosen_by = ("validation_psnr",)
 
     def __init__(self, *, sigma: float = 0.1):
@@ -63,6 +64,7 @@ class Diffusion(Objective):
     """
 
     classifies = False
+    mixes = False
     only_answers = False
     chosen_by = ("validation_psnr",)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import abstractmethod
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -49,7 +48,7 @@ class _Guided(Objective):
         clean, weight = clean_logits(model, batch.images), self.weight()
 
         def climbed(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-            return F.cross_entropy(logits, labels, reduction="none") + weight * self.change(
+            return batch.cross_entropy(logits, reduction="none") + weight * self.change(
                 clean, logits
             )
 
@@ -59,7 +58,7 @@ class _Guided(Objective):
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         clean, attacked = model(points).float().chunk(2)
-        value = F.cross_entropy(clean, batch.labels, label_smoothing=self.label_smoothing)
+        value = batch.cross_entropy(clean, self.label_smoothing)
         return Loss(value + self.weight() * self.change(clean, attacked), clean.detach())
 
 

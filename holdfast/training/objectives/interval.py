@@ -28,6 +28,7 @@ class IntervalBounds(Objective):
 
     chosen_by = ("validation_accuracy", "validation_verified_accuracy")
     only_answers = False
+    mixes = False  # the bounds are of one label's margins
 
     def __init__(self, *, clean_share: float = 0.5, warmup: float = 0.05, ramp: float = 0.6):
         if not (clean_share <= 1 and warmup < ramp <= 1):

@@ -29,11 +29,11 @@ class MART(Objective):
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         clean, attacked = model(points).float().chunk(2)
-        labels = batch.labels[:, None]
+        truth = batch.probabilities(clean.shape[1])
         p_clean, p_attacked = clean.softmax(1), attacked.softmax(1)
-        best_other = p_attacked.scatter(1, labels, 0.0).amax(1)
-        boosted = F.cross_entropy(attacked, batch.labels) - (1 - best_other + 1e-6).log().mean()
+        best_other = (p_attacked * (1 - truth)).amax(1)
+        boosted = batch.cross_entropy(attacked) - (1 - best_other + 1e-6).log().mean()
         divergence = F.kl_div(F.log_softmax(attacked, 1), p_clean, reduction="none").sum(1)
-        doubt = 1 - p_clean.gather(1, labels).squeeze(1)
+        doubt = 1 - (p_clean * truth).sum(1)
         value = boosted + self.beta * (divergence * doubt).mean()
         return Loss(value, clean.detach())

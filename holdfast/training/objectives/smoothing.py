@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -43,7 +42,7 @@ class Gaussian(Objective):
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         logits = model(points).float()
-        value = F.cross_entropy(logits, batch.labels.repeat_interleave(self.samples))
+        value = batch.repeated(self.samples).cross_entropy(logits)
         return Loss(value, logits.detach().unflatten(0, (-1, self.samples)).mean(1))
 
     def held_out(self, model: nn.Module, batch: Batch, threat: Threat) -> dict[str, float]:

@@ -48,7 +48,7 @@ class TRADES(Objective):
     def pair(self, model: Network, points: Images, batch: Batch) -> tuple[Tensor, Tensor]:
         """The loss over clean and attacked images, and the clean logits (N, K), with gradients."""
         clean, attacked = model(points).float().chunk(2)
-        value = F.cross_entropy(clean, batch.labels, label_smoothing=self.label_smoothing)
+        value = batch.cross_entropy(clean, self.label_smoothing)
         return value + self.divergence(clean, attacked, batch), clean
 
     def divergence(self, clean: Tensor, attacked: Tensor, batch: Batch) -> Float[Tensor, ""]:
@@ -105,7 +105,7 @@ class IKL(TRADES):
             self.means = torch.full((clean.shape[1],) * 2, 1 / clean.shape[1], device=clean.device)
         fixed = clean.detach().softmax(1)
         soft = -(fixed * F.log_softmax(attacked, 1)).sum(1).mean()
-        weights = self.means[batch.labels]
+        weights = batch.probabilities(len(self.means)) @ self.means
         return self.alpha * soft + self.beta * weighted_square_error(clean, attacked, weights)
 
     def observe(self, batch: Batch, loss: Loss) -> None:
@@ -114,7 +114,7 @@ class IKL(TRADES):
         # Sums and counts together, so that one exchange between processes is enough.
         sums = torch.zeros(len(self.means), len(self.means) + 1, device=probabilities.device)
         ones = probabilities.new_ones(len(probabilities), 1)
-        sums.index_add_(0, batch.labels, torch.cat([probabilities, ones], 1))
+        sums += batch.probabilities(len(self.means)).T @ torch.cat([probabilities, ones], 1)
         sums = mean_over_processes(sums)
         seen = sums[:, -1:] > 0
         now = sums[:, :-1] / sums[:, -1:].clamp_min(1e-12)

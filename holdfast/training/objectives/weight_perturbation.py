@@ -30,6 +30,7 @@ class AWP(Objective):
     def __init__(self, objective: Objective, gamma: float, warmup: float):
         self.objective, self.gamma, self.warmup = objective, gamma, warmup
         self.classifies, self.chosen_by = objective.classifies, objective.chosen_by
+        self.mixes = objective.mixes
 
     def _told(self) -> Objective:
         """The objective inside, told what this one was told."""
