@@ -2,8 +2,8 @@
 
     python load_datasets.py [--data DIR] [--figure FILE]
 
-does the same as `holdfast data`. It needs no installation of Holdfast itself: the repository
-root, where this file is, is enough.
+lists the arrays as `holdfast data` does. It needs no installation of Holdfast itself: the
+repository root, where this file is, is enough.
 """
 
 from __future__ import annotations

@@ -32,7 +32,10 @@ NormOption = Annotated[
 EpsOption = Annotated[
     str | None, typer.Option("--eps", help="Radius of attacks in image units, such as 8/255.")
 ]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="Only the first N images.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", help="Only N images: CIFAR's first ones, a sample of a folder's."),
+]
 SplitOption = Annotated[str, typer.Option("--split", help="test, validation or train.")]
 PixelsOption = Annotated[
     str | None, typer.Option("--pixels", help="What the pixels are, in words, for the result.")
@@ -71,11 +74,12 @@ def data(
     ] = False,
     size: SizeOption = None,
 ) -> None:
-    """What is there: splits, shapes and label names."""
+    """What is there: splits, shapes, label names, and how many images each class has."""
     from . import data as datasets
 
     dataset = datasets.load(data, download=download, size=size)
     print(datasets.describe(dataset))
+    print(datasets.describe_classes(dataset))
     if figure is not None:
         datasets.figure(dataset, figure)
 
@@ -104,6 +108,7 @@ def train(
     """Train a model by a recipe; the same command goes on where it was interrupted."""
     from . import data as datasets
     from .data.base import holds_out
+    from .evaluation.command import remark
     from .training import load_recipe, train
     from .training.validation import in_words
 
@@ -112,6 +117,7 @@ def train(
         changes.append(f"budget={budget}")
     spec = load_recipe(recipe, changes)
     dataset = datasets.load(data, size=size)
+    remark(dataset, "validation", min(spec.validation.images, len(dataset.validation)))
     result = train(spec, dataset, out, seed=seed, device=device, progress=not quiet, log=log or ())
     held_out = result.validation
     print(f"model        {result.run / 'model'}")

@@ -16,11 +16,20 @@ from torch import Tensor
 from ..errors import InputError
 from . import cifar10, digits, folder
 from .augment import Augment
-from .base import DataSet, Split
+from .base import SPLITS, DataSet, Split
 from .contact_sheet import figure
 from .download import fetch
 
-__all__ = ["Augment", "DataSet", "Split", "describe", "figure", "load", "to_tensor"]
+__all__ = [
+    "Augment",
+    "DataSet",
+    "Split",
+    "describe",
+    "describe_classes",
+    "figure",
+    "load",
+    "to_tensor",
+]
 
 
 def load(source: str | Path, *, download: bool = False, size: int | None = None) -> DataSet:
@@ -34,29 +43,56 @@ def load(source: str | Path, *, download: bool = False, size: int | None = None)
         size: for images of one's own, the height and width in pixels to bring them to.
 
     Returns:
-        The three splits, in memory.
+        The three splits, in memory. CIFAR-10's images stand in the published order, and those of
+        one's own in an order that knows nothing of classes (`holdfast.data.folder`).
 
     Raises:
-        InputError: nothing there, files missing, damaged or of the wrong content.
+        InputError: nothing there, files missing, unreadable, damaged or of the wrong content.
         HoldfastError: the download failed.
     """
     if source == "digits":
         return _fixed_size(digits.load(), size)
     path = Path(source)
-    if not cifar10.is_here(path) and folder.is_here(path):
-        return folder.load(path, size)
-    if download and not cifar10.is_complete(path):
-        path = fetch(path)
+    try:
+        if not cifar10.is_here(path) and folder.is_here(path):
+            return folder.load(path, size)
+        if download and not cifar10.is_complete(path):
+            path = fetch(path)
+        if not cifar10.is_here(path):
+            raise InputError(_nothing(path))
+        return _fixed_size(cifar10.load(path), size)
+    except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def _reason(error: OSError | ValueError) -> str:
+    return str(getattr(error, "strerror", None) or error)
+
+
+def _nothing(path: Path) -> str:
+    """What to say of a path where no data set is."""
+    own = "or give a folder that holds images in one folder a class"
+    if not path.exists():
+        return f"{path}: no such folder; {cifar10.how_to_get(path)}; {own}"
     if not path.is_dir():
-        raise InputError(f"{path}: no such folder; {cifar10.how_to_get(path)}")
-    return _fixed_size(cifar10.load(path), size)
+        return f"{path}: is no folder; give the folder that holds the images"
+    names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    if not names:
+        return f"{path}: is empty; {cifar10.how_to_get(path)}; {own}"
+    return (
+        f"{path}: holds no class folders and none of CIFAR-10's files, but {names[0]} and"
+        f" the like; images of your own go into one folder a class, {path / 'CLASS'}"
+    )
 
 
 def _fixed_size(dataset: DataSet, size: int | None) -> DataSet:
     own = dataset.train.images.shape[2]
     if size not in (None, own):
         raise InputError(
-            f"size {size} is for images of your own; those of {dataset.name} are {own}×{own}"
+            f"--image-size {size} is for images of your own;"
+            f" those of {dataset.name} are {own}×{own}"
         )
     return dataset
 
@@ -88,3 +124,19 @@ def describe(dataset: DataSet) -> str:
         )
     ]
     return "\n".join([*lines, f"Label names:  ({len(dataset.classes)},)"])
+
+
+def describe_classes(dataset: DataSet) -> str:
+    """The names of the classes, how many images of each a split holds, and what is to be said of
+    the images: one line a class."""
+    splits = {name: dataset.split(name) for name in SPLITS}
+    k = len(dataset.classes)
+    counts = [np.bincount(split.labels, minlength=k) for split in splits.values()]
+    widest = max(len("class"), *map(len, dataset.classes))
+    rows = [("", "class".ljust(widest), *splits)]
+    for label, name in enumerate(dataset.classes):
+        rows.append((str(label), name.ljust(widest), *(str(count[label]) for count in counts)))
+    lines = [
+        f"{row[0]:>4}  {row[1]}" + "".join(f"  {cell:>10}" for cell in row[2:]) for row in rows
+    ]
+    return "\n".join([*lines, *(f"note: {overlap}" for overlap in dataset.overlaps)])

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, Shaped, UInt8
@@ -66,11 +68,58 @@ class Split:
         return Split(self.images[rows], self.filenames[rows], self.labels[rows], self.pixels)
 
 
+@dataclass(frozen=True)
+class Overlap:
+    """Images of one split that are in another too, pixel for pixel.
+
+    Attributes:
+        split, other: the names of the two.
+        images: how many images of `split` are in `other`.
+        example: the file names of the first pair.
+    """
+
+    split: str
+    other: str
+    images: int
+    example: tuple[str, str]
+
+    def __str__(self) -> str:
+        one, other = self.example
+        many = "1 image" if self.images == 1 else f"{self.images} images"
+        return (
+            f"{many} of {self.split} can be found in {self.other} too, pixel for pixel ({one} is"
+            f" {other}): figures on {self.split} flatter a model that has seen {self.other}"
+        )
+
+
+def _digests(images: np.ndarray) -> list[bytes]:
+    return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
+
+
+def overlaps(splits: Mapping[str, Split]) -> tuple[Overlap, ...]:
+    """Which splits share images, found by their pixels; each against those before it."""
+    found: list[Overlap] = []
+    seen: dict[str, dict[bytes, int]] = {}
+    for name, split in splits.items():
+        digests = _digests(split.images)
+        for other, places in seen.items():
+            rows = [row for row, digest in enumerate(digests) if digest in places]
+            if rows:
+                pair = split.filenames[rows[0]], splits[other].filenames[places[digests[rows[0]]]]
+                found.append(Overlap(name, other, len(rows), (str(pair[0]), str(pair[1]))))
+        seen[name] = {digest: row for row, digest in enumerate(digests)}
+    return tuple(found)
+
+
 @dataclass(frozen=True, eq=False)
 class DataSet:
     """A name, the names of the classes, and the three splits.
 
-    Models are chosen on `validation`; `test` is looked at once, at the end.
+    Models are chosen on `validation`; `test` is looked at once, at the end. Whoever takes part of a
+    split takes its first images: the splits stand in an order of which that is a sample.
+
+    Attributes:
+        overlaps: which splits share images, as far as that was looked for.
     """
 
     name: str
@@ -78,6 +127,7 @@ class DataSet:
     train: Split
     validation: Split
     test: Split
+    overlaps: tuple[Overlap, ...] = ()
 
     def split(self, name: str) -> Split:
         """The split called `train`, `validation`, `test`, `train+validation`, or
@@ -96,6 +146,35 @@ class DataSet:
             raise InputError(f"split {name!r} is unknown; the splits are {known}")
         split: Split = getattr(self, name)
         return split
+
+    def absent(self, labels: Int64[np.ndarray, " n"]) -> list[str]:
+        """The classes of which none of these labels is, by name."""
+        counts = np.bincount(labels, minlength=len(self.classes))
+        return [name for name, count in zip(self.classes, counts, strict=False) if not count]
+
+    def remarks(self, split: str, first: int) -> list[str]:
+        """What has to be said, on one line each, beside a figure from the first images of a split:
+        classes that are not among them, and images that are in several splits."""
+        absent = self.absent(self.split(split).labels[:first])
+        said = [f"{overlap}" for overlap in self.overlaps]
+        if absent:
+            names = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+            said.insert(
+                0,
+                f"{len(absent)} of {len(self.classes)} classes have no image among the {first} of"
+                f" {split}, so nothing here is about them: {names}",
+            )
+        return said
+
+    def told(self, split: str, first: int) -> dict[str, Any]:
+        """The same as fields of a result's `data`."""
+        return {
+            "classes_without_images": self.absent(self.split(split).labels[:first]),
+            "overlaps": [
+                {"split": each.split, "other": each.other, "images": each.images}
+                for each in self.overlaps
+            ],
+        }
 
 
 # What a model can be trained on.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shlex
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -93,8 +94,8 @@ def is_complete(folder: Path) -> bool:
 def how_to_get(folder: Path) -> str:
     """What to do where files are missing, for error messages."""
     return (
-        "add --download to fetch CIFAR-10, or put its files for Python (data_batch_1 to 5,"
-        f" test_batch, {META}) in {_places(folder)[-1]}"
+        f"`holdfast data --data {shlex.quote(str(folder))} --download` fetches CIFAR-10, or put its"
+        f" files for Python (data_batch_1 to 5, test_batch, {META}) in {_places(folder)[-1]}"
     )
 
 

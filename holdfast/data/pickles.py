@@ -99,19 +99,24 @@ def read_pickle(path: str | Path) -> Any:
     return parse_pickle(read_file(path), path)
 
 
-def read_file(path: str | Path) -> bytes:
-    """The bytes of a file that may hold a pickle.
+def read_file(path: str | Path, most: int = LARGEST_FILE) -> bytes:
+    """The bytes of a file; by default, of one that may hold a pickle.
 
     Raises:
-        InputError: it is missing, unreadable, no plain file, or too large to be a batch.
+        InputError: it is missing, unreadable, no plain file (a pipe would be waited for without
+            end), or larger than `most` bytes.
     """
     path = Path(path)
     try:
         if not path.is_file():
             reason = "is not a plain file" if path.exists() else "no such file"
+            if path.is_dir():
+                reason = "is a folder, not a plain file"
+            elif path.is_symlink() and not path.exists():
+                reason = "is a link that leads nowhere"
             raise InputError(f"{path}: {reason}")
-        if path.stat().st_size > LARGEST_FILE:
-            raise InputError(f"{path}: larger than {LARGEST_FILE // 2**20} MiB, so no data batch")
+        if path.stat().st_size > most:
+            raise InputError(f"{path}: larger than {most // 2**20} MiB, too large to be read")
         return path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None

@@ -15,7 +15,7 @@ from ..defences.smoothing import Smoothed
 from ..errors import InputError
 from ..models.loading import load
 from .certify import Certification, IntervalBounds, Method, Smoothing, certify
-from .command import check_classes, threat_of, what_was_measured
+from .command import check_classes, remark, threat_of, what_was_measured
 
 RADII = (0.0, 0.25, 0.5)  # of smoothing, in image units
 SHARES = (0.0, 0.5, 1.0)  # of interval bounds, in ε
@@ -70,6 +70,7 @@ def certify_command(
     real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
+    remark(dataset, split, first)
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     network.to(where)
     method: Method

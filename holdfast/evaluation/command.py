@@ -110,8 +110,16 @@ def what_was_measured(
             "split": split,
             "first": first,
             "pixels": pixels or dataset.split(split).pixels,
+            **dataset.told(split, first),
         },
     }
+
+
+def remark(dataset: datasets.DataSet, split: str, first: int) -> None:
+    """Say on the terminal what has to be said of the images that are judged."""
+    if leads():
+        for line in dataset.remarks(split, first):
+            print(f"note: {line}")
 
 
 def suite_or_usual(suite: str | None, model: Model) -> str:
@@ -158,6 +166,7 @@ def evaluate_command(
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
     check_classes(model, card, dataset)
+    remark(dataset, split, first)
     return evaluate(
         network,
         datasets.to_tensor(chosen.images[:first]),

@@ -17,7 +17,7 @@ from ..models import save_checkpoint
 from ..models.loading import load
 from ..models.mixture import Mixture
 from ..progress import ProgressLine
-from .command import threat_of, with_unseen_validation
+from .command import remark, threat_of, with_unseen_validation
 from .strongest import LOSSES, strongest
 
 
@@ -73,6 +73,7 @@ def mix_command(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     split = dataset.validation
     count = min(limit, len(split))
+    remark(dataset, "validation", count)
     images = datasets.to_tensor(split.images[:count]).to(where)
     labels = torch.from_numpy(split.labels[:count].copy()).to(where)
     for model in models.values():
@@ -112,7 +113,12 @@ def mix_command(
             (str(card.get("trained_on", "train")) for card in cards.values()),
             key=lambda name: math.inf if (held := held_back(name)) is None else held,
         ),
-        "data": {"name": dataset.name, "split": "validation", "pixels": split.pixels},
+        "data": {
+            "name": dataset.name,
+            "split": "validation",
+            "pixels": split.pixels,
+            **dataset.told("validation", count),
+        },
         "seed": seed,
         "figures": {
             "validation": {

@@ -43,4 +43,13 @@ def train(
         recipe = load_recipe(recipe, changes)
     if not isinstance(data, DataSet):
         data = datasets.load(data)
-    return fit_recipe(recipe, data, out, seed=seed, device=device, progress=progress, log=log)
+    return fit_recipe(
+        recipe,
+        data,
+        out,
+        seed=seed,
+        device=device,
+        progress=progress,
+        log=log,
+        held_out={"test": data.test.images},
+    )

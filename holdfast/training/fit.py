@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import nn
 
 from ..data.base import DataSet
@@ -49,6 +50,7 @@ def fit_recipe(
     device: str | None = None,
     progress: bool = False,
     log: Sequence[str] = (),
+    held_out: Mapping[str, np.ndarray] | None = None,
 ) -> TrainingResult:
     """Train by a recipe into a run folder, or go on where the same command was interrupted.
 
@@ -64,6 +66,8 @@ def fit_recipe(
         device: `cpu`, `cuda`, …; by default the best there is.
         progress: show a progress bar (plain lines where there is no terminal).
         log: trackers besides metrics.csv: `tensorboard`, `mlflow`.
+        held_out: further images, uint8 (M, C, H, W) by what they are called, of which it is said
+            if they are among the extra images; nothing else is done with them.
 
     Raises:
         InputError: `out` holds another run; a bad recipe; a budget too short for one epoch; a
@@ -84,11 +88,17 @@ def fit_recipe(
         **({"helper": trainer.objective.fingerprint} if trainer.objective.fingerprint else {}),
     )
     told = {"asked": asked, "pixels": split.pixels, **circumstances(fabric.device)}
+    about = data.told("validation", len(trainer.validator))
+    if trainer.extra is not None:
+        for name, images in {"validation": data.validation.images, **(held_out or {})}.items():
+            trainer.found_in_extra(name, trainer.extra.holds(images))
     with claimed(run) if fabric.is_global_zero else nullcontext():
-        return _fit(trainer, key, told, progress)
+        return _fit(trainer, key, told, about, progress)
 
 
-def _fit(trainer: Trainer, key: str, told: dict[str, Any], progress: bool) -> TrainingResult:
+def _fit(
+    trainer: Trainer, key: str, told: dict[str, Any], about: dict[str, Any], progress: bool
+) -> TrainingResult:
     """Train in a run folder that no other process works on."""
     recipe, fabric, run = trainer.recipe, trainer.fabric, trainer.run
     if fabric.is_global_zero:
@@ -97,6 +107,8 @@ def _fit(trainer: Trainer, key: str, told: dict[str, Any], progress: bool) -> Tr
     with ProgressLine(
         f"training {recipe.model.architecture}", progress and fabric.is_global_zero
     ) as line:
+        for event in trainer.events:
+            line.say(event["detail"])
         if trainer.restore("latest") or trainer.restore("good"):
             epoch = trainer.schedule.steps / trainer.steps_per_epoch
             line.say(f"going on from epoch {epoch:.2f} in {run}")
@@ -121,6 +133,7 @@ def _fit(trainer: Trainer, key: str, told: dict[str, Any], progress: bool) -> Tr
                     "name": told["asked"]["data"],
                     "split": recipe.train_on,
                     "pixels": told["pixels"],
+                    **about,
                 },
                 "epochs": epochs,
                 "steps": schedule.steps,

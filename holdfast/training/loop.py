@@ -110,6 +110,15 @@ class Trainer:
         self.next_validation = 1
         self.lap_began = time.monotonic()
 
+    def found_in_extra(self, split: str, images: int) -> None:
+        """Note that extra images are held-out ones, which are to be judged by."""
+        if images:
+            detail = (
+                f"{images} {split} images are among the extra images, pixel for pixel, so figures "
+                f"on {split} images flatter this model; remove them from {self.recipe.extra.file}"
+            )
+            self.events.append({"epoch": 0.0, "kind": "held-out-images-in-extra", "detail": detail})
+
     # -- the whole way --------------------------------------------------------------------
 
     def fit(self, line: ProgressLine) -> None:

@@ -19,7 +19,13 @@ from ...models.loading import load
 from ...uncertainty.checks import check_calibration_split, check_share
 from ...uncertainty.conformal import robust_alpha
 from ...uncertainty.human import read_human
-from ..command import check_classes, threat_of, what_was_measured, with_unseen_validation
+from ..command import (
+    check_classes,
+    remark,
+    threat_of,
+    what_was_measured,
+    with_unseen_validation,
+)
 from .measure import measure
 from .subject import Part, Question
 
@@ -32,7 +38,7 @@ COVERAGE = 0.8  # what abstaining promises to answer
 
 
 def _drawn(split: Split, count: int, seed: int, name: str) -> Part:
-    """Images of a split at random, in random order: folders are sorted by class."""
+    """Images of a split at random, in random order."""
     keys = draws.uniform(draws.item_seeds(seed, "split", name, torch.arange(len(split))), 0)
     rows = keys.argsort(stable=True)[:count]
     return Part(
@@ -122,6 +128,7 @@ def uncertainty_command(
     )
     test = dataset.test
     first = len(test) if limit is None else min(limit, len(test))
+    remark(dataset, "test", first)
     shuffled = _drawn(dataset.validation, len(dataset.validation), seed, "validation")
     drawn = min(calibration, len(shuffled))
     tuning, held = _part(shuffled, slice(0, drawn // 2)), _part(shuffled, slice(drawn // 2, drawn))
