@@ -31,6 +31,9 @@ class Server(ThreadingHTTPServer):
         self.cuts: list[int] = []
         self.resumes = True
         self.requests: list[str | None] = []  # the Range header of each
+        self.length: str | None = ""  # what is said of the length; "": the truth, None: nothing
+        self.location = ""  # where requests are sent on to
+        self.endless = False
 
     @property
     def url(self) -> str:
@@ -43,6 +46,11 @@ class Handler(BaseHTTPRequestHandler):
         assert isinstance(server, Server)
         header = self.headers.get("Range")
         server.requests.append(header)
+        if server.location:
+            self.send_response(302)
+            self.send_header("Location", server.location)
+            self.end_headers()
+            return
         start = int(header.removeprefix("bytes=").rstrip("-")) if header and server.resumes else 0
         total = len(server.content)
         if start >= total:
@@ -51,8 +59,11 @@ class Handler(BaseHTTPRequestHandler):
         self.send_response(206 if start else 200)
         if start:
             self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        self.send_header("Content-Length", str(total - start))
+        if server.length is not None:
+            self.send_header("Content-Length", server.length or str(total - start))
         self.end_headers()
+        while server.endless:
+            self.wfile.write(bytes(2**20))
         cut = server.cuts.pop(0) if server.cuts else total
         self.wfile.write(server.content[start : start + cut])
 
@@ -129,6 +140,63 @@ def test_a_part_file_of_something_else(
     (tmp_path / "cifar-10-python.tar.gz.part").write_bytes(b"x" * (len(archive) + 5))
     fetch(server, tmp_path)  # resuming cannot work, so it begins again
     assert cifar10.is_complete(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "said",
+    ["abc", "-5", "1e9", "0x10", "9" * 30, "12, 13", " ", None, "²", "900000000"],
+)
+@pytest.mark.parametrize("resumes", [True, False])
+def test_a_server_that_lies_about_the_length(
+    server: Server, archive: bytes, tmp_path: Path, said: str | None, resumes: bool
+) -> None:
+    """The checksum decides; a length that is too large is no reason to fetch it without end."""
+    server.content, server.length, server.resumes = archive, said, resumes
+    fetch(server, tmp_path)
+    assert cifar10.is_complete(tmp_path) and len(server.requests) == 1
+
+
+def test_a_server_that_promises_too_little(server: Server, archive: bytes, tmp_path: Path) -> None:
+    server.content, server.length = archive, "1000"
+    with pytest.raises(HoldfastError, match="not the published archive") as caught:
+        fetch(server, tmp_path)
+    assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+
+
+def test_a_server_that_never_ends(
+    server: Server, archive: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "LARGEST", 3 * 2**20)
+    server.content, server.length, server.endless = archive, None, True
+    try:
+        with pytest.raises(HoldfastError, match="sends more than 3 MiB"):
+            fetch(server, tmp_path)
+    finally:
+        server.endless = False
+    assert (tmp_path / "cifar-10-python.tar.gz.part").stat().st_size < 4 * 2**20
+
+
+def test_a_server_that_always_breaks_off_at_the_same_place(
+    server: Server, archive: bytes, tmp_path: Path
+) -> None:
+    """It does not resume, so each connection brings what was here before."""
+    server.content, server.cuts, server.resumes = archive, [1000] * 50, False
+    with pytest.raises(HoldfastError, match="broke off"):
+        fetch(server, tmp_path)
+    assert len(server.requests) < 6
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://[::1", "http://x:abc/", "file:///etc/passwd", "http://\xff/", "//", "ftp://[", "\0"],
+)
+def test_a_redirection_to_nowhere_is_one_line(
+    server: Server, tmp_path: Path, location: str
+) -> None:
+    server.content, server.location = b"x", location
+    with pytest.raises(HoldfastError, match="cannot be fetched") as caught:
+        fetch(server, tmp_path)
+    assert "\n" not in str(caught.value)
 
 
 def test_another_content_is_refused(server: Server, archive: bytes, tmp_path: Path) -> None:

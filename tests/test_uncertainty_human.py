@@ -98,7 +98,7 @@ def swap_columns(human, labels):
         (lambda h, y: h[1:], "shape (399, 10), not (400, 10)"),
         (lambda h, y: h[:, :9], "shape (400, 9)"),
         (lambda h, y: h.astype(str), "not numbers"),
-        (lambda h, y: h.astype(object), "no readable"),
+        (lambda h, y: h.astype(object), "pickled objects"),
     ],
 )
 def test_a_wrong_file_is_one_line(tmp_path, spoil, says):
@@ -120,8 +120,8 @@ def test_files_that_are_none(tmp_path):
     for name, says in [
         ("torn.npz", "no readable"),
         ("text.npy", "no readable"),
-        ("named.npz", "no array `probs`; it has human"),
-        ("missing.npy", "does not exist"),
+        ("named.npz", "lacks the array 'probs' (it holds human)"),
+        ("missing.npy", "no such file"),
     ]:
         with pytest.raises(InputError) as error:
             read_human(tmp_path / name, labels)

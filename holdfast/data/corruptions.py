@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 
 from .. import draws
+from ..arrays import Header, Wrong, map_npy
 from ..checks import check_images
 from ..errors import InputError
 
@@ -406,14 +408,10 @@ def read_published(
             out of range, or not the same for every severity.
     """
     _check_name_and_severity(name, severity)
-    images = _read_array(Path(folder) / f"{name}.npy", (50_000, 32, 32, 3))
-    if images.dtype != np.uint8:
-        raise InputError(
-            f"{Path(folder) / name}.npy holds {images.dtype}, not uint8: download it again"
-        )
+    images = _read_array(Path(folder) / f"{name}.npy", (50_000, 32, 32, 3), "u1")
     file = Path(folder) / "labels.npy"
-    labels = _read_array(file, (50_000,))
-    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+    labels = _read_array(file, (50_000,), "iu")
+    if labels.min() < 0 or labels.max() >= classes:
         raise InputError(f"{file} holds values other than labels 0 … {classes - 1}")
     if (labels.reshape(5, 10_000) != labels[:10_000]).any():
         raise InputError(f"{file} differs between severities: images and labels are out of order")
@@ -424,18 +422,18 @@ def read_published(
     )
 
 
-def _read_array(file: Path, shape: tuple[int, ...]) -> np.ndarray:
-    try:
-        array = np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError:
+def _read_array(file: Path, shape: tuple[int, ...], types: str) -> np.ndarray:
+    """An array of one of the types, `u1` or `iu` for any whole number."""
+
+    def check(header: Header) -> None:
+        if header.shape != shape:
+            raise Wrong(f"has shape {header.shape}, not {shape}: it is not a CIFAR-10-C file")
+        if header.dtype.kind not in types or (types == "u1" and header.dtype.itemsize != 1):
+            wanted = "uint8" if types == "u1" else "whole numbers"
+            raise Wrong(f"holds {header.dtype}, not {wanted}: download it again")
+
+    if not os.path.lexists(file):
         raise InputError(
             f"{file} is missing: unpack CIFAR-10-C.tar there (zenodo.org/records/2535967)"
-        ) from None
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(
-            f"{file} is no readable .npy array ({' '.join(str(error).split())}): download it again"
-        ) from None
-    if not isinstance(array, np.ndarray) or array.shape != shape:
-        found = getattr(array, "shape", "an archive")
-        raise InputError(f"{file} has shape {found}, not {shape}: it is not a CIFAR-10-C file")
-    return array
+        )
+    return map_npy(file, check)

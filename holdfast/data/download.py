@@ -27,6 +27,7 @@ ARCHIVE = "cifar-10-python.tar.gz"
 
 TRIES = 3  # in a row that bring nothing new
 TIMEOUT = 30  # seconds without a byte
+LARGEST = 2**30  # bytes; the archive has 170 million, and a server may send without end
 _CHUNK = 2**18  # bytes
 
 
@@ -68,7 +69,7 @@ def fetch(folder: str | Path, url: str = URL, md5: str = MD5, pause: float = 1.0
             _unpack(archive, target)
             return target
         if not part.exists() or _md5(part) != md5:
-            _download(url, part, pause)
+            _download(url, part, md5, pause)
         if _md5(part) != md5:
             part.unlink()
             raise HoldfastError(
@@ -98,19 +99,26 @@ class _Broken(Exception):
     """A connection that failed; the message is the reason."""
 
 
-def _download(url: str, part: Path, pause: float) -> None:
-    """Brings `part` to the full length, in as many connections as that takes."""
-    fruitless = 0
+def _download(url: str, part: Path, md5: str, pause: float) -> None:
+    """Brings `part` to the full length, in as many connections as that takes.
+
+    What a server says about the length is believed only as far as it does no harm: the checksum
+    tells whether everything is here.
+    """
+    fruitless, most = 0, 0
     with ProgressLine(f"fetching {ARCHIVE}", interval=5) as progress:
         while True:
-            before = _size(part)
             try:
                 if _continue(url, part, progress):
                     return
                 reason = "the connection broke off"
             except _Broken as error:
                 reason = str(error)
-            fruitless = 0 if _size(part) > before else fruitless + 1
+            if part.exists() and _md5(part) == md5:
+                return
+            # Against the most that ever was here: a server that begins anew each time gets nowhere.
+            fruitless = 0 if _size(part) > most else fruitless + 1
+            most = max(most, _size(part))
             if fruitless == TRIES:
                 raise HoldfastError(
                     f"{url}: cannot be fetched ({reason}); try again later, or"
@@ -128,7 +136,8 @@ def _network() -> Iterator[None]:
     """Tells a failure of the network from one of the disk: both are an OSError."""
     try:
         yield
-    except (OSError, http.client.HTTPException) as error:
+    # A ValueError comes of a redirection to what is no address.
+    except (OSError, http.client.HTTPException, ValueError) as error:
         reason = getattr(error, "reason", error)
         raise _Broken(" ".join(str(reason).split()) or type(error).__name__) from None
 
@@ -144,14 +153,14 @@ def _continue(url: str, part: Path, progress: ProgressLine) -> bool:
             if error.code != 416:
                 raise
             # Nothing lies beyond what is here, yet its checksum is wrong: begin again.
-            part.unlink()
+            part.unlink(missing_ok=True)
             return False
     with response:
         resumed = response.headers.get("Content-Range", "").startswith(f"bytes {here}-")
         if not (response.status == 206 and resumed):
             here = 0  # a server that does not resume sends all of it
-        length = response.headers.get("Content-Length")
-        total = here + int(length) if length else None
+        length = _length(response.headers.get("Content-Length"))
+        total = None if length is None else here + length
         with part.open("ab" if here else "wb") as file:
             while True:
                 if total:
@@ -162,6 +171,18 @@ def _continue(url: str, part: Path, progress: ProgressLine) -> bool:
                     return total is None or here >= total
                 file.write(chunk)
                 here += len(chunk)
+                if here > LARGEST:
+                    raise HoldfastError(
+                        f"{url}: sends more than {LARGEST // 2**20} MiB, so it is not the archive;"
+                        f" remove {part} and {_by_hand(part.parent, url)}"
+                    )
+
+
+def _length(said: str | None) -> int | None:
+    """What a server says of the length, in bytes; None where that is no length."""
+    if said is None or not (said.isascii() and said.isdigit()) or len(said) > 18:
+        return None
+    return int(said)
 
 
 def _unpack(archive: Path, target: Path) -> None:

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-import math
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ..errors import InputError
-
-CHUNK = 8 * 2**20  # bytes read at a time
-LOCAL_HEADER = 30  # bytes before the name in a zip file's local headers
-
-
-class _Wrong(Exception):
-    """What is wrong with the file, in words."""
+from ..arrays import (
+    Header,
+    Wrong,
+    check_unpacked,
+    loaded,
+    member,
+    opened,
+    place,
+    read_content,
+    read_header,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,105 +76,60 @@ def load_extra(path: Path | str, shape: tuple[int, int, int], classes: int) -> E
         InputError: no such file, damaged, other arrays, shapes, types or labels than these.
     """
     path = Path(path)
-    try:
-        with zipfile.ZipFile(path) as archive:
-            labels, label_digest = _labels(archive, path, classes)
-            wanted = (len(labels), shape[1], shape[2], shape[0])
-            images, image_digest = _array(archive, path, "image", wanted, "u")
-    except _Wrong as wrong:
-        said = str(wrong)
-    except FileNotFoundError:
-        said = "no such file"
-    except (zipfile.BadZipFile, zlib.error, EOFError):
-        said = "damaged, or no .npz file"
-    except MemoryError:
-        said = "does not fit into memory; write it uncompressed, with np.savez"
-    except (OSError, ValueError, RuntimeError, NotImplementedError, OverflowError) as error:
-        said = " ".join(str(error).split()) or type(error).__name__
-    else:
+    with opened(path, "extra images ") as file, zipfile.ZipFile(file) as archive:
+        # Both headers before either content: what is held in memory is bounded by them.
+        label = _header(archive, "label", None)
+        wanted = (label.shape[0], shape[1], shape[2], shape[0])
+        _header(archive, "image", wanted)
+        if not wanted[0]:
+            raise Wrong("holds no images")
+        labels, label_digest = _content(archive, path, "label", in_memory=True)
+        labels = _checked(labels, classes)
+        images, image_digest = _content(archive, path, "image", in_memory=False)
         both = hashlib.sha256(f"{wanted}{image_digest}{label_digest}".encode()).hexdigest()
         return ExtraImages(images, labels, both)
-    raise InputError(f"extra images {path}: {said}")
 
 
-def _labels(
-    archive: zipfile.ZipFile, path: Path, classes: int
-) -> tuple[Int64[np.ndarray, " n"], str]:
-    raw, digest = _array(archive, path, "label", None, "iu")
-    if not len(raw):
-        raise _Wrong("holds no images")
+def _header(archive: zipfile.ZipFile, name: str, wanted: tuple[int, ...] | None) -> Header:
+    """The header of an array: labels where `wanted` is None, else images of that shape."""
+    info, what = member(archive, name), repr(name)
+    with archive.open(info) as stream:
+        header = read_header(stream, info.file_size, what)
+    if wanted is None and len(header.shape) != 1:
+        raise Wrong(f"{what} must have the shape (N,), not {header.shape}")
+    if wanted is not None and header.shape != wanted:
+        raise Wrong(f"{what} must have the shape {wanted}, not {header.shape}")
+    if wanted is None and header.dtype.kind not in "iu":
+        raise Wrong(f"{what} must be whole numbers")
+    if wanted is not None and header.dtype != np.uint8:
+        raise Wrong(f"{what} must be uint8")
+    if header.fortran and len(header.shape) > 1:
+        raise Wrong(f"{what} is in column order; write it with np.ascontiguousarray")
+    if info.compress_type != zipfile.ZIP_STORED:
+        check_unpacked(header, what)
+    return header
+
+
+def _content(
+    archive: zipfile.ZipFile, path: Path, name: str, *, in_memory: bool
+) -> tuple[np.ndarray, str]:
+    """One array and the SHA-256 of its bytes; mapped, if it may be and is stored as it is."""
+    info = member(archive, name)
+    with archive.open(info) as stream:
+        header = read_header(stream, info.file_size, repr(name))
+        if in_memory or info.compress_type != zipfile.ZIP_STORED:
+            return loaded(stream, header)
+        digest = read_content(stream, header, None)
+    offset = place(path, info) + header.offset
+    return np.memmap(path, header.dtype, "r", offset, header.shape), digest
+
+
+def _checked(raw: np.ndarray, classes: int) -> Int64[np.ndarray, " n"]:
     labels = raw.astype(np.int64)
     if raw.dtype.kind == "u" and raw.max() > np.iinfo(np.int64).max:
-        raise _Wrong("'label' holds numbers beyond int64")
+        raise Wrong("'label' holds numbers beyond int64")
     bad = (labels < 0) | (labels >= classes)
     if bad.any():
         first = int(bad.argmax())
-        raise _Wrong(f"label[{first}] is {labels[first]}; the data has {classes} classes")
-    return labels, digest
-
-
-def _array(
-    archive: zipfile.ZipFile, path: Path, name: str, wanted: tuple[int, ...] | None, kinds: str
-) -> tuple[np.ndarray, str]:
-    """One array and the SHA-256 of its bytes; mapped if it is stored as it is."""
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        held = ", ".join(sorted(entry.removesuffix(".npy") for entry in archive.namelist()))
-        raise _Wrong(f"lacks the array {name!r} (it holds {held[:100] or 'nothing'})") from None
-    with archive.open(info) as stream:
-        shape, dtype = _header(stream, name)
-        begin = stream.tell()
-        if wanted is None and len(shape) != 1:
-            raise _Wrong(f"{name!r} must have the shape (N,), not {shape}")
-        if wanted is not None and shape != wanted:
-            raise _Wrong(f"{name!r} must have the shape {wanted}, not {shape}")
-        if dtype.kind not in kinds or (wanted is not None and dtype != np.uint8):
-            raise _Wrong(f"{name!r} must be {'whole numbers' if wanted is None else 'uint8'}")
-        size = math.prod(shape) * dtype.itemsize
-        if info.file_size != begin + size:
-            raise _Wrong(f"{name!r} is not as long as its shape {shape} says")
-        stored = info.compress_type == zipfile.ZIP_STORED and wanted is not None
-        unpacked = None if stored else np.empty(size, np.uint8)
-        digest = _read(stream, unpacked)
-    if unpacked is not None:
-        return unpacked.view(dtype).reshape(shape), digest
-    offset = _place(path, info) + begin
-    return np.memmap(path, dtype, "r", offset, shape), digest
-
-
-def _header(stream: IO[bytes], name: str) -> tuple[tuple[int, ...], np.dtype]:
-    """Shape and type of the array that a stream begins with; the stream stands at its content."""
-    version = np.lib.format.read_magic(stream)
-    readers = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }
-    if version not in readers:
-        raise _Wrong(f"{name!r} is written in an unknown format")
-    shape, fortran, dtype = readers[version](stream)
-    if dtype.hasobject:
-        raise _Wrong(f"{name!r} holds pickled objects, which are never loaded")
-    if fortran and len(shape) > 1:
-        raise _Wrong(f"{name!r} is in column order; write it with np.ascontiguousarray")
-    return shape, dtype
-
-
-def _read(stream: IO[bytes], into: np.ndarray | None) -> str:
-    """SHA-256 of the rest of a stream, which is kept in `into`; its end checks the zip's CRC."""
-    sha, at = hashlib.sha256(), 0
-    while chunk := stream.read(CHUNK):
-        sha.update(chunk)
-        if into is not None:
-            into[at : at + len(chunk)] = np.frombuffer(chunk, np.uint8)
-        at += len(chunk)
-    return sha.hexdigest()
-
-
-def _place(path: Path, info: zipfile.ZipInfo) -> int:
-    """Where a stored member's bytes begin: after a local header with a name and extra fields."""
-    with open(path, "rb") as file:
-        file.seek(info.header_offset)
-        header = file.read(LOCAL_HEADER)
-    name, more = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    return info.header_offset + LOCAL_HEADER + name + more
+        raise Wrong(f"label[{first}] is {labels[first]}; the data has {classes} classes")
+    return labels

@@ -7,7 +7,6 @@ measured against, and nothing is ever trained, tuned or chosen on them.
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
@@ -15,6 +14,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.stats import spearmanr
 
+from ..arrays import Header, Wrong, read_array
 from ..errors import InputError
 from .checks import Array, check_labels, check_probabilities, check_scores, check_share
 from .metrics import auroc
@@ -38,37 +38,20 @@ def read_human(path: str | Path, labels: Int64[Array, " n"], *, classes: int = 1
             distribution; rows or columns in another order than the labels.
     """
     file = Path(path)
-    human = _load(file)
     y = check_labels(labels, len(labels), classes)
-    if human.shape != (len(y), classes):
-        raise InputError(
-            f"{file} holds an array of shape {human.shape}, not ({len(y)}, {classes}): "
-            "one row an image of the data set, one column a class"
-        )
-    if human.dtype.kind not in "fiu":
-        raise InputError(f"{file} holds {human.dtype}, not numbers")
-    human = check_probabilities(human, f"the rows of {file}")
+
+    def check(header: Header) -> None:
+        if header.shape != (len(y), classes):
+            raise Wrong(
+                f"holds an array of shape {header.shape}, not ({len(y)}, {classes}): "
+                "one row an image of the data set, one column a class"
+            )
+        if header.dtype.kind not in "fiu":
+            raise Wrong(f"holds {header.dtype}, not numbers")
+
+    human = check_probabilities(read_array(file, "probs", check), f"the rows of {file}")
     _check_order(human, y, file)
     return human
-
-
-def _load(file: Path) -> np.ndarray:
-    try:
-        loaded = np.load(file, allow_pickle=False)
-        if not isinstance(loaded, np.lib.npyio.NpzFile):
-            return loaded
-        with loaded:
-            if "probs" not in loaded:
-                raise InputError(f"{file} has no array `probs`; it has {', '.join(loaded.files)}")
-            return loaded["probs"]
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist: give the file of human distributions") from None
-    except InputError:
-        raise
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-        raise InputError(
-            f"{file} is no readable .npy or .npz file ({' '.join(str(error).split())})"
-        ) from None
 
 
 def _check_order(human: Distributions, labels: Int64[np.ndarray, " n"], file: Path) -> None:
