@@ -35,6 +35,9 @@ class Server(ThreadingHTTPServer):
         self.location = ""  # where requests are sent on to
         self.endless = False
 
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is no news."""
+
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.server_address[1]}/cifar-10-python.tar.gz"
