@@ -38,7 +38,7 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import APGD
 from holdfast.defences.mixing import CERTAIN, ROBUST_ALONE, WEIGHTS, Points, grid
-from holdfast.evaluation.command import check_held_out, threat_of
+from holdfast.evaluation.command import threat_of, unseen_validation
 from holdfast.files import write_json
 from holdfast.runs import circumstances
 
@@ -120,8 +120,6 @@ def row(robust: str, options: argparse.Namespace, images: Tensor, labels: Tensor
         labels: int64 (N,).
     """
     model, accurate = hf.load(robust), hf.load(options.accurate)
-    check_held_out(robust, model.card)
-    check_held_out(options.accurate, accurate.card)
     threat = threat_of(None, None, model.card)
     points = APGD(steps=options.steps, loss="margin")(
         model, images, labels, threat, seed=options.seed, batch_size=BATCH
@@ -169,7 +167,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
-    split = datasets.load(options.data).validation
+    cards = {name: hf.load(name).card for name in (*options.robust, options.accurate)}
+    split = unseen_validation(datasets.load(options.data), cards)
     images = datasets.to_tensor(split.images[: options.limit])
     labels = torch.from_numpy(split.labels[: options.limit].copy())
     result = {

@@ -24,6 +24,7 @@ def shrunk(recipe: Recipe) -> Recipe:
         if name in values["model"]["arguments"]:
             values["model"]["arguments"][name] = least
     values["validation"] = {"images": 4, "steps": 1}
+    values["train_on"] = values["train_on"].replace("-1000", "-7")
     return recipe_from({**values, "batch_size": 4, "epochs": 1, "budget": None})
 
 

@@ -19,7 +19,7 @@ from holdfast import cli
 from holdfast import data as datasets
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError
-from holdfast.evaluation.command import with_unseen_validation
+from holdfast.evaluation.command import unseen_validation
 from holdfast.evaluation.uncertainty import command, searches, tables
 from holdfast.evaluation.uncertainty.stages import Stages
 from holdfast.evaluation.uncertainty.written import figures, summary_lines
@@ -361,8 +361,8 @@ def test_only_images_that_no_model_was_trained_on_are_fitted_on():
         ([{"trained_on": f"train+validation-{count + 5}"}], count),
     ):
         models = {f"model {i}": card for i, card in enumerate(cards)}
-        unseen = with_unseen_validation(dataset, models).validation
+        unseen = unseen_validation(dataset, models)
         np.testing.assert_array_equal(unseen.images, dataset.validation.images[:kept])
         np.testing.assert_array_equal(unseen.labels, dataset.validation.labels[:kept])
     with pytest.raises(InputError, match="train_on=train"):
-        with_unseen_validation(dataset, {"known": {"trained_on": "train+validation"}})
+        unseen_validation(dataset, {"known": {"trained_on": "train+validation"}})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,10 @@ def check_classes(model: str, card: dict[str, Any], dataset: datasets.DataSet) -
         )
 
 
-def with_unseen_validation(
+def unseen_validation(
     dataset: datasets.DataSet, models: Mapping[str, dict[str, Any]]
-) -> datasets.DataSet:
-    """The data set, its validation split cut down to images that no model was trained on.
+) -> datasets.Split:
+    """The validation images that no model was trained on.
 
     Whatever is fitted on images that a model knows by heart promises too much.
 
@@ -75,7 +74,7 @@ def with_unseen_validation(
                 "train_on=train+validation-1000"
             )
         kept = kept if held is None or held >= len(kept) else kept.first(held)
-    return dataclasses.replace(dataset, validation=kept)
+    return kept
 
 
 def what_was_measured(

@@ -17,7 +17,7 @@ from ..models import save_checkpoint
 from ..models.loading import load
 from ..models.mixture import Mixture
 from ..progress import ProgressLine
-from .command import remark, threat_of, with_unseen_validation
+from .command import remark, threat_of, unseen_validation
 from .strongest import LOSSES, strongest
 
 
@@ -66,12 +66,11 @@ def mix_command(
     cards = {name: _card(name, model) for name, model in models.items()}
     dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
     _check_alike(models, cards, dataset)
-    dataset = with_unseen_validation(
+    split = unseen_validation(
         dataset, {str(robust): cards["robust"], str(accurate): cards["accurate"]}
     )
     threat = threat_of(norm, eps, cards["robust"])
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    split = dataset.validation
     count = min(limit, len(split))
     remark(dataset, "validation", count)
     images = datasets.to_tensor(split.images[:count]).to(where)

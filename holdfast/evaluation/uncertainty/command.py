@@ -23,8 +23,8 @@ from ..command import (
     check_classes,
     remark,
     threat_of,
+    unseen_validation,
     what_was_measured,
-    with_unseen_validation,
 )
 from .measure import measure
 from .subject import Part, Question
@@ -123,13 +123,13 @@ def uncertainty_command(
     dataset = datasets.load(data, size=size)
     check_classes(model, card, dataset)
     asked = zip((model, *ensemble), (network, *members), strict=True)
-    dataset = with_unseen_validation(
+    validation = unseen_validation(
         dataset, {name: getattr(each, "card", {}) for name, each in asked}
     )
     test = dataset.test
     first = len(test) if limit is None else min(limit, len(test))
     remark(dataset, "test", first)
-    shuffled = _drawn(dataset.validation, len(dataset.validation), seed, "validation")
+    shuffled = _drawn(validation, len(validation), seed, "validation")
     drawn = min(calibration, len(shuffled))
     tuning, held = _part(shuffled, slice(0, drawn // 2)), _part(shuffled, slice(drawn // 2, drawn))
     for part in (tuning, held):
