@@ -4,6 +4,7 @@ without a seed of their own is the same every time."""
 import random
 
 import numpy as np
+import pretend_accelerator  # noqa: F401  before a backward pass: devices are counted at the first
 import pytest
 import torch
 

@@ -264,6 +264,8 @@ class Attack(ABC):
         self.check_norm(threat)
         check_images(images)
         check_labels(labels, len(images))
+        labels = labels.to(images.device)
+        targets = None if targets is None else targets.to(images.device)
         results = []
         for first in range(0, len(images), batch_size):
             x, y = images[first : first + batch_size], labels[first : first + batch_size]

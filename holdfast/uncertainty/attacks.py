@@ -124,7 +124,7 @@ class Ascent(Attack):
         found = seek(
             self, model, images, labels, threat, held=targets, seed=seed, batch_size=batch_size
         )
-        return found.images
+        return found.images.to(images.device)
 
 
 def _orthogonal(gradient: Images, other: Images) -> Images:
@@ -138,7 +138,7 @@ def _orthogonal(gradient: Images, other: Images) -> Images:
 
 
 class Found(NamedTuple):
-    """What a search found, an image a row; all of it said by the original model.
+    """What a search found, an image a row, on the CPU; all of it said by the original model.
 
     Attributes:
         images: (N, C, H, W) in the ball and the box; the start where nothing better was found.
@@ -167,7 +167,7 @@ def seek(
     samples: int = 1,
     seed: int = 0,
     batch_size: int = 128,
-    device: torch.device | str = "cpu",
+    device: torch.device | str | None = None,
     report: Report = lambda share: None,
 ) -> Found:
     """Climb a goal on every image in full batches, and verify what was found on the original.
@@ -178,6 +178,7 @@ def seek(
     Args:
         attack: what to climb.
         model: the original, in eval mode on `device`: images to outputs, in full precision.
+        device: where the model is; None: where the images are.
         images, labels: (N, C, H, W) in [0, 1] and (N,).
         threat: ball, around `images`, and box.
         search: a twin to look at; None: the original.
@@ -195,7 +196,11 @@ def seek(
     check_images(images)
     check_labels(labels, len(images))
     attack.check_norm(threat)
-    begin = images if starts is None else starts
+    device = images.device if device is None else device
+    # What waits for its batch, and what was found, is in main memory.
+    images, labels = images.cpu(), labels.cpu()
+    held = None if held is None else held.cpu()
+    begin = images if starts is None else starts.cpu()
     if not bool(threat.contains(begin, images).all()):
         raise InputError("starts must lie inside the ball around their images, and in the box")
     items = torch.arange(len(images)) if items is None else items.cpu()
