@@ -370,7 +370,7 @@ def test_the_mix_command(tmp_path):
     def mixed(device: torch.device) -> tuple[dict[str, Tensor], Any]:
         folder, choice = mix_command(
             robust, accurate, "digits", tmp_path / device.type,
-            limit=6, steps=2, rounds=1, device=str(device),
+            limit=4, steps=1, rounds=1, device=str(device),
         )  # fmt: skip
         return load_file(folder / "model.safetensors"), choice
 
@@ -574,19 +574,44 @@ def test_optimisers_and_the_average_of_weights(name):
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in zip(here, there, strict=True))
 
 
-def test_augmented_images_are_the_same():
-    images = (models.images(40, (3, 12, 12)) * 255).to(torch.uint8)
-    rows = torch.arange(40)
+AUGMENTS = {
+    "crops": {"crop_padding": 2, "flip": "alternating"},
+    "reflected": {"crop_padding": 2, "pad_mode": "reflect"},
+    "idbh": {"crop_padding": 0, "crop_shift": 4, "colour": 1.0, "erase": 0.9},
+    "mixed": {"cutmix": 0.5, "mixup": 0.5},
+}
 
-    def made(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-        x, seeds = images.to(device), draws.item_seeds(0, rows).to(device)
-        cropped = Augment(crop_padding=2, flip="alternating")(x, rows, 1, 5)
-        again = Augment(crop_padding=2, flip="alternating")(x, rows.to(device), 1, 5)
-        varied = trivial_augment.trivial_augment(x.float() / 255, seeds)
-        return cropped.cpu(), again.cpu(), varied.cpu()
+
+@pytest.mark.parametrize("name", AUGMENTS)
+def test_augmented_images_are_the_same(name):
+    images = (models.images(40, (3, 12, 12)) * 255).to(torch.uint8)
+    rows, augment = torch.arange(40), Augment(**AUGMENTS[name])
+
+    def made(device: torch.device) -> list[Tensor]:
+        x = images.to(device)
+        views = [augment(x, rows, 1, 5), augment(x, rows.to(device), 1, 5)]
+        mixing = augment.mixing(rows, 40, 1, 5)
+        if mixing is not None:
+            views += mixing(x, x[mixing.others])
+        return [view.float().cpu() for view in views]
 
     here, there = on_both(made)
-    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(here, there, strict=True))
+    assert len(here) == (4 if name == "mixed" else 2)
+    # Where a blend is rounded, devices may differ by one of 255 grey levels.
+    assert all(
+        torch.allclose(a, b, atol=1 if name == "idbh" else 1e-6)
+        for a, b in zip(here, there, strict=True)
+    )
+
+
+def test_trivially_augmented_images_are_the_same():
+    images, seeds = models.images(60, (3, 12, 12)), draws.item_seeds(0, torch.arange(60))
+
+    def made(device: torch.device) -> Tensor:
+        return trivial_augment.trivial_augment(images.to(device), seeds.to(device)).cpu()
+
+    here, there = on_both(made)
+    assert torch.allclose(here, there, atol=1e-6)
 
 
 class _Pretend(CPUAccelerator):
@@ -601,6 +626,7 @@ def test_a_run_of_training_is_the_same_and_goes_on(name, tmp_path, monkeypatch):
     recipe = test_training.tiny(
         objective={"name": name, "arguments": few, "awp": 0.005 if few else 0.0},
         optimiser={"name": "muon" if few else "sgd"},
+        augment={"crop_padding": 1, **({"cutmix": 0.4, "mixup": 0.4} if few else {})},
         epochs=1,
     )
 
@@ -629,3 +655,19 @@ def test_a_run_of_training_is_the_same_and_goes_on(name, tmp_path, monkeypatch):
     assert here.keys() == there.keys()
     for key in here:
         assert torch.allclose(here[key], there[key], atol=1e-3), key
+
+
+def test_a_numbered_device_is_that_one(monkeypatch):
+    asked: list[dict[str, Any]] = []
+
+    class Told:
+        def __init__(self, **settings: Any):
+            asked.append(settings)
+
+    monkeypatch.setattr("lightning.fabric.Fabric", Told)
+    for device in (None, "cpu", "cuda", "cuda:1", "mps:0"):
+        fit._fabric(test_training.tiny(), device)
+    found = [(a["accelerator"], a["devices"]) for a in asked]
+    assert found == [("auto", 1), ("cpu", 1), ("cuda", 1), ("cuda", [1]), ("mps", [0])]
+    with pytest.raises(hf.InputError, match="'cuda:first' cannot be used"):
+        fit._fabric(test_training.tiny(), "cuda:first")

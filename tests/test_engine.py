@@ -6,6 +6,7 @@ import sqlite3
 from dataclasses import fields
 from pathlib import Path
 
+import compiler
 import models
 import pytest
 import torch
@@ -659,11 +660,13 @@ def test_a_twin_keeps_backward_passes_that_the_model_defines_itself():
 
 def test_a_compiled_twin_answers_alike_in_batches_of_any_size():
     model, x = models.Net(classes=5, seed=2), models.images(16, seed=2)
+    compiler.needed()
     labels = models.answers(model, x)
-    twin = compiled(fast_twin(model, x, labels, "float32"), model, x, labels)
-    if twin is None:
-        pytest.skip("no compiler here")
+    said: list[str] = []
+    twin = compiled(fast_twin(model, x, labels, "float32"), model, x, labels, said.append)
+    assert twin is not None, said
     assert twin.batch_size == 16
+    assert not said
     for count in (16, 11, 3, 20):
         points = models.images(count, seed=3).requires_grad_()
         reference = points.detach().clone().requires_grad_()
@@ -672,3 +675,46 @@ def test_a_compiled_twin_answers_alike_in_batches_of_any_size():
         answer[:, 1].sum().backward()
         expected[:, 1].sum().backward()
         torch.testing.assert_close(points.grad, reference.grad, rtol=1e-3, atol=1e-4)
+
+
+def test_a_compilation_that_fails_or_answers_otherwise_says_why(monkeypatch):
+    model, x = models.Net(classes=5, seed=2), models.images(8, seed=2)
+    labels = models.answers(model, x)
+    twin = fast_twin(model, x, labels, "float32")
+
+    def no_compiler(function, **options):
+        raise RuntimeError("\n  InvalidCxxCompiler: no g++\nand a page of more")
+
+    said: list[str] = []
+    monkeypatch.setattr(torch, "compile", no_compiler)
+    with pytest.raises(RuntimeError):
+        torch.compile(model)
+    assert compiled(twin, model, x, labels, said.append) is None
+    monkeypatch.setattr(torch, "compile", lambda function, **options: lambda z: 2 * function(z))
+    assert compiled(twin, model, x, labels, said.append) is None
+    assert said[0] == "not compiled: RuntimeError: InvalidCxxCompiler: no g++"
+    assert said[1].startswith("not compiled: its margins are off by ")
+    monkeypatch.setattr(torch, "compile", lambda function, **options: function)
+    assert compiled(twin, model, x, labels, said.append) is not None
+    assert len(said) == 2
+
+
+def test_a_twin_that_is_refused_says_why():
+    model, x, labels = models.digits(4)
+    said: list[str] = []
+    assert fast_twin(lambda images: model(images), x, labels, "float32", said.append) is None
+    assert said == ["no float32 copy: the model is no torch.nn.Module"]
+    said.clear()
+    noisy = models.Wrapped(model, before=lambda x: x + 0.3 * torch.randn_like(x))
+    assert fast_twin(noisy, x, labels, "float32", said.append) is None
+    assert [line.split(": ")[0] for line in said] == [
+        "no folded float32 copy",
+        "no plain float32 copy",
+    ]
+    assert all("its margins are off by" in line or "gradients" in line for line in said)
+    said.clear()
+    # Traced, the gradient vanishes; copied, everything is as it was.
+    rounded, points = _Rounded().eval(), models.images(8, seed=2)
+    given = models.answers(rounded, points)
+    assert fast_twin(rounded, points, given, "float32", said.append) is not None
+    assert said == ["no folded float32 copy: its gradients point elsewhere"]

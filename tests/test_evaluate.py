@@ -14,6 +14,7 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
+import compiler
 import models
 import numpy as np
 import pytest
@@ -729,15 +730,14 @@ def test_a_huge_ball_is_always_tried_where_gradients_are_climbed() -> None:
 
 
 def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
+    compiler.needed()
     model, x, labels = models.digits(32)
     threat = hf.Threat("linf", 0.1)
     plain = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="float32")
     monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
     monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
     result = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="bf16")
-    if "compiled" not in result.precision:
-        pytest.skip("no compiler here")
-    assert result.precision == "bf16, compiled then float32"
+    assert result.precision == "bf16, compiled then float32", result.log
     assert 0 < int(plain.broken.sum()) < 32
     # Searches in two precisions may differ on an image at the boundary.
     assert int((result.broken != plain.broken).sum()) <= 1
@@ -755,3 +755,29 @@ def test_nothing_is_compiled_for_fewer_images_than_a_batch(monkeypatch):
     monkeypatch.setattr(lanes, "compiled", compiled)
     threat = hf.Threat("linf", 0.1)
     hf.evaluate(model, x, labels, threat, "fgsm", batch_size=33, precision="bf16")
+
+
+def test_the_log_says_why_a_search_was_not_faster(monkeypatch, tmp_path, capsys):
+    """On the terminal, in the result and in the run's file: no compiler, no copy."""
+    model, x, labels = models.digits(16)
+    threat = hf.Threat("linf", 0.1)
+    plain = hf.evaluate(model, x, labels, threat, "fgsm", batch_size=16, precision="bf16")
+    assert plain.log == ()
+
+    def none(function, **options):
+        raise RuntimeError("no C++ compiler")
+
+    monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
+    monkeypatch.setattr(torch, "compile", none)
+    result = hf.evaluate(
+        model, x, labels, threat, "fgsm",
+        batch_size=16, precision="bf16", run=tmp_path / "run", progress=True,
+    )  # fmt: skip
+    assert result.log == ("not compiled: RuntimeError: no C++ compiler",)
+    assert torch.equal(result.broken, plain.broken)
+    assert result.log[0] in capsys.readouterr().err
+    written = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert written["log"] == list(result.log)
+    result = hf.evaluate(lambda z: model(z), x, labels, threat, "fgsm", precision="float32")
+    assert result.log == ("no float32 copy: the model is no torch.nn.Module",)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import math
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -20,6 +20,24 @@ from ..attacks.base import Model
 from ..attacks.losses import margin
 
 SLOPES = 16  # probe images whose gradients are compared
+
+Say = Callable[[str], None]  # told, in one line, why something faster is not used
+
+
+class _Refused(Exception):
+    """A twin does not answer as the original does; the message says how."""
+
+
+def unsaid(reason: str) -> None:
+    """Nobody asked."""
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, _Refused):
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
 
 
 @dataclass(frozen=True)
@@ -64,7 +82,9 @@ class _Folded(nn.Module):
             return self.body(x).float()
 
 
-def fast_twin(model: Model, probe: Tensor, labels: Tensor, precision: str) -> Twin | None:
+def fast_twin(
+    model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
+) -> Twin | None:
     """A folded, channels-last copy of a module, or None where it cannot serve.
 
     Batch norms are folded into the convolutions before them where the module can be traced. The
@@ -76,50 +96,44 @@ def fast_twin(model: Model, probe: Tensor, labels: Tensor, precision: str) -> Tw
         probe: images (N, C, H, W) on the model's device to compare on.
         labels: int64 (N,).
         precision: `float32` or `bf16`.
+        say: told why a copy is refused.
     """
     if not isinstance(model, nn.Module):
+        say(f"no {precision} copy: the model is no torch.nn.Module")
         return None
-    for copied in _copies(model):
-        twin = _like(model, copied, probe, labels, precision)
-        if twin is not None:
-            return twin
-    return None
-
-
-def _copies(model: nn.Module) -> Iterator[nn.Module]:
-    """The model with batch norms folded, then as it is, where it can be traced or copied."""
-    for make in (fuse, copy.deepcopy):  # fuse copies too
+    for how, make in (("folded", fuse), ("plain", copy.deepcopy)):  # fuse copies too
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                yield make(model.eval())
-        except Exception:  # both run the user's code: anything may be raised
-            continue
+                copied = make(model.eval())
+            return _like(model, copied, probe, labels, precision)
+        except Exception as error:  # all of it runs the user's code: anything may be raised
+            say(f"no {how} {precision} copy: {_reason(error)}")
+    return None
 
 
 def _like(
     model: nn.Module, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str
-) -> Twin | None:
-    """The copy as a twin, if it answers as the model does."""
+) -> Twin:
+    """The copy as a twin; refused unless it answers as the model does."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
     twin = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
-    try:
-        with torch.no_grad():
-            reference, answer = model(probe).float(), twin(probe)
-        if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
-            return None
-        error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
-        spread = float(reference.double().std())  # squares of large logits overflow float32
-        alike, slopes = _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision)
-        if not alike:
-            return None
-    except (RuntimeError, TypeError, ValueError):
-        return None
+    with torch.no_grad():
+        reference, answer = model(probe).float(), twin(probe)
+    if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
+        raise _Refused("its logits are not finite, or of another shape")
+    error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
+    spread = float(reference.double().std())  # squares of large logits overflow float32
+    alike, slopes = _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision)
+    if not alike:
+        raise _Refused("its gradients point elsewhere")
     # A model that draws random numbers, or a folding gone wrong, does not answer the same.
-    allowed = 0.25 if precision == "bf16" else 1e-3
-    return Twin(twin, precision, error, slopes) if error <= allowed * max(spread, 1e-6) else None
+    allowed = (0.25 if precision == "bf16" else 1e-3) * max(spread, 1e-6)
+    if not error <= allowed:
+        raise _Refused(f"its margins are off by {error:.2g}, more than {allowed:.2g}")
+    return Twin(twin, precision, error, slopes)
 
 
 def _climbs_alike(
@@ -161,7 +175,9 @@ class _Compiled:
         return self.whole(images)[:count]
 
 
-def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin | None:
+def compiled(
+    twin: Twin, model: Model, images: Tensor, labels: Tensor, say: Say = unsaid
+) -> Twin | None:
     """The twin, compiled for batches of this size; None where it cannot be.
 
     Minutes on a CPU, once: worth it for long searches only.
@@ -171,9 +187,10 @@ def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin |
         model: the original, to compare with.
         images: (N, C, H, W) on the model's device: batches will have N rows.
         labels: int64 (N,).
+        say: told why it cannot be.
     """
-    fast = _Compiled(twin.model, len(images))
     try:
+        fast = _Compiled(twin.model, len(images))
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             x = images.detach().requires_grad_()
@@ -182,10 +199,13 @@ def compiled(twin: Twin, model: Model, images: Tensor, labels: Tensor) -> Twin |
             with torch.no_grad():
                 answer = fast(images)  # a graph of its own
                 reference = model(images).float()
-    except Exception:  # no compiler, or a module it cannot take: whatever it raises
+    except Exception as problem:  # no compiler, or a module it cannot take: whatever it raises
+        say(f"not compiled: {_reason(problem)}")
         return None
     error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
-    if not math.isfinite(error) or error > 2 * twin.error + 1e-3:
+    allowed = 2 * twin.error + 1e-3
+    if not math.isfinite(error) or error > allowed:
+        say(f"not compiled: its margins are off by {error:.2g}, more than {allowed:.2g}")
         return None
     return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), twin.slopes, len(images))
 

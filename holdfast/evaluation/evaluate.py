@@ -238,7 +238,10 @@ def _evaluate(
     # Twins are compared by their answers: behind defences, by those of the network alone.
     changing = changes.fired if bare is None else health.outputs_change(bare, probe).fired
     precision = "original" if changing or not differentiable else request.precision
-    views = lanes_by_view(model, bare, lambda m: lanes_of(m, probe, probe_labels, precision))
+    log: list[str] = []
+    views = lanes_by_view(
+        model, bare, lambda m: lanes_of(m, probe, probe_labels, precision, log.append)
+    )
     _check_views(request.suite, views)
     lanes = views[""]
     blind = blind_views(model, bare, probe, probe_labels)
@@ -277,6 +280,7 @@ def _evaluate(
             batch_size=batch_size,
             of=len(images),
             classes=logits.shape[1],
+            say=log.append,
         )
         used = " then ".join(lane.twin.name for lane in lanes)
     folder = None if run is None else Path(run)
@@ -314,6 +318,8 @@ def _evaluate(
                 misled=misled,
             )
 
+        for entry in dict.fromkeys(log):
+            line.say(entry)
         if misled and any(stage.after is not None for stage in suite.stages):
             line.say("gradients mislead: a short search will not do")
         try:
@@ -386,6 +392,7 @@ def _evaluate(
         if random
         else (),
         unaware=seen,
+        log=tuple(dict.fromkeys(log)),
     )
     if folder is not None and not (folder / "result.json").exists():
         if bare is not None and seen is not None:

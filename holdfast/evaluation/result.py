@@ -129,6 +129,7 @@ class Evaluation:
         draws: of a model that draws random numbers: its accuracies over fresh draws.
         unaware: of a defended model: its accuracy against an attacker who does not know of the
             defence. Never its robust accuracy.
+        log: why a faster copy of the model, or a compiled one, was not searched on.
     """
 
     n: int
@@ -153,6 +154,7 @@ class Evaluation:
     verdicts: tuple[Verdict, ...] = field(repr=False)
     draws: tuple[DrawFigure, ...] = ()
     unaware: Unaware | None = None
+    log: tuple[str, ...] = ()
 
     @property
     def described_threat(self) -> str:

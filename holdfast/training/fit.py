@@ -166,10 +166,13 @@ def _fabric(recipe: Recipe, device: str | None) -> Fabric:
     for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
         logging.getLogger(name).setLevel(logging.WARNING)
     processes, nodes = _launched()
+    kind, _, number = (device or "auto").partition(":")  # cuda:1 is the second GPU
     try:
         fabric = Fabric(
-            accelerator=device or "auto",
-            devices=processes // nodes,
+            accelerator=kind,
+            devices=[int(number)]
+            if number and kind != "cpu" and processes == 1
+            else processes // nodes,
             num_nodes=nodes,
             strategy="ddp" if processes > 1 else "auto",
             precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
