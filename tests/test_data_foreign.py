@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import resource
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -129,6 +132,29 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
         assert says in str(error.value), (source, error.value)
         assert "\n" not in str(error.value)
     assert not ran.exists()
+    for name in ("a" * 300, "a\0b"):
+        with pytest.raises(InputError, match="no such folder"):
+            foreign.load(name, (3, 32, 32), 4)
     for shape, count in (((4, 32, 32), 4), ((3, 32, 32), 0)):
         with pytest.raises(InputError, match="1 or 3 channels"):
             foreign.load("noise", shape, count)
+
+
+def test_a_mat_file_that_unpacks_to_gigabytes_does_not(tmp_path):
+    """2 GB of zeros in 2 MB: what memory grows by is bounded."""
+
+    def element(kind: int, body: bytes) -> bytes:
+        return struct.pack("<II", kind, len(body)) + body + bytes(-len(body) % 8)
+
+    head = element(6, struct.pack("<II", 9, 0)) + element(5, struct.pack("<4i", 32, 32, 3, 10**5))
+    packer = zlib.compressobj(1)
+    packed = packer.compress(struct.pack("<II", 14, 2**31) + head + element(1, b"X"))
+    packed += packer.compress(struct.pack("<II", 2, 2**31 - 200))
+    packed += b"".join(packer.compress(bytes(2**24)) for _ in range(128)) + packer.flush()
+    file = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<HH", 0x100, 0x4D49)
+    write(tmp_path, "test_32x32.mat", file + struct.pack("<II", 15, len(packed)) + packed)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(InputError, match="no readable"):
+        foreign.load(tmp_path, (3, 8, 8), 4)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown < 900_000, f"{grown} KiB"

@@ -16,6 +16,7 @@ from torch import nn
 
 from holdfast import cli, data
 from holdfast.data.base import DataSet
+from holdfast.errors import InputError
 from holdfast.evaluation.certify_command import certify_command
 from holdfast.evaluation.command import evaluate_command
 from holdfast.evaluation.mix import mix_command
@@ -122,6 +123,23 @@ def test_uncertainty_says_which_classes_it_lacks(pictures, model, tmp_path, caps
     )
     assert len(asked[0]["data"]["classes_without_images"]) == 2
     assert_said("2 of 3 classes have no image among the 1 of test", capsys.readouterr().out)
+
+
+def test_a_calibration_that_lacks_a_class_says_which_option_helps(pictures, model, tmp_path):
+    def said(folder: Path, calibration: int) -> str:
+        with pytest.raises(InputError) as caught:
+            uncertainty.uncertainty_command(
+                str(model), str(folder), tmp_path / "run", calibration=calibration
+            )
+        return str(caught.value)
+
+    message = said(pictures, 2)
+    assert "raise --calibration (the validation split has 90 images)" in message
+    few = tmp_path / "few"
+    shutil.copytree(pictures, few)
+    for file in sorted((few / "validation" / "bee").iterdir())[1:]:
+        file.unlink()
+    assert "have none of bee; all 61 validation images are used already" in said(few, 2000)
 
 
 def recipe(channels: int, **changes: Any) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from ... import data as datasets
 from ... import draws
 from ...attacks.suites import SUITES, suite_named
 from ...data import foreign as foreigners
-from ...data.base import Split
+from ...data.base import DataSet, Split
 from ...errors import InputError
 from ...models.loading import load
-from ...uncertainty.checks import check_calibration_split, check_share
+from ...uncertainty.checks import check_share
 from ...uncertainty.conformal import robust_alpha
 from ...uncertainty.human import read_human
 from ..command import (
@@ -50,6 +50,22 @@ def _drawn(split: Split, count: int, seed: int, name: str) -> Part:
 
 def _part(whole: Part, rows: slice) -> Part:
     return Part(whole.images[rows], whole.labels[rows], whole.items[rows])
+
+
+def _check_every_class(dataset: DataSet, part: Part, *, whole: bool) -> None:
+    """InputError if a class is missing from a half of the calibration images."""
+    absent = dataset.absent(part.labels.numpy())
+    if absent:
+        n = len(dataset.validation)
+        do = (
+            f"all {n} validation images are used already: give the validation split more of it"
+            if whole
+            else f"raise --calibration (the validation split has {n} images)"
+        )
+        raise InputError(
+            f"the {len(part)} validation images of one half of --calibration have none of"
+            f" {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}; {do}"
+        )
 
 
 def _checked(
@@ -133,7 +149,7 @@ def uncertainty_command(
     drawn = min(calibration, len(shuffled))
     tuning, held = _part(shuffled, slice(0, drawn // 2)), _part(shuffled, slice(drawn // 2, drawn))
     for part in (tuning, held):
-        check_calibration_split(part.labels.numpy(), len(dataset.classes))
+        _check_every_class(dataset, part, whole=drawn == len(shuffled))
     if len(held) * alpha < 1:
         raise InputError(
             f"{len(held)} calibration images are too few for alpha = {alpha}: "
