@@ -173,7 +173,8 @@ def _mat_array(raw: bytes, name: bytes) -> np.ndarray | None:
             body = raw
         if kind != _MATRIX:
             continue
-        parts, inside = [], begin
+        parts: list[tuple[int, bytes]] = []
+        inside = begin
         while inside < end and len(parts) < 4:
             which, start, stop, inside = _element(body, inside, order)
             parts.append((which, body[start:stop]))
