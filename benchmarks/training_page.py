@@ -13,9 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from table import RESULTS, ROOT, changes_in, fill, since_then
 
 from holdfast.evaluation.intervals import interval
+from holdfast.evaluation.paired import Paired, paired
 from holdfast.files import read_json
 
 PAGE = ROOT / "docs" / "training.md"
@@ -36,29 +38,70 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
     """A row for each variation of a recipe, all of them trained for as long."""
     lines = ["### What an entry of the recipe is worth", ""] if results else []
     for result in results:
-        lines += [
-            "| entry | seed | epochs | standard | PGD-10 |",
-            "| --- | --- | --- | --- | --- |",
-        ]
-        for row in result["rows"]:
+        rows = result["rows"]
+        in_pairs = all("right" in row for row in rows) and len({r["tried"] for r in rows}) > 1
+        more = ("PGD-10 beside the first",) if in_pairs else ()
+        header = ("entry", "seed", "epochs", "standard", "PGD-10", *more)
+        lines += [f"| {' | '.join(header)} |", f"| {' | '.join('---' for _ in header)} |"]
+        for row in rows:
             figures = []
             for name in ("standard_accuracy", "pgd_accuracy"):
                 low, high = interval(round(row[name] * result["n"]), result["n"])
                 figures.append(f"{row[name]:.1%} ({low:.1%} to {high:.1%})")
+            if in_pairs:
+                figures.append(_beside(row, rows, result["n"]))
             lines.append(
                 f"| `{row['tried']}` | {row['seed']} | {row['epochs']:.1f} "
                 f"| {' | '.join(figures)} |"
             )
+        if in_pairs:
+            lines += _over_seeds(rows, result["n"])
         lines += [
             "",
             f"- {setting(result['recipe'])}, where an entry does not say otherwise; budget "
             f"{result['budget']} a run{_few(result)}. First {result['n']} validation images "
             f"({result['pixels']}), the same for all; trained on "
-            f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
+            f"{' and '.join(sorted({row['machine'] for row in rows}))}: "
             f"`{' '.join(result['command'])}`{_since(result)}",
             "",
         ]
     return lines
+
+
+def _right(row: dict[str, Any], n: int) -> np.ndarray:
+    bits = np.frombuffer(bytes.fromhex(row["right"]["pgd"]), np.uint8)
+    return np.unpackbits(bits, count=n).astype(bool)
+
+
+def _compared(row: dict[str, Any], rows: list[dict[str, Any]], n: int) -> Paired | None:
+    """With the first variation's run of the same seed; None for that itself."""
+    first = next((r for r in rows if r["seed"] == row["seed"]), row)
+    return None if first is row else paired(_right(first, n), _right(row, n))
+
+
+def _in_words(found: Paired) -> str:
+    low, high = (100 * end for end in found.interval())
+    return f"{100 * found.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
+
+
+def _beside(row: dict[str, Any], rows: list[dict[str, Any]], n: int) -> str:
+    found = _compared(row, rows, n)
+    return "" if found is None else _in_words(found)
+
+
+def _over_seeds(rows: list[dict[str, Any]], n: int) -> list[str]:
+    """For variations of several seeds, one line each: all seeds' images together."""
+    lines = []
+    for tried in dict.fromkeys(row["tried"] for row in rows):
+        pairs = [_compared(row, rows, n) for row in rows if row["tried"] == tried]
+        known = [pair for pair in pairs if pair is not None]
+        if len(known) > 1:
+            together = sum(known[1:], known[0])
+            lines.append(
+                f"- `{tried}` beside the first, {len(known)} seeds together: "
+                f"{_in_words(together)}, McNemar's exact test: p = {together.p_value:.2g}"
+            )
+    return ["", *lines] if lines else []
 
 
 def _few(result: dict[str, Any]) -> str:

@@ -634,7 +634,7 @@ def test_a_run_of_training_is_the_same_and_goes_on(name, tmp_path, monkeypatch):
         home = SingleDeviceStrategy(device or "cpu", accelerator=_Pretend())
         return Fabric(strategy=home, precision="32-true")
 
-    monkeypatch.setattr(fit, "_fabric", fabric)
+    monkeypatch.setattr(fit, "fabric_for", fabric)
 
     def trained(device: torch.device) -> dict[str, Tensor]:
         run = tmp_path / device.type
@@ -666,8 +666,8 @@ def test_a_numbered_device_is_that_one(monkeypatch):
 
     monkeypatch.setattr("lightning.fabric.Fabric", Told)
     for device in (None, "cpu", "cuda", "cuda:1", "mps:0"):
-        fit._fabric(test_training.tiny(), device)
+        fit.fabric_for(test_training.tiny(), device)
     found = [(a["accelerator"], a["devices"]) for a in asked]
     assert found == [("auto", 1), ("cpu", 1), ("cuda", 1), ("cuda", [1]), ("mps", [0])]
     with pytest.raises(hf.InputError, match="'cuda:first' cannot be used"):
-        fit._fabric(test_training.tiny(), "cuda:first")
+        fit.fabric_for(test_training.tiny(), "cuda:first")

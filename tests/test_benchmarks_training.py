@@ -157,11 +157,37 @@ def test_choices_train_each_variation_and_keep_what_the_runs_say(tmp_path, monke
         assert held["n"] == result["n"] == 24
         assert told["steps"] == 40 // 16
         assert row["pgd_accuracy"] == held["pgd_accuracy"]
+        for name, share in (("standard", "standard_accuracy"), ("pgd", "pgd_accuracy")):
+            bits = np.frombuffer(bytes.fromhex(row["right"][name]), np.uint8)
+            assert np.unpackbits(bits, count=24).mean() == pytest.approx(row[share])
         right = round(24 * row["standard_accuracy"])
         assert any(
             f"| {right / 24:.1%} (" in line and f"`{row['tried']}` | {row['seed']}" in line
             for line in training_page.choices([result])
         )
+
+
+def test_choices_are_compared_image_by_image():
+    """Two seeds; the second variation is right where the first is, and on one image more a seed."""
+
+    def row(tried: str, seed: int, right: list[int]) -> dict:
+        bits = np.packbits(np.array(right, np.uint8)).tobytes().hex()
+        shares = {"standard_accuracy": 0.5, "pgd_accuracy": float(np.mean(right))}
+        told = {"tried": tried, "seed": seed, "epochs": 1.0, "machine": "a machine", **shares}
+        return {**told, "right": {"standard": bits, "pgd": bits}}
+
+    rows = [
+        *(row("a=1", 0, [1, 1, 0, 0, 0, 0, 0, 0, 0, 0]), row("a=1", 1, [0] * 10)),
+        *(row("a=2", 0, [1, 1, 1, 0, 0, 0, 0, 0, 0, 0]), row("a=2", 1, [1] + [0] * 9)),
+    ]
+    recipe = load_recipe(Path(__file__).parents[1] / "recipes/cifar10-cpu.yaml").to_dict()
+    told = {"recipe": recipe, "budget": "1m", "n": 10, "pixels": "made up", "command": ["x"]}
+    lines = training_page.choices([{**told, "rows": rows}])
+    assert sum("PGD-10 beside the first" in line for line in lines) == 1
+    shown = [line for line in lines if line.startswith("| `a=2`")]
+    assert all("+10.0 points (" in line for line in shown) and len(shown) == 2
+    (together,) = (line for line in lines if line.startswith("- `a=2`"))
+    assert "2 seeds together: +10.0 points" in together and "p = 0.5" in together
 
 
 def test_one_gpu_measures_each_goal_and_says_which_were_missed(tmp_path, monkeypatch, capsys):

@@ -74,7 +74,7 @@ def fit_recipe(
             tracker that is not installed.
     """
     check_trackers(log)
-    fabric = _fabric(recipe, device)
+    fabric = fabric_for(recipe, device)
     split = data.split(recipe.train_on)
     run = Path(out)
     # It refuses a recipe that does not fit the data, so it comes before anything is written.
@@ -158,7 +158,7 @@ def _fit(
     )
 
 
-def _fabric(recipe: Recipe, device: str | None) -> Fabric:
+def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
     """Where and in what precision to compute, alone or as one of several processes."""
     from lightning.fabric import Fabric  # takes seconds to import
 

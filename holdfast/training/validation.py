@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Bool
 from torch import Tensor, nn
 
 from .. import draws
@@ -101,26 +102,41 @@ class Validator:
         self, model: nn.Module, images: Images, labels: Tensor, steps: int
     ) -> dict[str, float]:
         """Clean, FGSM and PGD accuracy; leaves eval mode behind."""
-        model.eval()
+        found = standing(model, images, labels, self.threat, steps, self.seed, self.fabric)
+        return {name: float(each.float().mean()) for name, each in found.items()}
 
-        def answer(x: Tensor) -> Tensor:
-            with self.fabric.autocast():
-                return model(x.contiguous(memory_format=FORMAT)).float()
 
-        def standing(x: Tensor) -> float:
-            batches = zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
-            with torch.no_grad():
-                margins = torch.cat([margin(answer(a), b) for a, b in batches])
-            return float((margins > 0).float().mean())
+def standing(
+    model: nn.Module,
+    images: Images,
+    labels: Tensor,
+    threat: Threat,
+    steps: int,
+    seed: int,
+    fabric: Fabric,
+) -> dict[str, Bool[Tensor, " n"]]:
+    """Which images are classified rightly clean (`standard`), under `fgsm`, and under `pgd`.
 
-        found = {"standard": standing(images)}
-        attacks = {"fgsm": FGSM(), "pgd": PGD(steps=steps, step_size=0.25, loss="margin")}
-        for name, attack in attacks.items():
-            points = attack(
-                answer, images, labels, self.threat, seed=self.seed, batch_size=BATCH_SIZE
-            )
-            found[name] = standing(points)
-        return found
+    PGD climbs the margin, `steps` steps of ε/4. Leaves eval mode behind.
+    """
+    model.eval()
+
+    def answer(x: Tensor) -> Tensor:
+        with fabric.autocast():
+            return model(x.contiguous(memory_format=FORMAT)).float()
+
+    def right(x: Tensor) -> Bool[Tensor, " n"]:
+        batches = zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)
+        with torch.no_grad():
+            return torch.cat([margin(answer(a), b) for a, b in batches]) > 0
+
+    found = {"standard": right(images)}
+    attacks = {"fgsm": FGSM(), "pgd": PGD(steps=steps, step_size=0.25, loss="margin")}
+    for name, attack in attacks.items():
+        found[name] = right(
+            attack(answer, images, labels, threat, seed=seed, batch_size=BATCH_SIZE)
+        )
+    return found
 
 
 _USUAL = {"validation_accuracy": "standard_accuracy", "validation_pgd_accuracy": "pgd_accuracy"}
