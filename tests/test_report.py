@@ -162,6 +162,21 @@ def test_curve_that_never_reaches_zero_is_said_to(tmp_path):
     assert "does not reach 0" in report(tmp_path, evaluation_run(tmp_path / "r", curve=curve)).text
 
 
+def test_what_the_images_lack_is_said(tmp_path, run):
+    told = {
+        "classes_without_images": ["cat", "<b>dog</b>"],
+        "overlaps": [{"split": "test", "other": "train", "images": 1234}],
+    }
+    folder = evaluation_run(tmp_path / "lacking")
+    held = json.loads((folder / "result.json").read_text())
+    held["data"] |= told
+    (folder / "result.json").write_text(json.dumps(held))
+    page = write_report([folder], tmp_path / "page.html").read_text()
+    assert "2: cat, &lt;b&gt;dog" in page and "1,234 of test are in train too" in page
+    page = write_report([run], tmp_path / "other.html").read_text()
+    assert "Classes without an image" not in page
+
+
 def test_fired_flags_are_loud(tmp_path):
     quiet = report(tmp_path, evaluation_run(tmp_path / "quiet"))
     assert not quiet.all("div", "alarm-card")

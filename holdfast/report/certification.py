@@ -91,6 +91,7 @@ def facts(run: Certification) -> list[tuple[str, str]]:
     return [
         ("Images", words.data(run.data, run.split, run.first, run.n)),
         ("Pixels", run.pixels or words.NONE),
+        *run.remarks,
         ("Method", f"{run.method}, {settings}" if settings else run.method),
         ("Attack", f"{run.attack}, {run.threat}"),
         ("Abstentions", words.percent(run.abstained, run.n)),

@@ -9,6 +9,7 @@ from typing import Any
 from ..errors import InputError
 from ..files import read_json
 from ..threat import Threat
+from . import words
 from .fields import Fields
 
 
@@ -36,6 +37,7 @@ class Measured:
     split: str
     first: int | None
     pixels: str
+    remarks: list[tuple[str, str]]
     n: int
     threat: Threat
     seconds: float | None
@@ -62,10 +64,22 @@ def measured(run: Path, result: Fields) -> dict[str, Any]:
         "split": data.text("split"),
         "first": data.whole("first"),
         "pixels": data.text("pixels"),
+        "remarks": remarks(data),
         "n": n,
         "threat": read_threat(result),
         "seconds": result.number("seconds"),
     }
+
+
+def remarks(data: Fields) -> list[tuple[str, str]]:
+    """What a result's `data` says against its figures, as rows of a table."""
+    absent = [name for name in data.list("classes_without_images") if isinstance(name, str)]
+    named = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+    rows = [("Classes without an image", f"{len(absent)}: {named}")] if absent else []
+    for each in data.objects("overlaps"):
+        count, split, other = each.whole("images"), each.text("split"), each.text("other")
+        rows.append(("Images in two splits", f"{words.count(count)} of {split} are in {other} too"))
+    return rows
 
 
 def read_flags(result: Fields) -> list[Flag]:

@@ -83,6 +83,7 @@ def facts(run: Evaluation) -> Facts:
     return [
         ("Images", words.data(run.data, run.split, run.first, run.n)),
         ("Pixels", run.pixels or words.NONE),
+        *run.remarks,
         ("Threat model", str(run.threat)),
         ("Suite", run.suite or words.NONE),
         ("Model", " · ".join(w for w in (run.architecture, run.sha256[:12]) if w) or words.NONE),

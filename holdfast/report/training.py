@@ -38,6 +38,7 @@ def facts(run: Training) -> Facts:
     return [
         ("Data", " ".join(word for word in (run.data, run.split) if word) or words.NONE),
         ("Pixels", run.pixels or words.NONE),
+        *run.remarks,
         ("Epochs", words.figure(run.epochs)),
         ("Steps", words.count(run.steps)),
         ("Time", words.duration(run.seconds)),

@@ -9,7 +9,7 @@ from typing import Any
 
 from ..data.base import holds_out
 from .fields import Accuracy, Fields, csv_column, csv_rows
-from .measured import read_request
+from .measured import read_request, remarks
 
 SCHEMA = "holdfast/training/1"
 
@@ -33,6 +33,7 @@ class Training:
     data: str
     split: str
     pixels: str
+    remarks: list[tuple[str, str]]
     epochs: float | None
     steps: int | None
     seconds: float | None
@@ -64,6 +65,7 @@ def read_training(run: Path, result: Fields) -> Training:
         data=data.text("name"),
         split=data.text("split"),
         pixels=data.text("pixels"),
+        remarks=remarks(data),
         epochs=result.number("epochs"),
         steps=result.whole("steps"),
         seconds=result.number("seconds"),

@@ -52,6 +52,7 @@ def facts(run: Uncertainty) -> list[tuple[str, str]]:
     return [
         ("Images", words.data(run.data, run.split, run.first, run.n)),
         ("Pixels", run.pixels or words.NONE),
+        *run.remarks,
         ("Threat model · suite", f"{run.threat} · {run.suite}"),
         (
             "Fitted on",
