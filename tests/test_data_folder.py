@@ -380,7 +380,9 @@ def test_a_truncated_image_is_named(tmp_path: Path) -> None:
 def test_a_folder_inside_a_class_is_named(tmp_path: Path) -> None:
     image_folder(tmp_path)
     (tmp_path / "dog" / "more").mkdir()
-    assert refused(tmp_path).startswith(f"{tmp_path / 'dog' / 'more'}: is a folder")
+    message = refused(tmp_path)
+    assert message.startswith(f"{tmp_path / 'dog' / 'more'}: is a folder")
+    assert "a class folder holds images" in message
 
 
 def deep_png(channels: int, tail: bytes = b"") -> bytes:
@@ -551,6 +553,17 @@ def test_a_size_that_no_memory_holds(tmp_path: Path) -> None:
     image_folder(tmp_path)
     with pytest.raises(InputError, match="size must be 1 to 7000 pixels, not 1000000"):
         folder.load(tmp_path, 1_000_000)
+    for size in (True, 8.5, "8", -1, 10**30):
+        with pytest.raises(InputError, match="size must be 1 to 7000 pixels, not"):
+            data.load(tmp_path, size=size)
+
+
+def test_what_is_no_name_of_a_data_set() -> None:
+    digits = data.load("digits")
+    assert data.load(digits) is digits
+    for source in (None, 3, np.zeros((2, 3, 8, 8)), ["a"]):
+        with pytest.raises(InputError, match=r"a data set is 'digits', a folder or"):
+            data.load(source)  # type: ignore[arg-type]
 
 
 def test_more_images_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

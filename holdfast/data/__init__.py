@@ -32,13 +32,16 @@ __all__ = [
 ]
 
 
-def load(source: str | Path, *, download: bool = False, size: int | None = None) -> DataSet:
+def load(
+    source: str | Path | DataSet, *, download: bool = False, size: int | None = None
+) -> DataSet:
     """A data set by name or folder.
 
     Args:
         source: `digits` for the embedded handwritten digits, or a folder: CIFAR-10's original
             files in any of the layouts of `holdfast.data.cifar10`, directly or in its
-            `cifar-10-batches-py`; or images in one folder a class (`holdfast.data.folder`).
+            `cifar-10-batches-py`; or images in one folder a class (`holdfast.data.folder`). What
+            is loaded already is handed back.
         download: fetch CIFAR-10 into the folder if nothing else is there.
         size: for images of one's own, the height and width in pixels to bring them to.
 
@@ -50,6 +53,13 @@ def load(source: str | Path, *, download: bool = False, size: int | None = None)
         InputError: nothing there, files missing, unreadable, damaged or of the wrong content.
         HoldfastError: the download failed.
     """
+    if isinstance(source, DataSet):
+        return _fixed_size(source, size)
+    if not isinstance(source, str | Path):
+        raise InputError(
+            f"a data set is 'digits', a folder or a holdfast.data.DataSet, not"
+            f" {type(source).__name__}; arrays go to holdfast.evaluate as images and labels"
+        )
     if source == "digits":
         return _fixed_size(digits.load(), size)
     path = Path(source)

@@ -70,8 +70,8 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
             a channel, or has another size than the rest; more images than memory holds.
     """
     folder = Path(folder)
-    if size is not None and not 1 <= size <= LARGEST_SIDE:
-        raise InputError(f"size must be 1 to {LARGEST_SIDE} pixels, not {size}")
+    if size is not None and (type(size) is not int or not 1 <= size <= LARGEST_SIDE):
+        raise InputError(f"size must be 1 to {LARGEST_SIDE} pixels, not {size!r}")
     digests = _Digests()
     files = _splits(folder, digests)
     classes = tuple(files["train"])
@@ -132,7 +132,7 @@ class _Digests(dict[Path, bytes]):
     def __missing__(self, path: Path) -> bytes:
         # Some file systems store é as one character, some as two.
         name = unicodedata.normalize("NFC", path.name).encode("utf-8", "surrogateescape")
-        contents = hashlib.sha256(read_file(path, MOST_BYTES)).digest()
+        contents = hashlib.sha256(_read(path)).digest()
         self[path] = hashlib.sha256(name + b"\0" + contents).digest()
         return self[path]
 
@@ -245,9 +245,16 @@ def _held_out(
     return held_out, rest
 
 
+def _read(path: Path) -> bytes:
+    try:
+        return read_file(path, MOST_BYTES)
+    except InputError as error:
+        raise InputError(f"{error}; {_WHAT_BELONGS}") from None
+
+
 def read_image(path: Path, size: int | None) -> np.ndarray:
     """One image, uint8 (3, H, W)."""
-    raw = read_file(path, MOST_BYTES)
+    raw = _read(path)
     if not raw:
         raise InputError(f"{path}: no readable image (it is empty); {_WHAT_BELONGS}")
     try:
