@@ -109,6 +109,7 @@ def train(
     from . import data as datasets
     from .data.base import holds_out
     from .evaluation.command import remark
+    from .runs import on_date
     from .training import load_recipe, train
     from .training.validation import in_words
 
@@ -126,6 +127,7 @@ def train(
     print(f"validation   {in_words(held_out)} (n = {held_out['n']}{known})")
     for event in result.events:
         print(f"event        epoch {event['epoch']:.1f}: {event['detail']}")
+    print(f"run folder   {out}, finished on {on_date(result.finished)}")
 
 
 @app.command()
@@ -175,6 +177,7 @@ def evaluate(
     Under `torchrun --nproc-per-node N -m holdfast evaluate …` N processes share the images.
     """
     from .evaluation.command import evaluate_command
+    from .runs import on_date
     from .workers import leads
 
     result = evaluate_command(
@@ -223,7 +226,7 @@ def evaluate(
     for flag in result.flags:
         if flag.fired:
             print(f"flag: {flag.name}: {flag.detail}")
-    print(f"run folder         {out}")
+    print(f"run folder         {out}, finished on {on_date(result.finished)}")
 
 
 @app.command()
@@ -275,6 +278,7 @@ def uncertainty(
     """How sure a model is, and whether that can be believed: clean, foreign, attacked."""
     from .evaluation.uncertainty.command import uncertainty_command
     from .evaluation.uncertainty.written import summary_lines
+    from .runs import on_date
 
     result = uncertainty_command(
         model,
@@ -300,7 +304,7 @@ def uncertainty(
     )
     for line in summary_lines(result):
         print(line)
-    print(f"run folder         {out}")
+    print(f"run folder         {out}, finished on {on_date(result['finished'])}")
 
 
 @app.command()
@@ -324,6 +328,7 @@ def mix(
 ) -> None:
     """Blend a robust and an accurate model into one that has both accuracies."""
     from .evaluation.mix import mix_command
+    from .runs import finished, on_date
 
     folder, choice = mix_command(
         robust,
@@ -353,7 +358,8 @@ def mix(
             f"no mixture that was attacked kept its cost below {cost:.1%}, so this is the robust "
             "model alone; allow more with --cost, or more of them with --rounds"
         )
-    print(f"model        {folder}")
+    done = finished(folder) or {}
+    print(f"model        {folder}, finished on {on_date(done.get('finished', ''))}")
 
 
 @app.command()
@@ -386,6 +392,7 @@ def certify(
 ) -> None:
     """Certify answers that no attack inside a radius can change, and attack them all the same."""
     from .evaluation.certify_command import certify_command
+    from .runs import on_date
     from .threat import parse_number
 
     result = certify_command(
@@ -423,7 +430,7 @@ def certify(
     for flag in result.flags:
         if flag.fired:
             print(f"flag: {flag.name}: {flag.detail}")
-    print(f"run folder         {out}")
+    print(f"run folder         {out}, finished on {on_date(result.finished)}")
 
 
 @app.command()

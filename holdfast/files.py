@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import hashlib
 import json
 import os
 import tempfile
@@ -14,6 +15,7 @@ from typing import Any
 from .errors import InputError
 
 PARTIAL = ".partial"  # ends the names of temporaries; a killed process leaves one behind
+SEAL = "seal"  # key of the checksum over the rest of a JSON object
 
 
 def write_atomically(path: Path, content: bytes | str) -> None:
@@ -44,13 +46,21 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise
 
 
-def write_json(path: Path, value: Any) -> None:
-    """`value` as indented JSON, atomically. NaN and infinity are refused: they are no JSON."""
+def write_json(path: Path, value: dict[str, Any], *, sealed: bool = False) -> None:
+    """`value` as indented JSON, atomically. NaN and infinity are refused: they are no JSON.
+
+    Args:
+        sealed: with a checksum that `read_json` checks, so that nothing is ever read from it that
+            was not written.
+    """
+    if sealed:
+        value = {**value, SEAL: _seal(value)}
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; InputError naming the file if there is none."""
+    """The JSON object in a file, without its seal; InputError naming the file if there is none,
+    or if it is not what was sealed."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -59,7 +69,27 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object")
+    if SEAL in value and value.pop(SEAL) != _seal(value):
+        raise InputError(
+            f"{path} is damaged: it is not what was written there, by its {SEAL!r}; make it anew "
+            f"(if you changed it on purpose, remove {SEAL!r} from it)"
+        )
     return value
+
+
+def _seal(value: dict[str, Any]) -> str:
+    plain = json.loads(json.dumps(value))  # as it will be read again
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file's bytes; InputError naming it where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
 
 
 def make_folder(path: Path) -> Path:

@@ -189,7 +189,7 @@ def test_certify_writes_reports_and_resumes(noisy, tmp_path, monkeypatch):
         return [(r.index, r.label, r.prediction, r.radius, r.broken) for r in rows]
 
     assert bare(parts.rows) == bare(whole.rows) and parts.identity == whole.identity
-    with pytest.raises(InputError, match=r"holds another run .*its n is 300, not 200"):
+    with pytest.raises(InputError, match=r"holds another run \(--n 300, not 200\)"):
         certify_command(model, "digits", tmp_path / "parts", **{**options, "n": 200})
 
 

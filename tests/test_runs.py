@@ -154,14 +154,14 @@ def test_a_new_run_and_the_same_again(tmp_path):
 @pytest.mark.parametrize(
     ("kind", "asked", "says"),
     [
-        ("evaluate", REQUEST["asked"], "its kind is train, not evaluate"),
-        ("train", {"seed": 1, "recipe": REQUEST["asked"]["recipe"]}, "its seed is 0, not 1"),
+        ("evaluate", REQUEST["asked"], "of train, not evaluate"),
+        ("train", {"seed": 1, "recipe": REQUEST["asked"]["recipe"]}, "--seed 0, not 1"),
         (
             "train",
             {"seed": 0, "recipe": {"epochs": 3, "model": {"width": 9}}},
-            "its width is 8, not 9",
+            "--set model.width 8, not 9",
         ),
-        ("train", {"seed": 0, "recipe": {"epochs": 3}}, "its model is"),
+        ("train", {"seed": 0, "recipe": {"epochs": 3}}, "--set model.width 8, not its default"),
         ("train", REQUEST["asked"], "another version of the code or on other data"),
     ],
 )

@@ -7,10 +7,12 @@ an item lasts goes on all the same.
 from __future__ import annotations
 
 import sqlite3
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,30 +23,32 @@ from torch import Tensor
 from ..errors import InputError
 from .ledger import Ledger
 
-_TABLES = """
-CREATE TABLE IF NOT EXISTS run (identity TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS clean (
-    image INTEGER PRIMARY KEY, prediction INTEGER NOT NULL, confidence REAL NOT NULL);
-CREATE TABLE IF NOT EXISTS item (
-    stage INTEGER, lane INTEGER, image INTEGER, item INTEGER,
-    forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, score REAL NOT NULL,
-    PRIMARY KEY (stage, lane, image, item)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS strongest (
-    image INTEGER PRIMARY KEY, score REAL NOT NULL, stage INTEGER NOT NULL, item INTEGER NOT NULL,
-    point BLOB, witness BLOB);
-CREATE TABLE IF NOT EXISTS broken (
-    image INTEGER PRIMARY KEY, stage INTEGER NOT NULL, item INTEGER NOT NULL,
-    target INTEGER NOT NULL, forwards INTEGER NOT NULL, backwards INTEGER NOT NULL,
-    score REAL NOT NULL, point BLOB NOT NULL, witness BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS spent (
-    session INTEGER, worker INTEGER, stage INTEGER, seconds REAL NOT NULL,
-    forwards INTEGER NOT NULL, backwards INTEGER NOT NULL,
-    PRIMARY KEY (session, worker, stage)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS flight (
-    stage INTEGER, lane INTEGER, image INTEGER, item INTEGER,
-    forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, refused REAL NOT NULL,
-    state BLOB NOT NULL, PRIMARY KEY (stage, lane, image, item));
-"""
+# Every row ends with a checksum over its other values: see `_checksum`.
+_SUM = "checksum INTEGER NOT NULL"
+_TABLES = {
+    "run": "identity TEXT NOT NULL",
+    "clean": f"image INTEGER PRIMARY KEY, prediction INTEGER NOT NULL, confidence REAL NOT NULL, "
+    f"{_SUM}",
+    "item": "stage INTEGER, lane INTEGER, image INTEGER, item INTEGER, forwards INTEGER NOT NULL, "
+    f"backwards INTEGER NOT NULL, score REAL NOT NULL, {_SUM}, "
+    "PRIMARY KEY (stage, lane, image, item)",
+    "strongest": "image INTEGER PRIMARY KEY, score REAL NOT NULL, stage INTEGER NOT NULL, "
+    f"item INTEGER NOT NULL, point BLOB, witness BLOB, {_SUM}",
+    "broken": "image INTEGER PRIMARY KEY, stage INTEGER NOT NULL, item INTEGER NOT NULL, "
+    "target INTEGER NOT NULL, forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, "
+    f"score REAL NOT NULL, point BLOB NOT NULL, witness BLOB NOT NULL, {_SUM}",
+    "spent": "session INTEGER, worker INTEGER, stage INTEGER, seconds REAL NOT NULL, "
+    f"forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, {_SUM}, "
+    "PRIMARY KEY (session, worker, stage)",
+    "flight": "stage INTEGER, lane INTEGER, image INTEGER, item INTEGER, "
+    "forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, refused REAL NOT NULL, "
+    f"state BLOB NOT NULL, {_SUM}, PRIMARY KEY (stage, lane, image, item)",
+    # What came of the whole run, once that is known.
+    "outcome": f"part INTEGER PRIMARY KEY, packed BLOB NOT NULL, {_SUM}",
+}
+_WITHOUT_ROWID = ("item", "spent")
+_PART_BYTES = 2**24  # of the outcome, in one row
+_CHECKED = [table for table in _TABLES if table != "run"]
 
 
 @dataclass(frozen=True)
@@ -103,19 +107,48 @@ class Journal:
             self.db.execute("PRAGMA auto_vacuum=FULL")
             self.db.execute("PRAGMA journal_mode=WAL")
             self.db.execute("PRAGMA synchronous=NORMAL")
+            begun = self._tables("main")
             with self.transaction():
-                for statement in _TABLES.split(";"):
-                    self.db.execute(statement)
-                held = self.db.execute("SELECT identity FROM run").fetchone()
-                if held is None:
+                if not begun:
+                    for name, columns in _TABLES.items():
+                        self.db.execute(_definition(name, columns))
                     self.db.execute("INSERT INTO run VALUES (?)", (identity,))
-                elif held[0] != identity:
-                    raise InputError(f"{path} is the journal of another run; choose another --out")
-        except sqlite3.Error as error:
-            raise InputError(f"journal {path} cannot be used: {error}") from None
+        except (sqlite3.Error, UnicodeDecodeError) as error:
+            raise _damaged(path, error) from None
+        if begun:
+            with self._reading():
+                self._check("main", identity)
         with self._reading():
             (last,) = self.db.execute("SELECT COALESCE(MAX(session), -1) FROM spent").fetchone()
             self.session: int = last + 1 if session is None else session
+
+    def _tables(self, where: str) -> set[str]:
+        """How the tables of a database are defined."""
+        found = self.db.execute(f"SELECT sql FROM {where}.sqlite_master WHERE sql IS NOT NULL")
+        return {sql for (sql,) in found}
+
+    def _check(self, where: str, identity: str) -> None:
+        """That a journal (`main`, or `other`) is whole, row by row, and of this run."""
+        if self._tables(where) != {_definition(*table) for table in _TABLES.items()}:
+            raise ValueError("its tables are not those of a journal")
+        ((fault,), *_) = self.db.execute(f"PRAGMA {where}.integrity_check(1)").fetchall()
+        if fault != "ok":
+            raise ValueError(fault)
+        held = self.db.execute(f"SELECT identity FROM {where}.run").fetchall()
+        if held != [(identity,)]:
+            file = self.path if where == "main" else "a worker's journal"
+            raise InputError(f"{file} is the journal of another run; choose another --out")
+        for table in _CHECKED:
+            for row in self.db.execute(f"SELECT * FROM {where}.{table}"):
+                if _checksum(row[:-1]) != row[-1]:
+                    raise ValueError(f"the checksum of a row of {table!r} differs")
+
+    def _put(self, table: str, *values: Any) -> None:
+        """A row in place of the one of its key, if any."""
+        marks = ", ".join("?" * (len(values) + 1))
+        self.db.execute(
+            f"INSERT OR REPLACE INTO {table} VALUES ({marks})", (*values, _checksum(values))
+        )
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
@@ -150,57 +183,40 @@ class Journal:
     # -- writing; call inside a transaction -----------------------------------------------
 
     def clean(self, ledger: Ledger, rows: Tensor) -> None:
-        self.db.executemany(
-            "INSERT OR REPLACE INTO clean VALUES (?, ?, ?)",
-            zip(
-                rows.tolist(),
-                ledger.clean_prediction[rows].tolist(),
-                ledger.clean_confidence[rows].tolist(),
-                strict=True,
-            ),
-        )
+        for row in zip(
+            rows.tolist(),
+            ledger.clean_prediction[rows].tolist(),
+            ledger.clean_confidence[rows].tolist(),
+            strict=True,
+        ):
+            self._put("clean", *row)
 
     def finished(self, item: FinishedItem) -> None:
-        self.db.execute(
-            "INSERT OR REPLACE INTO item VALUES (?, ?, ?, ?, ?, ?, ?)",
-            (
-                item.stage,
-                item.lane,
-                item.image,
-                item.item,
-                item.forwards,
-                item.backwards,
-                item.score,
-            ),
-        )
+        self._put("item", *astuple(item))
 
     def strongest(self, ledger: Ledger, image: int) -> None:
-        self.db.execute(
-            "INSERT OR REPLACE INTO strongest VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                image,
-                float(ledger.score[image]),
-                int(ledger.found[image]),
-                int(ledger.found_item[image]),
-                _blob(ledger.adversarial[image]),
-                _blob(ledger.witness[image]),
-            ),
+        self._put(
+            "strongest",
+            image,
+            float(ledger.score[image]),
+            int(ledger.found[image]),
+            int(ledger.found_item[image]),
+            _blob(ledger.adversarial[image]),
+            _blob(ledger.witness[image]),
         )
 
     def broken(self, ledger: Ledger, image: int) -> None:
-        self.db.execute(
-            "INSERT OR REPLACE INTO broken VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                image,
-                int(ledger.stage[image]),
-                int(ledger.item[image]),
-                int(ledger.target[image]),
-                int(ledger.forwards[image]),
-                int(ledger.backwards[image]),
-                float(ledger.score[image]),
-                _blob(ledger.adversarial[image]),
-                _blob(ledger.witness[image]),
-            ),
+        self._put(
+            "broken",
+            image,
+            int(ledger.stage[image]),
+            int(ledger.item[image]),
+            int(ledger.target[image]),
+            int(ledger.forwards[image]),
+            int(ledger.backwards[image]),
+            float(ledger.score[image]),
+            _blob(ledger.adversarial[image]),
+            _blob(ledger.witness[image]),
         )
 
     def spend(
@@ -210,26 +226,29 @@ class Journal:
 
         Passes of items that ended without success are in their own rows.
         """
-        self.db.execute(
-            "INSERT INTO spent VALUES (?, ?, ?, ?, ?, ?) "
-            "ON CONFLICT (session, worker, stage) DO UPDATE SET "
-            "seconds = seconds + excluded.seconds, forwards = forwards + excluded.forwards, "
-            "backwards = backwards + excluded.backwards",
-            (self.session, self.worker, stage, seconds, forwards, backwards),
-        )
+        place = self.session, self.worker, stage
+        before = self.db.execute(
+            "SELECT seconds, forwards, backwards FROM spent "
+            "WHERE session = ? AND worker = ? AND stage = ?",
+            place,
+        ).fetchone() or (0.0, 0, 0)
+        self._put("spent", *place, before[0] + seconds, before[1] + forwards, before[2] + backwards)
 
     def fly(self, stage: int, lane: int, items: Mapping[tuple[int, int], FlyingItem]) -> None:
         """Keep the items (item, image) in flight, in place of those of this lane and before."""
         self.db.execute(
             "DELETE FROM flight WHERE stage < ? OR (stage = ? AND lane <= ?)", (stage, stage, lane)
         )
-        self.db.executemany(
-            "INSERT INTO flight VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
-            (
-                (stage, lane, image, item, it.forwards, it.backwards, it.refused, _packed(it.state))
-                for (item, image), it in items.items()
-            ),
-        )
+        for (item, image), it in items.items():
+            spent = it.forwards, it.backwards, it.refused
+            self._put("flight", stage, lane, image, item, *spent, _packed(it.state))
+
+    def conclude(self, packed: bytes) -> None:
+        """Keep what came of the whole run."""
+        with self.transaction():
+            self.db.execute("DELETE FROM outcome")
+            for part, begin in enumerate(range(0, len(packed), _PART_BYTES)):
+                self._put("outcome", part, packed[begin : begin + _PART_BYTES])
 
     def absorb(self, path: Path, images: Sequence[int] | None = None) -> None:
         """Take over what another worker's journal of the same run knows.
@@ -246,15 +265,10 @@ class Journal:
         with self._reading(path):
             self.db.execute("ATTACH ? AS other", (f"{path.absolute().as_uri()}?{mode}",))
             try:
-                tables = "SELECT COUNT(*) FROM other.sqlite_master WHERE name = 'run'"
-                if not self.db.execute(tables).fetchone()[0]:
+                if not self._tables("other"):
                     return  # its worker died before it wrote anything
-                own, its = (
-                    self.db.execute(f"SELECT identity FROM {name}.run").fetchone()
-                    for name in ("main", "other")
-                )
-                if own != its:
-                    raise InputError(f"{path} is the journal of another run; choose another --out")
+                ((identity,),) = self.db.execute("SELECT identity FROM main.run").fetchall()
+                self._check("other", identity)
                 with self.transaction():
                     self._absorb(images)
             finally:
@@ -275,7 +289,8 @@ class Journal:
         execute(
             f"INSERT INTO strongest SELECT * FROM other.strongest WHERE 1 {which} "
             "ON CONFLICT (image) DO UPDATE SET score = excluded.score, stage = excluded.stage, "
-            "item = excluded.item, point = excluded.point, witness = excluded.witness "
+            "item = excluded.item, point = excluded.point, witness = excluded.witness, "
+            "checksum = excluded.checksum "
             "WHERE excluded.score < score"
         )
 
@@ -289,10 +304,12 @@ class Journal:
         """Bring an empty ledger to where the journal ends (costs of open images aside)."""
         shape, witness = ledger.adversarial.shape[1:], ledger.witness.shape[1:]
         with self._reading():
-            for image, prediction, confidence in self.db.execute("SELECT * FROM clean"):
+            for image, prediction, confidence in self.db.execute(
+                "SELECT image, prediction, confidence FROM clean"
+            ):
                 ledger.clean_prediction[image] = prediction
                 ledger.clean_confidence[image] = confidence
-            for image, score, stage, item, *blobs in self.db.execute("SELECT * FROM strongest"):
+            for image, score, stage, item, *blobs, _ in self.db.execute("SELECT * FROM strongest"):
                 ledger.score[image] = score
                 ledger.found[image], ledger.found_item[image] = stage, item
                 ledger.adversarial[image] = _tensor(blobs[0], shape)
@@ -314,11 +331,17 @@ class Journal:
         with self._reading():
             return [image for (image,) in self.db.execute("SELECT image FROM broken")]
 
+    def outcome(self) -> bytes | None:
+        """What came of the whole run; None where that was not known yet."""
+        with self._reading():
+            parts = self.db.execute("SELECT packed FROM outcome ORDER BY part").fetchall()
+            return b"".join(part for (part,) in parts) if parts else None
+
     def items(self, stage: int) -> list[FinishedItem]:
         """The items of a stage that ended without success, in the order of their keys."""
         with self._reading():
             return [
-                FinishedItem(*row)
+                FinishedItem(*row[:-1])
                 for row in self.db.execute(
                     "SELECT * FROM item WHERE stage = ? ORDER BY lane, image, item", (stage,)
                 )
@@ -369,12 +392,42 @@ class Journal:
             raise
         except (
             sqlite3.Error, SafetensorError, IndexError, TypeError, ValueError, RuntimeError,
+            OverflowError, MemoryError,
         ) as error:  # fmt: skip
-            what = " ".join(str(error).split())
-            raise InputError(
-                f"journal {path or self.path} is damaged ({what}); "
-                "remove the run folder to start anew"
-            ) from None
+            raise _damaged(path or self.path, error) from None
+
+
+def _definition(name: str, columns: str) -> str:
+    without = " WITHOUT ROWID" if name in _WITHOUT_ROWID else ""
+    return f"CREATE TABLE {name} ({columns}){without}"
+
+
+# What SQLite says where the disk, the folder or another process is at fault, not the file.
+_OUTSIDE = (
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_IOERR,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_READONLY,
+)  # fmt: skip
+
+
+def _damaged(path: Path | None, error: Exception) -> InputError:
+    what = " ".join(str(error).split())[:200]
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _OUTSIDE:
+        return InputError(
+            f"journal {path} cannot be used: {what}; look at the folder's disk and permissions, or "
+            "remove the run folder to start anew"
+        )
+    return InputError(f"journal {path} is damaged ({what}); remove the run folder to start anew")
+
+
+def _checksum(values: Sequence[Any]) -> int:
+    """CRC-32 of a row's values: it notices every flipped bit, and costs next to nothing."""
+    found = 0
+    for value in values:
+        if isinstance(value, float):
+            value += 0.0  # SQLite knows no -0.0
+        content = value if isinstance(value, bytes) else repr(value).encode()
+        found = zlib.crc32(content, zlib.crc32(b"%d:" % len(content), found))
+    return found
 
 
 def _blob(point: Tensor) -> bytes:

@@ -30,6 +30,7 @@ from .. import draws
 from ..attacks.base import Items, Model, Oracle, State
 from ..attacks.suite import Stage, Suite
 from ..checks import check_logits
+from ..errors import InputError
 from ..threat import Threat
 from .journal import FinishedItem, FlyingItem, Journal
 from .judge import Judge
@@ -39,6 +40,7 @@ from .ledger import CLEAN, Ledger
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
 CHECKPOINT_SHARE = 0.02  # of the time at most goes into that
+NEARLY = 0.01  # of the span of an answer's logits: more than any batch rounds them
 # How far along the way from the image a closest point is tried, where rounding undid it.
 FURTHER = (1.0, 1.0001, 1.001, 1.01)
 
@@ -123,6 +125,7 @@ class Search:
     def run(self) -> None:
         """Everything that is not in the journal yet."""
         self.journal.restore(self.ledger)
+        self._look_again()
         self.clean()
         for number in range(len(self.suite.stages)):
             began, owed = time.monotonic(), False
@@ -135,6 +138,39 @@ class Search:
             self.costs.append(StageCost(*self.journal.cost(number)))
         if self.suite.closest:
             self._settle()
+
+    def _look_again(self) -> None:
+        """Points that come from the journal count only if they hold: one forward each.
+
+        Every one must be legal. One that broke its image must still be answered wrongly, or about
+        as gladly: batches round differently. A random model has the last word at the end.
+
+        Raises:
+            InputError: one does not hold.
+        """
+        ledger, closest = self.ledger, self.suite.closest
+        broke = ledger.found >= 0 if closest else ledger.broken
+        for rows in (ledger.found >= 0).nonzero().squeeze(1).split(self.batch_size):
+            points, x = ledger.adversarial[rows], self.images[rows]
+            eps = self.threat.radii(x) + (inf if closest else 0.0)
+            holds = self.threat.contains(points, x, eps, ledger.witness[rows])
+            if closest:
+                stated = ledger.score[rows] + self.threat.radii(x)
+                off = (self.threat.distance(points, x) - stated).abs()
+                holds &= off <= 1e-4 * (1 + stated.abs())
+            if self.judge.draws == 1:
+                with torch.no_grad():
+                    logits = self.model(points.to(self.device)).float().cpu()
+                own = logits.gather(1, self.labels[rows, None]).squeeze(1)
+                slack = NEARLY * (logits.amax(1) - logits.amin(1))
+                others = logits.scatter(1, self.labels[rows, None], -inf).amax(1)
+                holds &= ~broke[rows] | (own - others <= slack)
+            if not bool(holds.all()):
+                image = int(rows[~holds][0])
+                raise InputError(
+                    f"journal {self.journal.path} is damaged: the adversarial image that it holds "
+                    f"of image {image} is none for this model; remove the run folder to start anew"
+                )
 
     def _account(self, number: int, began: float) -> float:
         """Write down the time that a stage has taken since `began`; returns the time now."""

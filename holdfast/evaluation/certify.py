@@ -11,6 +11,7 @@ import csv
 import io
 import math
 import time
+import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from ..defences.interval import escapes, logit_bounds, verified
 from ..defences.smoothing import ABSTAIN, Certificates, Smoothed
 from ..errors import InputError
-from ..files import write_atomically, write_json
+from ..files import write_atomically
 from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import (
@@ -32,7 +33,12 @@ from ..runs import (
     claimed,
     code_version,
     digest,
+    finish,
+    finished,
+    holds,
     identity,
+    now,
+    on_date,
     open_run,
     settings_digest,
     weights_digest,
@@ -46,6 +52,8 @@ SCHEMA = "holdfast/certification/1"
 LADDER = 16  # rungs up to ε, and as many beyond it, at which interval bounds are tried
 CURVE_POINTS = 41
 WRITE_SECONDS = 5.0  # between two writings of the rows
+CHECKSUM = "checksum"  # the last column of certificates.csv
+CONTRADICTED = "certificate-contradicted"
 PROBE = 32  # images on which bounds are compared with points of the ball
 
 
@@ -226,6 +234,7 @@ class Certification:
         attacked_accuracy: fraction that an attack at `threat` did not break.
         certified: at the radii asked for; `curve` at many.
         mean_radius: average certified radius, 0 for what is wrong (Zhai et al., ICLR 2020).
+        finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
     """
 
     method: str
@@ -246,6 +255,7 @@ class Certification:
     seed: int
     identity: str
     rows: tuple[Row, ...]
+    finished: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Everything but the rows, as JSON holds it."""
@@ -283,7 +293,7 @@ def certify(
     for radius in radii:
         if not (math.isfinite(radius) and radius >= 0):
             raise InputError(f"a certified radius must be a number of at least 0, not {radius!r}")
-    told = {
+    told: dict[str, Any] = {
         "model": weights_digest(model),
         "images": digest(images, labels),
         "method": method.name,
@@ -292,21 +302,27 @@ def certify(
         "attack_steps": method.steps,
         "seed": method.seed,
     }
-    key = identity(
-        **told,
-        settings=settings_digest(model),
-        code=code_version("attacks", "defences", "threat.py", "draws.py"),
-    )
+    code = code_version("attacks", "defences", "threat.py", "draws.py")
+    key = identity(**told, settings=settings_digest(model), code=code)
+    told |= {"settings_sha256": settings_digest(model), "code": code, "n_images": len(images)}
     asked = {**told, "radii": list(radii), **(described or {})}
+    path = out / "certificates.csv"
     with claimed(out), evaluating(model):
-        flags = method.checks(images)
-        open_run(out, "certify", key, {"asked": asked, **circumstances(images.device)})
-        rows = _rows(method, images, labels, out / "certificates.csv", chunk, progress)
-        result = _result(method, rows, radii, flags, key)
-        write_json(
-            out / "result.json",
-            {"schema": SCHEMA, "status": "complete", **(described or {}), **result.summary()},
-        )
+        done = finished(out) if holds(out, "certify", key) else None
+        if done is None:
+            flags = method.checks(images)
+            open_run(out, "certify", key, {"asked": asked, **circumstances(images.device)})
+        else:
+            flags = [Flag(**flag) for flag in done["flags"] if flag["name"] != CONTRADICTED]
+        rows = _rows(method, images, labels, path, chunk, progress)
+        if done is not None and [point["radius"] for point in done["certified"]] == list(radii):
+            with ProgressLine("certifying", progress) as line:
+                when = on_date(done["finished"])
+                line.say(f"{out} was finished on {when}: read, not certified again")
+            return _result(method, rows, radii, flags, key, done["finished"])
+        result = _result(method, rows, radii, flags, key, now())
+        told = {"schema": SCHEMA, "status": "complete", **(described or {}), **result.summary()}
+        finish(out, told, [path.name])
     return result
 
 
@@ -317,6 +333,8 @@ def _rows(
     written = time.monotonic()
     done = {row.index: row for row in read_rows(path)} if path.exists() else {}
     left = torch.tensor([i for i in range(len(images)) if i not in done], dtype=torch.int64)
+    if not len(left):
+        return tuple(done[i] for i in sorted(done))
     with ProgressLine(f"certifying by {method.name}", progress) as line:
         line.update(len(done) / len(images))  # what was there already is not this process's pace
         try:
@@ -358,29 +376,48 @@ def _certified(
 def _write_rows(path: Path, rows: dict[int, Row]) -> None:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(field.name for field in fields(Row))
+    writer.writerow((*(field.name for field in fields(Row)), CHECKSUM))
     for index in sorted(rows):
         values = asdict(rows[index])
-        writer.writerow({**values, "broken": int(values["broken"])}.values())
+        written = [str(v) for v in {**values, "broken": int(values["broken"])}.values()]
+        writer.writerow((*written, _checksum(written)))
     write_atomically(path, table.getvalue())
 
 
+def _checksum(values: Sequence[str]) -> str:
+    return f"{zlib.crc32(','.join(values).encode()):08x}"
+
+
 def read_rows(path: Path) -> list[Row]:
-    """The rows of `certificates.csv`; InputError naming the file where it is damaged."""
+    """The rows of `certificates.csv`; InputError naming the file where it is damaged.
+
+    Each row ends with a checksum; in files of the first version it has none.
+    """
+    names = [field.name for field in fields(Row)]
     try:
         with path.open(encoding="utf-8", newline="") as file:
-            return [
-                Row(
-                    int(row["index"]),
-                    int(row["label"]),
-                    int(row["prediction"]),
-                    float(row["radius"]),
-                    bool(("0", "1").index(row["broken"])),
-                    float(row["seconds"]),
-                )
-                for row in csv.DictReader(file, strict=True)
-            ]
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+            header, *rows = csv.reader(file, strict=True)
+        if header not in (names, [*names, CHECKSUM]):
+            raise ValueError(f"its columns are not {', '.join(names)}")
+        found: dict[int, Row] = {}
+        for row in rows:
+            if len(row) != len(header):
+                raise ValueError(f"a row has {len(row)} values")
+            if header != names and row.pop() != _checksum(row):
+                raise ValueError(f"the checksum of row {row[0]} differs")
+            index, label, prediction, radius, broken, seconds = row
+            found[int(index)] = Row(
+                int(index),
+                int(label),
+                int(prediction),
+                float(radius),
+                bool(("0", "1").index(broken)),
+                float(seconds),
+            )
+        if len(found) != len(rows):
+            raise ValueError("an image has two rows")
+        return list(found.values())
+    except (OSError, ValueError, csv.Error) as error:
         raise InputError(
             f"{path} is damaged ({' '.join(str(error).split())}); remove the run folder to start "
             "anew"
@@ -393,6 +430,7 @@ def _result(
     radii: Sequence[float],
     flags: list[Flag],
     key: str,
+    when: str,
 ) -> Certification:
     n, eps = len(rows), method.threat.eps
     right = [row.prediction == row.label for row in rows]
@@ -410,7 +448,7 @@ def _result(
     flags = [
         *flags,
         Flag(
-            "certificate-contradicted",
+            CONTRADICTED,
             bool(contradicted),
             "An attack changed an answer inside its certified radius: the certificates are wrong."
             if contradicted
@@ -438,4 +476,5 @@ def _result(
         seed=method.seed,
         identity=key,
         rows=rows,
+        finished=when,
     )

@@ -32,6 +32,7 @@ from ..engine import (
     Shard,
     measure_batch_size,
 )
+from ..engine.sharding import NAME as JOURNAL
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..progress import ProgressLine
@@ -40,7 +41,11 @@ from ..runs import (
     claimed,
     code_version,
     digest,
+    finished,
+    holds,
     identity,
+    now,
+    on_date,
     open_run,
     settings_digest,
     weights_digest,
@@ -192,6 +197,18 @@ class _Request:
             "precision": self.precision,
         }
 
+    def told(self, weights: str, settings: str, code: str) -> dict[str, Any]:
+        """What was asked, for a reader and for comparison with what another run was asked."""
+        return {
+            **self.asked(weights),
+            "suite": self.suite.name,
+            "attacks": digest(json.dumps(self.suite.describe(), sort_keys=True)),
+            **({} if self.samples is None else {"samples": self.samples}),
+            "n": len(self.images),
+            "settings_sha256": settings,
+            "code": code,
+        }
+
 
 def _evaluate(
     request: _Request, workers: Workers, run: Path | str | None, described: dict[str, Any]
@@ -213,20 +230,22 @@ def _evaluate(
     most = max(stage.samples for stage in request.suite.stages)
     # The digest of a defended function's defences says nothing of the function.
     weights = before if isinstance(bare or model, nn.Module) else None
-    asked = request.asked(weights or digest(before or "", logits))
+    known_by = weights or digest(before or "", logits)
+    asked = request.asked(known_by)
     settings = settings_digest(model)
-    key = identity(
-        **asked,
-        settings=settings,
-        code=code_version(
-            "attacks",
-            "engine",
-            "threat.py",
-            "spatial.py",
-            "draws.py",
-            *(["defences"] if steps(model) else []),
-        ),
+    code = code_version(
+        "attacks",
+        "engine",
+        "threat.py",
+        "spatial.py",
+        "draws.py",
+        *(["defences"] if steps(model) else []),
     )
+    key = identity(**asked, settings=settings, code=code)
+    folder = None if run is None else Path(run)
+    done = _recalled(folder, key, request, described, workers)
+    if done is not None:
+        return done
 
     flags = [
         health.outputs_like_probabilities(logits),
@@ -283,9 +302,8 @@ def _evaluate(
             say=log.append,
         )
         used = " then ".join(lane.twin.name for lane in lanes)
-    folder = None if run is None else Path(run)
     if folder is not None and workers.leads:
-        told = {**asked, "suite": suite.name, "n": len(images), **described}
+        told = {**request.told(known_by, settings, code), "suite": suite.name, **described}
         request_ = {"asked": told, "workers": workers.size, **circumstances(device)}
         open_run(folder, "evaluate", key, request_)
     shard = Shard(workers, folder, key, len(images))
@@ -393,15 +411,73 @@ def _evaluate(
         else (),
         unaware=seen,
         log=tuple(dict.fromkeys(log)),
+        finished=now(),
     )
-    if folder is not None and not (folder / "result.json").exists():
+    if folder is not None:
         if bare is not None and seen is not None:
             network = views[UNDEFENDED][-1].twin.model
             write_strips(folder, network, judge, images, result, threat, device)
+        shard.conclude(pack(replace(result, adversarial=torch.empty(0))))
         write_run(folder, images, result, described)
     if workers.size > 1:
         workers.broadcast(pack(result))
     return result
+
+
+def _recalled(
+    folder: Path | None,
+    key: str,
+    request: _Request,
+    described: dict[str, Any],
+    workers: Workers,
+) -> Evaluation | None:
+    """The outcome of this very run where it is known already; in all workers alike.
+
+    The journal keeps it. Where the process was killed before its files were all written, they are
+    written now.
+    """
+    result: Evaluation | None = None
+    path = None if folder is None else folder / JOURNAL
+    if (
+        path is not None
+        and workers.leads
+        and path.is_file()
+        and holds(path.parent, "evaluate", key)
+    ):
+        journal = Journal(path, key)
+        try:
+            packed = journal.outcome()
+            if packed is not None:
+                ledger = Ledger.of(
+                    request.images,
+                    request.labels,
+                    torch.arange(len(request.images)),
+                    request.threat.witness_size,
+                )
+                journal.restore(ledger)
+                result = replace(unpack(packed), adversarial=ledger.adversarial)
+                if request.curve and _lacks_curve(result):
+                    result = None  # what is missing is measured; no attack is made again
+        finally:
+            journal.close()
+    if not workers.share(result is not None):
+        return None
+    if result is not None and folder is not None:
+        if finished(folder) is None:
+            open_run(folder, "evaluate", key, {})  # which clears away what was half written
+            write_run(folder, request.images, result, described)
+        with ProgressLine("evaluation", request.progress) as line:
+            line.say(f"{folder} was finished on {on_date(result.finished)}: read, not run again")
+    if workers.size == 1:
+        return result
+    return unpack(workers.broadcast(b"" if result is None else pack(result)))
+
+
+def _lacks_curve(result: Evaluation) -> bool:
+    """Whether there is no security curve, and could be one."""
+    known = {flag.name: flag for flag in result.flags}
+    climbable = health.differentiable(known["gradients-vanish"])
+    return result.curve is None and climbable and result.threat["norm"] in PGD.norms
 
 
 def _agree(workers: Workers, seen: dict[str, Any]) -> None:

@@ -7,18 +7,38 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from .. import data as datasets
 from ..data.base import DataSet, held_back
-from ..defences.mixing import Choice, Figures, fit_mixture
+from ..defences.mixing import Choice, Figures, Parameters, fit_mixture
 from ..errors import InputError
 from ..models import save_checkpoint
 from ..models.loading import load
 from ..models.mixture import Mixture
 from ..progress import ProgressLine
+from ..runs import (
+    circumstances,
+    claimed,
+    code_version,
+    digest,
+    finish,
+    finished,
+    identity,
+    on_date,
+    open_run,
+    settings_digest,
+    weights_digest,
+    withdraw_run,
+)
+from ..threat import Images
 from .command import remark, threat_of, unseen_validation
 from .strongest import LOSSES, strongest
+from .uncertainty.stages import Stages
+
+SCHEMA = "holdfast/mixture/1"
+FIGURES = ("chosen", "robust_alone", "accurate_alone")  # of a choice
+CODE = ("attacks", "defences", "evaluation/strongest.py", "models", "threat.py", "draws.py")
 
 
 def mix_command(
@@ -43,7 +63,9 @@ def mix_command(
     Args:
         robust, accurate: checkpoints, training runs or names from the zoo.
         data: whose validation split decides; the test split is not looked at.
-        out: the model's folder: both networks in one `model.safetensors`, and the card.
+        out: the model's folder: both networks in one `model.safetensors`, and the card. The same
+            command goes on there where it was interrupted, and tells what came of it once it is
+            done.
         norm, eps: what the attacker may do; by default what the robust model was trained for.
         limit: how many validation images.
         cost: how much of the robust model's robust accuracy may be lost, as a fraction.
@@ -58,8 +80,6 @@ def mix_command(
             classes than the data; one that was trained on the validation images; a folder that
             holds something already; options out of range.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out} holds something already; choose another --out")
     if limit < 1:
         raise InputError(f"--limit must be at least 1, not {limit}")
     models = {"robust": load(robust), "accurate": load(accurate)}
@@ -77,61 +97,125 @@ def mix_command(
     labels = torch.from_numpy(split.labels[:count].copy()).to(where)
     for model in models.values():
         model.to(where)
-    with ProgressLine(f"mixing, {threat}", progress) as line:
-
-        def report(share: float, word: str) -> None:
-            line.update(share, word)
-            line.say(word)
-
-        choice = fit_mixture(
-            models["robust"],
-            models["accurate"],
-            images,
-            labels,
-            lambda model: strongest(model, images, labels, threat, steps, seed),
-            cost=cost,
-            rounds=rounds,
-            report=report,
-        )
-    mixture = Mixture(models["robust"], models["accurate"], **choice.parameters._asdict())
-    parts = {
-        name: {"architecture": card["architecture"], "arguments": card["arguments"]}
-        for name, card in cards.items()
-    }
-    card: dict[str, Any] = {
-        "architecture": "mixture",
-        "arguments": {**parts, **choice.parameters._asdict()},
-        "classes": list(dataset.classes),
-        "threat": {"norm": threat.norm, "eps": threat.eps},
-        "parts": {
-            name: {"name": Path(source).name, "weights_sha256": cards[name].get("weights_sha256")}
-            for name, source in (("robust", robust), ("accurate", accurate))
-        },
-        # That of the part that left out fewest images, for whatever is fitted next.
-        "trained_on": min(
-            (str(card.get("trained_on", "train")) for card in cards.values()),
-            key=lambda name: math.inf if (held := held_back(name)) is None else held,
-        ),
-        "data": {
-            "name": dataset.name,
-            "split": "validation",
-            "pixels": split.pixels,
-            **dataset.told("validation", count),
-        },
+    told: dict[str, Any] = {
+        "weights": {name: weights_digest(model) for name, model in models.items()},
+        "images": digest(images, labels),
+        "threat": threat.describe(),
+        "cost": cost,
+        "steps": steps,
+        "rounds": rounds,
         "seed": seed,
-        "figures": {
-            "validation": {
-                **_figures(choice.chosen),
-                "robust_alone": _figures(choice.robust_alone),
-                "accurate_alone": {"standard_accuracy": choice.accurate_alone.standard},
-                "n": choice.n,
-                "measured": f"first validation images, which chose the parameters; "
-                f"attacked by APGD-{steps} ({', '.join(LOSSES)}) on {choice.attacks} models, "
-                "through each backward pass that they offer",
-            }
-        },
+        "settings_sha256": {name: settings_digest(model) for name, model in models.items()},
+        "code": code_version(*CODE),
     }
-    return save_checkpoint(out, mixture, card), choice
+    key = identity(**told)
+    asked = {**told, "robust": robust, "accurate": accurate, "data": dataset.name, "n": count}
+    with claimed(out):
+        _, begun = open_run(out, "mix", key, {"asked": asked, **circumstances(where)})
+        done = finished(out) if begun else None
+        if done is not None:
+            with ProgressLine("mixing", progress) as line:
+                Stages(out, line, {}).forget()  # of a process that was killed at the end
+                line.say(
+                    f"{out} was finished on {on_date(done['finished'])}: read, not mixed again"
+                )
+            return out, _choice(done)
+        with ProgressLine(f"mixing, {threat}", progress) as line:
+            stages = Stages(out, ProgressLine("", enabled=False), {})
+
+            def report(share: float, word: str) -> None:
+                line.update(share, word)
+                line.say(word)
+
+            def attack(model: nn.Module) -> Images:
+                """The strongest points, which a run that is interrupted finds once."""
+
+                def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+                    points = strongest(model, images, labels, threat, steps, seed)
+                    return {}, {"points": points.cpu()}
+
+                return stages.do(f"attack-{len(stages.seconds)}", work).tensors["points"].to(where)
+
+            try:
+                choice = fit_mixture(
+                    models["robust"],
+                    models["accurate"],
+                    images,
+                    labels,
+                    attack,
+                    cost=cost,
+                    rounds=rounds,
+                    report=report,
+                )
+            except InputError:
+                withdraw_run(out)
+                raise
+        mixture = Mixture(models["robust"], models["accurate"], **choice.parameters._asdict())
+        parts = {
+            name: {"architecture": card["architecture"], "arguments": card["arguments"]}
+            for name, card in cards.items()
+        }
+        card: dict[str, Any] = {
+            "architecture": "mixture",
+            "arguments": {**parts, **choice.parameters._asdict()},
+            "classes": list(dataset.classes),
+            "threat": {"norm": threat.norm, "eps": threat.eps},
+            "parts": {
+                name: {
+                    "name": Path(source).name,
+                    "weights_sha256": cards[name].get("weights_sha256"),
+                }
+                for name, source in (("robust", robust), ("accurate", accurate))
+            },
+            # That of the part that left out fewest images, for whatever is fitted next.
+            "trained_on": min(
+                (str(card.get("trained_on", "train")) for card in cards.values()),
+                key=lambda name: math.inf if (held := held_back(name)) is None else held,
+            ),
+            "data": {
+                "name": dataset.name,
+                "split": "validation",
+                "pixels": split.pixels,
+                **dataset.told("validation", count),
+            },
+            "seed": seed,
+            "figures": {
+                "validation": {
+                    **_figures(choice.chosen),
+                    "robust_alone": _figures(choice.robust_alone),
+                    "accurate_alone": {"standard_accuracy": choice.accurate_alone.standard},
+                    "n": choice.n,
+                    "measured": f"first validation images, which chose the parameters; "
+                    f"attacked by APGD-{steps} ({', '.join(LOSSES)}) on {choice.attacks} models, "
+                    "through each backward pass that they offer",
+                }
+            },
+        }
+        save_checkpoint(out, mixture, card)
+        result = {"schema": SCHEMA, "status": "complete", "identity": key, **_plain(choice)}
+        finish(out, result, ["model.safetensors", "card.json"])
+        stages.forget()
+    return out, choice
+
+
+def _plain(choice: Choice) -> dict[str, Any]:
+    """A choice as JSON holds it."""
+    return {
+        "parameters": choice.parameters._asdict(),
+        **{name: getattr(choice, name)._asdict() for name in FIGURES},
+        "n": choice.n,
+        "attacks": choice.attacks,
+    }
+
+
+def _choice(done: dict[str, Any]) -> Choice:
+    """The choice that `_plain` wrote."""
+    return Choice(
+        Parameters(**done["parameters"]),
+        **{name: Figures(**done[name]) for name in FIGURES},
+        n=done["n"],
+        attacks=done["attacks"],
+    )
 
 
 def _figures(figures: Figures) -> dict[str, float]:

@@ -14,11 +14,13 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_atomically, write_json
+from ..files import write_atomically
+from ..runs import finish
 from ..threat import Threat
 
 SCHEMA = "holdfast/evaluation/1"
 EXAMPLES = 24  # images kept for the report
+FILES = (".csv", ".safetensors")  # how the names of a run's files for readers end
 
 
 @dataclass(frozen=True)
@@ -130,6 +132,7 @@ class Evaluation:
         unaware: of a defended model: its accuracy against an attacker who does not know of the
             defence. Never its robust accuracy.
         log: why a faster copy of the model, or a compiled one, was not searched on.
+        finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
     """
 
     n: int
@@ -155,6 +158,7 @@ class Evaluation:
     draws: tuple[DrawFigure, ...] = ()
     unaware: Unaware | None = None
     log: tuple[str, ...] = ()
+    finished: str = ""
 
     @property
     def described_threat(self) -> str:
@@ -227,7 +231,6 @@ def write_run(folder: Path, images: Tensor, result: Evaluation, described: dict[
     """
     write_verdicts(folder / "verdicts.csv", result.verdicts)
     write_examples(folder / "examples.safetensors", images, result)
-    write_json(
-        folder / "result.json",
-        {"schema": SCHEMA, "status": "complete", **described, **result.summary()},
-    )
+    told = {"schema": SCHEMA, "status": "complete", **described, **result.summary()}
+    others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
+    finish(folder, told, others)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from safetensors.torch import load_file, save
 from torch import nn
 
 from ..errors import InputError
-from ..files import make_folder, read_json, write_atomically
+from ..files import make_folder, read_json, write_atomically, write_json
 from .registry import build
 
 CARD_SCHEMA = "holdfast/card/1"
@@ -53,7 +52,7 @@ def save_checkpoint(
         "weights_sha256": hashlib.sha256(payload).hexdigest(),
     }
     write_atomically(folder / "model.safetensors", payload)
-    write_atomically(folder / "card.json", json.dumps(card, indent=2, ensure_ascii=False) + "\n")
+    write_json(folder / "card.json", card, sealed=True)
     return folder
 
 

@@ -15,10 +15,19 @@ from torch import nn
 
 from ..data.base import DataSet
 from ..errors import HoldfastError, InputError
-from ..files import write_json
 from ..models import load_checkpoint
 from ..progress import ProgressLine
-from ..runs import circumstances, claimed, digest, identity, open_run, withdraw_run
+from ..runs import (
+    circumstances,
+    claimed,
+    digest,
+    finish,
+    finished,
+    identity,
+    on_date,
+    open_run,
+    withdraw_run,
+)
 from .loop import Trainer
 from .recipe import Recipe
 from .tracking import check_trackers
@@ -26,6 +35,8 @@ from .validation import kept
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+FILES = ("metrics.csv", "model/card.json", "model/model.safetensors")  # that a reader goes by
 
 
 @dataclass(frozen=True)
@@ -39,6 +50,7 @@ class TrainingResult:
     seconds: float
     validation: dict[str, float | int]
     events: list[dict[str, Any]] = field(default_factory=list)
+    finished: str = ""  # when, ISO 8601, UTC
 
 
 def fit_recipe(
@@ -79,14 +91,17 @@ def fit_recipe(
     run = Path(out)
     # It refuses a recipe that does not fit the data, so it comes before anything is written.
     trainer = Trainer(recipe, data, run, seed, fabric, log)
-    asked = {"recipe": recipe.to_dict(), "seed": seed, "data": data.name}
-    key = identity(
-        **asked,
-        images=digest(split.images, split.labels, data.validation.images, data.validation.labels),
+    chosen_by = data.validation
+    asked = {
+        "recipe": recipe.to_dict(),
+        "seed": seed,
+        "data": data.name,
+        "images": digest(split.images, split.labels, chosen_by.images, chosen_by.labels),
         # What a recipe names by its place is known by its content.
         **({"extra": trainer.extra.digest} if trainer.extra else {}),
         **({"helper": trainer.objective.fingerprint} if trainer.objective.fingerprint else {}),
-    )
+    }
+    key = identity(**asked)
     told = {"asked": asked, "pixels": split.pixels, **circumstances(fabric.device)}
     about = data.told("validation", len(trainer.validator))
     if trainer.extra is not None:
@@ -101,61 +116,74 @@ def _fit(
 ) -> TrainingResult:
     """Train in a run folder that no other process works on."""
     recipe, fabric, run = trainer.recipe, trainer.fabric, trainer.run
+    done: dict[str, Any] | None = None
     if fabric.is_global_zero:
-        open_run(run, "train", key, told)
-    fabric.barrier()
+        _, begun = open_run(run, "train", key, told)
+        done = finished(run) if begun else None
+    done = fabric.broadcast(done)
     with ProgressLine(
         f"training {recipe.model.architecture}", progress and fabric.is_global_zero
     ) as line:
-        for event in trainer.events:
-            line.say(event["detail"])
-        if trainer.restore("latest") or trainer.restore("good"):
-            epoch = trainer.schedule.steps / trainer.steps_per_epoch
-            line.say(f"going on from epoch {epoch:.2f} in {run}")
-        try:
-            trainer.fit(line)
-        except HoldfastError:
-            if fabric.is_global_zero:
-                withdraw_run(run)
-            raise
-    schedule = trainer.schedule
-    validation = {**kept(trainer.best), "n": len(trainer.validator)}
-    epochs = schedule.steps / trainer.steps_per_epoch
-    if fabric.is_global_zero:
-        write_json(
-            run / "result.json",
-            {
-                "schema": "holdfast/training/1",
-                "status": "complete",
-                "identity": key,
-                "model": "model",
-                "data": {
-                    "name": told["asked"]["data"],
-                    "split": recipe.train_on,
-                    "pixels": told["pixels"],
-                    **about,
-                },
-                "epochs": epochs,
-                "steps": schedule.steps,
-                "seconds": schedule.spent_seconds,
-                "images_per_second": sum(r["images_per_second"] for r in trainer.rows)
-                / len(trainer.rows),
-                "best_epoch": trainer.best["epoch"],
-                "validation": validation,
-                "events": trainer.events,
-                "seed": trainer.seed,
-            },
-        )
-    fabric.barrier()
+        if done is None:
+            done = _trained(trainer, key, told, about, line)
+        else:
+            line.say(f"{run} was finished on {on_date(done['finished'])}: read, not trained again")
     return TrainingResult(
         run,
         load_checkpoint(run / "model"),
-        epochs,
-        schedule.steps,
-        schedule.spent_seconds,
-        validation,
-        trainer.events,
+        done["epochs"],
+        done["steps"],
+        done["seconds"],
+        done["validation"],
+        done["events"],
+        done["finished"],
     )
+
+
+def _trained(
+    trainer: Trainer,
+    key: str,
+    told: dict[str, Any],
+    about: dict[str, Any],
+    line: ProgressLine,
+) -> dict[str, Any]:
+    """Train to the end, and write `result.json`: what it holds, on every process."""
+    recipe, fabric, run = trainer.recipe, trainer.fabric, trainer.run
+    for event in trainer.events:
+        line.say(event["detail"])
+    if trainer.restore("latest") or trainer.restore("good"):
+        epoch = trainer.schedule.steps / trainer.steps_per_epoch
+        line.say(f"going on from epoch {epoch:.2f} in {run}")
+    try:
+        trainer.fit(line)
+    except HoldfastError:
+        if fabric.is_global_zero:
+            withdraw_run(run)
+        raise
+    schedule = trainer.schedule
+    result = {
+        "schema": "holdfast/training/1",
+        "status": "complete",
+        "identity": key,
+        "model": "model",
+        "data": {
+            "name": told["asked"]["data"],
+            "split": recipe.train_on,
+            "pixels": told["pixels"],
+            **about,
+        },
+        "epochs": schedule.steps / trainer.steps_per_epoch,
+        "steps": schedule.steps,
+        "seconds": schedule.spent_seconds,
+        "images_per_second": sum(r["images_per_second"] for r in trainer.rows) / len(trainer.rows),
+        "best_epoch": trainer.best["epoch"],
+        "validation": {**kept(trainer.best), "n": len(trainer.validator)},
+        "events": trainer.events,
+        "seed": trainer.seed,
+    }
+    if fabric.is_global_zero:
+        result = finish(run, result, FILES)
+    return fabric.broadcast(result)
 
 
 def fabric_for(recipe: Recipe, device: str | None) -> Fabric:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,14 +16,16 @@ from torch import Tensor
 
 from ...data.corruptions import CORRUPTIONS
 from ...errors import InputError
-from ...files import read_json
 from ...models.modes import evaluating
 from ...progress import ProgressLine
 from ...runs import (
     circumstances,
+    claimed,
     code_version,
     digest,
+    finished,
     identity,
+    on_date,
     open_run,
     settings_digest,
     weights_digest,
@@ -77,15 +81,25 @@ def measure(
             another run.
     """
     q = question
-    with torch.inference_mode(False), evaluating(q.model):
-        key = identity(**_asked(q), code=code_version(*CODE))
+    with (
+        torch.inference_mode(False),
+        evaluating(q.model),
+        nullcontext() if run is None else claimed(run),
+    ):
+        code = code_version(*CODE)
+        key = identity(**_asked(q), code=code)
         folder = None
         if run is not None:
-            asked = {**_plainly(q), **(described or {})}
+            asked = {**_plainly(q), **_checksums(q), **(described or {}), "code": code}
             request = {"asked": asked, **circumstances(q.device)}
             folder, begun = open_run(run, "uncertainty", key, request)
-            if begun and (folder / "result.json").exists():
-                return read_json(folder / "result.json")
+            done = finished(folder) if begun else None
+            if done is not None:
+                with ProgressLine("uncertainty", progress) as line:
+                    Stages(folder, line, {}).forget()  # of a process that was killed at the end
+                    when = on_date(done["finished"])
+                    line.say(f"{folder} was finished on {when}: read, not measured again")
+                return done
         try:
             return _measure(q, folder, key, described or {}, progress)
         except InputError:
@@ -99,6 +113,17 @@ def _withdraw(folder: Path) -> None:
     with contextlib.suppress(OSError):
         (folder / "attack").rmdir()  # only if it is empty
     withdraw_run(folder)
+
+
+def _checksums(q: Question) -> dict[str, str]:
+    """Of what was asked with, for comparison with what another run was asked with."""
+    return {
+        "images": digest(*(part for p in _parts(q) for part in (p.images, p.labels))),
+        "attacks": digest(json.dumps(q.suite.describe(), sort_keys=True)),
+        "ensemble": digest(*(weights_digest(member) or "" for member in q.members)),
+        "foreign_images": digest(*(f.images for f in q.foreign)),
+        **({} if q.human is None else {"human_labels": digest(q.human)}),
+    }
 
 
 def _asked(q: Question) -> dict[str, Any]:
@@ -199,7 +224,7 @@ def _measure(
         "seconds": max(time.monotonic() - began, sum(seconds.values())),
     }
     if folder is not None:
-        write_run(folder, measured, rows_of(subject, z, suite, found))
+        measured = write_run(folder, measured, rows_of(subject, z, suite, found))
         stages.forget()
     return measured
 

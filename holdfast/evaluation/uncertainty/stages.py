@@ -16,6 +16,7 @@ from torch import Tensor
 from ...errors import InputError
 from ...files import make_folder, write_atomically
 from ...progress import ProgressLine
+from ...runs import digest
 
 Report = Callable[[float], None]  # share of the stage that is done
 
@@ -50,7 +51,7 @@ class Stages:
     def __init__(self, folder: Path | None, line: ProgressLine, weights: dict[str, float]):
         self.folder = None if folder is None else folder / "stages"
         self.line, self.weights = line, weights
-        self.passed, self.total = 0.0, sum(weights.values())
+        self.passed, self.total = 0.0, sum(weights.values()) or 1.0
         self.seconds: dict[str, float] = {}
 
     def do(self, name: str, work: Work) -> Done:
@@ -82,7 +83,7 @@ def _write(file: Path, done: Done) -> None:
     make_folder(file.parent)
     metadata = {"figures": json.dumps(done.figures), "seconds": repr(done.seconds)}
     tensors = {name: tensor.contiguous() for name, tensor in done.tensors.items()}
-    write_atomically(file, save(tensors, metadata))
+    write_atomically(file, save(tensors, metadata | {"sha256": _checksum(tensors, metadata)}))
 
 
 def _read(file: Path) -> Done:
@@ -90,8 +91,15 @@ def _read(file: Path) -> Done:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata()
             tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        if metadata["sha256"] != _checksum(tensors, metadata):
+            raise ValueError("its checksum differs")
         return Done(json.loads(metadata["figures"]), tensors, float(metadata["seconds"]))
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(
             f"{file} is damaged ({' '.join(str(error).split())}); remove it and run again"
         ) from None
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    named = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return digest(metadata["figures"], metadata["seconds"], *named)

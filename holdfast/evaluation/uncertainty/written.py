@@ -8,22 +8,27 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...files import write_atomically, write_json
+from ...files import write_atomically
+from ...runs import finish
 from ...threat import Threat
 from .figures import draw
 
 
-def write_run(folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+def write_run(folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
     """The files of a finished run; `result.json` last, so that its presence means done.
 
     Args:
         rows: one an image, for `images.csv`.
+
+    Returns:
+        what `result.json` holds.
     """
     write_atomically(folder / "metrics.csv", metrics_csv(result))
     write_atomically(folder / "images.csv", images_csv(rows))
-    for name, picture in draw(result).items():
-        write_atomically(folder / f"{name}.svg", picture)
-    write_json(folder / "result.json", result)
+    pictures = {f"{name}.svg": picture for name, picture in draw(result).items()}
+    for name, picture in pictures.items():
+        write_atomically(folder / name, picture)
+    return finish(folder, result, ["metrics.csv", "images.csv", *pictures])
 
 
 _LEFT_OUT = {"drawings", "histogram", "against_eps", "stages", "attacks", "flags", "settings"}
