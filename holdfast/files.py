@@ -54,13 +54,18 @@ def write_json(path: Path, value: dict[str, Any], *, sealed: bool = False) -> No
             was not written.
     """
     if sealed:
-        value = {**value, SEAL: _seal(value)}
+        plain = {key: item for key, item in value.items() if key != SEAL}
+        value = {**plain, SEAL: _seal(plain)}
     write_atomically(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, *, with_seal: bool = False) -> dict[str, Any]:
     """The JSON object in a file, without its seal; InputError naming the file if there is none,
-    or if it is not what was sealed."""
+    or if it is not what was sealed.
+
+    Args:
+        with_seal: leave the seal, if there is one, in the object.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -69,12 +74,13 @@ def read_json(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object")
-    if SEAL in value and value.pop(SEAL) != _seal(value):
+    plain = {key: item for key, item in value.items() if key != SEAL}
+    if SEAL in value and value[SEAL] != _seal(plain):
         raise InputError(
             f"{path} is damaged: it is not what was written there, by its {SEAL!r}; make it anew "
             f"(if you changed it on purpose, remove {SEAL!r} from it)"
         )
-    return value
+    return value if with_seal else plain
 
 
 def _seal(value: dict[str, Any]) -> str:

@@ -461,8 +461,9 @@ def _what_differs(held: dict[str, Any], asked: dict[str, Any]) -> str:
         told_below = path.startswith("threat.")
         if path not in before or before[path] == value or last in _ASIDE or told_below:
             continue
-        if last in _CHECKSUMS:
-            sums[_CHECKSUMS[last]] = None
+        known = [part for part in path.split(".") if part in _CHECKSUMS]
+        if known:
+            sums[_CHECKSUMS[known[-1]]] = None
         else:
             option = _option(kind, path)
             named[f"{option} {_short(before[path])}, not {_short(value)}"] = None

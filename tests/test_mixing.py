@@ -438,7 +438,9 @@ def test_bad_input_is_one_line(change, options, says, digits, mixed, tmp_path):
 
 def test_a_folder_in_use_and_a_model_without_a_card_are_refused(mixed, tmp_path):
     source = str(mixed / "robust")
-    with pytest.raises(InputError, match="holds something already"):
+    with pytest.raises(
+        InputError, match=r"holds another run \(--cost 0.02, not 0.01; --steps 10, not 40"
+    ):
         mix_command(source, source, "digits", mixed / "mixed")
     with pytest.raises(InputError, match="has no card"):
         mix_command("models:Net", source, "digits", tmp_path / "out")

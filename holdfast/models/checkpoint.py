@@ -91,7 +91,7 @@ def load_checkpoint(folder: Path | str) -> nn.Module:
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"model folder {folder} does not exist")
-    card, file = read_json(folder / "card.json"), folder / "model.safetensors"
+    card, file = read_json(folder / "card.json", with_seal=True), folder / "model.safetensors"
     for key, kind in (("architecture", str), ("arguments", dict), ("classes", list)):
         if not isinstance(card.get(key), kind):
             raise InputError(f"{folder / 'card.json'} lacks {key!r} (a {kind.__name__})")

@@ -65,7 +65,8 @@ class Stages:
             figures, tensors = work(
                 lambda share: self.line.update((self.passed + share * weight) / self.total, name)
             )
-            done = Done(figures, tensors, time.monotonic() - began)
+            # By name, as they are read again: what is written of them keeps their order.
+            done = Done(figures, dict(sorted(tensors.items())), time.monotonic() - began)
             if file is not None:
                 _write(file, done)
         self.passed += weight
@@ -90,7 +91,7 @@ def _read(file: Path) -> Done:
     try:
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata()
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
         if metadata["sha256"] != _checksum(tensors, metadata):
             raise ValueError("its checksum differs")
         return Done(json.loads(metadata["figures"]), tensors, float(metadata["seconds"]))
