@@ -229,6 +229,7 @@ def killed(folder: Path, kills: int, *names: str) -> dict[str, list[float]]:
     )
     assert done.returncode == 0, done.stderr[-3000:]
     lines = (line.split(": ") for line in done.stdout.splitlines())
+    lines = ((name, told) for name, *rest in lines if name in COMMANDS for told in rest)
     return {
         name: [float(word) for word in told.replace(",", "").split() if word[0].isdigit()]
         for name, told in lines
