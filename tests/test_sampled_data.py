@@ -139,7 +139,7 @@ def test_a_calibration_that_lacks_a_class_says_which_option_helps(pictures, mode
     shutil.copytree(pictures, few)
     for file in sorted((few / "validation" / "bee").iterdir())[1:]:
         file.unlink()
-    assert "have none of bee; all 61 validation images are used already" in said(few, 2000)
+    assert "has no image of class bee; all 61 validation images are used already" in said(few, 2000)
 
 
 def recipe(channels: int, **changes: Any) -> dict[str, Any]:

@@ -63,7 +63,7 @@ def _check_every_class(dataset: DataSet, part: Part, *, whole: bool) -> None:
             else f"raise --calibration (the validation split has {n} images)"
         )
         raise InputError(
-            f"the {len(part)} validation images of one half of --calibration have none of"
+            f"one half of --calibration, {len(part)} validation images, has no image of class"
             f" {', '.join(absent[:5])}{', …' if len(absent) > 5 else ''}; {do}"
         )
 
