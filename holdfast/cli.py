@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -10,6 +11,7 @@ from typing import Annotated
 import typer
 
 from .errors import HoldfastError, InputError
+from .files import nearest
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -427,6 +429,8 @@ def certify(
     )
     settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
     print(f"{result.method}, {settings}, n = {result.n}, abstained {result.abstained:.1%}")
+    if result.note:
+        print(f"mind: {result.note}")
     for flag in result.flags:
         if flag.fired:
             print(f"flag: {flag.name}: {flag.detail}")
@@ -476,6 +480,13 @@ def demo(
     run_demo(out, seed=seed, progress=not quiet)
 
 
+def _meant(said: str) -> str:
+    """The command that is closest to one that there is not."""
+    unknown = re.search(r"No such command '([^']*)'\.?$", said)
+    names = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    return nearest(unknown[1], names).replace("; d", " D") if unknown else ""
+
+
 def main() -> None:
     """Run the command line: errors are one line on standard error and an exit status.
 
@@ -493,7 +504,8 @@ def main() -> None:
         sys.exit(end.exit_code)
     except typer.TyperException as error:  # an unknown option, a missing argument
         if os.environ.get("RANK", "0") == "0":  # of several workers, all were asked the same
-            print(f"holdfast: {' '.join(error.format_message().split())}", file=sys.stderr)
+            said = " ".join(error.format_message().split())
+            print(f"holdfast: {said}{_meant(said)}", file=sys.stderr)
         sys.exit(error.exit_code)
     except HoldfastError as error:
         if not error.said:

@@ -220,6 +220,7 @@ class Threat:
     pixels: float = 3.0
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", str(self.norm).lower())  # Linf is linf
         if self.norm not in (*NORMS, SPATIAL):
             raise InputError(
                 f"norm {self.norm!r} is unknown; the norms are {', '.join((*NORMS, SPATIAL))}"

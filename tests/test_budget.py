@@ -25,9 +25,6 @@ from holdfast.training.budget import Schedule, one_cycle, parse_seconds
         ("1d", 86400),
         (".5m", 30),
         ("2.s", 2),
-        ("45", 45),
-        ("1e3", 1000),
-        (7.5, 7.5),
     ],
 )
 def test_lengths_of_time(text, seconds):
@@ -40,6 +37,12 @@ def test_lengths_of_time(text, seconds):
 )
 def test_what_is_half_a_length_of_time(text):
     refused(text)
+
+
+@pytest.mark.parametrize(("text", "said"), [("60", "60"), (7.5, "7.5"), (" 45 ", "45")])
+def test_a_bare_number_is_asked_for_its_unit(text, said):
+    with pytest.raises(InputError, match=rf"{said}s, {said}m or {said}h\?"):
+        parse_seconds(text)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,10 @@ import pytest
 import torch
 
 from holdfast import cli
+from holdfast.evaluation.certify_command import trained_otherwise
+from holdfast.evaluation.command import threat_of
 from holdfast.models import build, save_checkpoint
+from holdfast.threat import Threat
 
 CARD = {
     "architecture": "small-cnn",
@@ -65,6 +68,20 @@ def one_line(text: str) -> str:
         (["report", "/no/such/run"], "/no/such/run"),
         (["leaderboard", "/no/such/folder"], "/no/such/folder"),
         (["frobnicate"], "frobnicate"),
+        (["evalaute"], "id you mean 'evaluate'"),
+        (["report", "EMPTY"], "is empty"),
+        (["report", "ABOVE"], "is no run but a folder of 1 (a)"),
+        (["report", "FILE"], "is a file; give the run's folder"),
+        (["evaluate", "FILE", "--data", "digits", "--out", "OUT"], "is a file; what can be loaded"),
+        (
+            ["evaluate", "MODEL", "--data", "digits", "--norm", "Lnif", "--out", "OUT"],
+            "did you mean 'linf'",
+        ),
+        (
+            ["evaluate", "cifar10-linf-cpu-60", "--data", "digits", "--out", "OUT"],
+            "did you mean 'cifar10-linf-cpu-60m'",
+        ),
+        (["evaluate", "MODEL", "--out", "OUT", "--epss", "1"], "--eps"),
         (["evaluate", "--out", "OUT"], "model"),
         (["evaluate", "MODEL", "--out", "OUT", "--frob"], "--frob"),
     ],
@@ -78,6 +95,11 @@ def test_bad_input_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     places = {"MODEL": str(model), "OUT": str(tmp_path / "out")}
+    for name in ("EMPTY", "ABOVE/a"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "ABOVE/a/result.json").write_text("{}")
+    (tmp_path / "FILE").write_text("weights")
+    places |= {name: str(tmp_path / name) for name in ("EMPTY", "ABOVE", "FILE")}
     assert run(monkeypatch, *(places.get(a, a) for a in arguments)) == 2
     assert says in one_line(capsys.readouterr().err)
     assert not (tmp_path / "out").exists()
@@ -200,6 +222,32 @@ def test_ctrl_c_is_one_line_and_status_130(
     command = ["evaluate", model, "--data", "digits", "--out", tmp_path / "out"]
     assert run(monkeypatch, *command) == 130
     assert "the same command goes on" in one_line(capsys.readouterr().err)
+
+
+def test_norms_are_known_in_any_case() -> None:
+    assert threat_of("Linf", None, {}) == Threat("LINF", 8 / 255) == Threat("linf", 8 / 255)
+
+
+@pytest.mark.parametrize(
+    ("objective", "sigma", "says"),
+    [
+        (
+            {"name": "gaussian", "arguments": {"sigma": 0.25}},
+            1.0,
+            "trained at σ = 0.25, asked at 1",
+        ),
+        ({"name": "gaussian", "arguments": {}}, 0.25, ""),
+        ({"name": "n-fgsm", "arguments": {}}, 0.25, "never saw noise"),
+        ({"name": "interval", "arguments": {}}, None, "trained at L∞ 0.1, asked at L∞ 0.2"),
+        (None, 1.0, ""),
+    ],
+)
+def test_certificates_at_what_a_model_was_not_trained_for_say_so(objective, sigma, says) -> None:
+    card = {"threat": {"norm": "linf", "eps": 0.1}}
+    if objective:
+        card["recipe"] = {"objective": objective}
+    found = trained_otherwise(card, sigma, Threat("linf", 0.2))
+    assert says in found and bool(says) == bool(found)
 
 
 def test_help_needs_no_command(

@@ -235,6 +235,7 @@ class Certification:
         certified: at the radii asked for; `curve` at many.
         mean_radius: average certified radius, 0 for what is wrong (Zhai et al., ICLR 2020).
         finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
+        note: where the model was trained for something else than it is asked at, what.
     """
 
     method: str
@@ -256,6 +257,7 @@ class Certification:
     identity: str
     rows: tuple[Row, ...]
     finished: str = ""
+    note: str = ""
 
     def summary(self) -> dict[str, Any]:
         """Everything but the rows, as JSON holds it."""
@@ -273,6 +275,7 @@ def certify(
     chunk: int = 100,
     described: dict[str, Any] | None = None,
     progress: bool = False,
+    note: str = "",
 ) -> Certification:
     """Certify and attack every image; the same call goes on where it was interrupted.
 
@@ -283,6 +286,7 @@ def certify(
         radii: at which certified accuracy is reported, in image units, at least 0.
         chunk: images that are worked on at once; it changes no row.
         described: for `result.json`: what model and data are.
+        note: for the result.
 
     Returns:
         what is also written: `result.json`, and `certificates.csv` with a row an image.
@@ -319,8 +323,8 @@ def certify(
             with ProgressLine("certifying", progress) as line:
                 when = on_date(done["finished"])
                 line.say(f"{out} was finished on {when}: read, not certified again")
-            return _result(method, rows, radii, flags, key, done["finished"])
-        result = _result(method, rows, radii, flags, key, now())
+            return _result(method, rows, radii, flags, key, done["finished"], note)
+        result = _result(method, rows, radii, flags, key, now(), note)
         told = {"schema": SCHEMA, "status": "complete", **(described or {}), **result.summary()}
         finish(out, told, [path.name])
     return result
@@ -431,6 +435,7 @@ def _result(
     flags: list[Flag],
     key: str,
     when: str,
+    note: str,
 ) -> Certification:
     n, eps = len(rows), method.threat.eps
     right = [row.prediction == row.label for row in rows]
@@ -477,4 +482,5 @@ def _result(
         identity=key,
         rows=rows,
         finished=when,
+        note=note,
     )

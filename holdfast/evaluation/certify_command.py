@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,11 +15,13 @@ from ..defences.base import real_number, whole_number
 from ..defences.smoothing import Smoothed
 from ..errors import InputError
 from ..models.loading import load
+from ..threat import Threat
 from .certify import Certification, IntervalBounds, Method, Smoothing, certify
 from .command import check_classes, remark, threat_of, what_was_measured
 
 RADII = (0.0, 0.25, 0.5)  # of smoothing, in image units
 SHARES = (0.0, 0.5, 1.0)  # of interval bounds, in ε
+NOISY, NOISE = ("gaussian", "smoothadv"), 0.25  # objectives, and their usual σ
 PASSES = 50_000  # of the model between two looks at the clock
 
 
@@ -94,4 +97,30 @@ def certify_command(
         chunk=chunk,
         described=what_was_measured(model, network, dataset, split, first, pixels),
         progress=progress,
+        note=trained_otherwise(card, sigma, None if sigma is not None else method.threat),
     )
+
+
+def trained_otherwise(card: dict[str, Any], sigma: float | None, threat: Threat | None) -> str:
+    """In a line, for what else a model was trained than its certificates ask; empty if for that.
+
+    Args:
+        card: the model's; what it does not say is not guessed.
+        sigma: of smoothing's noise; None for interval bounds.
+        threat: of interval bounds.
+    """
+    recipe = card.get("recipe")
+    objective = recipe.get("objective") if isinstance(recipe, dict) else None
+    if not isinstance(objective, dict):
+        return ""
+    name, arguments = objective.get("name"), objective.get("arguments")
+    if sigma is not None:
+        if name not in NOISY:
+            return f"the model never saw noise in training ({name}), asked at σ = {sigma:g}"
+        trained = (arguments if isinstance(arguments, dict) else {}).get("sigma", NOISE)
+        return "" if trained == sigma else f"trained at σ = {trained}, asked at {sigma:g}"
+    if name != "interval":
+        return f"the model was not trained for interval bounds ({name})"
+    told = card.get("threat")
+    before = Threat(told["norm"], told["eps"]) if isinstance(told, dict) else threat
+    return "" if before == threat else f"trained at {before}, asked at {threat}"

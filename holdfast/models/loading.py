@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 from pathlib import Path
 
 from torch import nn
 
 from ..errors import InputError
+from ..files import nearest
 from ..imports import import_named, said
 from .checkpoint import load_checkpoint
 
@@ -49,9 +51,20 @@ def load(source: Path | str) -> nn.Module:
         return _call(text)
     if os.path.isdir(folder):
         raise InputError(f"{folder} holds no model: neither card.json nor model/card.json is there")
-    known = ", ".join(zoo_names()) or "none"
+    if os.path.isfile(folder):
+        raise InputError(
+            f"model {text!r} is a file; what can be loaded is a folder with model.safetensors and "
+            "card.json, a name from the zoo, or package.module:function: a function of yours that "
+            "builds the network, loads this file into it and returns it"
+        )
+    if os.sep in text:
+        raise InputError(f"model {text!r}: there is no such folder")
+    known = zoo_names()
+    if difflib.get_close_matches(text, known, n=1):
+        raise InputError(f"model {text!r} is unknown{nearest(text, known)}")
     raise InputError(
-        f"model {text!r} is neither a folder, nor package.module:function, nor in the zoo ({known})"
+        f"model {text!r} is neither a folder, nor package.module:function, nor in the zoo "
+        f"({', '.join(known) or 'none'})"
     )
 
 

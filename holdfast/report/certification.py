@@ -34,6 +34,7 @@ class Certification(Measured):
     curve: list[tuple[float, Accuracy]]
     flags: list[Flag]
     seed: int | None
+    note: str = ""
 
     @property
     def fired(self) -> list[Flag]:
@@ -57,6 +58,7 @@ def read_certification(run: Path, result: Fields) -> Certification:
         curve=_points(result, "curve", n),
         flags=read_flags(result),
         seed=result.whole("seed", -(2**63)),
+        note=result.text("note"),
     )
 
 
@@ -97,6 +99,7 @@ def facts(run: Certification) -> list[tuple[str, str]]:
         ("Abstentions", words.percent(run.abstained, run.n)),
         ("Mean certified radius", words.figure(run.mean_radius)),
         ("Model", " · ".join(w for w in (run.architecture, run.sha256[:12]) if w) or words.NONE),
+        *([("Mind", run.note)] if run.note else []),
         ("Seed", words.figure(run.seed)),
         ("Time", words.duration(run.seconds)),
     ]

@@ -13,6 +13,7 @@ from typing import TypeAlias
 
 from ..errors import InputError
 from ..files import read_json
+from ..runs import REQUEST, RESULT, check_files, worker_on
 from . import certification, evaluation_run, training_run, uncertainty_run
 from .certification import Certification
 from .evaluation_run import Evaluation
@@ -32,6 +33,27 @@ READERS: dict[str, Callable[[Path, Fields], Run]] = {
 }
 
 
+def _why_none(run: Path) -> str:
+    """Why a folder holds no result, and what to do."""
+    worker = worker_on(run)
+    if worker is not None:
+        return f"run {run} is under way, in process {worker}: report on it when it has finished"
+    if (run / REQUEST).exists():
+        return (
+            f"{run / RESULT} does not exist: the run is not finished; issue its command again to "
+            "finish it"
+        )
+    below = sorted(path.parent.name for path in run.glob(f"*/{RESULT}"))
+    if below:
+        return (
+            f"{run} is no run but a folder of {len(below)} ({', '.join(below[:3])}"
+            f"{', …' if below[3:] else ''}): name those to report on, or use "
+            "`holdfast leaderboard` on it"
+        )
+    empty = "is empty" if not any(run.iterdir()) else "holds neither a result nor a request"
+    return f"{run} is no run folder: it {empty}; give the --out of a finished command"
+
+
 def read_run(run: Path) -> Run:
     """Read a finished run folder.
 
@@ -41,14 +63,16 @@ def read_run(run: Path) -> Run:
             file.
     """
     run = Path(run)
+    if run.is_file():
+        raise InputError(f"{run} is a file; give the run's folder, such as {run.parent}")
     if not run.is_dir():
         raise InputError(f"run folder {run} does not exist")
-    path = run / "result.json"
+    path = run / RESULT
     if not path.exists():
-        raise InputError(
-            f"{path} does not exist: the run is not finished; issue its command again to finish it"
-        )
-    result = Fields(read_json(path), str(path))
+        raise InputError(_why_none(run))
+    held = read_json(path)
+    check_files(run, held)
+    result = Fields(held, str(path))
     schema = result.text("schema")
     if schema not in READERS:
         raise InputError(

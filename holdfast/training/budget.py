@@ -13,20 +13,17 @@ _SLOW_STEPS = 3  # the first steps compile and fill caches: they say nothing abo
 
 
 def parse_seconds(text: str | float) -> float:
-    """Seconds from `90s`, `60m`, `1.5h`, `1h30m` or a bare number of seconds.
+    """Seconds from `90s`, `60m`, `1.5h` or `1h30m`.
 
     Raises:
         InputError: anything else, or nothing above 0.
     """
     said = str(text).strip()
-    try:
-        seconds = (
-            sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, said))
-            if re.fullmatch(rf"(?:{_PART}\s*)+", said)
-            else float(said)
-        )
-    except ValueError:
-        seconds = 0.0
+    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", said):
+        raise InputError(f"budget {str(text)!r} has no unit: {said}s, {said}m or {said}h?")
+    seconds = 0.0
+    if re.fullmatch(rf"(?:{_PART}\s*)+", said):
+        seconds = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, said))
     if not 0 < seconds < float("inf"):
         raise InputError(f"budget {str(text)!r} is no length of time (write it like 60m or 1h30m)")
     return seconds

@@ -173,7 +173,7 @@ class Trainer:
         self.average.update(self.model.module)
         value = float(loss.value.detach())
         if not math.isfinite(value):
-            raise self._diverged(f"the loss became {value}")
+            raise self._diverged(f"training diverged: the loss became {value}")
         window = self.window
         window["loss"] += value * len(batch.labels)
         if loss.logits is not None:
@@ -322,6 +322,9 @@ class Trainer:
                 self._save_model()
 
     def _save_model(self) -> None:
+        state = self.average.model.state_dict().values()
+        if not all(bool(value.isfinite().all()) for value in state):
+            raise self._diverged("training diverged: the weights became NaN or infinite")
         save_checkpoint(
             make_folder(self.run / "model"),
             self.average.model,
@@ -378,7 +381,7 @@ class Trainer:
             return
         tensors = self._tensors()
         if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise self._diverged("the weights became NaN or infinite")
+            raise self._diverged("training diverged: the weights became NaN or infinite")
         self.checkpoints.save(name, tensors, self._progress())
 
     def restore(self, name: str, weights_only: bool = False) -> bool:
