@@ -281,7 +281,9 @@ def uncertainty(
     from .evaluation.uncertainty.command import uncertainty_command
     from .evaluation.uncertainty.written import summary_lines
     from .runs import on_date
+    from .workers import alone
 
+    alone("uncertainty")
     result = uncertainty_command(
         model,
         data,
@@ -331,7 +333,9 @@ def mix(
     """Blend a robust and an accurate model into one that has both accuracies."""
     from .evaluation.mix import mix_command
     from .runs import finished, on_date
+    from .workers import alone
 
+    alone("mix")
     folder, choice = mix_command(
         robust,
         accurate,
@@ -396,7 +400,9 @@ def certify(
     from .evaluation.certify_command import certify_command
     from .runs import on_date
     from .threat import parse_number
+    from .workers import alone
 
+    alone("certify")
     result = certify_command(
         model,
         data,

@@ -266,6 +266,16 @@ def leads() -> bool:
     return not launched() or os.environ["RANK"] == "0"
 
 
+def alone(command: str) -> None:
+    """InputError where several processes were started for a command that one does by itself."""
+    if launched():
+        error = InputError(
+            f"{command} does not share its work among processes: start it without torchrun"
+        )
+        error.said = not leads()  # once for all of them
+        raise error
+
+
 def own_device(device: str | torch.device) -> str | torch.device:
     """`cuda` stands for the GPU that is this worker's on its machine."""
     if str(device) == "cuda" and launched() and torch.cuda.device_count():

@@ -13,6 +13,7 @@ from holdfast import cli
 from holdfast.evaluation.certify_command import trained_otherwise
 from holdfast.evaluation.command import threat_of
 from holdfast.models import build, save_checkpoint
+from holdfast.runs import claimed
 from holdfast.threat import Threat
 
 CARD = {
@@ -222,6 +223,32 @@ def test_ctrl_c_is_one_line_and_status_130(
     command = ["evaluate", model, "--data", "digits", "--out", tmp_path / "out"]
     assert run(monkeypatch, *command) == 130
     assert "the same command goes on" in one_line(capsys.readouterr().err)
+
+
+@pytest.mark.parametrize("verb", ["certify", "uncertainty", "mix"])
+@pytest.mark.parametrize("rank", ["0", "1"])
+def test_what_one_process_does_is_refused_to_several_in_one_line(
+    verb: str, rank: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    models = [model] * (2 if verb == "mix" else 1)
+    assert run(monkeypatch, verb, *models, "--data", "digits", "--out", tmp_path / "out") == 2
+    said = capsys.readouterr().err
+    assert ("without torchrun" in one_line(said)) if rank == "0" else not said
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("verb", ["certify", "uncertainty", "mix", "evaluate"])
+def test_two_of_a_command_at_one_folder_give_one_line(
+    verb: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    out, options = tmp_path / "out", ["--sigma", "0.25"] if verb == "certify" else []
+    models = [model] * (2 if verb == "mix" else 1)
+    with claimed(out):
+        status = run(monkeypatch, verb, *models, *options, "--data", "digits", "--out", out)
+        assert status == 2
+        assert "is being worked on by process" in capsys.readouterr().err
 
 
 def test_norms_are_known_in_any_case() -> None:
