@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import stat
+import warnings
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -101,7 +102,9 @@ def read_header(stream: IO[bytes], length: int, what: str) -> Header:
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, fortran, dtype = reader(stream, max_header_size=LARGEST_HEADER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about files of Python 2
+            shape, fortran, dtype = reader(stream, max_header_size=LARGEST_HEADER)
         header = Header(tuple(shape), np.dtype(dtype), bool(fortran), stream.tell())
     except KeyError:
         raise Wrong(f"{what} is written in an unknown format") from None
