@@ -11,10 +11,10 @@ import argparse
 import sys
 from typing import Any
 
-from table import RESULTS, ROOT, fill
+from published import RESULTS, ROOT, pasted, read
+from table import fill
 
 from holdfast.evaluation.tables import percent
-from holdfast.files import read_json
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "attacks.md"
@@ -38,7 +38,7 @@ def table(result: dict[str, Any]) -> list[str]:
     machines = " and ".join(sorted({row["machine"] for row in rows}))
     lines.append(
         f"- {result['model']['name']}, n = {result['n']}, {result['pixels']}, "
-        f"seed {result['seed']};{effort} {machines}: `{' '.join(result['command'])}`"
+        f"seed {result['seed']};{effort} {machines}: {pasted(result['command'])}"
     )
     return lines
 
@@ -63,7 +63,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     file = RESULTS / "attacks.json"
     body = (
-        table(read_json(file))
+        table(read(file))
         if file.exists()
         else ["No results yet: `python benchmarks/attacks.py MODEL --data datasets`."]
     )

@@ -13,11 +13,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from table import RESULTS, ROOT, fill
+from published import RESULTS, ROOT, pasted, read
+from table import fill
 
 from holdfast.evaluation.certify import SCHEMA
 from holdfast.evaluation.tables import percent
-from holdfast.files import read_json
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "certificates.md"
@@ -27,9 +27,9 @@ def certifications(folder: Path) -> list[dict[str, Any]]:
     """Every finished certification below a folder, each with what was asked of it."""
     found = []
     for file in sorted(folder.rglob("result.json")):
-        result = read_json(file)
+        result = read(file)
         if result.get("schema") == SCHEMA and result.get("status") == "complete":
-            found.append(result | {"request": read_json(file.parent / "request.json")})
+            found.append(result | {"request": read(file.parent / "request.json")})
     return found
 
 
@@ -62,7 +62,7 @@ def section(result: dict[str, Any]) -> list[str]:
         "",
         f"- n = {result['n']}, {result['data']['pixels']} ({result['data']['split']}), seed "
         f"{result['seed']}; attack: {result['attack']}; {result['seconds'] / 60:.0f} minutes on "
-        f"{result['request']['machine']}: `{' '.join(result['request']['command'])}`",
+        f"{result['request']['machine']}: {pasted(result['request']['command'])}",
     ]
     fired = [flag["name"] for flag in result["flags"] if flag["fired"]]
     lines.append(
@@ -79,7 +79,9 @@ def tables(results: list[dict[str, Any]]) -> list[str]:
         for r in sorted(results, key=lambda r: r["method"], reverse=True)
         for line in section(r)
     ]
-    return lines or ["No results yet: `holdfast certify MODEL --data datasets --sigma 0.25`."]
+    return lines or [
+        "No results yet: `holdfast certify MODEL --data datasets --sigma 0.25 --out RUN`."
+    ]
 
 
 def main() -> int:

@@ -11,11 +11,12 @@ import argparse
 import sys
 from typing import Any
 
+from published import ROOT, pasted
+from published import results as results_of
 from scipy.stats import binomtest
-from table import RESULTS, ROOT, fill
+from table import fill
 
 from holdfast.evaluation.tables import percent
-from holdfast.files import read_json
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "defences.md"
@@ -63,7 +64,7 @@ def section(result: dict[str, Any]) -> list[str]:
     lines.append(
         f"- n = {result['n']}, {result['pixels']}; {threat}; suite `{result['suite']}`{draws}, "
         f"seed {result['seed']}; "
-        f"{hours:.1f} hours on {' and '.join(machines)}: `{' '.join(result['command'])}`"
+        f"{hours:.1f} hours on {' and '.join(machines)}: {pasted(result['command'])}"
     )
     return lines
 
@@ -99,7 +100,7 @@ def backward_tables(results: list[dict[str, Any]]) -> list[str]:
             f"{attack['steps']} steps, {attack['samples']} draws a look, seed {result['seed']}; "
             f"n = {result['n']}, {result['pixels']} ({result['split']}); "
             f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes on {result['machine']}: "
-            f"`{' '.join(result['command'])}`",
+            f"{pasted(result['command'])}",
             "",
         ]
     return lines
@@ -156,10 +157,7 @@ def flag_lines(rows: list[dict[str, Any]]) -> list[str]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    every, passes = (
-        [read_json(file) for file in sorted(RESULTS.glob(f"{kind}-*.json"))]
-        for kind in ("defences", "backward_passes")
-    )
+    every, passes = (results_of(f"{kind}-*.json") for kind in ("defences", "backward_passes"))
     body = [*tables(every), *backward_tables(passes)]
     return fill(PAGE, body, "benchmarks/defences_page.py", parser.parse_args().check)
 

@@ -26,12 +26,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 from lightning.fabric import Fabric
+from published import read
 from training_profile import Operations
 
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.errors import InputError
-from holdfast.files import read_json, write_json
+from holdfast.files import write_json
 from holdfast.report.evaluation_run import Evaluation
 from holdfast.report.runs import read_run
 from holdfast.runs import circumstances
@@ -69,16 +70,17 @@ def of_the_family(recipe: Recipe, like: Recipe) -> bool:
 
 def runs(results: Path, dataset: DataSet, like: Recipe) -> list[dict[str, Any]]:
     """Of each run of the family that was judged by `SUITE`: what it took, and what it came to."""
-    verdicts = [(file.parent, read_json(file)) for file in sorted(results.glob("*/result.json"))]
+    verdicts = [(file.parent, read(file)) for file in sorted(results.glob("*/result.json"))]
     judged = {v["model"]["sha256"]: (place, v) for place, v in verdicts if v.get("suite") == SUITE}
     found = []
     for folder in sorted(results.glob("*/training")):
-        recipe = recipe_from(read_json(folder / "request.json")["asked"]["recipe"])
-        judgement = judged.get(read_json(folder.parent / "result.json")["model"]["sha256"])
+        recipe = recipe_from(read(folder / "request.json")["asked"]["recipe"])
+        judgement = judged.get(read(folder.parent / "result.json")["model"]["sha256"])
         if not of_the_family(recipe, like) or judgement is None:
             continue
         place, verdict = judgement
-        steps = read_json(folder / "result.json")["steps"]
+        read(place / "request.json")
+        steps = read(folder / "result.json")["steps"]
         found.append(
             {
                 "run": verdict["model"]["name"],

@@ -1,8 +1,8 @@
-"""What one entry of a recipe is worth: short runs that differ in it alone, on validation images.
+r"""What one entry of a recipe is worth: short runs that differ in it alone, on validation images.
 
-    python benchmarks/recipe_choices.py --data DIR --budget 7m
-        --try augment.crop_padding=4 --try "augment.crop_padding=1 augment.pad_mode=reflect"
-        [--set KEY=VALUE] [--seeds 2] [--images 8000] [--runs runs/choices]
+    python benchmarks/recipe_choices.py --data DIR --budget 7m \
+        --try augment.crop_padding=4 --try "augment.crop_padding=1 augment.pad_mode=reflect" \
+        [--set KEY=VALUE] [--seeds 2] [--images 8000] [--runs runs/choices] \
         [--out benchmarks/results/recipe_choices-padding.json]
 
 Every variation is trained with the same budget, so what makes a step dearer has to earn it. Its

@@ -11,9 +11,9 @@ import argparse
 import sys
 from typing import Any
 
-from table import RESULTS, ROOT, fill
-
-from holdfast.files import read_json
+from published import ROOT, pasted
+from published import results as results_of
+from table import fill
 
 PAGE = ROOT / "docs" / "speed.md"
 
@@ -56,13 +56,13 @@ def section(result: dict[str, Any]) -> list[str]:
         for name in names:
             cells = " | ".join(f"{step[key].get(name, 0.0):.1f}" for step in result["steps"])
             lines.append(f"| {name} | {cells} |")
-    return [*lines, "", f"Made by `{' '.join(result['command'])}`."]
+    return [*lines, "", f"Made by {pasted(result['command'])}."]
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    results = [read_json(file) for file in sorted(RESULTS.glob("training_profile*.json"))]
+    results = results_of("training_profile*.json")
     return fill(PAGE, tables(results), "benchmarks/speed_page.py", parser.parse_args().check)
 
 

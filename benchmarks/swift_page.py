@@ -12,10 +12,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from table import RESULTS, ROOT, fill
+from published import ROOT, pasted
+from published import results as results_of
+from table import fill
 
 from holdfast.evaluation.intervals import interval
-from holdfast.files import read_json
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "swift.md"
@@ -57,8 +58,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
         twin = f", where the twin makes {' and '.join(gains)} a second" if gains else ""
         lines.append(
             f"- {named(result)}: {result['pixels']}, seed "
-            f"{result['seed']}; {result['machine']}{twin}"
-            + f": `{' '.join(whole(result['command']))}`"
+            f"{result['seed']}; {result['machine']}{twin}" + f": {pasted(whole(result['command']))}"
         )
     return lines
 
@@ -110,7 +110,7 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
             + ".",
             f"- First {result['n']} validation images, {result['pixels']}, "
             f"{Threat(**result['threat'])}, seed {result['seed']}; {result['machine']}: "
-            f"`{' '.join(result['command'])}`",
+            f"{pasted(result['command'])}",
             "",
         ]
     return lines
@@ -124,8 +124,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     speeds, chosen = (
-        [read_json(file) for file in sorted(RESULTS.glob(f"{kind}-*.json"))]
-        for kind in ("autoattack_speed", "swift_choices")
+        results_of(f"{kind}-*.json") for kind in ("autoattack_speed", "swift_choices")
     )
     body = [*table(speeds), "", *choices(chosen)]
     return fill(PAGE, body, "benchmarks/swift_page.py", parser.parse_args().check)

@@ -9,19 +9,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from holdfast.evaluation.tables import evaluations, model_name, percent
-from holdfast.files import read_json, write_atomically
+from published import ROOT, is_shipped, pasted, verdicts
+from published import results as results_of
+
+from holdfast.evaluation.tables import model_name, percent
+from holdfast.files import write_atomically
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
 
-ROOT = Path(__file__).resolve().parents[1]
-RESULTS = ROOT / "benchmarks" / "results"
 BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
@@ -32,13 +34,12 @@ def evaluation_rows(results: list[dict[str, Any]]) -> list[str]:
         "| --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in sorted(results, key=lambda r: (r["suite"], -r["robust_accuracy"])):
-        request = read_json(Path(result["run"]) / "request.json")
         data = result["data"]
         rows.append(
             f"| {model_name(result)} | {percent(result, 'standard_accuracy')} "
             f"| {percent(result, 'robust_accuracy')} "
             f"| {Threat(**result['threat'])}, `{result['suite']}` | {result['n']} "
-            f"| {data['pixels']} ({data['split']}) | {request['machine']} |"
+            f"| {data['pixels']} ({data['split']}) | {result['request']['machine']} |"
         )
     return rows
 
@@ -47,33 +48,27 @@ def command_rows(results: list[dict[str, Any]]) -> list[str]:
     """The commands behind the table: how each model was trained and evaluated."""
     lines = []
     for result in results:
-        folder = Path(result["run"])
-        lines.append(f"- {model_name(result)}: `{_command(folder)}`")
-        if (folder / "training" / "result.json").exists():
-            training = read_json(folder / "training" / "result.json")
+        lines.append(f"- {model_name(result)}: {pasted(result['request']['command'])}")
+        training = result["training"]
+        if training is not None:
+            told = training["result"]
             lines.append(
-                f"  Trained by {training_command(folder / 'training')}: "
-                f"{training['epochs']:.1f} epochs in {training['seconds'] / 60:.0f} minutes, "
-                f"seed {training['seed']}, "
-                f"{training['images_per_second']:.0f} images per second "
-                f"({read_json(folder / 'training' / 'request.json')['machine']})."
+                f"  Trained by {training_command(training['request'])}: "
+                f"{told['epochs']:.1f} epochs in {told['seconds'] / 60:.0f} minutes, "
+                f"seed {told['seed']}, {told['images_per_second']:.0f} images per second "
+                f"({training['request']['machine']})."
             )
     return lines
 
 
-def _command(folder: Path) -> str:
-    return " ".join(read_json(folder / "request.json")["command"])
-
-
-def training_command(run: Path) -> str:
+def training_command(request: dict[str, Any]) -> str:
     """The command of a training run, and what it takes to mean the same by today's recipe."""
-    request = read_json(run / "request.json")
     command = request["command"]
     file = next(word for word in command if word.endswith(".yaml"))
     changes = changes_in(command)
     if "--budget" in command:
         changes.append(f"budget={command[command.index('--budget') + 1]}")
-    return f"`{' '.join(command)}`{since_then(file, changes, request['asked']['recipe'])}"
+    return f"{pasted(command)}{since_then(file, changes, request['asked']['recipe'])}"
 
 
 def changes_in(command: Sequence[str]) -> list[str]:
@@ -94,7 +89,7 @@ def since_then(file: str, changes: Sequence[str], asked: dict[str, Any]) -> str:
     other = [f"{k}={json.dumps(v)}" for k, v in _entries(asked) if k not in today or today[k] != v]
     if not other:
         return ""
-    sets = " ".join(f"--set {entry}" for entry in other).replace('"', "")
+    sets = shlex.join(word for entry in other for word in ("--set", entry.replace('"', "")))
     return f" (the recipe has changed since: with `{sets}` it is what it was)"
 
 
@@ -106,11 +101,13 @@ def _entries(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield prefix + key, value
 
 
-def benchmark_rows(folder: Path) -> list[str]:
-    """A line for each benchmark's result file."""
+BENCHMARKS = ("train_throughput", "expectation", "memory", "agreement")
+
+
+def benchmark_rows() -> list[str]:
+    """A line for each result file of these benchmarks."""
     lines = []
-    for file in sorted(folder.glob("*.json")):
-        result = read_json(file)
+    for result in (result for name in BENCHMARKS for result in results_of(f"{name}*.json")):
         if result.get("benchmark") == "train_throughput":
             ours, plain = (
                 result["images_per_second"][name] for name in ("holdfast", "plain float32")
@@ -119,7 +116,7 @@ def benchmark_rows(folder: Path) -> list[str]:
                 f"- Training, {result['model']}, {result['objective']}: "
                 f"{result['ratio']:.2f} × the plain float32 loop's images per second "
                 f"({ours:.0f} beside {plain:.0f}; "
-                f"{result['machine']}; `{' '.join(result['command'])}`)."
+                f"{result['machine']}; {pasted(result['command'])})."
             )
         if result.get("benchmark") == "expectation":
             lines.append(
@@ -128,7 +125,7 @@ def benchmark_rows(folder: Path) -> list[str]:
                 f"{result['times_one_look']:.1f} × the time of one look, "
                 f"{result['sooner_than_in_turn']:.1f} × sooner than {result['samples']} looks in "
                 f"turn, {result['sooner_on_the_twin']:.1f} × where the search looks at its "
-                f"{result['twin']} twin ({result['machine']}; `{' '.join(result['command'])}`)."
+                f"{result['twin']} twin ({result['machine']}; {pasted(result['command'])})."
             )
         if result.get("benchmark") == "memory":
             lines.append(
@@ -137,7 +134,7 @@ def benchmark_rows(folder: Path) -> list[str]:
                 f"{result['peak_resident_gib']:.2f} GiB resident at most, "
                 f"{result['peak_resident_gib_before']:.2f} before it began; the images themselves "
                 f"are {result['images_gib']:.2f} "
-                f"({result['machine']}; `{' '.join(result['command'])}`)."
+                f"({result['machine']}; {pasted(result['command'])})."
             )
         if result.get("benchmark") == "agreement":
             theirs = result["torchattacks"]
@@ -146,7 +143,7 @@ def benchmark_rows(folder: Path) -> list[str]:
                 f"({result['pixels']}): {result['holdfast']['robust_accuracy']:.1%} beside "
                 f"{theirs['robust_accuracy']:.1%} standing, "
                 f"{theirs['seconds'] / result['holdfast']['seconds']:.1f} × sooner "
-                f"({result['machine']}; `{' '.join(result['command'])}`)."
+                f"({result['machine']}; {pasted(result['command'])})."
             )
     return lines
 
@@ -173,13 +170,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    results = evaluations(RESULTS)
-    body = [
-        *evaluation_rows(results),
-        "",
-        *command_rows(results),
-        *benchmark_rows(RESULTS),
-    ]
+    # The others serve docs/training.md, where recipes are argued about.
+    shipped = [result for result in verdicts() if is_shipped(result["model"]["name"])]
+    body = [*evaluation_rows(shipped), "", *command_rows(shipped), *benchmark_rows()]
     return fill(ROOT / "README.md", body, "benchmarks/table.py", options.check)
 
 

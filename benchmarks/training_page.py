@@ -1,5 +1,6 @@
 """Write the tables of docs/training.md from the training runs, the choices of a recipe's entries,
-the collapse benchmark, the bound on mixtures and the estimate for a GPU in benchmarks/results/.
+the collapse benchmark, the bound on mixtures, the estimate for a GPU and the models that are not
+shipped in benchmarks/results/.
 
     python benchmarks/training_page.py [--check]
 
@@ -14,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from table import RESULTS, ROOT, changes_in, fill, since_then
+from published import ROOT, is_shipped, pasted, verdicts
+from published import results as results_of
+from table import changes_in, command_rows, evaluation_rows, fill, since_then
 
 from holdfast.evaluation.intervals import interval
 from holdfast.evaluation.paired import Paired, paired
-from holdfast.files import read_json
 
 PAGE = ROOT / "docs" / "training.md"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -62,7 +64,7 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
             f"{result['budget']} a run{_few(result)}. First {result['n']} validation images "
             f"({result['pixels']}), the same for all; trained on "
             f"{' and '.join(sorted({row['machine'] for row in rows}))}: "
-            f"`{' '.join(result['command'])}`{_since(result)}",
+            f"{pasted(result['command'])}{_since(result)}",
             "",
         ]
     return lines
@@ -143,7 +145,7 @@ def collapses(results: list[dict[str, Any]]) -> list[str]:
             f"{result['budget']} a run. {result['attack']}; first {result['n']} validation images "
             f"({result['pixels']}); trained on "
             f"{' and '.join(sorted({row['machine'] for row in result['rows']}))}: "
-            f"`{' '.join(result['command'])}`{_since(result)}",
+            f"{pasted(result['command'])}{_since(result)}",
             "",
         ]
     return lines
@@ -181,7 +183,7 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
         ]
         for run in result["runs"]:
             lines.append(
-                f"| {run['run']} | {run['width']} | {run['steps']} "
+                f"| {told_shipped(run['run'])} | {run['width']} | {run['steps']} "
                 f"| {power_of_ten(run['operations'])} | {run['standard_accuracy']:.1%} "
                 f"| {run['robust_accuracy']:.1%} | {run['n']} |"
             )
@@ -194,10 +196,32 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
             f"can be trusted. The intervals (95 %) are from drawing the test images again; runs of "
             f"other seeds would differ more. The rate is {result['published_tflops']:.0f} TFLOP/s "
             f"({result['gpu']}); which share of it such small networks reach is not known. "
-            f"{result['runs'][0]['pixels']}: `{' '.join(result['command'])}`",
+            f"{result['runs'][0]['pixels']}: {pasted(result['command'])}",
             "",
         ]
     return lines
+
+
+def told_shipped(name: str) -> str:
+    """A model's name, and that nobody can load it where the zoo does not hold it."""
+    return name if is_shipped(name) else f"{name} (not shipped)"
+
+
+def other_runs(verdicts: list[dict[str, Any]]) -> list[str]:
+    """Evaluations of models that the zoo does not hold, which only say what a recipe comes to."""
+    own = [result for result in verdicts if not is_shipped(result["model"]["name"])]
+    if not own:
+        return []
+    return [
+        "### Runs that are not shipped",
+        "",
+        "The zoo does not hold these models: their figures say what a recipe comes to.",
+        "",
+        *evaluation_rows(own),
+        "",
+        *command_rows(own),
+        "",
+    ]
 
 
 def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
@@ -231,7 +255,7 @@ def mixture_bounds(results: list[dict[str, Any]]) -> list[str]:
             f"{result['attack']} does not find all that is lost, if the accurate model can be "
             f"misled wherever that helps. First {result['n']} validation "
             f"images ({result['pixels']}): "
-            f"`{' '.join(result['command'])}`",
+            f"{pasted(result['command'])}",
             "",
         ]
     return lines
@@ -242,7 +266,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
 
     def of(name: str) -> list[dict[str, Any]]:
-        return [read_json(file) for file in sorted(RESULTS.glob(f"{name}*.json"))]
+        return results_of(f"{name}*.json")
 
     return fill(
         PAGE,
@@ -251,6 +275,7 @@ def main() -> int:
             *choices(of("recipe_choices")),
             *mixture_bounds(of("mixture_bound")),
             *gpu_estimates(of("gpu_estimate")),
+            *other_runs(verdicts()),
         ],
         "benchmarks/training_page.py",
         parser.parse_args().check,

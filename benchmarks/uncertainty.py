@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from table import RESULTS
+from published import RESULTS
 
 from holdfast.evaluation.uncertainty.command import uncertainty_command
 from holdfast.files import read_json, write_json

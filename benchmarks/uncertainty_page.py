@@ -12,10 +12,11 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from table import RESULTS, ROOT, fill
+from published import ROOT, pasted
+from published import results as results_of
+from table import fill
 
 from holdfast.evaluation.uncertainty.written import share
-from holdfast.files import read_json
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "uncertainty.md"
@@ -208,7 +209,7 @@ def table(results: list[Result]) -> list[str]:
             f"| --- {'| --- ' * len(shown)}|",
             *(f"| {name} | {' | '.join(cell(r) for r in shown)} |" for name, cell in rows(shown)),
             "",
-            *(f"- {r['model']['name']}, {r['machine']}: `{' '.join(r['command'])}`" for r in shown),
+            *(f"- {r['model']['name']}, {r['machine']}: {pasted(r['command'])}" for r in shown),
             "",
         ]
     return lines
@@ -225,7 +226,7 @@ def question(result: Result) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    results = [read_json(file) for file in sorted(RESULTS.glob("uncertainty-*.json"))]
+    results = results_of("uncertainty-*.json")
     return fill(PAGE, table(results), "benchmarks/uncertainty_page.py", parser.parse_args().check)
 
 

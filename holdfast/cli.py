@@ -224,6 +224,8 @@ def evaluate(
         print(
             f"{cost.name:24} broke {cost.broken:5}  forwards {cost.forwards:9}  "
             f"backwards {cost.backwards:9}  {cost.seconds:8.1f} s"
+            if cost.ran
+            else f"{cost.name:24} {cost.outcome}"
         )
     for flag in result.flags:
         if flag.fired:

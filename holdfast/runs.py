@@ -161,16 +161,26 @@ def git_revision() -> str | None:
         return None
 
 
-def _program() -> str:
-    """The command's own name, also as `python -m holdfast`."""
+def command() -> list[str]:
+    """The words of the command that this process is, such that `shlex.join` of them, pasted into a
+    shell at the root of the checkout, is it again.
+
+    A script of the checkout is told by its path and `python`, and `python -m holdfast` by name.
+    """
     program = Path(sys.argv[0])
-    return PACKAGE.name if program == PACKAGE / "__main__.py" else program.name
+    if program == PACKAGE / "__main__.py":
+        words = [PACKAGE.name]
+    elif program.suffix == ".py" and program.resolve().is_relative_to(PACKAGE.parent):
+        words = ["python", program.resolve().relative_to(PACKAGE.parent).as_posix()]
+    else:
+        words = [program.name]
+    return [*words, *sys.argv[1:]]
 
 
 def circumstances(device: torch.device | str) -> dict[str, Any]:
     """What a reader needs besides the request: versions, hardware, time, command."""
     return {
-        "command": [_program(), *sys.argv[1:]],
+        "command": command(),
         "versions": {
             "holdfast": VERSION,
             "python": platform.python_version(),

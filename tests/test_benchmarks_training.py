@@ -293,6 +293,7 @@ def test_the_estimate_counts_all_operations_of_a_run(tmp_path):
         (tmp_path / "results/two", "swift", 0.4),
     ):
         place.mkdir(exist_ok=True)
+        (place / "request.json").write_text('{"git": "5a"}')
         (place / "result.json").write_text(
             json.dumps(
                 {

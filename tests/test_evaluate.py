@@ -196,10 +196,11 @@ def test_swift_on_a_model_without_gradients_is_squares_whole_search():
     x = models.images(12)
     labels = models.answers(model, x)
     result = evaluate(closed, x, labels, Threat("linf", 0.02), "swift")
-    assert [cost.name for cost in result.attacks] == ["square, on a sample", "square"]
+    tried = [cost for cost in result.attacks if cost.ran]
+    assert [cost.name for cost in tried] == ["square, on a sample", "square"]
     assert result.suite == "swift, gradient-free part"
     standing = int((~result.broken).sum())
-    assert standing > 0 and result.attacks[-1].forwards >= 5000 * standing
+    assert standing > 0 and tried[-1].forwards >= 5000 * standing
 
 
 def test_a_view_that_the_model_does_not_offer_is_one_line():
@@ -421,7 +422,7 @@ def test_what_cannot_be_differentiated_is_attacked_without_gradients():
     result = evaluate(model, x, labels, threat)
     assert_honest(result, model, x, labels, threat)
     assert result.robust_accuracy == 0
-    assert [cost.name for cost in result.attacks] == ["square"]
+    assert [cost.name for cost in result.attacks if cost.ran] == ["square"]
     assert "gradient-free" in result.suite
     assert flag(result, "gradients-vanish").fired
     assert result.backwards == 0
@@ -435,7 +436,7 @@ def test_a_suite_keeps_its_own_attacks_without_gradients():
     labels, threat = models.answers(body, x), Threat("linf", 0.4)
     suite = Suite("both", (Stage(PGD(steps=2)), Stage(Square(queries=33), restarts=2)))
     result = evaluate(model, x, labels, threat, suite)
-    assert [cost.name for cost in result.attacks] == ["square"]
+    assert [cost.name for cost in result.attacks if cost.ran] == ["square"]
     assert max(row.forwards for row in result.verdicts) <= 1 + 2 * (33 + 1) + 4
 
 

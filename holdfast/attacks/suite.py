@@ -142,6 +142,18 @@ class Suite:
                 stage.attack.check_norm(threat)
         return replace(self, stages=knowing)
 
+    def without(self, kept: Suite) -> tuple[Stage, ...]:
+        """The stages that are not among those of `kept`, which was made of this suite."""
+        own = [replace(stage, after=None) for stage in kept.stages]
+        left = []
+        for stage in self.stages:
+            alone = replace(stage, after=None)
+            if alone in own:
+                own.remove(alone)
+            else:
+                left.append(stage)
+        return tuple(left)
+
     def describe(self) -> dict[str, Any]:
         return {
             "name": self.name,

@@ -112,7 +112,7 @@ class Autoencoder(Defence):
         if weights is None:
             raise InputError(
                 "autoencoder: say where its weights are, autoencoder:weights=FOLDER "
-                "(`holdfast train recipes/cifar10-autoencoder.yaml` makes such a folder)"
+                "(`holdfast train recipes/cifar10-autoencoder.yaml --out RUN` makes such a folder)"
             )
         if isinstance(weights, DenoisingAutoencoder):
             super().__init__(model)

@@ -76,7 +76,7 @@ class Purification(Defence):
         if weights is None:
             raise InputError(
                 "purification: say where its weights are, purification:weights=FOLDER "
-                "(`holdfast train recipes/cifar10-diffusion.yaml` makes such a folder)"
+                "(`holdfast train recipes/cifar10-diffusion.yaml --out RUN` makes such a folder)"
             )
         options = {"noise": noise, "steps": steps, "rounds": rounds}
         if not isinstance(weights, DenoisingUNet):

@@ -119,6 +119,7 @@ class Search:
         self.classes = 0
         self.order = torch.empty(0)  # (N, K) classes by falling clean logit, the label left out
         self.costs: list[StageCost] = []
+        self.idle: list[str] = []  # why a stage made no pass; empty where it did
         self.looks = 0  # at the model, in this process
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
 
@@ -129,13 +130,19 @@ class Search:
         self.clean()
         for number in range(len(self.suite.stages)):
             began, owed = time.monotonic(), False
+            due, standing = self._is_due(self.suite.stages[number]), bool(self._standing())
             for _ in self._stage(number):
                 owed = time.monotonic() - began < ACCOUNT_SECONDS
                 if not owed:
                     began = self._account(number, began)
             if owed:
                 self._account(number, began)
-            self.costs.append(StageCost(*self.journal.cost(number)))
+            cost = StageCost(*self.journal.cost(number))
+            self.costs.append(cost)
+            why = "no sign that gradients mislead" if not due else "nothing stood any more"
+            if due and standing:
+                why = "no image of its sample stood"
+            self.idle.append("" if cost.forwards or cost.backwards else why)
         if self.suite.closest:
             self._settle()
 

@@ -14,7 +14,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .. import draws
-from ..attacks import PGD, Attack, Suite, suite_named
+from ..attacks import PGD, Attack, Stage, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
 from ..attacks.base import Model
@@ -75,6 +75,7 @@ from .unaware import unaware_accuracy
 from .verdicts import costs_of, distances_of, final_answers, verdicts_of
 
 PROBE = 64  # images that twins are compared and health is checked on
+NEEDS_GRADIENTS = "it needs gradients, which the model does not have"
 PRECISIONS = ("auto", "bf16", "float32", "original")
 
 
@@ -129,6 +130,7 @@ def evaluate(
         raise InputError(f"batch_size must be at least 1, not {batch_size}")
     made_for_it = suite == ADAPTIVE  # for which the model has to be seen at work
     suite = adaptive(samples=samples, norm=threat.norm) if made_for_it else suite_named(suite)
+    whole = suite
     suite = suite.fitting(threat)
     home = _device_of(model)
     if home.type == "meta":
@@ -141,6 +143,7 @@ def evaluate(
         threat=threat,
         suite=suite,
         samples=samples if made_for_it else None,
+        unfitting=whole.without(suite),
         batch_size=batch_size,
         device=where,
         precision=precision,
@@ -179,6 +182,7 @@ class _Request:
     threat: Threat
     suite: Suite
     samples: int | None  # where the suite is made for the model
+    unfitting: tuple[Stage, ...]  # of the suite asked for, those that do not know the norm
     batch_size: int | None
     device: torch.device
     precision: str
@@ -378,7 +382,9 @@ def _evaluate(
                 device=device,
                 seed=request.seed,
             )
-    costs = costs_of(suite, search)
+    left_out = [(stage, f"does not know the norm {threat.norm}") for stage in request.unfitting]
+    left_out += [(stage, NEEDS_GRADIENTS) for stage in request.suite.without(suite)]
+    costs = costs_of(suite, search, left_out)
     gradient_free = {s.name for s in suite.stages if not s.attack.needs_gradient}
     if not suite.closest:  # whose stages all go over the same images
         flags.append(health.gradient_free_wins(costs, gradient_free, len(images)))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -58,15 +59,40 @@ class Flag:
     figures: dict[str, Any] = field(default_factory=dict)
 
 
+RAN = "ran"
+NOT_NEEDED = "not needed"
+
+
 @dataclass(frozen=True)
 class AttackCost:
-    """What one stage of the suite broke and cost: all passes, those of cancelled items too."""
+    """What one stage of the suite broke and cost: all passes, those of cancelled items too.
+
+    `outcome` tells an attack that found nothing from one that was not tried: `RAN`; `NOT_NEEDED`,
+    or `not run`, each followed by `: ` and why.
+    """
 
     name: str
     broken: int
     forwards: int
     backwards: int
     seconds: float
+    outcome: str = RAN
+
+    @property
+    def ran(self) -> bool:
+        return self.outcome == RAN
+
+
+def outcome_of(attack: Mapping[str, Any]) -> str:
+    """The outcome of an entry of a result's `attacks`, older ones included, which do not say it.
+
+    Every attack that is tried looks at the model: one that has made no pass was not.
+    """
+    said = attack.get("outcome")
+    if isinstance(said, str) and said:
+        return said
+    idle = [attack.get(name) for name in ("broken", "forwards", "backwards")] == [0, 0, 0]
+    return NOT_NEEDED if idle else RAN
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,21 @@ def model_name(result: dict[str, Any]) -> str:
     return f"{model.get('name', '?')}{behind}"
 
 
+def told_apart(names: Sequence[str], weights: Sequence[str]) -> list[str]:
+    """Names of models side by side; those of one name but of other weights say which weights.
+
+    Args:
+        weights: their SHA-256; empty where it is unknown.
+    """
+    of: dict[str, set[str]] = {}
+    for name, own in zip(names, weights, strict=True):
+        of.setdefault(name, set()).add(own)
+    return [
+        f"{name}, weights {own[:8] or 'unknown'}" if len(of[name]) > 1 else name
+        for name, own in zip(names, weights, strict=True)
+    ]
+
+
 def _console() -> Console:
     """As wide as the terminal; where there is none, wide enough that nothing is folded."""
     return Console(width=None if sys.stdout.isatty() else 160)
@@ -69,9 +85,19 @@ def print_leaderboard(folder: Path) -> None:
         table = Table(title=f"{suite}, {threat}, {pixels}", title_justify="left")
         for column in ("model", "standard accuracy", "robust accuracy", "n", "flags", "run"):
             table.add_column(column)
-        for result in sorted(results, key=lambda r: -r["robust_accuracy"]):
+        sizes = sorted({result["n"] for result in results})
+        if len(sizes) > 1:
+            table.caption = (
+                f"The rows are not on the same images: n = {', '.join(map(str, sizes))}. "
+                "What differs by less than the intervals is no difference."
+            )
+            table.caption_justify = "left"
+        ranked = sorted(results, key=lambda r: -r["robust_accuracy"])
+        weights = [str(result.get("model", {}).get("sha256") or "") for result in ranked]
+        names = told_apart([model_name(result) for result in ranked], weights)
+        for name, result in zip(names, ranked, strict=True):
             table.add_row(
-                model_name(result),
+                name,
                 percent(result, "standard_accuracy"),
                 percent(result, "robust_accuracy"),
                 str(result["n"]),

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from .. import draws
-from ..attacks import Suite
+from ..attacks import Stage, Suite
 from ..engine import CLEAN, STANDING, Judge, Ledger, Search
 from ..threat import Threat
-from .result import AttackCost, Verdict
+from .result import NOT_NEEDED, RAN, AttackCost, Verdict
 
 
 def final_answers(
@@ -64,17 +64,31 @@ def final_answers(
     return prediction, confidence, torch.cat([part.draws for part in parts]).cpu()
 
 
-def costs_of(suite: Suite, search: Search) -> tuple[AttackCost, ...]:
+def costs_of(
+    suite: Suite, search: Search, left_out: Sequence[tuple[Stage, str]] = ()
+) -> tuple[AttackCost, ...]:
+    """What became of every stage that was asked for.
+
+    Args:
+        left_out: stages that cannot run on this model in this threat model, and why.
+    """
     ledger = search.ledger
-    return tuple(
+    tried = (
         AttackCost(
             stage.name,
             int((ledger.stage == number).sum()),
             cost.forwards,
             cost.backwards,
             cost.seconds,
+            f"{NOT_NEEDED}: {idle}" if idle else RAN,
         )
-        for number, (stage, cost) in enumerate(zip(suite.stages, search.costs, strict=True))
+        for number, (stage, cost, idle) in enumerate(
+            zip(suite.stages, search.costs, search.idle, strict=True)
+        )
+    )
+    return (
+        *tried,
+        *(AttackCost(stage.name, 0, 0, 0, 0.0, f"not run: {why}") for stage, why in left_out),
     )
 
 

@@ -11,7 +11,7 @@ from markupsafe import Markup
 from . import charts, words
 from .evaluation_run import Evaluation
 from .fields import Accuracy
-from .sections import Curves, heading, security_curves
+from .sections import Curves, headings, security_curves
 
 
 @dataclass(frozen=True)
@@ -19,7 +19,6 @@ class ComparisonRow:
     number: int
     run: Evaluation
     name: str
-    folder: str
     data: str
     figures: list[Accuracy | None]  # one a column; None where the run used another suite
     strip: Markup | None  # None where the runs' suites differ: they may not share an axis either
@@ -46,17 +45,16 @@ def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
         return run.data, run.split, run.first, run.pixels, run.n
 
     columns = list(dict.fromkeys(column(run) for run in runs))
-    names = [heading(run) for run in runs]
+    names = headings(runs)
     rows = [
         ComparisonRow(
             number,
             run,
-            heading(run),
-            run.path.resolve().name if names.count(heading(run)) > 1 else "",
+            names[number - 1],
             words.data(run.data, run.split, run.first, run.n),
             [run.robust if column(run) == name else None for name in columns],
             charts.strip(
-                f"{heading(run)}: {words.accuracy(run.standard)} standard, "
+                f"{names[number - 1]}: {words.accuracy(run.standard)} standard, "
                 f"{words.accuracy(run.robust)} robust accuracy",
                 ("standard", run.standard),
                 ("robust", run.robust),

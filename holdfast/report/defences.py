@@ -13,6 +13,7 @@ from safetensors.numpy import load_file
 
 from ..errors import InputError
 from ..evaluation.strips import FILE
+from ..evaluation.tables import told_apart
 from . import pictures, words
 from .evaluation_run import DrawFigure, Evaluation
 from .fields import Accuracy
@@ -91,11 +92,14 @@ def defence_table(runs: Sequence[Evaluation]) -> list[TableRow]:
     """Defended runs beside each other and beside the bare models; empty where none is defended."""
     if not any(run.defences for run in runs):
         return []
+    models = told_apart(
+        [run.model or run.path.resolve().name for run in runs], [run.sha256 for run in runs]
+    )
     return [
         TableRow(
             number,
             run,
-            run.model or run.path.resolve().name,
+            models[number - 1],
             ", then ".join(run.defences) or "none",
             f"{run.suite or words.NONE} · {run.threat}",
         )

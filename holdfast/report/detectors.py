@@ -54,6 +54,7 @@ def detectors_table(run: Uncertainty) -> Table:
 @dataclass(frozen=True)
 class Named:
     name: str
+    of: str  # which images
     chart: Markup
 
 
@@ -86,8 +87,22 @@ def histograms(run: Uncertainty) -> list[Named]:
             lines,
             write=words.percent,
         )
-        drawn.append(Named(words.name(name), chart))
+        broken = detector.object("suite").object("told").whole("n")
+        of = (
+            f"of the {words.count(broken)} images that the suite breaks, clean and attacked"
+            if broken
+            else "of all images: the suite breaks none"
+        )
+        drawn.append(Named(words.name(name), of, chart))
     return drawn
+
+
+def _attacked(foreign: Fields) -> str:
+    """AUROC, and of how many foreign images where only some were attacked."""
+    attacked = foreign.object("attacked")
+    n = attacked.whole("n")
+    number = cells.number(attacked.object("auroc"))
+    return number if n in (None, foreign.whole("n")) else f"{number} (n = {words.count(n)})"
 
 
 def foreign_table(run: Uncertainty) -> Table | None:
@@ -103,7 +118,7 @@ def foreign_table(run: Uncertainty) -> Table | None:
                 cells.number(told.object(name).object("scores").object(s).object("auroc"))
                 for s in scores
             ),
-            cells.number(told.object(name).object("attacked").object("auroc")),
+            _attacked(told.object(name)),
         ]
         for name in names
     ]

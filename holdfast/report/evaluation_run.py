@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
 from ..errors import InputError
+from ..evaluation.result import RAN, outcome_of
 from .fields import Accuracy, Fields, csv_column, csv_rows
 from .measured import Flag, Measured, measured, read_flags
 
@@ -25,6 +26,11 @@ class Attack:
     forwards: int | None
     backwards: int | None
     seconds: float | None
+    outcome: str = RAN
+
+    @property
+    def ran(self) -> bool:
+        return self.outcome == RAN
 
 
 @dataclass(frozen=True)
@@ -137,6 +143,7 @@ def read_evaluation(run: Path, result: Fields) -> Evaluation:
                 attack.whole("forwards"),
                 attack.whole("backwards"),
                 attack.number("seconds"),
+                outcome_of(attack.value),
             )
             for attack in result.objects("attacks")
         ],

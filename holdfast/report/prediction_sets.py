@@ -100,6 +100,20 @@ def sets_charts(run: Uncertainty) -> list[Markup]:
     return found
 
 
+def sets_caption(run: Uncertainty) -> str:
+    """Why the charts' figures are not the table's: other images, and another attack."""
+    told = run.result.object("sets").object("by_score")
+    drawn = [told.object(name).object("against_eps") for name in cells.keys(told)]
+    n = next((size for size in (curve.whole("n") for curve in drawn) if size), None)
+    return (
+        f"The charts: the first {words.count(n)} images, attacked anew at each ε by a short search "
+        "that aims at LAC sets, whichever sets are drawn. The table: all "
+        f"{words.count(run.n)} images at {run.threat}, and for each image the worst that any "
+        "attack of this run found, by a longer search. So at one ε the table shows less coverage "
+        "and larger sets than the charts; where they differ, the table is closer to the truth."
+    )
+
+
 def abstaining_tables(run: Uncertainty) -> list[tuple[str, Table | None]]:
     """Each promise with what became of it; or why it could not be given."""
     told = run.result.object("abstaining")

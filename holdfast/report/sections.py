@@ -13,6 +13,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
+from ..evaluation.tables import told_apart
 from . import charts, pictures, words
 from .evaluation_run import Curve, Evaluation
 from .fields import Accuracy
@@ -35,6 +36,16 @@ def heading(run: Run) -> str:
     if not isinstance(run, Evaluation | Training) and run.model:
         return run.model
     return run.path.resolve().name
+
+
+def headings(runs: Sequence[Run]) -> list[str]:
+    """Headings that tell runs apart which stand side by side: models of one name but of other
+    weights by these, and otherwise alike ones by their folders."""
+    apart = told_apart([heading(run) for run in runs], [getattr(run, "sha256", "") for run in runs])
+    return [
+        f"{name}, {run.path.resolve().name}" if apart.count(name) > 1 else name
+        for name, run in zip(apart, runs, strict=True)
+    ]
 
 
 # --- the verdict -------------------------------------------------------------------------------
@@ -158,13 +169,14 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
     axis = _epsilon_axis([run for run, _ in shown], high)
     several = len(shown) > 1
     lines, marks = [], []
+    names = headings([run for run, _ in shown])
     for i, (run, curve) in enumerate(shown):
         tone = f"tone-{i % TONES}" if several else "robust"
         radii = [eps for eps in curve.eps if eps <= high]
         points = curve.accuracies[: len(radii)]
         lines.append(
             charts.Line(
-                heading(run) if several else f"{curve.attack}, n = {words.count(curve.n)}",
+                names[i] if several else f"{curve.attack}, n = {words.count(curve.n)}",
                 tone,
                 radii,
                 [a.value for a in points],
@@ -175,7 +187,7 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
         title = f"suite {run.suite} at {run.threat}, n = {words.count(run.n)}"
         marks.append(
             charts.Mark(
-                f"{heading(run)}: {title}" if several else title,
+                f"{names[i]}: {title}" if several else title,
                 tone if several else "ink",
                 run.threat.eps,
                 run.robust,
@@ -382,6 +394,7 @@ class CostRow:
     forwards: str
     backwards: str
     seconds: str
+    outcome: str = ""  # in place of the figures, where it was not tried
 
 
 def cost(run: Evaluation) -> list[CostRow]:
@@ -393,6 +406,7 @@ def cost(run: Evaluation) -> list[CostRow]:
             words.count(attack.forwards),
             words.count(attack.backwards),
             words.duration(attack.seconds),
+            "" if attack.ran else attack.outcome,
         )
         for attack in run.attacks
     ]

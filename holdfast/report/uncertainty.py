@@ -8,6 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
+from ..evaluation.tables import told_apart
 from . import cells, charts, detectors, prediction_sets, words
 from .cells import Table
 from .fields import Fields
@@ -81,6 +82,13 @@ def judgement(run: Uncertainty) -> str:
     )
 
 
+def metric(figure: Fields, name: str, share: bool) -> str:
+    """A figure with its interval; older runs have a wrong one for calibration errors."""
+    if name.startswith("ece") and figure.number("by_chance") is None:
+        return cells.percent(figure)
+    return cells.with_interval(figure, share)
+
+
 def metrics_table(run: Uncertainty) -> Table:
     conditions = run.result.object("conditions")
     return Table(
@@ -88,10 +96,7 @@ def metrics_table(run: Uncertainty) -> Table:
         [
             [
                 title,
-                *(
-                    cells.with_interval(conditions.object(c).object(name), share)
-                    for c in CONDITIONS
-                ),
+                *(metric(conditions.object(c).object(name), name, share) for c in CONDITIONS),
             ]
             for name, title, share in METRICS
         ],
@@ -152,6 +157,27 @@ def risk_coverage(run: Uncertainty) -> Markup | None:
         charts.fraction_axis("risk: share wrong"),
         lines,
         write=words.percent,
+    )
+
+
+def chance_sentence(run: Uncertainty) -> str:
+    """What a calibrated model would measure, without which a small error cannot be read."""
+    conditions = run.result.object("conditions")
+    told = [
+        f"{words.percent(by_chance)} ({title})"
+        for name, (title, _) in CONDITIONS.items()
+        if (by_chance := conditions.object(name).object("ece").number("by_chance", 0, 1))
+        is not None
+    ]
+    if not told:
+        return (
+            "The run is of a version that gave no interval for calibration errors, or a wrong "
+            "one: theirs are not shown."
+        )
+    return (
+        "Measured on few images, even a perfectly calibrated model shows a calibration error: with "
+        f"these confidences, in 15 bins, {', '.join(told)} on average. The intervals take that "
+        "into account."
     )
 
 
@@ -273,6 +299,7 @@ def view(run: Uncertainty) -> dict[str, Any]:
         "judgement": judgement(run),
         "metrics": metrics_table(run),
         "confidence": confidence_sentence(run),
+        "chance": chance_sentence(run),
         "reliability": reliability(run),
         "risk_coverage": risk_coverage(run),
         "scalings": scalings_table(run),
@@ -283,6 +310,7 @@ def view(run: Uncertainty) -> dict[str, Any]:
         "sets": prediction_sets.sets_table(run),
         "sets_sentences": prediction_sets.sets_sentences(run),
         "sets_charts": prediction_sets.sets_charts(run),
+        "sets_caption": prediction_sets.sets_caption(run),
         "abstaining": prediction_sets.abstaining_tables(run),
         "people": people(run),
         "people_sentence": people_sentence(run),
@@ -350,4 +378,5 @@ def side_by_side(runs: Sequence[Uncertainty]) -> Table | None:
     rows.append(["Robust sets, attacked inside their radius", *(robust(r) for r in runs)])
     mean = [r.result.object("corruptions").object("mean_accuracy") for r in runs]
     rows.append(["Mean corruption accuracy", *(cells.percent(figure) for figure in mean)])
-    return Table(["", *(r.model or r.path.resolve().name for r in runs)], rows)
+    names = told_apart([r.model or r.path.resolve().name for r in runs], [r.sha256 for r in runs])
+    return Table(["", *names], rows)

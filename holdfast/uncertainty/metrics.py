@@ -1,4 +1,4 @@
-"""Metrics of calibration, selective prediction and detection, with bootstrap intervals.
+"""Metrics of calibration, selective prediction and detection, with intervals.
 
 Scores follow the one polarity of this package (`scores`): higher = less sure. Arguments may be
 tensors or arrays; figures are Python floats, computed in float64. Ties never depend on the order
@@ -13,7 +13,7 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
-from scipy.stats import rankdata
+from scipy.stats import beta, rankdata
 
 from ..errors import InputError
 from .checks import (
@@ -48,20 +48,26 @@ class Reliability(NamedTuple):
         return float((self.images[full] * gaps).sum() / self.images.sum())
 
 
-def _reliability(
-    confidence: Float64[np.ndarray, " n"], true: Bool[np.ndarray, " n"], bins: int, binning: str
-) -> Reliability:
+def places(
+    confidence: Float64[np.ndarray, " n"], bins: int, binning: str
+) -> Int64[np.ndarray, " n"]:
+    """In which bin, 0 … bins−1, each confidence lies; `bins` and `binning` as in `reliability`."""
     if bins < 1:
         raise InputError(f"bins must be at least 1, not {bins}")
     if binning == "equal-width":
         # Bin b is (b/B, (b+1)/B], and 0 is in the first.
-        place = np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
-    elif binning == "equal-mass":
+        return np.searchsorted(np.linspace(0, 1, bins + 1)[1:-1], confidence, side="left")
+    if binning == "equal-mass":
         # By rank among the images; equal confidences share the bin of the first of them.
         rank = np.searchsorted(np.sort(confidence), confidence, side="left")
-        place = rank * bins // len(confidence)
-    else:
-        raise InputError(f"binning {binning!r} is unknown; it is equal-width or equal-mass")
+        return rank * bins // len(confidence)
+    raise InputError(f"binning {binning!r} is unknown; it is equal-width or equal-mass")
+
+
+def _reliability(
+    confidence: Float64[np.ndarray, " n"], true: Bool[np.ndarray, " n"], bins: int, binning: str
+) -> Reliability:
+    place = places(confidence, bins, binning)
     count = np.bincount(place, minlength=bins)
     with np.errstate(invalid="ignore"):
         return Reliability(
@@ -284,8 +290,11 @@ def fpr_at_tpr(scores: Float[Array, " n"], positive: Bool[Array, " n"], tpr: flo
 # --- intervals ----------------------------------------------------------------------------------
 
 
+LEAST = 20  # images of either kind, below which drawing them again says nothing
+
+
 class Interval(NamedTuple):
-    """A figure and its bootstrap interval."""
+    """A figure and its interval."""
 
     value: float
     low: float
@@ -302,7 +311,10 @@ def bootstrap(
     """`metric(*arrays)` with its percentile interval over images drawn with replacement.
 
     Efron & Tibshirani, "An introduction to the bootstrap", 1993, chapter 13. Draws in which the
-    metric has no value (say, none of the images is wrong) are left out.
+    metric has no value (say, none of the images is wrong) are left out. Right for means and for
+    how well scores rank; not for calibration errors, which have `calibration_interval`, nor for
+    the best of many thresholds, which has `coverage_at_risk_interval`. Should the figure lie
+    outside the percentiles, as a biased one may, the interval is widened to hold it.
 
     Args:
         metric: takes the arrays, returns a figure.
@@ -311,8 +323,8 @@ def bootstrap(
         level: of the interval.
 
     Raises:
-        InputError: arrays of different length; a metric without a value on all images, or on
-            more than a tenth of the draws.
+        InputError: arrays of different length; flags of which fewer than `LEAST` are true, or
+            false; a metric without a value on all images, or on more than a tenth of the draws.
     """
     check_share("level", level)
     data = [as_array(array) for array in arrays]
@@ -320,6 +332,13 @@ def bootstrap(
     if any(len(array) != n for array in data):
         raise InputError(f"arrays of {', '.join(str(len(a)) for a in data)} images: give as many")
     value = metric(*data)
+    for flags in data:
+        rarer = min(flags.sum(), (~flags).sum()) if flags.dtype == np.bool_ else LEAST
+        if rarer < LEAST:
+            raise InputError(
+                f"{rarer} images of one kind are too few for an interval: give more images, so "
+                f"that there are {LEAST} of each"
+            )
     rng = np.random.default_rng(seed)
     figures = []
     for _ in range(resamples):
@@ -337,4 +356,53 @@ def bootstrap(
     tail = (1 - level) / 2
     # Infinite draws (a likelihood of 0) are left as they are: interpolating them makes NaN.
     low, high = np.quantile(valued, [tail, 1 - tail], method="inverted_cdf")
-    return Interval(float(value), float(low), float(high))
+    return Interval(float(value), float(min(low, value)), float(max(high, value)))
+
+
+def risk_at_coverage_interval(
+    scores: Float[Array, " n"],
+    wrong: Bool[Array, " n"],
+    coverage: float = 0.8,
+    level: float = 0.95,
+) -> Interval:
+    """`risk_at_coverage` with the interval of Clopper & Pearson (Biometrika 1934) for the images
+    answered: right also where few or none of them are wrong."""
+    share = check_share("coverage", coverage)
+    risk = risk_at_coverage(scores, wrong, coverage)
+    answered = ceil_share(share, len(as_array(scores)))
+    low, high = _clopper_pearson(np.array([risk * answered]), np.array([answered]), level)
+    return Interval(risk, float(low[0]), float(high[0]))
+
+
+def coverage_at_risk_interval(
+    scores: Float[Array, " n"], wrong: Bool[Array, " n"], risk: float = 0.05, level: float = 0.95
+) -> Interval:
+    """`coverage_at_risk` with its interval: the best of many thresholds looks too good, and no
+    bootstrap undoes that.
+
+    The ends are the largest coverages at which the upper and the lower end of the risk's own
+    interval (Clopper & Pearson, Biometrika 1934) keep to `risk`. The high end holds as promised: it
+    is too low only if the interval at the true threshold misses its risk.
+    """
+    check_share("risk", risk)
+    curve = risk_coverage(scores, wrong)
+    answered = np.arange(1, len(curve.risk) + 1)
+    lower, upper = _clopper_pearson(curve.risk * answered, answered, level)
+
+    def largest(risks: Float64[np.ndarray, " n"]) -> float:
+        kept = curve.attainable & (risks <= risk)
+        return float(np.max(curve.coverage, where=kept, initial=0.0))
+
+    return Interval(largest(curve.risk), largest(upper), largest(lower))
+
+
+def _clopper_pearson(
+    errors: Float64[np.ndarray, " n"], of: Int64[np.ndarray, " n"], level: float
+) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
+    """Both ends for each count; within ties counts are expected ones, and not whole."""
+    check_share("level", level)
+    tail = (1 - level) / 2
+    with np.errstate(invalid="ignore"):
+        low = np.where(errors > 0, beta.ppf(tail, errors, of - errors + 1), 0.0)
+        high = np.where(errors < of, beta.ppf(1 - tail, errors + 1, of - errors), 1.0)
+    return low, high

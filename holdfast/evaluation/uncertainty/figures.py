@@ -113,6 +113,12 @@ def _scores(page: Any, result: dict[str, Any]) -> None:
 
 def _sets(page: Any, result: dict[str, Any]) -> None:
     coverage, size = page.subplots(1, 2)
+    n = next(iter(result["sets"]["by_score"].values()))["against_eps"]["n"]
+    page.suptitle(
+        f"First {n} images, a short search at each ε that aims at lac sets: less than the "
+        "attacks of the table find",
+        fontsize=9,
+    )
     norm = result["threat"]["norm"]
     scale, unit = (255, " in steps of 1/255") if norm == "linf" else (1, "")
     for name, colour in SCORES.items():

@@ -1,7 +1,8 @@
 """From what the model said to figures: every metric, clean and under attack.
 
 Figures are plain JSON. A metric without a value (none of the images is wrong, say) is null, never
-zero; one that has an interval is `{"value", "low", "high"}`, 95 %, by bootstrap over images.
+zero; one that has an interval is `{"value", "low", "high"}`, 95 %: of counts by Clopper & Pearson,
+of calibration errors by `calibration_interval`, of all else by bootstrap over images.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ...uncertainty import human as people
 from ...uncertainty import metrics
 from ...uncertainty.abstaining import ABSTAIN, Threshold, rates
 from ...uncertainty.calibration import Calibrator
+from ...uncertainty.calibration_intervals import calibration_interval
 from ...uncertainty.conformal import SplitConformal, coverage_interval, report_sets
 from ...uncertainty.detection import judge
 from ...uncertainty.scores import max_softmax
@@ -59,6 +61,23 @@ def measured(metric: Callable[..., float], *arrays: Any, seed: int = 0) -> Figur
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
+def miscalibrated(probs: Tensor, labels: Labels, seed: int, **how: Any) -> Figure:
+    """A calibration error with its interval, and what a calibrated model measures `by_chance`.
+
+    Args:
+        how: `classwise`, `bins`, `binning` of `calibration_interval`.
+    """
+    found = calibration_interval(probs, labels, resamples=RESAMPLES, seed=seed, **how)
+    return dict(found._asdict())
+
+
+def _or_none(found: Callable[[], metrics.Interval]) -> Figure:
+    try:
+        return dict(found()._asdict())
+    except InputError:
+        return None
+
+
 def counted(flags: Bool[Tensor, " n"]) -> dict[str, float]:
     """A share with its Clopper–Pearson interval."""
     count, n = int(flags.sum()), len(flags)
@@ -76,24 +95,23 @@ def answers(logits: Logits, labels: Labels, seed: int) -> dict[str, Any]:
     def of(metric: Callable[..., float], *arrays: Any) -> Figure:
         return measured(metric, *arrays, seed=seed)
 
-    def equal_mass(p: Any, y: Any) -> float:
-        return metrics.expected_calibration_error(p, y, binning="equal-mass")
-
     def found_negative(s: Any, w: Any) -> float:
         return metrics.aupr(s, w, of="negative")
 
     return {
         "accuracy": counted(~mistakes),
         "confidence": {"value": float(probs.amax(1).mean())},
-        "ece": of(metrics.expected_calibration_error, probs, labels),
-        "ece_equal_mass": of(equal_mass, probs, labels),
-        "ece_classwise": of(metrics.classwise_calibration_error, probs, labels),
+        "ece": miscalibrated(probs, labels, seed),
+        "ece_equal_mass": miscalibrated(probs, labels, seed, binning="equal-mass"),
+        "ece_classwise": miscalibrated(probs, labels, seed, classwise=True),
         "nll": of(metrics.negative_log_likelihood, probs, labels),
         "brier": of(metrics.brier_score, probs, labels),
         "aurc": of(metrics.aurc, scores, mistakes),
         "excess_aurc": of(metrics.excess_aurc, scores, mistakes),
-        "risk_at_80_coverage": of(metrics.risk_at_coverage, scores, mistakes),
-        "coverage_at_5_risk": of(metrics.coverage_at_risk, scores, mistakes),
+        "risk_at_80_coverage": _or_none(
+            lambda: metrics.risk_at_coverage_interval(scores, mistakes)
+        ),
+        "coverage_at_5_risk": _or_none(lambda: metrics.coverage_at_risk_interval(scores, mistakes)),
         "mistakes_auroc": of(metrics.auroc, scores, mistakes),
         "mistakes_aupr": of(metrics.aupr, scores, mistakes),
         "right_aupr": of(found_negative, scores, mistakes),
@@ -150,9 +168,7 @@ def calibration_errors(
 ) -> dict[str, Any]:
     """ECE of every scaling, with its interval."""
     return {
-        method: measured(
-            metrics.expected_calibration_error, scale(raw).double().softmax(1), labels, seed=seed
-        )
+        method: miscalibrated(scale(raw).double().softmax(1), labels, seed)
         for method, scale in methods.items()
     }
 
