@@ -263,7 +263,7 @@ def test_the_estimate_for_a_gpu_follows_the_line_through_the_runs():
 
 
 def test_verdicts_drawn_again_vary_as_shares_do():
-    folder = training_page.RESULTS / "cifar10-linf-w40-swift"
+    folder = gpu_estimate.RESULTS / "cifar10-linf-w40-swift"
     stand = gpu_estimate.standing(folder)
     figure = json.loads((folder / "result.json").read_text())["robust_accuracy"]
     assert stand.mean() == pytest.approx(figure)
