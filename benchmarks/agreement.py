@@ -21,7 +21,7 @@ from peers import peers_standing
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.evaluation.command import threat_of
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.runs import circumstances, weights_digest
 
 
@@ -73,7 +73,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ from holdfast.attacks import (
 )
 from holdfast.errors import HoldfastError
 from holdfast.evaluation.command import USUAL_EPS, threat_of
-from holdfast.files import make_folder, write_json
+from holdfast.files import make_folder, write_result
 from holdfast.progress import clock
 from holdfast.runs import circumstances, digest, machine, weights_digest
 
@@ -290,7 +290,7 @@ def main() -> None:
                     "machine": machine(options.device),
                 }
                 rows.append(row)
-                write_json(options.out, {**asked, "rows": rows, **circumstances(options.device)})
+                write_result(options.out, {**asked, "rows": rows, **circumstances(options.device)})
                 print(
                     f"{comparison.attack:20} {norm:7} {implementation:44} {told(row)}", flush=True
                 )

@@ -38,7 +38,7 @@ from holdfast.attacks import SUITES
 from holdfast.engine import fast_twin, seconds_per_image
 from holdfast.engine.twin import has_fast_bf16
 from holdfast.evaluation.command import threat_of
-from holdfast.files import read_json, write_json
+from holdfast.files import read_json, write_result
 from holdfast.runs import circumstances, digest, weights_digest
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -163,7 +163,7 @@ def main() -> int:
     result["versions"]["torchattacks"] = _version(PEER)
     print(json.dumps(result, indent=2))
     RESULTS.mkdir(exist_ok=True)
-    write_json(out, result)
+    write_result(out, result)
     return int(weaker)
 
 

@@ -29,7 +29,7 @@ from holdfast.attacks import PGD, Stage, Suite
 from holdfast.attacks.adaptive import SAMPLES
 from holdfast.defences import chain, declared, steps
 from holdfast.evaluation.command import threat_of
-from holdfast.files import make_folder, write_json
+from holdfast.files import make_folder, write_result
 from holdfast.runs import circumstances, digest, weights_digest
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -111,7 +111,7 @@ def main() -> None:
     first = re.sub(r"\W.*", "", options.defence[0])
     out = options.out or RESULTS / f"backward_passes-{first}-{name}.json"
     make_folder(out.parent)
-    write_json(out, said)
+    write_result(out, said)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import PGD
 from holdfast.data.base import DataSet
-from holdfast.files import read_json, write_json
+from holdfast.files import read_json, write_json, write_result
 from holdfast.models import build, load_checkpoint
 from holdfast.training import load_recipe
 from holdfast.training.checkpoints import part
@@ -119,7 +119,7 @@ def main() -> None:
     }
     print(f"{sum(each['holds'] for each in rows)} of {len(rows)} runs hold")
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from holdfast.attacks.adaptive import SAMPLES
 from holdfast.defences import chain, steps
 from holdfast.errors import InputError
 from holdfast.evaluation.command import threat_of
-from holdfast.files import make_folder, read_json, write_json
+from holdfast.files import make_folder, read_json, write_result
 from holdfast.progress import clock
 from holdfast.runs import circumstances, digest, machine, weights_digest
 
@@ -203,7 +203,7 @@ def main() -> None:
             continue
         row = row_of(bare, spec, images, labels, threat, options, described)
         rows.append(row)
-        write_json(out, {**asked, "rows": rows, **circumstances(options.device)})
+        write_result(out, {**asked, "rows": rows, **circumstances(options.device)})
         unaware = row["unaware"]
         print(
             f"{spec:24} standard {row['standard_accuracy']:6.1%}  "

@@ -25,7 +25,7 @@ from holdfast.defences import chain
 from holdfast.draws import fixed_draws
 from holdfast.evaluation.adaptive import bare_network, lanes_by_view
 from holdfast.evaluation.lanes import lanes_of
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.runs import circumstances
 
 BATCH, SAMPLES = 8, 20
@@ -90,7 +90,7 @@ def main() -> None:
     shown = ("seconds", "times_one_look", "sooner_than_in_turn", "sooner_on_the_twin", "machine")
     print(json.dumps({name: result[name] for name in shown}, indent=2))
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from training_profile import Operations
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.errors import InputError
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.report.evaluation_run import Evaluation
 from holdfast.report.runs import read_run
 from holdfast.runs import circumstances
@@ -191,7 +191,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ import torch
 
 import holdfast as hf
 from holdfast import data as datasets
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.models import build
 from holdfast.runs import circumstances, weights_digest
 
@@ -102,7 +102,7 @@ def main() -> None:
     }
     print(json.dumps(said, indent=2))
     if options.out:
-        write_json(options.out, said)
+        write_result(options.out, said)
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ from holdfast import data as datasets
 from holdfast.attacks import APGD
 from holdfast.defences.mixing import CERTAIN, ROBUST_ALONE, WEIGHTS, Points, grid
 from holdfast.evaluation.command import threat_of, unseen_validation
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.runs import circumstances
 
 BATCH = 250
@@ -185,7 +185,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from validation_runs import options_of_runs, told
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.data.base import DataSet, Split
-from holdfast.files import read_json, write_json
+from holdfast.files import read_json, write_result
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
 from holdfast.training.fit import fabric_for
@@ -111,7 +111,7 @@ def main() -> None:
     if options.images:
         result["train_images"] = len(dataset.train)
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from holdfast.attacks import APGD, Items, Oracle
 from holdfast.attacks.base import Model, State
 from holdfast.engine import fast_twin
 from holdfast.evaluation.command import threat_of
-from holdfast.files import make_folder, write_json
+from holdfast.files import make_folder, write_result
 from holdfast.runs import circumstances, digest, weights_digest
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -162,7 +162,7 @@ def main() -> None:
     print(json.dumps(said, indent=2))
     out = options.out or RESULTS / f"swift_choices-{name}.json"
     make_folder(out.parent)
-    write_json(out, said)
+    write_result(out, said)
 
 
 if __name__ == "__main__":

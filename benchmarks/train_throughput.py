@@ -24,7 +24,7 @@ from training_profile import matmul_rate
 
 from holdfast import data as datasets
 from holdfast.data.augment import Augment
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.models import build
 from holdfast.runs import circumstances
 from holdfast.training.loop import Trainer
@@ -121,7 +121,7 @@ def main() -> None:
     shown = ("model", "images_per_second", "ratio", "matrix_ratio", "machine")
     print(json.dumps({name: result[name] for name in shown}, indent=2))
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

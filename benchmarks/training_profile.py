@@ -29,7 +29,7 @@ from torch.utils.flop_counter import flop_registry
 
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
-from holdfast.files import write_json
+from holdfast.files import write_result
 from holdfast.runs import circumstances
 from holdfast.training.loop import Trainer
 from holdfast.training.recipe import Recipe, load_recipe, recipe_from
@@ -211,7 +211,7 @@ def main() -> None:
     }
     print(json.dumps(result, indent=2))
     if options.out:
-        write_json(options.out, result)
+        write_result(options.out, result)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import typer
 
 from .errors import HoldfastError, InputError
 from .files import nearest
+from .terminal import forgive_encodings, tell
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 
@@ -52,7 +53,10 @@ SizeOption = Annotated[
 DeviceOption = Annotated[
     str | None, typer.Option("--device", help="cpu, cuda, …; by default the best there is.")
 ]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of every random draw.")]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Of every random draw."),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
@@ -80,8 +84,9 @@ def data(
     from . import data as datasets
 
     dataset = datasets.load(data, download=download, size=size)
-    print(datasets.describe(dataset))
-    print(datasets.describe_classes(dataset))
+    for text in (datasets.describe(dataset), datasets.describe_classes(dataset)):
+        for line in text.splitlines():
+            tell(line)
     if figure is not None:
         datasets.figure(dataset, figure)
 
@@ -123,13 +128,13 @@ def train(
     remark(dataset, "validation", min(spec.validation.images, len(dataset.validation)))
     result = train(spec, dataset, out, seed=seed, device=device, progress=not quiet, log=log or ())
     held_out = result.validation
-    print(f"model        {result.run / 'model'}")
-    print(f"epochs       {result.epochs:.2f}")
+    tell(f"model        {result.run / 'model'}")
+    tell(f"epochs       {result.epochs:.2f}")
     known = "" if holds_out(spec.train_on) else "; these images were trained on"
-    print(f"validation   {in_words(held_out)} (n = {held_out['n']}{known})")
+    tell(f"validation   {in_words(held_out)} (n = {held_out['n']}{known})")
     for event in result.events:
-        print(f"event        epoch {event['epoch']:.1f}: {event['detail']}")
-    print(f"run folder   {out}, finished on {on_date(result.finished)}")
+        tell(f"event        epoch {event['epoch']:.1f}: {event['detail']}")
+    tell(f"run folder   {out}, finished on {on_date(result.finished)}")
 
 
 @app.command()
@@ -205,23 +210,23 @@ def evaluate(
     if not leads():  # one of several workers; the first one tells
         return
     low, high = result.standard_accuracy_interval
-    print(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    tell(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
     low, high = result.robust_accuracy_interval
-    print(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    tell(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
     for figure in result.draws:
-        print(
+        tell(
             f"over {figure.draws} fresh draws, {figure.kind + ':':9} "
             f"standard {figure.standard_accuracy:7.2%}, robust {figure.robust_accuracy:7.2%}"
         )
     if result.unaware is not None:
         low, high = result.unaware.robust_accuracy_interval
-        print(
+        tell(
             f"had the attacker not known of the defence: {result.unaware.robust_accuracy:.2%}  "
             f"(95 %: {low:.2%} to {high:.2%}, n = {result.unaware.n})"
         )
-    print(f"n = {result.n}, {result.described_threat}, suite {result.suite}, seed {result.seed}")
+    tell(f"n = {result.n}, {result.described_threat}, suite {result.suite}, seed {result.seed}")
     for cost in result.attacks:
-        print(
+        tell(
             f"{cost.name:24} broke {cost.broken:5}  forwards {cost.forwards:9}  "
             f"backwards {cost.backwards:9}  {cost.seconds:8.1f} s"
             if cost.ran
@@ -229,8 +234,8 @@ def evaluate(
         )
     for flag in result.flags:
         if flag.fired:
-            print(f"flag: {flag.name}: {flag.detail}")
-    print(f"run folder         {out}, finished on {on_date(result.finished)}")
+            tell(f"flag: {flag.name}: {flag.detail}")
+    tell(f"run folder         {out}, finished on {on_date(result.finished)}")
 
 
 @app.command()
@@ -309,8 +314,8 @@ def uncertainty(
         progress=not quiet,
     )
     for line in summary_lines(result):
-        print(line)
-    print(f"run folder         {out}, finished on {on_date(result['finished'])}")
+        tell(line)
+    tell(f"run folder         {out}, finished on {on_date(result['finished'])}")
 
 
 @app.command()
@@ -358,16 +363,16 @@ def mix(
         ("robust alone", choice.robust_alone),
         ("mixed", choice.chosen),
     ):
-        print(f"{name:13}standard {figures.standard:.1%}, attacked {figures.standing:.1%}")
-    print(f"accurate     standard {choice.accurate_alone.standard:.1%}")
-    print(f"on {choice.n} validation images, which chose {choice.parameters}")
+        tell(f"{name:13}standard {figures.standard:.1%}, attacked {figures.standing:.1%}")
+    tell(f"accurate     standard {choice.accurate_alone.standard:.1%}")
+    tell(f"on {choice.n} validation images, which chose {choice.parameters}")
     if choice.gains_nothing:
-        print(
+        tell(
             f"no mixture that was attacked kept its cost below {cost:.1%}, so this is the robust "
             "model alone; allow more with --cost, or more of them with --rounds"
         )
     done = finished(folder) or {}
-    print(f"model        {folder}, finished on {on_date(done.get('finished', ''))}")
+    tell(f"model        {folder}, finished on {on_date(done.get('finished', ''))}")
 
 
 @app.command()
@@ -426,23 +431,23 @@ def certify(
     )
     for point in result.certified:
         low, high = point.interval
-        print(
+        tell(
             f"certified accuracy at {point.radius:<8.4g}{point.certified_accuracy:7.2%}  "
             f"(95 %: {low:.2%} to {high:.2%})"
         )
     low, high = result.attacked_accuracy_interval
-    print(
+    tell(
         f"attacked accuracy at {result.threat['eps']:<9.4g}{result.attacked_accuracy:7.2%}  "
         f"(95 %: {low:.2%} to {high:.2%})"
     )
     settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
-    print(f"{result.method}, {settings}, n = {result.n}, abstained {result.abstained:.1%}")
+    tell(f"{result.method}, {settings}, n = {result.n}, abstained {result.abstained:.1%}")
     if result.note:
-        print(f"mind: {result.note}")
+        tell(f"mind: {result.note}")
     for flag in result.flags:
         if flag.fired:
-            print(f"flag: {flag.name}: {flag.detail}")
-    print(f"run folder         {out}, finished on {on_date(result.finished)}")
+            tell(f"flag: {flag.name}: {flag.detail}")
+    tell(f"run folder         {out}, finished on {on_date(result.finished)}")
 
 
 @app.command()
@@ -453,7 +458,7 @@ def report(
     """Write one self-contained page about runs."""
     from .report import write_report
 
-    print(write_report(runs, out))
+    tell(str(write_report(runs, out)))
 
 
 @app.command()
@@ -500,6 +505,7 @@ def main() -> None:
 
     2 is bad input, 1 a failure, 130 an interruption. `--debug` shows tracebacks instead.
     """
+    forgive_encodings()
     if "--debug" in sys.argv:
         app()
         return
@@ -513,21 +519,21 @@ def main() -> None:
     except typer.TyperException as error:  # an unknown option, a missing argument
         if os.environ.get("RANK", "0") == "0":  # of several workers, all were asked the same
             said = " ".join(error.format_message().split())
-            print(f"holdfast: {said}{_meant(said)}", file=sys.stderr)
+            tell(f"holdfast: {InputError(said + _meant(said))}", error=True)
         sys.exit(error.exit_code)
     except HoldfastError as error:
         if not error.said:
-            print(f"holdfast: {error}", file=sys.stderr)
+            tell(f"holdfast: {error}", error=True)
         sys.exit(error.exit_status)
     except BrokenPipeError:
         sys.exit(1)
     except OSError as error:
         # What no part of Holdfast named more closely: a full disk, a folder that went away.
         where = f"{error.filename}: " if error.filename else ""
-        print(f"holdfast: {where}{error.strerror or error}", file=sys.stderr)
+        tell(f"holdfast: {InputError(f'{where}{error.strerror or error}')}", error=True)
         sys.exit(InputError.exit_status)
     except (KeyboardInterrupt, typer.Abort):
-        print("holdfast: interrupted; the same command goes on from here", file=sys.stderr)
+        tell("holdfast: interrupted; the same command goes on from here", error=True)
         sys.exit(INTERRUPTED)
 
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from rich.console import Console
-from rich.table import Table
-
 from . import data as datasets
 from .evaluation.command import evaluate_command
 from .evaluation.tables import percent
 from .report import write_report
+from .terminal import tell, tell_table
 from .threat import Threat
 from .training import fit_recipe
 from .training.recipe import recipe_from
@@ -51,9 +49,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> Path:
     """
     began = time.monotonic()
     digits = datasets.load("digits")
-    runs, table = [], Table(title=f"digits, {THREAT}, suite apgd", title_justify="left")
-    for column in ("model", "standard accuracy", "robust accuracy", "n"):
-        table.add_column(column)
+    runs, rows = [], []
     for name, recipe in RECIPES.items():
         training = out / name
         fit_recipe(
@@ -80,13 +76,16 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> Path:
         )
         runs += [verdict, training]
         summary = result.summary()
-        table.add_row(
-            name,
-            percent(summary, "standard_accuracy"),
-            percent(summary, "robust_accuracy"),
-            str(result.n),
+        rows.append(
+            (
+                name,
+                percent(summary, "standard_accuracy"),
+                percent(summary, "robust_accuracy"),
+                str(result.n),
+            )
         )
     page = write_report(runs, out / "report.html")
-    Console().print(table)
-    print(f"report: {page}  ({time.monotonic() - began:.0f} s)")
+    columns = ("model", "standard accuracy", "robust accuracy", "n")
+    tell_table(f"digits, {THREAT}, suite apgd", columns, rows)
+    tell(f"report: {page}  ({time.monotonic() - began:.0f} s)")
     return page

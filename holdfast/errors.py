@@ -1,11 +1,25 @@
 """The two ways a Holdfast command can fail, and their exit statuses."""
 
+from .escape import printable
+
+LONGEST = 2000  # characters of a message; a name of more is no name
+
 
 class HoldfastError(Exception):
-    """Something failed that was not the user's input (exit status 1)."""
+    """Something failed that was not the user's input (exit status 1).
+
+    The message is one line, and not a long one, whatever the names in it are: they may come from
+    anybody's file.
+    """
 
     exit_status = 1
     said = False  # whether another process of the same work has told the user already
+
+    def __init__(self, message: str = ""):
+        line = printable(message)
+        if len(line) > LONGEST:
+            line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
+        super().__init__(line)
 
 
 class InputError(HoldfastError, ValueError):

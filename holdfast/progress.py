@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from .escape import printable
+from .terminal import tell
 
 
 def clock(seconds: float) -> str:
@@ -31,7 +33,7 @@ class ProgressLine:
     """
 
     def __init__(self, title: str, enabled: bool = True, interval: float = 15.0):
-        self.title, self.enabled, self.interval = title, enabled, interval
+        self.title, self.enabled, self.interval = printable(title), enabled, interval
         self.bar: Progress | None = None
         self.began = self.printed = time.monotonic()
         self.first_share: float | None = None
@@ -40,12 +42,12 @@ class ProgressLine:
         console = Console(stderr=True)
         if self.enabled and console.is_terminal:
             self.bar = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 TextColumn("{task.percentage:3.0f} %"),
                 TimeElapsedColumn(),
                 TimeRemainingColumn(),
-                TextColumn("{task.fields[word]}"),
+                TextColumn("{task.fields[word]}", markup=False),
                 console=console,
                 transient=True,
             )
@@ -69,7 +71,7 @@ class ProgressLine:
         if self.first_share is None:
             self.first_share = share  # a resumed run did not do this part in this process
         if self.bar:
-            self.bar.update(self.task, completed=share, word=word)
+            self.bar.update(self.task, completed=share, word=printable(word))
             return
         now = time.monotonic()
         if now - self.printed >= self.interval:
@@ -83,6 +85,6 @@ class ProgressLine:
         if not self.enabled:
             return
         if self.bar:
-            self.bar.console.print(line, highlight=False, markup=False)
+            self.bar.console.print(printable(line), highlight=False, markup=False, emoji=False)
         else:
-            print(line, file=sys.stderr, flush=True)
+            tell(line, error=True)

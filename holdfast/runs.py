@@ -6,6 +6,7 @@ import contextlib
 import functools
 import hashlib
 import json
+import math
 import os
 import platform
 import socket
@@ -92,8 +93,22 @@ def settings_digest(model: Any) -> str:
 
 def identity(**parts: Any) -> str:
     """The hash of everything that can change a run's result, from JSON-able parts."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
+    try:
+        text = json.dumps(parts, sort_keys=True, ensure_ascii=False, allow_nan=False)
+    except ValueError:
+        name = next(name for name, value in _numbers("", parts) if not math.isfinite(value))
+        raise InputError(f"{name} is no finite number") from None
+    return hashlib.sha256(text.encode("utf-8", "backslashreplace")).hexdigest()
+
+
+def _numbers(name: str, value: Any) -> Iterator[tuple[str, float]]:
+    """The floats in a JSON value, each with the key that it stands under."""
+    if isinstance(value, dict | list | tuple):
+        inner = value.items() if isinstance(value, dict) else ((name, part) for part in value)
+        for key, part in inner:
+            yield from _numbers(str(key), part)
+    elif isinstance(value, float):
+        yield name, value
 
 
 @functools.cache
@@ -290,7 +305,7 @@ def finished(folder: Path | str) -> dict[str, Any] | None:
         result["finished"] = datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
     check_files(folder, result)
     files = result.get("files")
-    return result if all((folder / name).is_file() for name in files or ()) else None
+    return result if all(os.path.isfile(folder / name) for name in files or ()) else None
 
 
 def check_files(folder: Path, result: dict[str, Any]) -> None:
@@ -302,7 +317,10 @@ def check_files(folder: Path, result: dict[str, Any]) -> None:
     if not isinstance(sums, dict):
         raise InputError(f"{folder / RESULT}: 'files' must be an object of checksums")
     for name, written in sums.items():
-        if (folder / name).is_file() and file_digest(folder / name) != written:
+        if os.path.isabs(name) or ".." in Path(name).parts:
+            raise InputError(f"{folder / RESULT}: 'files' names {name!r}, outside the run's folder")
+        # os.path has no error, whatever the name is.
+        if os.path.isfile(folder / name) and file_digest(folder / name) != written:
             anew = (
                 "restore it, or remove the run folder to start anew"
                 if name.startswith("model/")  # the best weights of a training are nowhere else
@@ -317,8 +335,8 @@ def on_date(finished: str) -> str:
     """`2026-11-30T02:51:44+00:00` as a reader writes it: 30 November 2026, 02:51 UTC."""
     try:
         moment = datetime.fromisoformat(finished).astimezone(UTC)
-    except ValueError:
-        return finished
+    except (TypeError, ValueError, OverflowError):
+        return str(finished)
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
 
 
@@ -326,7 +344,7 @@ def worker_on(folder: Path | str) -> str | None:
     """The process that works on a run now, as `PID on HOST`; None where none does."""
     path = Path(folder) / LOCK
     try:
-        handle = os.open(path, os.O_RDWR)
+        handle = os.open(path, os.O_RDWR | os.O_NONBLOCK)
     except OSError:
         return None
     try:
@@ -370,7 +388,7 @@ def _claim(path: Path) -> int:
     me = f"{os.getpid()} on {socket.gethostname()}"
     while True:
         try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
         except OSError as error:
             raise InputError(f"cannot write {path}: {error.strerror or error}") from None
         try:

@@ -244,7 +244,7 @@ def test_checkpointing_keeps_one_step_in_memory():
     ("text", "says"),
     [
         ("purification", "purification:weights=FOLDER"),
-        ("purification:weights=nowhere", "model 'nowhere' is neither a folder"),
+        ("purification:weights=nowhere", "purification: weights folder nowhere does not exist"),
         ("purification:weights=OTHER", "holds a SmallCNN, not a denoising-unet"),
         ("purification:weights=OWN,noise=2", "noise 2 is more than the 1 that its network"),
         ("purification:weights=OWN,noise=0", "noise must be a number above 0"),

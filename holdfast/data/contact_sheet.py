@@ -11,7 +11,8 @@ from PIL import Image
 
 from .. import draws
 from ..errors import InputError
-from ..files import make_folder, write_atomically
+from ..escape import printable
+from ..files import check_named, write_named
 from .base import DataSet
 
 PER_CLASS = 10
@@ -19,6 +20,10 @@ MOST_CLASSES = 50  # a taller page than this helps nobody
 TILE = 96  # pixels of an image's longer side on the page
 GAP = 8
 DPI = 144
+MADE_BY = "Holdfast figure"
+# Formats in which a picture can say what made it, and under which name; what cannot say so is
+# never overwritten.
+_MARKS = {"png": "Software", "pdf": "Creator", "svg": "Creator", "ps": "Creator", "eps": "Creator"}
 
 
 def figure(dataset: DataSet, path: str | Path, seed: int = 0) -> None:
@@ -30,17 +35,25 @@ def figure(dataset: DataSet, path: str | Path, seed: int = 0) -> None:
         seed: another seed draws other images.
 
     Raises:
-        InputError: an ending that matplotlib does not know, or a file that cannot be written.
+        InputError: an ending that matplotlib does not know, a file that cannot be written, or one
+            that is there and is no figure of `figure`'s.
     """
     # matplotlib takes long to import, which only those who draw should wait for.
+    import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
 
     path = Path(path)
     kind = path.suffix[1:].lower()
     known = FigureCanvasAgg.get_supported_filetypes()
     if kind not in known:
         raise InputError(f"{path}: name a picture file, ending in {', '.join(sorted(known))}")
+    check_named(path, _is_figure)
+    with matplotlib.rc_context({"text.parse_math": False}):  # a $ in a name is a $
+        write_named(path, _drawn(dataset, kind, seed), _is_figure)
+
+
+def _drawn(dataset: DataSet, kind: str, seed: int) -> bytes:
+    from matplotlib.figure import Figure
 
     classes = dataset.classes[:MOST_CLASSES]
     rows = [
@@ -60,7 +73,7 @@ def figure(dataset: DataSet, path: str | Path, seed: int = 0) -> None:
 
     # One pixel of the sheet is one pixel of the page, so nothing is blurred.
     height, width = (side / DPI for side in sheet.shape[:2])
-    names = [name if len(name) <= 30 else f"{name[:29]}…" for name in classes]
+    names = [printable(name if len(name) <= 30 else f"{name[:29]}…") for name in classes]
     left, right, top, bottom = 0.4 + 0.1 * max(map(len, names)), 0.2, 0.5, 0.2  # inches
     page = Figure(figsize=(left + width + right, top + height + bottom), dpi=DPI)
     across, up = page.get_size_inches()
@@ -73,12 +86,17 @@ def figure(dataset: DataSet, path: str | Path, seed: int = 0) -> None:
     axes.spines[:].set_visible(False)
     shown = "" if len(classes) == len(dataset.classes) else f"; the first {len(classes)} are shown"
     title = f"{dataset.name}: random training images of {len(dataset.classes)} classes{shown}"
-    axes.set_title(title, loc="left", fontsize=12, color="0.25", pad=9)
+    axes.set_title(printable(title), loc="left", fontsize=12, color="0.25", pad=9)
 
     picture = io.BytesIO()
-    page.savefig(picture, format=kind)
-    make_folder(path.parent)
-    write_atomically(path, picture.getvalue())
+    mark = {_MARKS[kind]: MADE_BY} if kind in _MARKS else None
+    page.savefig(picture, format=kind, metadata=mark)
+    return picture.getvalue()
+
+
+def _is_figure(content: bytes) -> bool:
+    """Whether these bytes are a picture that `figure` made."""
+    return MADE_BY.encode() in content
 
 
 def _chosen(labels: np.ndarray, label: int, seed: int) -> np.ndarray:

@@ -11,11 +11,11 @@ import torch.nn.functional as F
 from .. import draws
 from ..checks import check_images
 from ..errors import InputError
-from ..files import make_folder, read_json
+from ..files import make_folder
 from ..models.autoencoder import DenoisingAutoencoder
-from ..models.checkpoint import load_weights, save_checkpoint
+from ..models.checkpoint import load_checkpoint, read_card, save_checkpoint
 from ..threat import Images
-from .base import Defence, Model, real_number, whole_number
+from .base import Defence, Model, real_number, weights_folder, whole_number
 
 ARCHITECTURE = "denoising-autoencoder"
 
@@ -75,23 +75,16 @@ def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
     Raises:
         InputError: a file is missing or damaged, or holds something else.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise InputError(f"autoencoder: weights folder {folder} does not exist")
-    if (folder / "model" / "card.json").is_file():
-        folder /= "model"
-    card = read_json(folder / "card.json")
-    if card.get("architecture") != ARCHITECTURE or not isinstance(card.get("arguments"), dict):
-        raise InputError(f"autoencoder: {folder / 'card.json'} describes no {ARCHITECTURE}")
-    arguments = card["arguments"]
-    if arguments.keys() != {"channels", "width"}:
+    place = weights_folder("autoencoder", folder)
+    card = read_card(place, classifier=False)
+    if card["architecture"] != ARCHITECTURE:
+        raise InputError(f"autoencoder: {place / 'card.json'} describes no {ARCHITECTURE}")
+    if card["arguments"].keys() != {"channels", "width"}:
         raise InputError(
-            f"autoencoder: arguments in {folder / 'card.json'} must be channels and width, "
-            f"not {', '.join(arguments) or 'none'}"
+            f"autoencoder: arguments in {place / 'card.json'} must be channels and width, "
+            f"not {', '.join(card['arguments']) or 'none'}"
         )
-    network = DenoisingAutoencoder(**arguments)
-    load_weights(folder / "model.safetensors", network)
-    return network.eval()
+    return load_checkpoint(place, classifier=False)  # type: ignore[return-value]
 
 
 class Autoencoder(Defence):

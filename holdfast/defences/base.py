@@ -10,11 +10,13 @@ Wrapping a wrapped model chains defences; the outermost one sees the image first
 from __future__ import annotations
 
 import math
+import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -25,6 +27,7 @@ from .. import draws
 from ..draws import fixed_draws, image_seeds
 from ..errors import InputError
 from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
+from ..models.checkpoint import checkpoint_in
 from ..threat import Images
 
 Model = Callable[[Images], Float[Tensor, "n k"]]
@@ -203,6 +206,19 @@ def declared(model: Model) -> Declaration:
             b for b in BACKWARDS if any(b in module.backwards for module in offering(model))
         ),
     )
+
+
+def weights_folder(owner: str, folder: str | Path) -> Path:
+    """Where the card of a defence's own network is. Nothing but a folder is taken: no name of a
+    module, whose code would run.
+
+    Raises:
+        InputError: there is no such folder, or no checkpoint in it.
+    """
+    folder = Path(folder)
+    if not os.path.isdir(folder):  # no error, whatever the name is
+        raise InputError(f"{owner}: weights folder {folder} does not exist")
+    return checkpoint_in(folder) or folder
 
 
 # --- checks of options ------------------------------------------------------------------------

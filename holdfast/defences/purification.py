@@ -13,10 +13,10 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import draws
 from ..errors import InputError
-from ..models.loading import load
+from ..models.checkpoint import load_checkpoint
 from ..models.unet import DenoisingUNet
 from ..threat import Images
-from .base import Defence, Model, real_number, whole_number
+from .base import Defence, Model, real_number, weights_folder, whole_number
 
 CURVE = 7.0  # of the noise levels: larger ones lie closer together near 0 (Karras et al., 2022)
 
@@ -131,7 +131,7 @@ class Purification(Defence):
 
 
 def _network(weights: str | Path) -> DenoisingUNet:
-    network = load(weights)
+    network = load_checkpoint(weights_folder("purification", weights), classifier=False)
     if not isinstance(network, DenoisingUNet):
         raise InputError(
             f"purification: {weights} holds a {type(network).__name__}, not a denoising-unet"

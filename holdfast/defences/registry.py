@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from torch import nn
 
 from ..errors import InputError
-from ..files import nearest
+from ..files import inside, nearest
 from ..imports import import_named
 from ..options import split_options, typed
 from .autoencoder import Autoencoder
@@ -45,12 +46,14 @@ DEFENCES: dict[str, type[Defence]] = {
 }
 
 
-def parse(text: str) -> partial[Defence]:
+def parse(text: str, card_of: Path | None = None) -> partial[Defence]:
     """What turns a model into a defended one: `parse("jpeg:quality=75")(model)`.
 
     Args:
         text: `name`, or `name:key=value,key=value`. The name is a key of `DEFENCES`, or
             `package.module:Class` for a `Defence` of the user's own.
+        card_of: the model folder whose card says so, where no person does. A file runs no code and
+            names nothing outside: then only `DEFENCES` are taken, and `weights` lie in the folder.
 
     Raises:
         InputError: unknown name or option (with the nearest known one), or a value of another
@@ -59,6 +62,10 @@ def parse(text: str) -> partial[Defence]:
     name, _, rest = text.partition(":")
     if name in DEFENCES:
         defence = DEFENCES[name]
+    elif card_of is not None:
+        hint = "; no code is taken from a file: who trusts it gives it by --defence"
+        hint = hint if rest else nearest(name, DEFENCES)
+        raise InputError(f"defence {text!r} is none of Holdfast's own{hint}")
     else:
         class_name, _, rest = rest.partition(":")
         if not class_name.isidentifier():
@@ -68,12 +75,16 @@ def parse(text: str) -> partial[Defence]:
             )
         name = f"{name}:{class_name}"
         defence = _own(name)
-    return partial(defence, **_options(name, defence, rest))
+    options = _options(name, defence, rest)
+    if card_of is not None and "weights" in options:
+        options["weights"] = inside(card_of, options["weights"])
+    return partial(defence, **options)
 
 
-def chain(model: Model, texts: Sequence[str]) -> nn.Module | Model:
-    """The model behind all these defences; the first one sees the image first."""
-    for wrap in reversed([parse(text) for text in texts]):
+def chain(model: Model, texts: Sequence[str], card_of: Path | None = None) -> nn.Module | Model:
+    """The model behind all these defences; the first one sees the image first. `card_of` as in
+    `parse`."""
+    for wrap in reversed([parse(text, card_of) for text in texts]):
         model = wrap(model)
     return model
 

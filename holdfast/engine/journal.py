@@ -98,11 +98,15 @@ class Journal:
         self, path: Path | None, identity: str, worker: int = 0, session: int | None = None
     ):
         self.path, self.worker = path, worker
+        if path is not None and (path.is_symlink() or (path.exists() and not path.is_file())):
+            # SQLite would write to wherever a link leads.
+            raise InputError(f"journal {path} cannot be used: it is no regular file")
         try:
             # One thread uses the connection; autocommit, with explicit transactions below.
             self.db = sqlite3.connect(
                 str(path.absolute() if path else ""), isolation_level=None, timeout=30, uri=True
             )
+            self.db.execute("PRAGMA trusted_schema=OFF")
             # What a finished stage leaves of its items in flight goes back to the disk.
             self.db.execute("PRAGMA auto_vacuum=FULL")
             self.db.execute("PRAGMA journal_mode=WAL")

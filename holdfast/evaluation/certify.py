@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from ..defences.interval import escapes, logit_bounds, verified
 from ..defences.smoothing import ABSTAIN, Certificates, Smoothed
 from ..errors import InputError
-from ..files import write_atomically
+from ..files import read_text, write_atomically
 from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import (
@@ -399,7 +399,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     names = [field.name for field in fields(Row)]
     try:
-        with path.open(encoding="utf-8", newline="") as file:
+        with io.StringIO(read_text(path), newline="") as file:
             header, *rows = csv.reader(file, strict=True)
         if header not in (names, [*names, CHECKSUM]):
             raise ValueError(f"its columns are not {', '.join(names)}")

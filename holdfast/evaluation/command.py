@@ -18,6 +18,7 @@ from ..errors import InputError
 from ..files import nearest
 from ..models.loading import load
 from ..runs import weights_digest
+from ..terminal import tell
 from ..threat import NORMS, SPATIAL, Threat, parse_number
 from ..workers import joined, leads
 from .adaptive import reason
@@ -122,7 +123,7 @@ def remark(dataset: datasets.DataSet, split: str, first: int) -> None:
     """Say on the terminal what has to be said of the images that are judged."""
     if leads():
         for line in dataset.remarks(split, first):
-            print(f"note: {line}")
+            tell(f"note: {line}")
 
 
 def suite_or_usual(suite: str | None, model: Model) -> str:
@@ -131,7 +132,7 @@ def suite_or_usual(suite: str | None, model: Model) -> str:
         return suite
     why = reason(model)
     if why and leads():
-        print(f"suite {ADAPTIVE}, because {why}")
+        tell(f"suite {ADAPTIVE}, because {why}")
     return ADAPTIVE if why else USUAL_SUITE
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -15,7 +13,7 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import write_atomically
+from ..files import csv_text, write_atomically
 from ..runs import finish
 from ..threat import Threat
 
@@ -205,16 +203,13 @@ class Evaluation:
 
 def write_verdicts(path: Path, verdicts: tuple[Verdict, ...]) -> None:
     """`verdicts.csv`: one row an image; `broken` is 0 or 1."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
     names = [f.name for f in fields(Verdict)]
-    writer.writerow(names)
-    for verdict in verdicts:
-        row = {**asdict(verdict), "broken": int(verdict.broken)}
-        writer.writerow(
-            f"{row[name]:.6g}" if isinstance(row[name], float) else row[name] for name in names
-        )
-    write_atomically(path, table.getvalue())
+    rows = [{**asdict(verdict), "broken": int(verdict.broken)} for verdict in verdicts]
+    cells = (
+        [f"{row[name]:.6g}" if isinstance(row[name], float) else row[name] for name in names]
+        for row in rows
+    )
+    write_atomically(path, csv_text(names, cells))
 
 
 def write_examples(path: Path, images: Tensor, result: Evaluation) -> None:

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
-from torch import nn
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from ..errors import InputError
-from ..files import make_folder, read_json, write_atomically, write_json
+from ..files import check_seal, make_folder, read_json, write_atomically, write_json
+from ..tensors import opened, read_tensors
+from ..threat import Threat
 from .registry import build
 
 CARD_SCHEMA = "holdfast/card/1"
+CARD, WEIGHTS = "card.json", "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")  # what floating-point weights may be stored as
+SPARE = 1000  # tensors that a network may have beyond those of its file before it is given up
 
 
 def save_checkpoint(
@@ -51,56 +58,152 @@ def save_checkpoint(
         **card,
         "weights_sha256": hashlib.sha256(payload).hexdigest(),
     }
-    write_atomically(folder / "model.safetensors", payload)
-    write_json(folder / "card.json", card, sealed=True)
+    write_atomically(folder / WEIGHTS, payload)
+    write_json(folder / CARD, card, sealed=True)
     return folder
 
 
 def load_weights(file: Path, model: nn.Module) -> None:
-    """Load a safetensors file into a model of exactly its shapes; InputError naming the file."""
-    try:
-        weights = load_file(file)
-    except FileNotFoundError:
-        raise InputError(f"{file} does not exist") from None
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{file} is damaged: {' '.join(str(error).split())}") from None
-    own = model.state_dict()
-    missing, unknown = sorted(own.keys() - weights.keys()), sorted(weights.keys() - own.keys())
-    misshapen = [k for k in own.keys() & weights.keys() if own[k].shape != weights[k].shape]
-    if missing or unknown or misshapen:
-        what = (
-            f"lacks {missing[0]!r}"
-            if missing
-            else f"has {unknown[0]!r} too many"
-            if unknown
-            else f"has {sorted(misshapen)[0]!r} in another shape"
-        )
-        raise InputError(f"{file} holds the weights of another architecture: it {what}")
+    """Load a safetensors file into a model of exactly its shapes; InputError naming the file.
+
+    Names, shapes and types are compared before any weight is read.
+    """
+    _check_fit(file, _described(file), model)
+    weights = read_tensors(file)
     for name, value in weights.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise InputError(f"{file} is damaged: {name!r} holds numbers that are not finite")
+        if value.is_floating_point():
+            weights[name] = value.float()
+            if not bool(torch.isfinite(weights[name]).all()):
+                raise InputError(f"{file} is damaged: {name!r} holds numbers that are not finite")
     model.load_state_dict(weights)
 
 
-def load_checkpoint(folder: Path | str) -> nn.Module:
+def read_card(folder: Path, classifier: bool = True) -> dict[str, Any]:
+    """The card of a checkpoint folder, with every field that Holdfast reads of the right kind.
+
+    Args:
+        classifier: whether label names must be there.
+
+    Raises:
+        InputError: it is missing, damaged, or of a version that is not known.
+    """
+    file = folder / CARD
+    card = read_json(file, with_seal=True, check=False)
+    if card.get("schema", CARD_SCHEMA) != CARD_SCHEMA:
+        raise InputError(f"{file} has schema {card['schema']!r}; {CARD_SCHEMA} is read here")
+    for key, kind in (("architecture", str), ("arguments", dict), ("classes", list)):
+        if not isinstance(card.get(key), kind) and (classifier or key != "classes"):
+            raise InputError(f"{file} lacks {key!r} (a {kind.__name__})")
+    for key in ("classes", "defences"):
+        names = card.get(key) or []
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise InputError(f"{file}: {key!r} must be a list of names")
+    for key in ("trained_on", "weights_sha256"):
+        if not isinstance(card.get(key) or "", str):
+            raise InputError(f"{file}: {key!r} must be text")
+    trained = card.get("threat")
+    if trained is not None:
+        try:
+            Threat(**trained)
+        except (InputError, TypeError, ValueError, OverflowError) as error:
+            said = str(error) if isinstance(error, InputError) else "it must be norm and eps"
+            raise InputError(f"{file}: 'threat': {said}") from None
+    return card
+
+
+def checkpoint_in(folder: Path) -> Path | None:
+    """Where the card is: in the folder of a checkpoint, or in `model` of a training run's."""
+    for place in (folder, folder / "model"):
+        try:
+            if (place / CARD).is_file():
+                return place
+        except (OSError, ValueError):  # a name that no file can have
+            return None
+    return None
+
+
+def load_checkpoint(folder: Path | str, classifier: bool = True) -> nn.Module:
     """The model of a checkpoint folder, in eval mode, float32, with its card as `model.card`.
+
+    Nothing of what a folder holds is run, and its network is only built once its weights are known
+    to fit: memory is bounded by the size of the files.
+
+    Args:
+        classifier: whether the card must name classes.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit the architecture on the card.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):  # no error, whatever the name is
         raise InputError(f"model folder {folder} does not exist")
-    card, file = read_json(folder / "card.json", with_seal=True), folder / "model.safetensors"
-    for key, kind in (("architecture", str), ("arguments", dict), ("classes", list)):
-        if not isinstance(card.get(key), kind):
-            raise InputError(f"{folder / 'card.json'} lacks {key!r} (a {kind.__name__})")
+    card, file = read_card(folder, classifier), folder / WEIGHTS
+    held = _described(file)
     try:
-        model = build(card["architecture"], card["arguments"])
+        with torch.device("meta"), _at_most(4 * len(held) + SPARE):  # shapes without memory
+            outline = build(card["architecture"], card["arguments"])
     except InputError as error:
-        raise InputError(f"{folder / 'card.json'}: {error}") from None
+        raise InputError(f"{folder / CARD}: {error}") from None
+    check_seal(folder / CARD, card)  # what else is wrong with the card was said before
+    _check_fit(file, held, outline)
+    model = build(card["architecture"], card["arguments"])
     load_weights(file, model)
-    if card.get("weights_sha256") not in (None, hashlib.sha256(file.read_bytes()).hexdigest()):
-        raise InputError(f"{file} is damaged, or not the one that {folder / 'card.json'} speaks of")
+    with file.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if card.get("weights_sha256") not in (None, found):
+        raise InputError(f"{file} is damaged, or not the one that {folder / CARD} speaks of")
     model.card = card  # type: ignore[assignment]
     return model.eval()
+
+
+Described = dict[str, tuple[tuple[int, ...], str]]  # shape and type of each tensor by name
+
+
+def _described(file: Path) -> Described:
+    def read(content: Any) -> Described:
+        slices = ((name, content.get_slice(name)) for name in content.keys())  # noqa: SIM118
+        return {name: (tuple(part.get_shape()), part.get_dtype()) for name, part in slices}
+
+    return opened(file, read)
+
+
+def _check_fit(file: Path, held: Described, model: nn.Module) -> None:
+    """InputError if a file's tensors are not exactly those of a model."""
+    own: dict[str, Tensor] = model.state_dict()
+    missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
+    common = sorted(own.keys() & held.keys())
+    misshapen = [k for k in common if tuple(own[k].shape) != held[k][0]]
+    other = [k for k in common if own[k].is_floating_point() != (held[k][1] in FLOATS)]
+    if missing or unknown or misshapen or other:
+        what = (
+            f"lacks {missing[0]!r}"
+            if missing
+            else f"has {unknown[0]!r} too many"
+            if unknown
+            else f"has {misshapen[0]!r} in another shape"
+            if misshapen
+            else f"has {other[0]!r} as {held[other[0]][1]}"
+        )
+        raise InputError(f"{file} holds the weights of another architecture: it {what}")
+
+
+@contextmanager
+def _at_most(tensors: int) -> Iterator[None]:
+    """Inside, a network of more parameters and buffers than this is refused while it is built."""
+    left = tensors
+
+    def count(module: nn.Module, name: str, value: Any) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise InputError("the network is far larger than its weights")
+
+    handles = [
+        hooks.register_module_parameter_registration_hook(count),
+        hooks.register_module_buffer_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()

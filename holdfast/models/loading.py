@@ -30,7 +30,7 @@ def zoo_names() -> list[str]:
     return sorted(entry.parent.name for entry in folder.glob("*/card.json"))
 
 
-def load(source: Path | str) -> nn.Module:
+def load(source: Path | str, code: bool = True) -> nn.Module:
     """A model, in eval mode, behind the defences that its card declares (`defences`, a list such
     as `["jpeg:quality=75"]`).
 
@@ -38,6 +38,7 @@ def load(source: Path | str) -> nn.Module:
         source: a checkpoint folder; a training run's folder; a name from `holdfast models`; or
             `package.module:function`, which is imported and called without arguments (the
             current folder is searched too).
+        code: whether `package.module:function` is taken; not where a file says what to load.
 
     Raises:
         InputError: nothing of that name, or it cannot be loaded.
@@ -48,6 +49,8 @@ def load(source: Path | str) -> nn.Module:
         if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
             return _behind_its_defences(load_checkpoint(candidate), candidate)
     if ":" in text and not os.path.exists(folder):
+        if not code:
+            raise InputError(f"model {text!r} is no folder, and a file may name no code")
         return _call(text)
     if os.path.isdir(folder):
         raise InputError(f"{folder} holds no model: neither card.json nor model/card.json is there")
@@ -71,11 +74,9 @@ def load(source: Path | str) -> nn.Module:
 def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:
     from ..defences import chain  # which builds on models
 
-    declared = model.card.get("defences", [])  # type: ignore[union-attr, operator]
-    if not (isinstance(declared, list) and all(isinstance(text, str) for text in declared)):
-        raise InputError(f"{folder / 'card.json'}: 'defences' must be a list of names")
+    declared = model.card.get("defences") or []  # type: ignore[union-attr, operator]
     try:
-        defended = chain(model, declared)
+        defended = chain(model, declared, folder)
     except InputError as error:
         raise InputError(f"{folder / 'card.json'}: {error}") from None
     defended.card = model.card  # type: ignore[union-attr]

@@ -81,4 +81,11 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
     for key, parameter in known.items():
         if parameter.default is parameter.empty and key not in arguments:
             raise InputError(f"{name} needs its argument {key!r}")
-    return NETWORKS[name](**arguments)
+    try:
+        return NETWORKS[name](**arguments)
+    except InputError:
+        raise
+    except (TypeError, ValueError, ArithmeticError, RuntimeError, MemoryError) as error:
+        # A value of a kind or size that no layer takes.
+        said = " ".join(str(error).split("\n")[0].split())
+        raise InputError(f"{name} cannot be built with these arguments: {said}") from None

@@ -113,7 +113,7 @@ class PreActResNet(_Trunk):
     ):
         natural("width", width)
         natural("classes", classes)
-        per_block = 2 * natural("stages", stages)
+        per_block = 2 * natural("stages", stages, 16)
         if (depth, stages) == (34, 4):
             counts = [3, 4, 6, 3]
         elif natural("depth", depth) > 2 and (depth - 2) % per_block == 0:

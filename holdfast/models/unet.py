@@ -66,8 +66,9 @@ class DenoisingUNet(nn.Module):
         most_noise: float = 1.0,
     ):
         super().__init__()
-        for name, value in (("width", width), ("levels", levels), ("blocks", blocks)):
-            natural(name, value)
+        natural("width", width)
+        natural("levels", levels, 16)
+        natural("blocks", blocks)
         if not 0 < least_noise < most_noise < math.inf:
             raise InputError(
                 "least_noise must be above 0 and below most_noise, "

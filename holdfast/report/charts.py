@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from ..escape import page_text
 from .fields import Accuracy
 from .words import NONE, accuracy, interval, whole_percent
 
@@ -73,10 +74,11 @@ def tag(name: str, *content: str, **attributes: object) -> Markup:
     """An element; content and attribute values are escaped unless they are markup themselves.
     Attribute names take `-` for `_`."""
     written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), value)
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), page_text(value))
         for key, value in attributes.items()
     )
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, Markup("").join(content))
+    inner = Markup("").join(page_text(part) for part in content)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inner)
 
 
 def _percent(share: float) -> str:

@@ -3,19 +3,18 @@ images."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
 from ..errors import InputError
 from ..evaluation.strips import FILE
 from ..evaluation.tables import told_apart
 from . import pictures, words
-from .evaluation_run import DrawFigure, Evaluation
+from .evaluation_run import DrawFigure, Evaluation, read_arrays
 from .fields import Accuracy
 
 # The pictures of a strip, in the order of the answers in the file.
@@ -109,7 +108,7 @@ def defence_table(runs: Sequence[Evaluation]) -> list[TableRow]:
 
 def _strips(run: Evaluation) -> tuple[list[Strip], str]:
     path = run.path / FILE
-    if not path.exists() or run.verdicts is None:
+    if not os.path.lexists(path) or run.verdicts is None:
         return [], ""
     tensors = _read(path)
     images = tensors["clean"]
@@ -137,15 +136,11 @@ def _strips(run: Evaluation) -> tuple[list[Strip], str]:
 
 
 def _read(path: Path) -> dict[str, np.ndarray]:
-    try:
-        tensors = load_file(path)
-        shapes = {tensors[name].shape for name, _, _ in FRAMES}
-        answers = {tensors[name].shape for name in ("answers", "confidences")}
-        count = tensors["index"].shape
-    except KeyError as error:
-        raise InputError(f"{path} holds no tensor {error}") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    real, whole = [*(name for name, _, _ in FRAMES), "confidences"], ["answers", "index"]
+    tensors = dict(zip((*real, *whole), read_arrays(path, real, whole), strict=True))
+    shapes = {tensors[name].shape for name, _, _ in FRAMES}
+    answers = {tensors[name].shape for name in ("answers", "confidences")}
+    count = tensors["index"].shape
     (first, *others), wanted = sorted(shapes), (*count, len(FRAMES))
     if others or len(first) != 4 or first[:1] != count or answers != {wanted}:
         raise InputError(f"{path}: its pictures, answers and indices do not belong together")

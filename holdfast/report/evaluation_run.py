@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import math
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
+import torch
 
 from ..errors import InputError
 from ..evaluation.result import RAN, outcome_of
+from ..tensors import read_tensors
 from .fields import Accuracy, Fields, csv_column, csv_rows
 from .measured import Flag, Measured, measured, read_flags
 
@@ -229,16 +231,9 @@ def _check_verdicts(path: Path, verdicts: Verdicts, n: int, result: Fields) -> N
 
 
 def _read_examples(path: Path, verdicts: Verdicts) -> Examples | None:
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
-    try:
-        tensors = load_file(path)
-        images, adversarial = tensors["images"], tensors["adversarial"]
-        index = tensors["index"]
-    except KeyError as error:
-        raise InputError(f"{path} holds no tensor {error}") from None
-    except (SafetensorError, OSError, ValueError, TypeError) as error:
-        raise InputError(f"{path} is damaged: {' '.join(str(error).split())}") from None
+    images, adversarial, index = read_arrays(path, ("images", "adversarial"), ("index",))
     if images.ndim != 4 or images.shape != adversarial.shape or index.shape != images.shape[:1]:
         raise InputError(
             f"{path}: images {images.shape}, adversarial {adversarial.shape} and index "
@@ -251,7 +246,25 @@ def _read_examples(path: Path, verdicts: Verdicts) -> Examples | None:
     if unknown:
         raise InputError(f"{path} shows image {unknown[0]}, which has no row in verdicts.csv")
     rows = np.array([row_of[int(i)] for i in index], np.int64)
-    return Examples(images.astype(np.float32), adversarial.astype(np.float32), rows)
+    return Examples(images, adversarial, rows)
+
+
+def read_arrays(path: Path, real: Sequence[str], whole: Sequence[str]) -> list[np.ndarray]:
+    """The tensors of a safetensors file by name, as float32, then as int64.
+
+    Raises:
+        InputError: the file is damaged, or lacks one, or holds one of another kind.
+    """
+    tensors = read_tensors(path)
+    arrays = []
+    for name in (*real, *whole):
+        if name not in tensors:
+            raise InputError(f"{path} holds no tensor {name!r}")
+        tensor, kind = tensors[name], torch.float32 if name in real else torch.int64
+        if tensor.is_complex() or tensor.is_floating_point() != (name in real):
+            raise InputError(f"{path}: {name!r} is of type {tensor.dtype}, not {kind}")
+        arrays.append(tensor.to(kind).numpy())
+    return arrays
 
 
 def _read_curve(result: Fields) -> Curve | None:

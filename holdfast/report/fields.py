@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.intervals import interval
+from ..files import read_text
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,14 @@ def shown(value: Any) -> str:
 def csv_rows(path: Path, needed: tuple[str, ...] = ()) -> list[dict[str, str]] | None:
     """The rows of a CSV file with a header, or None where there is no such file."""
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            reader = csv.DictReader(file, strict=True)
-            rows = list(reader)
-            names = reader.fieldnames or []
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, csv.Error) as error:
+        if not os.path.lexists(path):
+            return None
+        reader = csv.DictReader(io.StringIO(read_text(path), newline=""), strict=True)
+        rows = list(reader)
+        names = reader.fieldnames or []
+    except InputError:
+        raise
+    except (ValueError, csv.Error) as error:
         raise InputError(f"{path} cannot be read: {' '.join(str(error).split())}") from None
     missing = [name for name in needed if name not in names]
     if missing:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,9 @@ from types import SimpleNamespace
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import InputError
-from ..files import make_folder, write_atomically
+from ..escape import page_text
+from ..files import check_named, write_named
+from ..terminal import tell
 from . import certification, defences, sections, training, uncertainty, words
 from .certification import Certification
 from .comparison import comparison
@@ -26,6 +29,7 @@ def _environment() -> Environment:
     environment = Environment(
         loader=PackageLoader("holdfast.report", ""),
         autoescape=True,
+        finalize=page_text,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -104,29 +108,39 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     Args:
         runs: folders of evaluation and training runs, in the order to show them. A training run
             that an evaluation names is added. A folder given twice is shown once.
-        out: the file to write; its folder is made if need be, and a file that is there is
-            replaced in one step.
+        out: the file to write; its folder is made if need be. A page that is there is replaced in
+            one step, and nothing else is; links are followed; a pipe or device is written to.
 
     Returns:
         `out`.
 
     Raises:
-        InputError: no run; a run that is missing, unfinished or damaged; `out` is a folder.
-        HoldfastError: `out` cannot be written; whatever was there is untouched.
+        InputError: no run; a run that is missing, unfinished or damaged; `out` is a folder, or a
+            file that is no such page, or cannot be written; whatever was there is untouched.
     """
     out = Path(out)
     if not runs:
         raise InputError("no run to report on: give at least one run folder")
-    if out.is_dir():
-        raise InputError(f"{out} is a folder: give the name of the HTML file to write")
+    check_named(out, _is_page)
     folders: dict[Path, Path] = {}
     for run in runs:
+        if not os.path.lexists(run):  # no error, whatever the name is
+            raise InputError(f"run folder {run} does not exist")
         folders.setdefault(Path(run).resolve(), Path(run))
     read = [read_run(run) for run in folders.values()]
-    read += [read_run(run) for run in training.linked_trainings(read)]
+    for run in training.linked_trainings(read):
+        try:
+            read.append(read_run(run))
+        except InputError as error:  # nobody asked for it by name
+            tell(f"left out: {error}", error=True)
     command = ["holdfast", "report", *(str(folder) for folder in folders.values())]
     html = render(read, shlex.join([*command, "--out", str(out)]))
-    make_folder(out.parent)
-    # Names from a file may hold lone surrogates, which UTF-8 has no bytes for.
-    write_atomically(out, html.encode("utf-8", "replace"))
+    # Paths of the file system may hold lone surrogates, which UTF-8 has no bytes for.
+    write_named(out, html.encode("utf-8", "replace"), _is_page)
     return out
+
+
+def _is_page(content: bytes) -> bool:
+    """Whether these bytes are a page that `render` made, by this version or one before."""
+    head = content[: 2**16]
+    return head.startswith(b"<!doctype html>") and b"Holdfast report</title>" in head

@@ -7,6 +7,7 @@ that is there must be whole, and must say the same as `result.json`.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeAlias
@@ -63,12 +64,12 @@ def read_run(run: Path) -> Run:
             file.
     """
     run = Path(run)
-    if run.is_file():
+    if os.path.isfile(run):  # no error, whatever the name is
         raise InputError(f"{run} is a file; give the run's folder, such as {run.parent}")
-    if not run.is_dir():
+    if not os.path.isdir(run):
         raise InputError(f"run folder {run} does not exist")
     path = run / RESULT
-    if not path.exists():
+    if not os.path.lexists(path):
         raise InputError(_why_none(run))
     held = read_json(path)
     check_files(run, held)

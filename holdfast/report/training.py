@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,16 +105,19 @@ def curves(run: Training) -> TrainingCharts | None:
 def linked_trainings(runs: Sequence[Run]) -> list[Path]:
     """Training runs that evaluations name and that are not among `runs` themselves.
 
-    A name is looked up from the working folder, then from the evaluation's own; one that leads
-    nowhere is left out, for runs are moved about.
+    A name is looked up from the working folder, then from the evaluation's own. One that leads
+    nowhere is left out, for runs are moved about; so is one that leads to anywhere but a folder
+    beside the evaluation's: a page shows nothing that somebody's file picked elsewhere.
     """
     known = {run.path.resolve() for run in runs}
     found = []
     for run in runs:
-        if not isinstance(run, Evaluation) or not run.training_run:
+        if not isinstance(run, Evaluation) or not run.training_run or "\0" in run.training_run:
             continue
         for path in (Path(run.training_run), run.path / run.training_run):
-            if (path / "result.json").is_file():
+            beside = os.path.dirname(os.path.realpath(run.path))
+            place = os.path.realpath(path)
+            if place.startswith(os.path.join(beside, "")) and os.path.isfile(path / "result.json"):
                 if path.resolve() not in known:
                     known.add(path.resolve())
                     found.append(path)

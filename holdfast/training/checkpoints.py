@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import make_folder, write_atomically
+from ..files import check_regular, make_folder, write_atomically
 from ..runs import digest
 
 
@@ -55,6 +55,7 @@ class Checkpoints:
         if not file.exists():
             return None
         try:
+            check_regular(file)
             with safe_open(file, "pt") as reader:
                 tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
                 metadata = reader.metadata() or {}

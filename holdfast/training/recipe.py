@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import re
 import reprlib
+import shlex
 import types
 import typing
 from dataclasses import dataclass, field
@@ -18,7 +21,8 @@ from ..attacks import FGSM
 from ..data.augment import Augment
 from ..data.base import TRAINED_ON
 from ..errors import InputError
-from ..files import nearest
+from ..files import nearest, read_text
+from ..models import arguments_of
 from ..threat import Threat
 from .budget import parse_seconds
 from .objectives import objective_named
@@ -26,6 +30,8 @@ from .objectives import objective_named
 # Keys that came after the first runs: left out of what is written while they are at their default,
 # so that a run from before is still known as the same run.
 LATER = {"later": True}
+LONGEST = 2**20  # bytes of a recipe
+DEEPEST = 20  # levels of nesting in it
 
 
 @dataclass(frozen=True)
@@ -259,12 +265,14 @@ def _fits(value: Any, kind: Any) -> Any:
         if isinstance(value, bool):
             continue
         if option is float and isinstance(value, int | float | str):
-            try:  # YAML reads 5e-4 as a string
+            try:  # text, if it was quoted
                 number = float(value)
             except (ValueError, OverflowError):
                 continue
             if math.isfinite(number):
                 return number
+        elif option is int and isinstance(value, float) and value.is_integer():
+            return int(value)  # 1e4
         elif isinstance(value, option) and (option is not dict or _is_plain(value)):
             return value
         elif option is str and isinstance(value, int | float):
@@ -318,20 +326,95 @@ def recipe_from(values: dict[str, Any], where: str = "recipe") -> Recipe:
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values only. Aliases are refused: a few lines of them unfold into gigabytes."""
+    """Plain values only, by YAML 1.2's core schema, and no more of the language.
+
+    PyYAML by itself reads 1.1, where `no` is false, 010 is 8, 1:30 is 90 and 1e-2 is text. Aliases
+    are refused (a few lines of them unfold into gigabytes), and so are tags and keys given twice.
+    Digits may be grouped: 50_000.
+    """
+
+    yaml_implicit_resolvers = {}  # none of 1.1's  # noqa: RUF012 - as its base class has it
+    level = 0
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             raise yaml.YAMLError("aliases (*name) have no place in a recipe")
-        return super().compose_node(parent, index)
+        if getattr(self.peek_event(), "tag", None) is not None:
+            raise yaml.YAMLError(f"tags ({self.peek_event().tag}) have no place in a recipe")
+        self.level += 1
+        if self.level > DEEPEST:
+            raise RecursionError
+        try:
+            return super().compose_node(parent, index)
+        finally:
+            self.level -= 1
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} is given twice")
+        return super().construct_mapping(node, deep)
+
+    def number(self, node: Any) -> int | float:
+        text = node.value.replace("_", "").lower()
+        for base, prefix in ((8, "0o"), (16, "0x")):
+            if text.startswith(prefix):
+                return int(text[:18], base) if len(text) <= 18 else math.inf
+        if text.lstrip("+-").isdigit():
+            return int(text) if len(text) <= 20 else math.inf
+        return float(text.replace(".inf", "inf").replace(".nan", "nan"))
+
+    def date(self, node: Any) -> None:
+        raise yaml.YAMLError(
+            f"a date ({node.value}) has no place in a recipe; quote it if it is text"
+        )
+
+
+_NUMBER, _DATE = "tag:yaml.org,2002:float", "tag:yaml.org,2002:timestamp"
+for _tag, _pattern, _first in (
+    ("tag:yaml.org,2002:null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("tag:yaml.org,2002:bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    (
+        _NUMBER,
+        r"[-+]?(?:0|[1-9]\d*(?:_\d+)*)|0o[0-7]+|0x[0-9a-fA-F]+"
+        r"|[-+]?(?:\.\d+|\d+(?:_\d+)*\.\d*)(?:[eE][-+]?\d+)?|[-+]?\d+[eE][-+]?\d+"
+        r"|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN)",
+        list("-+.0123456789"),
+    ),
+    (_DATE, r"\d{4}-\d\d?-\d\d?.*", list("0123456789")),
+):
+    _Loader.add_implicit_resolver(_tag, re.compile(rf"^(?:{_pattern})$", re.ASCII), _first)
+_Loader.add_constructor(_NUMBER, _Loader.number)
+_Loader.add_constructor(_DATE, _Loader.date)
 
 
 def _parsed(text: str) -> Any:
     """The value that a YAML text stands for; ValueError in one line if it stands for none."""
     try:
         return yaml.load(text, _Loader)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     except Exception as error:  # PyYAML's own constructors raise whatever comes
         raise ValueError(" ".join(str(error).split()) or type(error).__name__) from None
+
+
+# What a recipe names by its place.
+_PATHS = (("extra", "file"), ("objective", "arguments", "helper"))
+
+
+def _check_paths(values: Any, path: Path) -> None:
+    """InputError where a recipe file leads out of the working folder: only a person may."""
+    for keys in _PATHS:
+        named = values
+        for key in keys:
+            named = named.get(key) if isinstance(named, dict) else None
+        if isinstance(named, str) and (os.path.isabs(named) or ".." in Path(named).parts):
+            dotted = ".".join(keys)
+            raise InputError(
+                f"recipe {path}: {dotted} {named!r} leads out of the working folder; if it should, "
+                f"say so on the command line: --set {dotted}={shlex.quote(named)}"
+            )
 
 
 def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
@@ -341,18 +424,22 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
         path: the file.
         overrides: `key=value` with dots for nesting, such as `optimiser.learning_rate=0.2`.
 
+    A recipe is a file like any other: it takes objectives and architectures of Holdfast's own
+    only, and the files that it names lie in the working folder. Overrides may name others.
+
     Raises:
         InputError: no such file, no YAML, unknown keys (with the nearest known one), bad values.
     """
     path = Path(path)
     try:
-        values = _parsed(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise InputError(f"recipe {path} does not exist") from None
-    except (OSError, ValueError) as error:
+        values = _parsed(read_text(path, LONGEST, pipes=True))
+    except InputError as error:  # it says which file
+        raise InputError(f"recipe {error}") from None
+    except ValueError as error:
         raise InputError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"recipe {path} holds no mapping of keys to values")
+    _check_paths(values, path)
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -367,4 +454,9 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
             place[last] = _parsed(text)
         except ValueError as error:
             raise InputError(f"--set {override!r}: the value is no YAML: {error}") from None
-    return recipe_from(values, str(path))
+    recipe = recipe_from(values, str(path))
+    try:
+        arguments_of(recipe.model.architecture)  # one of Holdfast's own
+    except InputError as error:
+        raise InputError(f"{path}: model: {error}") from None
+    return recipe

@@ -6,16 +6,14 @@ what metrics.csv sees. They decide nothing: a run is the same with and without.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import nearest, write_atomically
+from ..files import csv_text, nearest, write_atomically
 
 
 def _tensorboard(run: Path) -> Any:
@@ -64,11 +62,9 @@ class Tracking:
 
     def log(self, rows: Sequence[dict[str, Any]]) -> None:
         """metrics.csv with all rows, and the last one to each tracker."""
-        table = io.StringIO()
-        writer = csv.DictWriter(table, rows[0].keys(), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        write_atomically(self.run / "metrics.csv", table.getvalue())
+        names = list(rows[0])
+        table = csv_text(names, ([row.get(name) for name in names] for row in rows))
+        write_atomically(self.run / "metrics.csv", table)
         if self.open is None:
             self.open = [TRACKERS[name][1](self.run) for name in self.names]
             for tracker in self.open:

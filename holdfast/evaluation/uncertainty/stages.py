@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ...errors import InputError
-from ...files import make_folder, write_atomically
+from ...files import check_regular, make_folder, write_atomically
 from ...progress import ProgressLine
 from ...runs import digest
 
@@ -89,6 +89,7 @@ def _write(file: Path, done: Done) -> None:
 
 def _read(file: Path) -> Done:
     try:
+        check_regular(file)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata()
             tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ...files import write_atomically
+from ...files import csv_text, write_atomically
 from ...runs import finish
 from ...threat import Threat
 from .figures import draw
@@ -48,24 +46,23 @@ def figures(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[str, dict[
 
 def metrics_csv(result: dict[str, Any]) -> str:
     """Tidy: a row a figure, with `metric`, `value`, `low` and `high` (empty without interval)."""
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["metric", "value", "low", "high"])
-    for name, figure in figures(result):
-        writer.writerow(
-            [name, *(f"{figure[k]:.6g}" if k in figure else "" for k in ("value", "low", "high"))]
-        )
-    return table.getvalue()
+    columns = ("value", "low", "high")
+    return csv_text(
+        ["metric", *columns],
+        (
+            [name, *(f"{figure[k]:.6g}" if k in figure else "" for k in columns)]
+            for name, figure in figures(result)
+        ),
+    )
 
 
 def images_csv(rows: list[dict[str, Any]]) -> str:
     """One row an image: answers and confidences under each condition, and every score."""
-    table = io.StringIO()
-    writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()})
-    return table.getvalue()
+    names = list(rows[0])
+    return csv_text(
+        names,
+        ([f"{row[k]:.6g}" if isinstance(row[k], float) else row[k] for k in names] for row in rows),
+    )
 
 
 def share(figure: dict[str, float] | None) -> str:

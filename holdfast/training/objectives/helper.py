@@ -49,7 +49,7 @@ class HAT(TRADES):
 
     def prepare(self, images: Images, classes: int) -> None:
         try:
-            standard = load(self.helper).to(images.device)
+            standard = load(self.helper, code=False).to(images.device)
             with torch.no_grad():
                 logits = standard(images)
             check_logits(logits, len(images), torch.zeros_like(logits[:, 0], dtype=torch.int64))
