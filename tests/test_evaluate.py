@@ -756,6 +756,8 @@ def test_nothing_is_compiled_for_fewer_images_than_a_batch(monkeypatch):
     monkeypatch.setattr(lanes, "compiled", compiled)
     threat = hf.Threat("linf", 0.1)
     hf.evaluate(model, x, labels, threat, "fgsm", batch_size=33, precision="bf16")
+    with pytest.raises(AssertionError, match="its batches would be larger"):
+        hf.evaluate(model, x, labels, threat, "fgsm", batch_size=32, precision="bf16")
 
 
 def test_the_log_says_why_a_search_was_not_faster(monkeypatch, tmp_path, capsys):

@@ -108,6 +108,17 @@ def test_the_check_of_nearness_refuses_a_point_that_is_only_feasible():
     assert furthest_along("l1", y_ - p_, x_, 0.3) > (y_ - p_) @ p_ + 1e-3
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_far_from_the_walls_a_projection_ends_right_on_the_ball(norm):
+    """The walls of the box hide a ball that is a little too large: here there are none in reach."""
+    g = torch.Generator().manual_seed(4)
+    x = 0.4 + 0.2 * torch.rand(20, *SHAPE, generator=g)
+    threat = Threat(norm, {"linf": 0.05, "l2": 0.1, "l1": 0.3}[norm])
+    point = threat.project(x + 0.3 * torch.randn(x.shape, generator=g), x)
+    assert threat.distance(point, x).numpy() == pytest.approx(threat.eps, rel=2e-5)
+    assert threat.contains(point, x).all()
+
+
 @pytest.mark.parametrize("eps", [1, 2, 3])
 def test_l0_projection_is_the_nearest_point(eps):
     g = torch.Generator().manual_seed(eps)

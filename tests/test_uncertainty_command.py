@@ -8,12 +8,13 @@ import math
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from models import digits
+from models import Wrapped, digits
 
 from holdfast import cli
 from holdfast import data as datasets
@@ -22,10 +23,12 @@ from holdfast.errors import InputError
 from holdfast.evaluation.command import unseen_validation
 from holdfast.evaluation.uncertainty import command, searches, tables
 from holdfast.evaluation.uncertainty.stages import Stages
+from holdfast.evaluation.uncertainty.subject import Subject
 from holdfast.evaluation.uncertainty.written import figures, summary_lines
 from holdfast.models import save_checkpoint
 from holdfast.progress import ProgressLine
 from holdfast.report import write_report
+from holdfast.uncertainty.calibration import TemperatureScaling
 
 N = 40
 
@@ -100,6 +103,7 @@ def finished(checkpoint, tmp_path_factory):
         result = ask(checkpoint, folder / "run", human=people)
         again = ask(checkpoint, folder / "run", human=people)
     assert again == result
+    assert isinstance(result["log"], list)
     return folder / "run", result, worked
 
 
@@ -366,3 +370,15 @@ def test_only_images_that_no_model_was_trained_on_are_fitted_on():
         np.testing.assert_array_equal(unseen.labels, dataset.validation.labels[:kept])
     with pytest.raises(InputError, match="train_on=train"):
         unseen_validation(dataset, {"known": {"trained_on": "train+validation"}})
+
+
+def test_a_search_that_could_not_be_faster_says_why():
+    model, x, labels = digits(24)
+    part = SimpleNamespace(floats=x, labels=labels)
+    asked: Any = SimpleNamespace(test=part, device=torch.device("cpu"), classes=range(10))
+    subject = Subject(asked, TemperatureScaling(1.0))
+    assert subject.twin("steady", model).name != "original"
+    assert subject.log == []
+    shaky = Wrapped(model, before=lambda z: z + 0.3 * torch.randn_like(z)).eval()
+    assert subject.twin("shaky", shaky).name == "original"
+    assert any(line.startswith("no plain float32 copy: ") for line in subject.log)

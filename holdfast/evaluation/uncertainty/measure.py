@@ -220,6 +220,7 @@ def _measure(
         "classes": list(q.classes),
         **result,
         "stages": seconds,
+        "log": list(dict.fromkeys(subject.log)),
         # Work of earlier processes on the same run counts; tables are made in this one.
         "seconds": max(time.monotonic() - began, sum(seconds.values())),
     }

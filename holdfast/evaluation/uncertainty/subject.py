@@ -16,7 +16,7 @@ from ...attacks.base import Model
 from ...attacks.suite import Suite
 from ...data.foreign import Foreign
 from ...defences.base import declared
-from ...engine.twin import Twin, fast_twin, has_fast_bf16, original
+from ...engine.twin import Say, Twin, fast_twin, has_fast_bf16, original
 from ...errors import InputError
 from ...threat import Threat
 from ...uncertainty import scores
@@ -107,6 +107,7 @@ class Subject:
     temperature: TemperatureScaling
     batch_size: int = 128
     twins: dict[str, Twin] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)  # why a faster copy was not searched on
 
     @cached_property
     def model(self) -> Calibrated:
@@ -203,11 +204,11 @@ class Subject:
         `error` is the largest difference between two outputs from the original's.
         """
         if name not in self.twins:
-            self.twins[name] = _quick(model, self.question)
+            self.twins[name] = _quick(model, self.question, self.log.append)
         return self.twins[name]
 
 
-def _quick(model: nn.Module, question: Question) -> Twin:
+def _quick(model: nn.Module, question: Question, say: Say) -> Twin:
     probe = question.test.floats[:PROBE].to(question.device)
     labels = question.test.labels[:PROBE].to(question.device)
     with torch.no_grad():
@@ -215,7 +216,7 @@ def _quick(model: nn.Module, question: Question) -> Twin:
     for precision in ("bf16", "float32"):
         if precision == "bf16" and not has_fast_bf16(question.device):
             continue
-        twin = fast_twin(model, probe, labels, precision)
+        twin = fast_twin(model, probe, labels, precision, say)
         if twin is None:
             continue
         with torch.no_grad():
@@ -223,6 +224,7 @@ def _quick(model: nn.Module, question: Question) -> Twin:
         if bool((off <= COARSE * reference.std(0)).all()):
             logits = off[: len(question.classes)]
             return Twin(twin.model, twin.name, 2 * float(logits.max()))
+        say(f"no {precision} copy: some of its outputs are off by {float(off.max()):.2g}")
     return original(model)
 
 
