@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +51,10 @@ from holdfast.data import trivial_augment
 from holdfast.data.augment import Augment
 from holdfast.defences import DEFENCES, Smoothed, fixed_draws, interval
 from holdfast.engine.twin import fast_twin
+from holdfast.evaluation import lanes
 from holdfast.evaluation.certify_command import certify_command
 from holdfast.evaluation.mix import mix_command
-from holdfast.evaluation.uncertainty import command, searches, tables
+from holdfast.evaluation.uncertainty import command, searches, subject, tables
 from holdfast.models import build, save_checkpoint
 from holdfast.threat import NORMS, Threat
 from holdfast.training import fit
@@ -484,19 +485,36 @@ def test_the_uncertainty_command(tmp_path, monkeypatch):
         (tables, "RESAMPLES", 10),
     ):
         monkeypatch.setattr(module, name, value)
+    for module in (lanes, subject):  # the same number format on both
+        monkeypatch.setattr(module, "has_fast_bf16", lambda device: False)
     model = small_cnn(tmp_path)
 
     def measured(device: torch.device) -> dict[str, Any]:
         return command.uncertainty_command(
             model, "digits", tmp_path / device.type,
-            attack="fgsm", limit=16, calibration=100, device=str(device), progress=False,
+            attack="fgsm", limit=16, calibration=240, device=str(device), progress=False,
         )  # fmt: skip
 
     here, there = on_both(measured)
-    for key in ("n", "standard_accuracy", "robust_accuracy"):
-        if key in here:
-            assert here[key] == there[key]
-    assert here.keys() == there.keys()
+    found, expected = dict(leaves(there)), dict(leaves(here))
+    assert found.keys() == expected.keys()
+    assert len(expected) > 100
+    for name, value in expected.items():
+        if isinstance(value, float):
+            assert found[name] == pytest.approx(value, abs=0.02, nan_ok=True), name
+        else:
+            assert found[name] == value, name
+
+
+def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Every figure of a result by its path, but for what the clock says."""
+    if isinstance(value, dict | list):
+        inside = value.items() if isinstance(value, dict) else enumerate(value)
+        for key, part in inside:
+            if key not in ("seconds", "stages"):
+                yield from leaves(part, f"{name}/{key}")
+    else:
+        yield name, value
 
 
 # --- training ---------------------------------------------------------------------------------

@@ -192,6 +192,17 @@ def test_points_a_thousandth_too_far_are_outside(norm):
     assert not threat.contains(x + 0.25025 * direction / length, x).any()
 
 
+@pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
+def test_the_allowance_for_rounding_is_no_more_than_that(norm):
+    """3 millionths of an image unit too far are outside, half a unit in the last place is not."""
+    threat, x = Threat(norm, 8 / 255), torch.full((1, *SHAPE), 0.25)
+    for further, inside in ((-3e-6, True), (3e-8, True), (3e-6, False), (1e-5, False)):
+        point = x.clone()
+        point[0, 0, 0, 0] += 8 / 255 + further
+        assert bool(threat.contains(point, x)) == inside
+        assert bool(threat.reaches(threat.distance(point, x), 8 / 255)) == inside
+
+
 def test_one_component_too_many_is_outside():
     x = torch.full((1, *SHAPE), 0.5)
     y = x.clone()
