@@ -275,3 +275,35 @@ def test_models_without_gradients_are_searched_by_decisions():
     assert [cost.name for cost in result.attacks if cost.ran] == ["hop-skip-jump"]
     assert all(np.isfinite(row.distance) for row in result.verdicts)
     assert result.curve.attack == "suite minimum, gradient-free part"
+
+
+class Escapes(FMN):
+    """Believes in a point that fools the model from outside the box."""
+
+    def __init__(self, toward: torch.Tensor):
+        super().__init__(steps=3, **WHOLE)
+        self.toward = toward  # (N, C, H, W), one an image
+
+    def step(self, model, state, threat):
+        state = super().step(model, state, threat)
+        rows = [int((self.known == x).flatten(1).all(1).nonzero()[0]) for x in state["x"]]
+        best = state["x"] + 50 * self.toward[rows]
+        return {**state, "best": best, "distance": threat.distance(best, state["x"])}
+
+
+def test_a_point_outside_the_box_is_no_closest_one():
+    model, _, threat = problem()
+    x, labels = model.images, model.labels
+    others = (labels + 1) % 3
+    slope = torch.as_tensor(model.weights)[others] - torch.as_tensor(model.weights)[labels]
+    attack = Escapes(slope.view_as(x).float())
+    attack.known = x
+    far = x + 50 * attack.toward
+    assert (model(far).argmax(1) != labels).all()  # it would fool, if it were an image
+    result = evaluate(model, x, labels, threat, Suite("one", (Stage(attack),), closest=True))
+    assert (result.adversarial >= 0).all()
+    assert (result.adversarial <= 1).all()
+    told = torch.tensor([row.distance for row in result.verdicts])
+    found = told.isfinite()
+    assert found.any()
+    assert torch.allclose(threat.distance(result.adversarial, x)[found], told[found], rtol=1e-4)
