@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -24,8 +26,24 @@ def check_images(images: Tensor, name: str = "images") -> None:
         ("has values outside [0, 1]", (flat.amin(1) < 0) | (flat.amax(1) > 1)),
     ):
         if bool(bad.any()):
-            first = int(bad.nonzero()[0])
-            raise InputError(f"{name}[{first}] {fault} ({int(bad.sum())} of {len(images)} do)")
+            first, hint = int(bad.nonzero()[0]), ""
+            if "outside" in fault:
+                low, high = float(flat.amin()), float(flat.amax())
+                if low >= 0 and 2 < high <= 255:
+                    hint = ": divide by 255"
+                elif low < 0:
+                    hint = ": normalisation belongs inside the model"
+            raise InputError(
+                f"{name}[{first}] {fault} ({int(bad.sum())} of {len(images)} do){hint}"
+            )
+
+
+def check_count(name: str, value: Any) -> None:
+    """InputError where it is no whole number of at least 1."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise InputError(f"{name} must be a whole number, not {value!r}")
+    if value < 1:
+        raise InputError(f"{name} must be at least 1, not {value}")
 
 
 def _not_finite(flat: Tensor) -> Tensor:
@@ -38,7 +56,11 @@ def _place(first: int | Tensor, row: int) -> int:
 
 
 def check_labels(
-    labels: Tensor, count: int, classes: int | None = None, first: int | Tensor = 0
+    labels: Tensor,
+    count: int,
+    classes: int | None = None,
+    first: int | Tensor = 0,
+    name: str = "labels",
 ) -> None:
     """Int64 (count,), in [0, classes); InputError saying which label is not.
 
@@ -47,15 +69,15 @@ def check_labels(
     """
     if not isinstance(labels, Tensor) or labels.dtype != torch.int64:
         kind = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
-        raise InputError(f"labels must be an int64 torch.Tensor, not {kind}")
+        raise InputError(f"{name} must be an int64 torch.Tensor, not {kind}")
     if labels.shape != (count,):
-        raise InputError(f"labels must have shape ({count},), not {tuple(labels.shape)}")
+        raise InputError(f"{name} must have shape ({count},), not {tuple(labels.shape)}")
     bad = labels < 0 if classes is None else (labels < 0) | (labels >= classes)
     if bool(bad.any()):
         place = int(bad.nonzero()[0])
         top = "" if classes is None else f"; the model has {classes} classes"
         raise InputError(
-            f"labels[{_place(first, place)}] is {int(labels[place])}, out of range{top}"
+            f"{name}[{_place(first, place)}] is {int(labels[place])}, out of range{top}"
         )
 
 

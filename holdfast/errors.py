@@ -1,4 +1,4 @@
-"""The two ways a Holdfast command can fail, and their exit statuses."""
+"""The ways a Holdfast command can fail, and their exit statuses."""
 
 from .escape import printable
 
@@ -20,6 +20,10 @@ class HoldfastError(Exception):
         if len(line) > LONGEST:
             line = f"{line[: LONGEST // 2]} … {line[-LONGEST // 2 :]}"
         super().__init__(line)
+
+
+class OutOfMemory(HoldfastError):
+    """The machine, or its accelerator, has not enough memory for what was tried."""
 
 
 class InputError(HoldfastError, ValueError):

@@ -6,9 +6,10 @@ All functions take the radius per item, so that one batch may hold items of diff
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -180,16 +181,40 @@ def parse_number(text: str | float) -> float:
     Raises:
         InputError: if it is not one.
     """
+    if isinstance(text, bool | bytes):
+        raise InputError(f"{text!r} is not a number (write it like 8/255 or 0.5)")
     try:
         if isinstance(text, str) and "/" in text:
             numerator, denominator = map(float, text.split("/"))
             return numerator / denominator
         return float(text)
-    except (ValueError, TypeError, ZeroDivisionError):
-        raise InputError(f"{text!r} is not a number (write it like 8/255 or 0.5)") from None
+    except (ValueError, TypeError, ZeroDivisionError, OverflowError, RuntimeError):
+        told = " ".join(repr(text)[:60].split())
+        raise InputError(f"{told} is not a number (write it like 8/255 or 0.5)") from None
 
 
 SPATIAL = "spatial"
+# What people write for a norm, without case, spaces, `_` and `-`.
+SPELLINGS = {"inf": "linf", "l∞": "linf", "∞": "linf", "linfinity": "linf"} | {
+    str(order): f"l{order}" for order in (0, 1, 2)
+}
+# The radius by which a norm is usually asked; of L0 there is none.
+USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, SPATIAL: 1.0}
+
+
+def norm_named(name: Any) -> str:
+    """A norm by its name, however it is spelt: `Linf`, `L_2`, `l∞`.
+
+    Raises:
+        InputError: none of that name.
+    """
+    short = "".join(c for c in str(name).lower() if c not in " _-")
+    norm = SPELLINGS.get(short, short)
+    if norm not in (*NORMS, SPATIAL):
+        raise InputError(f"norm {name!r} is unknown; the norms are {', '.join((*NORMS, SPATIAL))}")
+    return norm
+
+
 # A turned image is interpolated; devices and batches do that alike up to here, image units.
 INTERPOLATION = 1e-5
 
@@ -210,8 +235,9 @@ class Threat:
     `holdfast.spatial.moved`, and are applied anew to check it. Norms need none.
 
     Raises:
-        InputError: unknown norm; a radius that is not a finite number above 0; degrees or pixels
-            that are not finite numbers of at least 0, or both 0.
+        InputError: unknown norm; a radius that is not a finite number above 0, or so large that
+            the ball holds the whole box (see also `check_reach`); degrees or pixels that are not
+            finite numbers of at least 0, or both 0.
     """
 
     norm: str
@@ -219,20 +245,70 @@ class Threat:
     degrees: float = 30.0
     pixels: float = 3.0
 
+    _of_any_reach: ClassVar[bool] = False  # true of those that `times` makes
+
     def __post_init__(self) -> None:
-        object.__setattr__(self, "norm", str(self.norm).lower())  # Linf is linf
-        if self.norm not in (*NORMS, SPATIAL):
-            raise InputError(
-                f"norm {self.norm!r} is unknown; the norms are {', '.join((*NORMS, SPATIAL))}"
-            )
+        if isinstance(self.norm, int | float) and isinstance(self.eps, str):
+            raise InputError(f"the norm comes first: Threat({self.eps!r}, {self.norm!r})")
+        object.__setattr__(self, "norm", norm_named(self.norm))
         object.__setattr__(self, "eps", parse_number(self.eps))
+        for name in ("degrees", "pixels"):
+            object.__setattr__(self, name, parse_number(getattr(self, name)))
         if not (math.isfinite(self.eps) and self.eps > 0):
             raise InputError(f"eps must be a finite number above 0, not {self.eps}")
+        if self.norm == "linf" and self.eps > 1:
+            raise InputError(
+                f"ε = {self.eps:g}: ε is in image units, 0 to 1, and a ball of 1 holds every "
+                f"image there is; did you mean {self.eps:g}/255?"
+            )
+        if self.norm == SPATIAL and self.eps * self.degrees > 180:
+            raise InputError(
+                f"ε = {self.eps:g} allows rotations by ±{self.eps * self.degrees:g}°, more than "
+                "all there are: for spatial, ε is a factor on degrees and pixels, usually 1"
+            )
         extents = (self.degrees, self.pixels)
         if not all(math.isfinite(e) and e >= 0 for e in extents) or not any(extents):
             raise InputError(
                 f"degrees and pixels must be finite numbers of at least 0, one of them above it, "
                 f"not {self.degrees} and {self.pixels}"
+            )
+
+    def times(self, factor: float) -> Threat:
+        """The same with ε so many times as large, even where that ball holds every image: for
+        checks and curves."""
+        other = copy.copy(self)
+        object.__setattr__(other, "eps", self.eps * factor)
+        object.__setattr__(other, "_of_any_reach", True)
+        return other
+
+    def check_reach(self, images: Images) -> None:
+        """InputError where the ball around any image of this shape holds the whole box, so that
+        every model is at 0 %, or no point but the image: such a figure says nothing."""
+        if self._of_any_reach:
+            return
+        if self.norm == "l0" and self.eps < 1:
+            raise InputError(f"ε = {self.eps:g}: for l0 it is a number of components, at least 1")
+        size = images[0].numel()
+        whole, hint = {
+            "linf": (1.0, f"did you mean {self.eps:g}/255?"),
+            "l2": (size**0.5, f"did you mean {self.eps:g}/255, or {USUAL_EPS['l2']}?"),
+            "l1": (float(size), f"did you mean {self.eps:g}/255, or {USUAL_EPS['l1']:g}?"),
+            "l0": (float(size), "give the number of components that may change"),
+            SPATIAL: (
+                max(images.shape[2:]) / max(self.pixels, 1e-12),
+                f"it is a factor on {self.degrees:g}° and {self.pixels:g} pixels, usually 1",
+            ),
+        }[self.norm]
+        if self.eps >= whole:
+            shape = " × ".join(map(str, images.shape[1:]))
+            what = (
+                "shifts every image out of sight"
+                if self.norm == SPATIAL
+                else "holds every image there is"
+            )
+            raise InputError(
+                f"a ball of {self.norm} ε = {self.eps:g} {what} of shape {shape} (from "
+                f"{whole:g} on): ε is in image units; {hint}"
             )
 
     @property

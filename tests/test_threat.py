@@ -43,7 +43,7 @@ def scene(seed: int, n: int = 5, spread: float = 0.5) -> tuple[Tensor, Tensor]:
 @given(norms, seeds, radii, st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]))
 def test_projections_end_in_ball_and_box(norm, seed, eps, spread):
     x, y = scene(seed, spread=spread)
-    threat = Threat(norm, radius_in(norm, eps))
+    threat = Threat(norm, 1).times(radius_in(norm, eps))
     assert threat.contains(threat.project(y, x), x).all()
 
 
@@ -51,7 +51,7 @@ def test_projections_end_in_ball_and_box(norm, seed, eps, spread):
 @given(norms, seeds, radii)
 def test_projecting_twice_changes_nothing(norm, seed, eps):
     x, y = scene(seed)
-    threat = Threat(norm, radius_in(norm, eps))
+    threat = Threat(norm, 1).times(radius_in(norm, eps))
     once = threat.project(y, x)
     again = threat.project(once, x)
     if norm in ("linf", "l0"):
@@ -64,7 +64,7 @@ def test_projecting_twice_changes_nothing(norm, seed, eps):
 @given(norms, seeds, radii)
 def test_points_inside_stay_where_they_are(norm, seed, eps):
     x, y = scene(seed)
-    threat = Threat(norm, radius_in(norm, eps))
+    threat = Threat(norm, 1).times(radius_in(norm, eps))
     inside = threat.project(y, x)
     if norm == "l0":  # fewer components than allowed
         inside = torch.where(torch.rand(inside.shape) < 0.5, inside, x)
@@ -95,7 +95,7 @@ def test_linf_and_l1_projections_are_the_nearest_point(norm, eps):
     # p is nearest to y in a convex set iff ⟨y − p, q − p⟩ ≤ 0 for every q of the set.
     for seed in range(4):
         x, y = scene(seed, n=1)
-        p = Threat(norm, eps).project(y, x)
+        p = Threat(norm, 1).times(eps).project(y, x)
         x_, y_, p_ = (t.flatten().double().numpy() for t in (x, y, p))
         g = y_ - p_
         assert furthest_along(norm, g, x_, eps) <= g @ p_ + 1e-5
@@ -158,7 +158,7 @@ def test_every_item_has_its_own_radius(norm, seed):
     together = threat.project(y, x, eps)
     assert threat.contains(together, x, eps).all()
     for i in range(3):
-        alone = Threat(norm, float(eps[i])).project(y[i : i + 1], x[i : i + 1])
+        alone = Threat(norm, 1).times(float(eps[i])).project(y[i : i + 1], x[i : i + 1])
         assert torch.equal(alone[0], together[i])
 
 
@@ -166,7 +166,7 @@ def test_projections_leave_their_arguments_alone():
     for norm in NORMS:
         x, y = scene(1)
         kept = x.clone(), y.clone()
-        Threat(norm, 2).project(y, x)
+        Threat(norm, 1).times(2).project(y, x)
         assert torch.equal(x, kept[0]) and torch.equal(y, kept[1])
 
 
@@ -217,7 +217,7 @@ def test_the_box_is_exact_and_nan_is_outside(norm, bad):
     x = torch.full((2, *SHAPE), 0.5)
     y = x.clone()
     y[1, 0, 0, 0] = bad
-    assert Threat(norm, 1e6).contains(y, x).tolist() == [True, False]
+    assert Threat(norm, 1).times(1e6).contains(y, x).tolist() == [True, False]
 
 
 # -- noise and steepest steps -----------------------------------------------------------------

@@ -20,8 +20,10 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .. import draws
-from ..checks import check_images, check_labels, check_logits
+from ..arguments import taken, taken_labels, taken_threat
+from ..checks import check_count, check_labels, check_logits
 from ..errors import InputError
+from ..models.asked import asked, at_home
 from ..threat import Images, Threat
 from . import losses
 
@@ -93,9 +95,13 @@ class Oracle:
         if self.samples == 1:
             return self.model(x).float()
         copies = self.model(x.repeat_interleave(self.samples, 0)).float()
+        nothing = copies.isnan()
         if self.decisions:
             copies = F.one_hot(copies.argmax(1), copies.shape[1]).float()
-        return copies.view(len(x), self.samples, -1).mean(1)
+            copies = copies.masked_fill(nothing, torch.nan)
+        copies = copies.view(len(x), self.samples, -1)
+        # A copy that gets no answer must not blind the search to the others.
+        return copies.nanmean(1) if bool(nothing.any()) else copies.mean(1)
 
     def logits(self, x: Images) -> Float[Tensor, "n k"]:
         with torch.no_grad(), self._drawing():
@@ -107,7 +113,8 @@ class Oracle:
         """∂loss/∂x, the logits and the loss values at x, all detached.
 
         Only the input's gradient is computed: none of the weights'. Components where it is NaN
-        are 0, for one of them would spread over the whole image and blind the attack.
+        are 0, for one of them would spread over the whole image and blind the attack; so is a
+        loss that is NaN, where the model answers nothing.
         """
         with torch.enable_grad(), self._drawing():
             x = x.detach().requires_grad_()
@@ -115,7 +122,7 @@ class Oracle:
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
         self.backwards += self.samples
-        return _without_nan(gradient), logits.detach(), values.detach()
+        return _without_nan(gradient), logits.detach(), _or_zero(values.detach())
 
     @contextmanager
     def lent(self, x: Images) -> Iterator[nn.Module]:
@@ -151,7 +158,11 @@ class Oracle:
                 for j in range(classes - 1)
             ]
         self.backwards += (classes - 1) * self.samples
-        return _without_nan(torch.stack(gradients, 1)), values.detach(), logits.detach()
+        return (
+            _without_nan(torch.stack(gradients, 1)),
+            _or_zero(values.detach()),
+            logits.detach(),
+        )
 
 
 class _Lent(nn.Module):
@@ -178,6 +189,10 @@ class _Lent(nn.Module):
 
 def _without_nan(gradient: Tensor) -> Tensor:
     return gradient.nan_to_num(0.0, 1e30, -1e30)
+
+
+def _or_zero(values: Tensor) -> Tensor:
+    return torch.where(values.isnan(), 0.0, values)
 
 
 def pick(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -245,33 +260,70 @@ class Attack(ABC):
 
         Args:
             model: images → logits; call `.eval()` on it first.
-            images: (N, C, H, W) in [0, 1].
-            labels: (N,) true classes.
+            images, labels: (N, C, H, W) in [0, 1], and (N,) true classes, in any of the forms that
+                `holdfast.evaluate` takes.
             threat: the norm must be one of `self.norms`.
             targets: (N,) classes to reach, for a targeted attack. By default each image's
                 strongest wrong class.
             seed: of the attack's random draws.
 
         Returns:
-            (N, C, H, W): for each image the first point found that is misclassified, else the
-            one with the smallest margin. All lie in the ball and the box. An image that is
-            misclassified as it is comes back as it is.
+            float32 (N, C, H, W): for each image the first point found that is misclassified, or at
+            which the model answers nothing, else the one with the smallest margin. All lie in the
+            ball and the box. An image that is misclassified as it is comes back as it is.
 
         Raises:
             InputError (a ValueError): images outside [0, 1] or not finite, labels out of range,
-                a model whose logits are not finite or not (N, K).
+                a model whose logits are not finite at the images or not (N, K), targets for an
+                attack that has none, a ball that holds every image there is.
         """
-        self.check_norm(threat)
-        check_images(images)
-        check_labels(labels, len(images))
-        labels = labels.to(images.device)
-        targets = None if targets is None else targets.to(images.device)
+        with at_home():
+            threat = taken_threat(threat)
+            self.check_norm(threat)
+            model = asked(model)
+            images, labels = taken(images, labels)
+            labels = labels.to(images.device)
+            if not self.minimum_norm:  # which look for the closest point, whatever ε is
+                threat.check_reach(images)
+            check_count("batch_size", batch_size)
+            if targets is not None:
+                targets = self._checked_targets(targets, labels)
+            return self._alone(model, images, labels, threat, targets, seed, batch_size)
+
+    def _checked_targets(self, targets: Any, labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        if not self.targeted:
+            raise InputError(
+                f"{self.name} goes for any wrong class and takes no targets; a targeted attack "
+                "does, such as APGD(loss='dlr', targeted=True)"
+            )
+        found = taken_labels(targets, len(labels), "targets").to(labels.device)
+        same = found == labels
+        if bool(same.any()):
+            raise InputError(
+                f"targets[{int(same.nonzero()[0])}] is the image's own label: give a wrong class"
+            )
+        return found
+
+    def _alone(
+        self,
+        model: Model,
+        images: Images,
+        labels: Int64[Tensor, " n"],
+        threat: Threat,
+        targets: Int64[Tensor, " n"] | None,
+        seed: int,
+        batch_size: int,
+    ) -> Images:
         results = []
         for first in range(0, len(images), batch_size):
             x, y = images[first : first + batch_size], labels[first : first + batch_size]
             index = torch.arange(first, first + len(x))
             with torch.no_grad():
                 logits = check_logits(model(x), len(x), y, first)
+            if targets is not None:
+                check_labels(
+                    targets[first : first + len(x)], len(x), logits.shape[1], first, "targets"
+                )
             chosen = (
                 logits.scatter(1, y[:, None], -torch.inf).argmax(1)
                 if targets is None
@@ -286,7 +338,7 @@ class Attack(ABC):
             )
             wrong = logits.argmax(1) != y
             results.append(pick(wrong, x, self._search(Oracle(model), items, threat, ~wrong)))
-        return torch.cat(results) if results else images.clone()
+        return torch.cat(results)
 
     def _search(self, model: Oracle, items: Items, threat: Threat, open_: Tensor) -> Images:
         best = items.images.clone()

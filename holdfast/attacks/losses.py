@@ -28,8 +28,10 @@ def best_other(logits: Logits, labels: Labels) -> Values:
 
 
 def margin(logits: Logits, labels: Labels) -> Values:
-    """z_y − max_{j≠y} z_j: below 0 the image is misclassified."""
-    return _pick(logits, labels) - best_other(logits, labels)
+    """z_y − max_{j≠y} z_j: below 0 the image is misclassified; −∞ where the model answers nothing
+    (its logits are NaN)."""
+    difference = _pick(logits, labels) - best_other(logits, labels)
+    return torch.where(difference.isnan(), -torch.inf, difference)
 
 
 def cross_entropy(logits: Logits, labels: Labels, targets: Labels) -> Values:

@@ -72,7 +72,9 @@ class SPSA(Attack):
                 )
                 for side in (1, -1)
             )
-            gradient += per_item((ahead - behind) / (2 * self.radius * self.samples), x) * signs
+            slope = (ahead - behind) / (2 * self.radius * self.samples)
+            # NaN where the model answers nothing on one side: that says nothing of the slope.
+            gradient += per_item(slope.nan_to_num(0.0, 0.0, 0.0), x) * signs
 
         moments, move = adam_move(state, gradient, age + 1)
         return {

@@ -169,19 +169,49 @@ SUITES: dict[str, tuple[str, Callable[[], Sequence[Stage]]]] = {
 }
 
 
-def suite_named(name: str | Suite | Attack) -> Suite:
-    """A suite by its name; an attack alone is a suite of one, and so is one of another library.
+def _stage_of(attack: Stage | Attack) -> Stage:
+    """A member of a list of attacks."""
+    if isinstance(attack, Stage):
+        return attack
+    if isinstance(attack, Attack):
+        return Stage(attack)
+    if isinstance(attack, str):
+        raise InputError(
+            f"{attack!r} is a suite's name in a list: give one name, and evaluate once for each; "
+            "or a list of attacks, such as [APGD(), Square()]"
+        )
+    kind = attack.__name__ if isinstance(attack, type) else type(attack).__name__
+    if isinstance(attack, type) and issubclass(attack, Attack):
+        raise InputError(f"{kind} in the list is an attack's class: write {kind}(…)")
+    raise InputError(f"the list of attacks holds a {kind}: give attacks, such as APGD()")
+
+
+def suite_named(name: str | Suite | Attack | Sequence[Attack | Stage]) -> Suite:
+    """A suite by its name; an attack alone is a suite of one, and so is one of another library;
+    a list of attacks is the suite of them, in this order.
 
     Args:
         name: a key of `SUITES`, or `torchattacks:APGD:steps=10` (see `foreign`).
 
     Raises:
-        InputError: unknown name, with the nearest known one.
+        InputError: unknown name, with the nearest known one; anything else, with the right call.
     """
     if isinstance(name, Suite):
         return name
     if isinstance(name, Attack):
         return Suite(name.name, (Stage(name),))
+    if isinstance(name, Stage):
+        return Suite(name.name, (name,))
+    if isinstance(name, type) and issubclass(name, Attack):
+        raise InputError(f"{name.__name__} is an attack's class: write {name.__name__}(…)")
+    if isinstance(name, list | tuple):
+        stages = [_stage_of(each) for each in name]
+        return Suite(", ".join(stage.name for stage in stages) or "empty", tuple(stages))
+    if not isinstance(name, str):
+        raise InputError(
+            f"the suite is a {type(name).__name__}: give a name, such as 'autoattack', an attack, "
+            "or a list of attacks"
+        )
     if ":" in name:
         return Suite(name, (Stage(foreign(name)),))
     if name not in SUITES:

@@ -21,8 +21,10 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..checks import check_images, check_labels, check_logits
+from ..arguments import taken
+from ..checks import check_logits
 from ..errors import InputError
+from ..models.asked import asked, at_home
 from ..models.mixture import Mixture, sharpened
 from ..models.modes import evaluating
 from ..threat import Images
@@ -95,7 +97,7 @@ class Points:
     """
 
     def __init__(self, robust: Model, accurate: Model, images: Images, labels: Int64[Tensor, " n"]):
-        self.models, self.labels = (robust, accurate), labels
+        self.models, self.labels = (asked(robust), asked(accurate)), labels
         self.logits: list[tuple[Tensor, Tensor]] = []  # of both models, (N, K), point by point
         self.add(images)
 
@@ -119,7 +121,9 @@ class Points:
 
     def _answers(self, model: Model, points: Images) -> Float[Tensor, "n k"]:
         parts = zip(points.split(BATCH), self.labels.split(BATCH), strict=True)
-        return torch.cat([check_logits(model(x), len(x), y).double() for x, y in parts])
+        if not self.logits:  # the images themselves, at which every model has an answer
+            return torch.cat([check_logits(model(x), len(x), y).double() for x, y in parts])
+        return torch.cat([_wrong_for_certain(model(x), y).double() for x, y in parts])
 
     def figures(self, parameters: Parameters, weights: Sequence[float]) -> list[Figures]:
         """Of each weight, with the transformation of `parameters`."""
@@ -133,6 +137,13 @@ class Points:
 
     def figures_of(self, parameters: Parameters) -> Figures:
         return self.figures(parameters, [parameters.weight])[0]
+
+
+def _wrong_for_certain(logits: Tensor, labels: Tensor) -> Float[Tensor, "n k"]:
+    """Where a model answers nothing at an attacked point, it counts as certain of a wrong class."""
+    other = (labels[:, None] + 1) % logits.shape[1]
+    wrong = torch.zeros_like(logits).scatter(1, other, CERTAIN)
+    return torch.where(logits.isnan().any(1, keepdim=True), wrong, logits)
 
 
 def _right(
@@ -206,12 +217,12 @@ def fit_mixture(
 
     Cost: at most 1 + rounds attacks.
     """
-    check_images(images)
-    check_labels(labels, len(images))
+    images, labels = taken(images, labels)
+    labels = labels.to(images.device)
     whole_number("mixture", "rounds", rounds, 1)
     if cost != 0:
         real_number("mixture", "cost", cost, above=0, at_most=1)
-    with evaluating(robust, accurate), torch.no_grad():
+    with at_home(), evaluating(robust, accurate), torch.no_grad():
         points = Points(robust, accurate, images, labels)
         attacked = [ROBUST_ALONE]
         report(0.0, "the robust model alone")

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from .. import draws
 from ..checks import check_images, check_labels
 from ..errors import InputError
+from ..models.asked import NOTHING, answered, asked
 from ..models.modes import evaluating
 from ..threat import Images
 from .base import Model, real_number, whole_number
@@ -59,7 +60,7 @@ class Smoothed:
     """
 
     def __init__(self, model: Model, sigma: float, *, batch_size: int = 512, seed: int = 0):
-        self.model = model
+        self.model = asked(model)
         self.sigma = real_number("smoothing", "sigma", sigma, above=0)
         self.batch_size = whole_number("smoothing", "batch_size", batch_size, 1)
         self.seed = seed
@@ -152,8 +153,10 @@ class Smoothed:
                 logits = self.model(images[row] + self.sigma * noise)
                 if counts is None:
                     counts = torch.zeros(len(images), logits.shape[1], dtype=torch.int64)
-                ones = torch.ones(len(pair), dtype=torch.int64)
-                counts.index_put_((row.cpu(), logits.argmax(1).cpu()), ones, accumulate=True)
+                # A sample that gets no answer is a vote for none.
+                said = answered(logits).cpu()
+                votes = (said != NOTHING).long()
+                counts.index_put_((row.cpu(), said.clamp_min(0)), votes, accumulate=True)
         assert counts is not None  # there is at least one image and one sample
         return counts
 
@@ -172,14 +175,17 @@ class SoftlySmoothed(nn.Module):
 
     def __init__(self, model: Model, sigma: float, samples: int = 16, seed: int = 0):
         super().__init__()
-        self.model, self.sigma = model, real_number("smoothing", "sigma", sigma, above=0)
+        self.model, self.sigma = asked(model), real_number("smoothing", "sigma", sigma, above=0)
         self.samples = whole_number("smoothing", "samples", samples, 1)
         self.seeds = draws.item_seeds(seed, "smoothing", "soft", torch.arange(samples))
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
         noise = draws.normal(self.seeds.to(images.device), 0, images.shape[1:]).to(images)
         copies = (images.unsqueeze(1) + self.sigma * noise).flatten(0, 1)
-        votes = self.model(copies).float().log_softmax(1).unflatten(0, (-1, self.samples))
+        votes = self.model(copies).float().log_softmax(1)
+        # A draw that gets no answer is for every class alike.
+        votes = torch.where(votes.isnan(), -math.log(votes.shape[1]), votes)
+        votes = votes.unflatten(0, (-1, self.samples))
         return votes.logsumexp(1) - math.log(self.samples)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..attacks.base import Model, Oracle
+from ..models.asked import is_out_of_memory
 
 SIZES = {"cpu": (32, 64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
 WORTHWHILE = 1.05  # a larger batch must be this much faster per image
@@ -31,8 +32,8 @@ def measure_batch_size(
         x = images[:size].to(device)
         try:
             seconds = min(_seconds(oracle, x, differentiable) for _ in range(2))
-        except RuntimeError as error:  # out of memory, in one of its many words
-            if "memory" not in str(error).lower():
+        except Exception as error:
+            if not is_out_of_memory(error):
                 raise
             break
         if size / seconds < WORTHWHILE * best:

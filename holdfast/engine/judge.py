@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attacks.base import Model
 from ..draws import fixed_draws, image_seeds, item_seeds, repeated_draws
+from ..models.asked import NOTHING, answered
 from ..threat import Images
 
 MAJORITY_OF = 21  # draws behind a verdict on a random model; odd, so that two classes do not tie
@@ -25,10 +26,11 @@ class Answers:
     """What a model says of N images, on its device.
 
     Attributes:
-        prediction: int64 (N,), the class that most draws answer.
-        confidence: float32 (N,), its softmax probability.
-        logits: float32 (N, K), over several draws their mean.
-        draws: int64 (N, D), the class that each draw answers.
+        prediction: int64 (N,), the class that most draws answer; `NOTHING` (−1) where most
+            answer none, which is never right.
+        confidence: float32 (N,), its softmax probability; 0 where nothing is answered.
+        logits: float32 (N, K), over several draws their mean; NaN where no draw has any.
+        draws: int64 (N, D), the class that each draw answers, or `NOTHING`.
     """
 
     prediction: Int64[Tensor, " n"]
@@ -61,11 +63,15 @@ class Judge:
         count = count or self.draws
         with torch.no_grad():
             every = self._logits(images, seeds, count)
-        answered = every.argmax(2)  # of the logits: the softmax rounds close ones to a tie
-        logits = every.mean(1)
-        prediction = F.one_hot(answered, every.shape[2]).sum(1).argmax(1)
-        confidence = logits.softmax(1).gather(1, prediction[:, None]).squeeze(1)
-        return Answers(prediction, confidence, logits, answered)
+        said = answered(every)  # of the logits: the softmax rounds close ones to a tie
+        logits = every.nanmean(1) if bool((said == NOTHING).any()) else every.mean(1)
+        votes = _votes(said, every.shape[2])
+        # Of a tie between a class and no answer, the class has it.
+        prediction = votes.argmax(1)
+        prediction = torch.where((said == NOTHING).sum(1) > votes.amax(1), NOTHING, prediction)
+        confidence = logits.softmax(1).gather(1, prediction.clamp_min(0)[:, None]).squeeze(1)
+        confidence = torch.where(prediction == NOTHING, 0.0, confidence)
+        return Answers(prediction, confidence, logits, said)
 
     def _logits(
         self, images: Images, seeds: Int64[Tensor, " n"], count: int
@@ -103,9 +109,15 @@ class Judge:
         return fooled, passes
 
 
+def _votes(said: Int64[Tensor, "n d"], classes: int) -> Int64[Tensor, "n k"]:
+    """How many draws answer each class; those that answer nothing answer none of them."""
+    return F.one_hot(said + 1, classes + 1).sum(1)[:, 1:]
+
+
 def _outvoted(answers: Answers, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
-    votes = F.one_hot(answers.draws, answers.logits.shape[1]).sum(1)
+    votes = _votes(answers.draws, answers.logits.shape[1])
     own = votes.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
-    rival = votes.scatter(1, labels[:, None], 0).amax(1).cpu().numpy()
+    rivals = votes.scatter(1, labels[:, None], 0).amax(1)
+    rival = rivals.maximum((answers.draws == NOTHING).sum(1)).cpu().numpy()
     by_chance = binom.sf(rival - 1, own + rival, 0.5)
     return torch.from_numpy(by_chance <= CHANCE).to(labels.device)

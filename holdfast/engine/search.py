@@ -315,6 +315,15 @@ class Search:
                 won[believed], asked = self._holds(state, believed.nonzero().squeeze(1))
                 passes[believed, 0] += asked
                 checked = torch.where(believed, score, checked)
+                # A twin that answered nothing where the model does has seen nothing: the search
+                # goes on as if it had not looked there.
+                blank = believed & ~won & (score == -inf)
+                if bool(blank.any()):
+                    checked, score = (torch.where(blank, inf, t) for t in (checked, score))
+                    state = {
+                        **state,
+                        "score": state["score"].masked_fill(blank.to(self.device), inf),
+                    }
             if self.suite.closest and bool(finished.any()):
                 state, asked = self._confirm(state, finished.nonzero().squeeze(1))
                 passes[finished, 0] += asked

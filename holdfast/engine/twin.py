@@ -18,6 +18,7 @@ from torch.nn.functional import cosine_similarity
 
 from ..attacks.base import Model
 from ..attacks.losses import margin
+from ..models.asked import Asked, spread_of, unasked
 
 SLOPES = 16  # probe images whose gradients are compared
 
@@ -98,7 +99,7 @@ def fast_twin(
         precision: `float32` or `bf16`.
         say: told why a copy is refused.
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or not isinstance(unasked(model), nn.Module):
         say(f"no {precision} copy: the model is no torch.nn.Module")
         return None
     for how, make in (("folded", fuse), ("plain", copy.deepcopy)):  # fuse copies too
@@ -112,20 +113,19 @@ def fast_twin(
     return None
 
 
-def _like(
-    model: nn.Module, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str
-) -> Twin:
+def _like(model: Model, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str) -> Twin:
     """The copy as a twin; refused unless it answers as the model does."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
-    twin = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
+    folded = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
+    twin = Asked(folded)
     with torch.no_grad():
         reference, answer = model(probe).float(), twin(probe)
     if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
         raise _Refused("its logits are not finite, or of another shape")
     error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
-    spread = float(reference.double().std())  # squares of large logits overflow float32
+    spread = spread_of(model, reference)
     alike, slopes = _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision)
     if not alike:
         raise _Refused("its gradients point elsewhere")
@@ -190,7 +190,7 @@ def compiled(
         say: told why it cannot be.
     """
     try:
-        fast = _Compiled(twin.model, len(images))
+        fast = Asked(_Compiled(unasked(twin.model), len(images)))
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             x = images.detach().requires_grad_()

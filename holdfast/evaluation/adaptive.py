@@ -16,6 +16,7 @@ from ..defences import onto, steps, undefended, views
 from ..draws import fixed_draws, repeated_draws
 from ..engine import Lane, Twin
 from ..engine.twin import original
+from ..errors import InputError
 from ..models.mixture import Mixture
 from .health import differentiable, gradients
 
@@ -55,7 +56,7 @@ def bare_network(model: Model, probe: Tensor) -> Model | None:
     try:
         with torch.no_grad():
             network(probe[:2])
-    except (RuntimeError, TypeError, ValueError):  # it wants the codes that a defence makes
+    except InputError:  # it wants the codes that a defence makes
         return None
     return network
 

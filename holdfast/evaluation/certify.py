@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import sys
 import time
 import zlib
 from abc import ABC, abstractmethod
@@ -22,10 +23,12 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor, nn
 
+from ..checks import check_labels, check_logits
 from ..defences.interval import escapes, logit_bounds, verified
 from ..defences.smoothing import ABSTAIN, Certificates, Smoothed
 from ..errors import InputError
 from ..files import read_text, write_atomically
+from ..models.asked import answered, asked, at_home
 from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import (
@@ -44,6 +47,8 @@ from ..runs import (
     weights_digest,
 )
 from ..threat import Images, Threat
+from . import health
+from .classes import logits_without_images
 from .intervals import interval
 from .result import Flag
 from .strongest import strongest
@@ -175,13 +180,14 @@ class IntervalBounds(Method):
 
     def __init__(self, model: nn.Module, threat: Threat, *, steps: int = 50, seed: int = 0):
         self.model, self.threat, self.steps, self.seed = model, threat, steps, seed
+        self.asked = asked(model)
 
     def settings(self) -> dict[str, Any]:
         return {"ladder": LADDER}
 
     def certify(self, images: Images, indices: Int64[Tensor, " n"]) -> Certificates:
         with torch.no_grad():
-            prediction = self.model(images).argmax(1)
+            prediction = answered(self.asked(images))
         radius = torch.zeros(len(images), dtype=torch.float64)
         rows = torch.arange(len(images), device=images.device)
         for rung in range(1, 2 * LADDER + 1):
@@ -195,9 +201,9 @@ class IntervalBounds(Method):
     def broken(
         self, images: Images, labels: Int64[Tensor, " n"], indices: Int64[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        points = strongest(self.model, images, labels, self.threat, self.steps, self.seed)
+        points = strongest(self.asked, images, labels, self.threat, self.steps, self.seed)
         with torch.no_grad():
-            answers = torch.stack([self.model(x).argmax(1) for x in (images, points)])
+            answers = torch.stack([answered(self.asked(x)) for x in (images, points)])
         return (answers != labels).any(0).cpu()
 
     def checks(self, images: Images) -> list[Flag]:
@@ -273,6 +279,7 @@ def certify(
     *,
     radii: Sequence[float],
     chunk: int = 100,
+    classes: Sequence[str] | None = None,
     described: dict[str, Any] | None = None,
     progress: bool = False,
     note: str = "",
@@ -285,6 +292,7 @@ def certify(
         images: float32 (N, C, H, W) in [0, 1], on the model's device.
         radii: at which certified accuracy is reported, in image units, at least 0.
         chunk: images that are worked on at once; it changes no row.
+        classes: names of those that the data has.
         described: for `result.json`: what model and data are.
         note: for the result.
 
@@ -292,7 +300,8 @@ def certify(
         what is also written: `result.json`, and `certificates.csv` with a row an image.
 
     Raises:
-        InputError: a radius below 0; a folder that holds another run, or damaged rows.
+        InputError: a radius below 0; a model that fails on the images, or answers fewer classes
+            than there are; a folder that holds another run, or damaged rows.
     """
     for radius in radii:
         if not (math.isfinite(radius) and radius >= 0):
@@ -311,10 +320,14 @@ def certify(
     told |= {"settings_sha256": settings_digest(model), "code": code, "n_images": len(images)}
     asked = {**told, "radii": list(radii), **(described or {})}
     path = out / "certificates.csv"
-    with claimed(out), evaluating(model):
+    with at_home(), claimed(out), evaluating(model):
         done = finished(out) if holds(out, "certify", key) else None
         if done is None:
-            flags = method.checks(images)
+            method.threat.check_reach(images)
+            flags = _first_look(model, images, labels, classes)
+            for flag in flags if progress else ():
+                print(flag.detail, file=sys.stderr)
+            flags += method.checks(images)
             open_run(out, "certify", key, {"asked": asked, **circumstances(images.device)})
         else:
             flags = [Flag(**flag) for flag in done["flags"] if flag["name"] != CONTRADICTED]
@@ -328,6 +341,26 @@ def certify(
         told = {"schema": SCHEMA, "status": "complete", **(described or {}), **result.summary()}
         finish(out, told, [path.name])
     return result
+
+
+def _first_look(
+    model: nn.Module, images: Images, labels: Tensor, classes: Sequence[str] | None
+) -> list[Flag]:
+    """What one look at some images says before hours are spent: whether the model answers them,
+    as many classes as the data has, and each by itself. Only what fires."""
+    probe, look = images[:PROBE], asked(model)
+    with torch.no_grad():
+        logits = look(probe)
+    unnamed = logits_without_images(logits.shape[1], labels, classes)
+    check_logits(logits, len(probe), labels[:PROBE].to(images.device))
+    check_labels(labels, len(images), logits.shape[1])
+    changes = health.outputs_change(look, probe)
+    flags = (
+        unnamed,
+        health.depends_on_batch(look, probe, changes.fired),
+        health.writes_to_its_input(look),
+    )
+    return [flag for flag in flags if flag.fired]
 
 
 def _rows(

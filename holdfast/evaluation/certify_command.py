@@ -13,6 +13,7 @@ from .. import data as datasets
 from ..data.base import DataSet
 from ..defences.base import real_number, whole_number
 from ..defences.smoothing import Smoothed
+from ..devices import usable
 from ..errors import InputError
 from ..models.loading import load
 from ..threat import Threat
@@ -74,7 +75,7 @@ def certify_command(
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
     remark(dataset, split, first)
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable(device)
     network.to(where)
     method: Method
     if sigma is None:
@@ -96,6 +97,7 @@ def certify_command(
         radii=radii,
         chunk=chunk,
         described=what_was_measured(model, network, dataset, split, first, pixels),
+        classes=dataset.classes,
         progress=progress,
         note=trained_otherwise(card, sigma, None if sigma is not None else method.threat),
     )

@@ -15,18 +15,16 @@ from ..attacks.base import Model
 from ..data.base import held_back
 from ..defences import chain, steps, undefended
 from ..errors import InputError
-from ..files import nearest
 from ..models.loading import load
 from ..runs import weights_digest
 from ..terminal import tell
-from ..threat import NORMS, SPATIAL, Threat, parse_number
+from ..threat import USUAL_EPS, Threat, norm_named, parse_number
 from ..workers import joined, leads
 from .adaptive import reason
 from .evaluate import evaluate
 from .result import Evaluation
 
 USUAL_SUITE = "autoattack"
-USUAL_EPS = {"linf": 8 / 255, "l2": 0.5, "l1": 12.0, "spatial": 1.0}
 
 
 def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -> Threat:
@@ -37,9 +35,7 @@ def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -
     trained = card.get("threat") or {}
     if norm is None:
         norm = str(trained.get("norm", "linf"))
-    norm = norm.strip().lower()
-    if norm not in (*NORMS, SPATIAL):
-        raise InputError(f"norm {norm!r} is unknown{nearest(norm, (*NORMS, SPATIAL))}")
+    norm = norm_named(norm)
     if eps is None:
         eps = trained["eps"] if trained.get("norm") == norm else USUAL_EPS.get(norm)
         if eps is None:

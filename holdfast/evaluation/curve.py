@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..attacks import PGD
 from ..attacks.base import Model
+from ..models.asked import answered
 from ..threat import Threat
 from .intervals import interval
 from .result import Curve, CurvePoint
@@ -35,16 +36,16 @@ def security_curve(
     images, labels = images[:IMAGES], labels[:IMAGES]
     n = len(images)
     with torch.no_grad():
-        rows = (model(images).argmax(1) == labels).nonzero().squeeze(1)
+        rows = (answered(model(images)) == labels).nonzero().squeeze(1)
     points = [_point(0.0, len(rows), n)]
     for multiple in MULTIPLES:
         if not len(rows):
             break
-        ball = Threat(threat.norm, threat.eps * multiple)
+        ball = threat.times(multiple)
         x, y = images[rows], labels[rows]
         x_adv = attack(search, x, y, ball, seed=seed)
         with torch.no_grad():
-            stands = model(x_adv).argmax(1) == y
+            stands = answered(model(x_adv)) == y
         rows = rows[stands]
         points.append(_point(ball.eps, len(rows), n))
     return Curve(f"PGD on the margin, {STEPS} steps", n, tuple(points))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,13 +15,15 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .. import draws
+from ..arguments import taken, taken_threat
 from ..attacks import PGD, Attack, Stage, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
 from ..attacks.base import Model
 from ..attacks.suite import UNDEFENDED
-from ..checks import check_images, check_labels, check_logits
+from ..checks import check_count, check_labels, check_logits
 from ..defences import declared, steps
+from ..devices import usable
 from ..engine import (
     CLEAN,
     MAJORITY_OF,
@@ -34,6 +37,7 @@ from ..engine import (
 )
 from ..engine.sharding import NAME as JOURNAL
 from ..errors import InputError
+from ..models.asked import NOTHING, asked, at_home, unasked
 from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import (
@@ -63,6 +67,7 @@ from .adaptive import (
     told_of,
     without_blind,
 )
+from .classes import logits_without_images
 from .curve import IMAGES as CURVE_IMAGES
 from .curve import distance_curve, security_curve
 from .fresh import draw_figures
@@ -82,9 +87,9 @@ PRECISIONS = ("auto", "bf16", "float32", "original")
 def evaluate(
     model: Model,
     images: Images,
-    labels: Int64[Tensor, " n"],
-    threat: Threat,
-    suite: str | Suite | Attack = "autoattack",
+    labels: Int64[Tensor, " n"] | None = None,
+    threat: Threat | None = None,
+    suite: str | Suite | Attack | Sequence[Attack] = "autoattack",
     batch_size: int | None = None,
     device: str | torch.device | None = None,
     precision: str = "auto",
@@ -99,14 +104,20 @@ def evaluate(
     """Standard and robust accuracy of a classifier under a suite of attacks.
 
     Args:
-        model: anything callable from images to logits (N, K). Where PyTorch cannot differentiate
-            it, the suite falls back to attacks that need no gradient, and a flag says so. A
-            module is evaluated in eval mode and handed back as it was.
-        images: float32 (N, C, H, W) in [0, 1].
-        labels: int64 (N,) true classes.
-        threat: what the attacker may do.
-        suite: a name from `holdfast.attacks.SUITES`, a `Suite`, or one attack.
-        batch_size: items searched at once; measured if None. It changes no verdict.
+        model: anything callable from images to logits (N, K), K at least the number of classes.
+            Where PyTorch cannot differentiate it, the suite falls back to attacks that need no
+            gradient, and a flag says so. A module is evaluated in eval mode and handed back as it
+            was. A logit of −∞ masks its class. Where a logit is NaN or +∞, the model answers
+            nothing: at a point of the ball that is a success of the attack, and a flag counts
+            them; at a clean image it is an error.
+        images: float32 (N, C, H, W) in [0, 1]; 8-bit integers, arrays and lists are taken too, and
+            so is a `DataLoader` or a data set that brings the labels (see `holdfast.arguments`).
+        labels: int64 (N,) true classes; any whole numbers, or one-hot rows.
+        threat: what the attacker may do; a pair `("linf", 8 / 255)` is taken too.
+        suite: a name from `holdfast.attacks.SUITES`, a `Suite`, one attack, or a list of attacks.
+        batch_size: items searched at once; measured if None. It changes no verdict of a model that
+            answers each image by itself, up to floating-point rounding; a flag says whether this
+            one does.
         device: where to work; by default where the model is.
         precision: what the *search* runs in: `float32` on a folded copy; `bf16` on a coarser
             copy, with everything near the boundary searched again in float32; `original` on the
@@ -119,15 +130,22 @@ def evaluate(
         described: for `result.json`: what the model and the data are.
 
     Raises:
-        InputError (a ValueError): bad images or labels, a model whose logits are not finite or
-            of the wrong shape, a folder that holds another run.
+        InputError (a ValueError): bad images or labels, a model that fails on them, or whose
+            logits are not finite there, of the wrong shape or fewer than the classes; a ball that
+            holds every image there is; a folder that holds another run.
     """
-    check_images(images)
-    check_labels(labels, len(images))
+    if isinstance(labels, Threat) and threat is None:  # images that bring their labels
+        labels, threat = None, labels
+    threat = taken_threat(threat)
+    model = asked(model)
+    plain = unasked(model)
+    with at_home():
+        images, labels = taken(images, labels)
+    threat.check_reach(images)
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
-    if batch_size is not None and batch_size < 1:
-        raise InputError(f"batch_size must be at least 1, not {batch_size}")
+    if batch_size is not None:
+        check_count("batch_size", batch_size)
     made_for_it = suite == ADAPTIVE  # for which the model has to be seen at work
     suite = adaptive(samples=samples, norm=threat.norm) if made_for_it else suite_named(suite)
     whole = suite
@@ -135,7 +153,7 @@ def evaluate(
     home = _device_of(model)
     if home.type == "meta":
         raise InputError("the model has no weights: they are on torch's device meta")
-    where = home if device is None else _usable(own_device(device))
+    where = home if device is None else usable(own_device(device))
     request = _Request(
         model=model,
         images=_plain(images),
@@ -151,17 +169,16 @@ def evaluate(
         progress=progress,
         curve=curve,
     )
-    mover = model if isinstance(model, nn.Module) and where != home else None
+    mover = model if where != home else None
     told = {
-        "model": {"name": getattr(model, "__name__", type(model).__name__)} | told_of(model),
+        "model": {"name": getattr(plain, "__name__", type(plain).__name__)} | told_of(model),
         "data": {"pixels": "as handed to holdfast.evaluate"},
     }
     try:
         if mover is not None:
             mover.to(where)
-        # Whatever the caller's mode, attacks need gradients.
         with (
-            torch.inference_mode(False),
+            at_home(),
             evaluating(model),
             joined() as workers,
             claimed(run) if run is not None and workers.leads else nullcontext(),
@@ -220,10 +237,13 @@ def _evaluate(
     began = time.monotonic()
     model, images, labels = request.model, request.images, request.labels
     threat, device = request.threat, request.device
-    before = weights_digest(model)
+    plain = unasked(model)
+    before = weights_digest(plain)
     probe, probe_labels = images[:PROBE].to(device), labels[:PROBE].to(device)
     with torch.no_grad(), draws.fixed_draws(0):
-        logits = check_logits(_answer(model, probe), len(probe), probe_labels)
+        logits = model(probe)
+    unnamed = logits_without_images(logits.shape[1], labels, described.get("classes"))
+    logits = check_logits(logits, len(probe), probe_labels)
     check_labels(labels, len(labels), logits.shape[1])
     bare = bare_network(model, probe)
     changes = health.outputs_change(model, probe)
@@ -233,10 +253,10 @@ def _evaluate(
         request = replace(request, suite=suite)
     most = max(stage.samples for stage in request.suite.stages)
     # The digest of a defended function's defences says nothing of the function.
-    weights = before if isinstance(bare or model, nn.Module) else None
+    weights = before if isinstance(unasked(bare or model), nn.Module) else None
     known_by = weights or digest(before or "", logits)
     asked = request.asked(known_by)
-    settings = settings_digest(model)
+    settings = settings_digest(plain)
     code = code_version(
         "attacks",
         "engine",
@@ -253,7 +273,9 @@ def _evaluate(
 
     flags = [
         health.outputs_like_probabilities(logits),
+        unnamed,
         health.averaged(changes, most),
+        health.depends_on_batch(model, probe, changes.fired),
         health.forward_computes_gradients(model, probe),
         health.gradients(model, probe, probe_labels),
     ]
@@ -340,6 +362,8 @@ def _evaluate(
                 misled=misled,
             )
 
+        if unnamed.fired:
+            line.say(unnamed.detail)
         for entry in dict.fromkeys(log):
             line.say(entry)
         if misled and any(stage.after is not None for stage in suite.stages):
@@ -388,7 +412,10 @@ def _evaluate(
     gradient_free = {s.name for s in suite.stages if not s.attack.needs_gradient}
     if not suite.closest:  # whose stages all go over the same images
         flags.append(health.gradient_free_wins(costs, gradient_free, len(images)))
-    flags.append(health.model_changes(before, weights_digest(model)))
+    flags.append(health.model_changes(before, weights_digest(plain)))
+    flags.append(health.writes_to_its_input(model))
+    unanswered = int((ledger.broken & (prediction == NOTHING)).sum())
+    flags.append(health.answers_nothing(unanswered, len(images)))
     n, right = len(images), int((ledger.stage != CLEAN).sum())
     standing = int((~ledger.broken).sum())
     result = Evaluation(
@@ -416,6 +443,7 @@ def _evaluate(
         if random
         else (),
         unaware=seen,
+        unanswered=unanswered,
         log=tuple(dict.fromkeys(log)),
         finished=now(),
     )
@@ -513,26 +541,6 @@ def _device_of(model: Model) -> torch.device:
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device
     return torch.device("cpu")
-
-
-def _answer(model: Model, images: Tensor) -> Tensor:
-    """The model's first answer: where it has none for such images, one line says so."""
-    try:
-        return model(images)
-    except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise InputError(
-            f"the model cannot answer images of shape {tuple(images.shape)} on {images.device}: "
-            f"{said[:200]}"
-        ) from None
-
-
-def _usable(device: str | torch.device) -> torch.device:
-    try:
-        return torch.empty(0, device=device).device
-    except (RuntimeError, AssertionError) as error:  # torch's words for what is not there
-        reason = (str(error).splitlines() or ["unknown"])[0]
-        raise InputError(f"device {str(device)!r} cannot be used: {reason}") from None
 
 
 def _plain(tensor: Tensor) -> Tensor:

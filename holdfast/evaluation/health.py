@@ -18,6 +18,9 @@ from torch import Tensor
 from ..attacks import PGD
 from ..attacks.base import Model
 from ..attacks.losses import margin, margin_loss
+from ..defences import declared
+from ..draws import fixed_draws, item_seeds
+from ..models.asked import answered, is_out_of_memory, notes_of, spread_of
 from ..threat import Threat
 from .result import AttackCost, Flag
 
@@ -43,9 +46,9 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
     """Two calls on the same images differ: the model draws random numbers or keeps a state."""
     with torch.no_grad():
         first, second = model(images).float(), model(images).float()
-    spread = float(first.double().std())  # squares of large logits overflow float32
-    largest = float((first - second).abs().max())
-    changed = float((first.argmax(1) != second.argmax(1)).float().mean())
+    spread = spread_of(model, first)
+    largest = _largest_difference(first, second)
+    changed = float((answered(first) != answered(second)).float().mean())
     fired = largest > 1e-4 * max(spread, 1e-12)
     return Flag(
         "outputs-change-between-calls",
@@ -54,6 +57,99 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
         if fired
         else "The same images get the same answers.",
         {"largest_difference": largest, "spread_of_logits": spread, "answers_changed": changed},
+    )
+
+
+def _largest_difference(first: Tensor, second: Tensor) -> float:
+    """Of two answers; one that is missing from one of them only differs without bound."""
+    if not torch.equal(first.isnan(), second.isnan()):
+        return float(torch.finfo(torch.float32).max)
+    return float((first - second).nan_to_num(0.0).abs().max())
+
+
+ALONE = 4  # images that are asked by themselves
+
+
+def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
+    """An image's answer depends on the others in its batch, or on its place: batch norm without
+    fixed statistics, a model in training mode, images normalised over the batch.
+
+    Each image alone, and all in the reverse order, against all in a batch. Random defences draw
+    from each image's own stream, so that only the batch differs.
+
+    Args:
+        images: on the model's device.
+        random: whether two equal calls differ: then nothing can be said.
+    """
+    name = "answers-depend-on-batch"
+    defended = declared(model).random
+    if random and not defended:
+        return Flag(
+            name, False, "The same images get different answers: the batch's part cannot be told."
+        )
+    rows = torch.arange(len(images))
+
+    def ask(chosen: Tensor) -> Tensor:
+        with torch.no_grad(), fixed_draws(item_seeds(0, "batch", chosen)):
+            return model(images[chosen.to(images.device)]).float()
+
+    together, backwards = ask(rows), ask(rows.flip(0)).flip(0)
+    alone = torch.cat([ask(row[None]) for row in rows[:ALONE]])
+    differences = {
+        "alone": _largest_difference(alone, together[:ALONE]),
+        "reversed": _largest_difference(backwards, together),
+    }
+    spread, largest = spread_of(model, together), max(differences.values())
+    fired = largest > _batch_rounding(model, images.device) * max(spread, 1e-12)
+    changed = float((answered(alone) != answered(together[:ALONE])).float().mean())
+    return Flag(
+        name,
+        fired,
+        "An image's answer depends on the rest of its batch: verdicts change with batch_size and "
+        "with the order of the images."
+        if fired
+        else "Images get the same answers alone, in a batch, and in another order.",
+        {
+            "alone": differences["alone"],
+            "reversed": differences["reversed"],
+            "spread_of_logits": spread,
+            "answers_changed": changed,
+        },
+    )
+
+
+def _batch_rounding(model: Model, device: torch.device) -> float:
+    """How much rounding may differ between batches, in the logits' standard deviation."""
+    if any(notes.coarse for notes in notes_of(model)):
+        return 0.05
+    # Accelerators choose their convolutions by the batch, some in TF32.
+    return 1e-4 if device.type == "cpu" else 1e-2
+
+
+def writes_to_its_input(model: Model) -> Flag:
+    """The model wrote to the images that it was given, in any call so far."""
+    fired = any(notes.writes for notes in notes_of(model))
+    return Flag(
+        "writes-to-its-input",
+        fired,
+        "The model writes to the images that it is given. Here it got copies; elsewhere it spoils "
+        "its caller's."
+        if fired
+        else "The model leaves its images as they are.",
+    )
+
+
+def answers_nothing(count: int, n: int) -> Flag:
+    """At some points of the ball the model has no answer: a success of the attacker."""
+    fired = count > 0
+    return Flag(
+        "answers-nothing",
+        fired,
+        f"On {count} of {n} images an attack found a point at which the model answers nothing "
+        "(a logit is NaN or infinite): they count as broken."
+        if fired
+        else "The model answered something at every point that counts.",
+        {"images": count, "n": n},
     )
 
 
@@ -108,7 +204,9 @@ def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
             x = images.detach().requires_grad_()
             loss = margin_loss(model(x).float(), labels, torch.full_like(labels, -1))
             (gradient,) = torch.autograd.grad(loss.sum(), x)
-    except RuntimeError as error:
+    except Exception as error:  # of torch, or of a backward pass of the user's own
+        if is_out_of_memory(error):
+            raise
         return Flag(
             "gradients-vanish",
             True,
@@ -169,7 +267,7 @@ def huge_eps(
         model: the original, which decides.
         searches: what attacks look at, each by another backward pass: one that sees is enough.
     """
-    ball = Threat(threat.norm, threat.eps * HUGE)
+    ball = threat.times(HUGE)
     attack = PGD(steps=20, step_size=0.25, loss="margin")
     n, right = len(images), torch.ones(len(images), dtype=torch.bool, device=images.device)
     for search in searches:
@@ -178,7 +276,7 @@ def huge_eps(
             break
         x_adv = attack(search, images[rows], labels[rows], ball, seed=seed)
         with torch.no_grad():
-            right[rows] = model(x_adv).argmax(1) == labels[rows]
+            right[rows] = answered(model(x_adv)) == labels[rows]
     standing = int(right.sum()) / n
     fired = standing > 0.05
     return Flag(

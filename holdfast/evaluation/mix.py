@@ -12,10 +12,13 @@ from torch import Tensor, nn
 from .. import data as datasets
 from ..data.base import DataSet, held_back
 from ..defences.mixing import Choice, Figures, Parameters, fit_mixture
+from ..devices import usable
 from ..errors import InputError
 from ..models import save_checkpoint
+from ..models.asked import asked
 from ..models.loading import load
 from ..models.mixture import Mixture
+from ..models.modes import evaluating
 from ..progress import ProgressLine
 from ..runs import (
     circumstances,
@@ -32,6 +35,7 @@ from ..runs import (
     withdraw_run,
 )
 from ..threat import Images
+from .classes import check_number_of_logits
 from .command import remark, threat_of, unseen_validation
 from .strongest import LOSSES, strongest
 from .uncertainty.stages import Stages
@@ -90,13 +94,19 @@ def mix_command(
         dataset, {str(robust): cards["robust"], str(accurate): cards["accurate"]}
     )
     threat = threat_of(norm, eps, cards["robust"])
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable(device)
     count = min(limit, len(split))
     remark(dataset, "validation", count)
     images = datasets.to_tensor(split.images[:count]).to(where)
     labels = torch.from_numpy(split.labels[:count].copy()).to(where)
-    for model in models.values():
+    threat.check_reach(images)
+    for name, model in models.items():
         model.to(where)
+        with torch.no_grad(), evaluating(model):
+            logits = asked(model)(images[:1])
+        check_number_of_logits(
+            logits.shape[1], dataset.classes, exactly=True, model=f"the {name} model"
+        )
     told: dict[str, Any] = {
         "weights": {name: weights_digest(model) for name, model in models.items()},
         "images": digest(images, labels),
@@ -109,9 +119,9 @@ def mix_command(
         "code": code_version(*CODE),
     }
     key = identity(**told)
-    asked = {**told, "robust": robust, "accurate": accurate, "data": dataset.name, "n": count}
+    wanted = {**told, "robust": robust, "accurate": accurate, "data": dataset.name, "n": count}
     with claimed(out):
-        _, begun = open_run(out, "mix", key, {"asked": asked, **circumstances(where)})
+        _, begun = open_run(out, "mix", key, {"asked": wanted, **circumstances(where)})
         done = finished(out) if begun else None
         if done is not None:
             with ProgressLine("mixing", progress) as line:

@@ -28,9 +28,9 @@ class Verdict:
 
     `attack` is `clean` for a clean mistake, the name of the attack that broke the image, or
     empty where it stands; then the adversarial columns describe the strongest point found.
-    `distance` is in the threat model's norm (spatial: the ε at which the move is just allowed);
-    from the suite `minimum` it is the smallest found, ∞ where there is none. Passes are those
-    spent up to the verdict.
+    `adversarial_prediction` is −1 where the model answers nothing. `distance` is in the threat
+    model's norm (spatial: the ε at which the move is just allowed); from the suite `minimum` it is
+    the smallest found, ∞ where there is none. Passes are those spent up to the verdict.
     """
 
     index: int
@@ -155,6 +155,8 @@ class Evaluation:
         draws: of a model that draws random numbers: its accuracies over fresh draws.
         unaware: of a defended model: its accuracy against an attacker who does not know of the
             defence. Never its robust accuracy.
+        unanswered: how many of the broken images are so because the model answers nothing at the
+            breaking point (a logit is NaN or +∞).
         log: why a faster copy of the model, or a compiled one, was not searched on.
         finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
     """
@@ -181,6 +183,7 @@ class Evaluation:
     verdicts: tuple[Verdict, ...] = field(repr=False)
     draws: tuple[DrawFigure, ...] = ()
     unaware: Unaware | None = None
+    unanswered: int = 0
     log: tuple[str, ...] = ()
     finished: str = ""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from ..attacks import APGD
 from ..attacks.base import Model
 from ..defences import views
+from ..models.asked import answered, asked
 from ..threat import Images, Threat
 
 LOSSES = ("ce", "margin")
@@ -34,15 +35,17 @@ def strongest(
         model: in eval mode; images → logits.
         steps: of each APGD attack.
     """
+    model = asked(model)
     found = images.clone()
     rows = torch.arange(len(images), device=images.device)
-    for look, loss in product((model, *views(model).values()), LOSSES):
+    looks: list[Model] = [model, *views(model).values()]
+    for look, loss in product(looks, LOSSES):
         points = APGD(steps=steps, loss=loss)(
             look, images[rows], labels[rows], threat, seed=seed, batch_size=batch_size
         )
         found[rows] = points
         with torch.no_grad():
-            answers = torch.cat([model(part).argmax(1) for part in points.split(batch_size)])
+            answers = torch.cat([answered(model(part)) for part in points.split(batch_size)])
         rows = rows[answers == labels[rows]]
         if not len(rows):
             break

@@ -87,7 +87,8 @@ class Mixture(OffersBackwards):
         return f"weight={self.weight}, scale={self.scale}, power={self.power}, shift={self.shift}"
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
-        robust, accurate = self.robust(images).float(), self.accurate(images).float()
+        # The first may write to what it is given: the second gets the images all the same.
+        robust, accurate = self.robust(images.clone()).float(), self.accurate(images).float()
         sharp = robust
         if self.scale is not None:
             sharp = sharpened(robust, self.scale, self.power, self.shift)

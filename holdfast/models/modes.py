@@ -20,7 +20,7 @@ def evaluating(*models: Any) -> Iterator[None]:
         for model in models
         if isinstance(model, nn.Module)
         for part in model.modules()
-        if part.training
+        if getattr(part, "training", False)  # a frozen TorchScript module has no mode
     ]
     for part in training:
         part.training = False

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from ..data.base import DataSet
+from ..devices import usable
 from ..errors import HoldfastError, InputError
 from ..models import load_checkpoint
 from ..progress import ProgressLine
@@ -195,6 +196,8 @@ def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
         logging.getLogger(name).setLevel(logging.WARNING)
     processes, nodes = _launched()
     kind, _, number = (device or "auto").partition(":")  # cuda:1 is the second GPU
+    if kind not in ("auto", "gpu"):  # Lightning's own words are no devices of torch's
+        usable(device)
     try:
         fabric = Fabric(
             accelerator=kind,

@@ -192,7 +192,7 @@ class Trainer:
         if self.schedule.progress >= warmup:
             return threat
         # At progress 0 there would be no ball at all.
-        return Threat(threat.norm, threat.eps * max(self.schedule.progress / warmup, 0.01))
+        return threat.times(max(self.schedule.progress / warmup, 0.01))
 
     def _lap(self) -> float:
         """Seconds since the last call, the same on every process; nothing goes unmeasured."""

@@ -19,6 +19,7 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.asked import answered, asked
 from ..models.modes import evaluating
 from .checks import Array, as_array, check_flags, check_scores, check_share
 from .scores import Images, Items, Score
@@ -154,7 +155,7 @@ class Abstaining:
     def __call__(self, images: Images, items: Items | None = None) -> Int64[Tensor, " n"]:
         """Answers (N,), for images in [0, 1]; `items` as for the score."""
         with evaluating(self.model), torch.no_grad():
-            answers = self.model(images).argmax(1)
+            answers = answered(asked(self.model)(images))
             sure = self.score(images, items) < self.threshold.value
         return torch.where(sure, answers, ABSTAIN)
 

@@ -16,9 +16,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .. import draws
+from ..arguments import taken
 from ..attacks.base import Attack, Items, Model, Oracle, State, common_state, pick
-from ..checks import check_images, check_labels
 from ..errors import InputError
+from ..models.asked import asked, at_home
 from ..threat import Images, Threat, per_item
 from .goals import Goal, Outputs
 
@@ -193,8 +194,9 @@ def seek(
     Raises:
         InputError: bad images or labels; starts outside the ball or the box.
     """
-    check_images(images)
-    check_labels(labels, len(images))
+    with at_home():
+        images, labels = taken(images, labels)
+    model = asked(model)
     attack.check_norm(threat)
     device = images.device if device is None else device
     # What waits for its batch, and what was found, is in main memory.
@@ -218,7 +220,7 @@ def seek(
         held = labels
         if attack.goal.holds_answers:
             held = (first if starts is None else ask(images, everything)).argmax(1)
-    asked = Items(
+    wanted = Items(
         images=images,
         labels=labels,
         targets=held,
@@ -226,14 +228,14 @@ def seek(
         seeds=draws.item_seeds(seed, items, attack.name, 0, held),
     )
     oracle = Oracle(search or model, samples)
-    best = _climb(attack, oracle, asked, begin, threat, batch_size, device, report)
-    return _verified(attack.goal, ask, asked, begin, first, best, threat)
+    best = _climb(attack, oracle, wanted, begin, threat, batch_size, device, report)
+    return _verified(attack.goal, ask, wanted, begin, first, best, threat)
 
 
 def _climb(
     attack: Ascent,
     oracle: Oracle,
-    asked: Items,
+    wanted: Items,
     begin: Images,
     threat: Threat,
     batch_size: int,
@@ -242,15 +244,15 @@ def _climb(
 ) -> Images:
     """The best point that the search believes in; the start where it believes in none."""
     best = begin.clone()
-    queue = deque(range(len(asked)))
+    queue = deque(range(len(wanted)))
     rows = torch.zeros(0, dtype=torch.int64)
     state: State = {}
-    total, looked = len(asked) * attack.looks, 0
+    total, looked = len(wanted) * attack.looks, 0
     while queue or len(rows):
         room = min(batch_size - len(rows), len(queue))
         if room > 0:
             fresh = torch.tensor([queue.popleft() for _ in range(room)])
-            part = asked.select(fresh)
+            part = wanted.select(fresh)
             on_device = Items(
                 images=part.images.to(device),
                 labels=part.labels.to(device),
@@ -281,7 +283,7 @@ def _climb(
 def _verified(
     goal: Goal,
     ask: Callable[[Images, Tensor], Outputs],
-    asked: Items,
+    wanted: Items,
     begin: Images,
     first: Outputs,
     best: Images,
@@ -290,13 +292,13 @@ def _verified(
     """The best points as far as the original accepts them."""
 
     def judged(outputs: Outputs, rows: Tensor) -> tuple[Tensor, Tensor]:
-        state = {"labels": asked.labels[rows], "targets": asked.targets[rows]}
+        state = {"labels": wanted.labels[rows], "targets": wanted.targets[rows]}
         return goal.kept(outputs, state) > 0, goal.value(outputs, state)
 
-    everything = torch.arange(len(asked))
+    everything = torch.arange(len(wanted))
     images, outputs = begin.clone(), first.clone()
     holds, value = judged(first, everything)
-    moved = torch.zeros(len(asked), dtype=torch.bool)
+    moved = torch.zeros(len(wanted), dtype=torch.bool)
     held_before = holds.clone()
     rows = (best != begin).flatten(1).any(1).nonzero().squeeze(1)
     points = best[rows]
@@ -305,7 +307,7 @@ def _verified(
             break
         answer = ask(points, rows)
         kept, reached = judged(answer, rows)
-        legal = threat.contains(points, asked.images[rows], asked.eps[rows])
+        legal = threat.contains(points, wanted.images[rows], wanted.eps[rows])
         accepted = legal & kept & ((reached > value[rows]) | ~held_before[rows])
         where = rows[accepted]
         images[where], outputs[where] = points[accepted], answer[accepted]

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
+from ..models.asked import asked
 from ..models.modes import evaluating
 from .batches import in_batches
 from .checks import (
@@ -299,7 +300,7 @@ class Noisy(nn.Module):
 
     def __init__(self, model: Callable[[Tensor], Tensor], sigma: float) -> None:
         super().__init__()
-        self.model, self.sigma = model, sigma
+        self.model, self.sigma = asked(model), sigma
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         seeds = draws.item_seeds(0, "noisy", draws.image_seeds(len(images)))
@@ -317,6 +318,7 @@ def _noisy_probabilities(
     batch_size: int,
 ) -> Float64[Tensor, "n k"]:
     seeds = draws.item_seeds(seed, "robust-conformal", split, check_items(items, len(images)))
+    model = asked(model)
 
     def look(x: Tensor, seeds: Tensor) -> Tensor:
         noise = draws.normal(seeds.to(x.device), 0, x.shape[1:])

@@ -15,7 +15,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
+from ..models.asked import asked, part_named, unasked
 from ..models.modes import evaluating
 from .batches import in_batches
 from .checks import check_calibration_split, check_items, check_labels
@@ -104,10 +105,11 @@ class LogitScore(Score):
 
     def __init__(self, model: Model, measure: str = "max-softmax") -> None:
         self.model, self.measure = model, _named(LOGIT_SCORES, measure)
+        self.asked = asked(model)
 
     def __call__(self, images: Images, items: Items | None = None) -> Scores:
         with evaluating(self.model):
-            return self.measure(self.model(images))
+            return self.measure(self.asked(images))
 
 
 def _named(table: dict[str, Any], name: str) -> Any:
@@ -185,7 +187,7 @@ def deep_ensemble(models: Sequence[Model], measure: str = "mutual-information") 
 
         return opinion
 
-    return OpinionScore([member(model) for model in models], measure)
+    return OpinionScore([member(asked(model)) for model in models], measure)
 
 
 def mc_dropout(
@@ -202,10 +204,11 @@ def mc_dropout(
     """
     if not has_dropout(model):
         raise InputError("MC dropout needs a model with nn.Dropout layers; this one has none")
+    look = asked(model)
 
     def opinion(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
         with evaluating(model), _item_dropout(model, seeds):
-            return model(images)
+            return look(images)
 
     return OpinionScore([opinion] * samples, measure, seed=seed)
 
@@ -262,9 +265,11 @@ def defence_spread(
     in the model is not seen here.
     """
 
+    look = asked(model)
+
     def drawn(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
         with evaluating(model), draws.fixed_draws(seeds):
-            return model(images)
+            return look(images)
 
     return repeated(drawn, measure, samples=samples, seed=seed)
 
@@ -280,9 +285,11 @@ def smoothing_spread(
     if not sigma > 0:
         raise InputError(f"sigma of the smoothing noise must be above 0, not {sigma}")
 
+    look = asked(model)
+
     def noisy(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
         with evaluating(model):
-            return model(images + sigma * draws.normal(seeds, 0, images.shape[1:]))
+            return look(images + sigma * draws.normal(seeds, 0, images.shape[1:]))
 
     return repeated(noisy, measure, samples=samples, seed=seed)
 
@@ -308,7 +315,7 @@ class LayerFeatures:
     """
 
     def __init__(self, model: nn.Module, layer: str, *, take: str = "output") -> None:
-        names = [name for name, _ in model.named_modules() if name]
+        names = [name for name, _ in cast(nn.Module, unasked(model)).named_modules() if name]
         if layer not in names:
             raise InputError(
                 f"the model has no layer {layer!r}; its last are {', '.join(names[-5:])}"
@@ -316,6 +323,7 @@ class LayerFeatures:
         if take not in ("output", "input"):
             raise InputError(f"take must be 'output' or 'input', not {take!r}")
         self.model, self.layer, self.take = model, layer, take
+        self.asked = asked(model)
 
     def __call__(self, images: Images) -> Float[Tensor, "n d"]:
         return self.with_output(images)[0]
@@ -327,10 +335,10 @@ class LayerFeatures:
         def see(_: nn.Module, given: tuple[Any, ...], output: Any) -> None:
             seen.append(output if self.take == "output" else given[0] if given else None)
 
-        hook = self.model.get_submodule(self.layer).register_forward_hook(see)
+        hook = part_named(self.model, self.layer).register_forward_hook(see)
         try:
             with evaluating(self.model):
-                answer = self.model(images)
+                answer = self.asked(images)
         finally:
             hook.remove()
         if not seen or not isinstance(seen[-1], Tensor):

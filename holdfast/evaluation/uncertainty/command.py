@@ -14,6 +14,7 @@ from ... import draws
 from ...attacks.suites import SUITES, suite_named
 from ...data import foreign as foreigners
 from ...data.base import DataSet, Split
+from ...devices import usable
 from ...errors import InputError
 from ...models.loading import load
 from ...uncertainty.checks import check_share
@@ -167,7 +168,7 @@ def uncertainty_command(
         people = torch.from_numpy(read[:first])
     shape = test.images.shape[1:]
     usual = [*foreigners.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = usable(device)
     for each in (network, *members):
         if isinstance(each, torch.nn.Module):
             each.to(where)

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...checks import check_logits
 from ...data.corruptions import CORRUPTIONS
+from ...draws import fixed_draws
 from ...errors import InputError
+from ...models.asked import asked, at_home, unasked
 from ...models.modes import evaluating
 from ...progress import ProgressLine
 from ...runs import (
@@ -38,6 +42,7 @@ from ...uncertainty.calibration import (
     TemperatureScaling,
     VectorScaling,
 )
+from ..classes import check_number_of_logits
 from ..health import gradients
 from . import searches
 from .stages import Done, Stages
@@ -80,18 +85,19 @@ def measure(
         InputError: a model that answers nonsense or cannot be differentiated; a folder that holds
             another run.
     """
-    q = question
+    q = replace(question, model=asked(question.model), members=[asked(m) for m in question.members])
     with (
-        torch.inference_mode(False),
+        at_home(),
         evaluating(q.model),
         nullcontext() if run is None else claimed(run),
     ):
+        _first_look(q)
         code = code_version(*CODE)
         key = identity(**_asked(q), code=code)
         folder = None
         if run is not None:
-            asked = {**_plainly(q), **_checksums(q), **(described or {}), "code": code}
-            request = {"asked": asked, **circumstances(q.device)}
+            told = {**_plainly(q), **_checksums(q), **(described or {}), "code": code}
+            request = {"asked": told, **circumstances(q.device)}
             folder, begun = open_run(run, "uncertainty", key, request)
             done = finished(folder) if begun else None
             if done is not None:
@@ -108,6 +114,17 @@ def measure(
             raise
 
 
+def _first_look(q: Question) -> None:
+    """InputError, before anything is searched, where a model cannot be asked how sure it is."""
+    q.threat.check_reach(q.test.floats)
+    probe = q.test.floats[:8].to(q.device)
+    for name, model in [("the model", q.model), *(("a member", m) for m in q.members)]:
+        with torch.no_grad(), evaluating(model), fixed_draws(0):
+            logits = model(probe)
+        check_number_of_logits(logits.shape[1], q.classes, exactly=True, model=name)
+        check_logits(logits, len(probe), q.test.labels[:8].to(q.device))
+
+
 def _withdraw(folder: Path) -> None:
     """Leave the folder free again where nothing was found yet."""
     with contextlib.suppress(OSError):
@@ -120,7 +137,7 @@ def _checksums(q: Question) -> dict[str, str]:
     return {
         "images": digest(*(part for p in _parts(q) for part in (p.images, p.labels))),
         "attacks": digest(json.dumps(q.suite.describe(), sort_keys=True)),
-        "ensemble": digest(*(weights_digest(member) or "" for member in q.members)),
+        "ensemble": digest(*(weights_digest(unasked(m)) or "" for m in q.members)),
         "foreign_images": digest(*(f.images for f in q.foreign)),
         **({} if q.human is None else {"human_labels": digest(q.human)}),
     }
@@ -128,14 +145,15 @@ def _checksums(q: Question) -> dict[str, str]:
 
 def _asked(q: Question) -> dict[str, Any]:
     """All that can change the result."""
-    model = weights_digest(q.model)
+    plain, members = unasked(q.model), [unasked(member) for member in q.members]
+    model = weights_digest(plain)
     if model is None:  # a bare function is known by what it answers
         with torch.no_grad():
             model = digest(q.model(q.test.floats[:8].to(q.device)))
     return {
         **_plainly(q),
-        "model": [model, settings_digest(q.model)],
-        "members": [[weights_digest(m), settings_digest(m)] for m in q.members],
+        "model": [model, settings_digest(plain)],
+        "members": [[weights_digest(m), settings_digest(m)] for m in members],
         "suite": q.suite.describe(),
         "images": [digest(p.images, p.labels) for p in _parts(q)],
         "foreign_images": [digest(f.images) for f in q.foreign],
@@ -195,6 +213,7 @@ def _measure(
         suite = first.do(
             "suite", lambda report: searches.break_labels(uncalibrated, folder, described, progress)
         )
+    _answered_everywhere(q, suite)
     with ProgressLine(f"uncertainty, {q.threat}", progress) as line:
         stages = Stages(folder, line, _weights(q))
         answered = stages.do("answers", lambda report: ({}, _raw_logits(q)))
@@ -209,14 +228,14 @@ def _measure(
         subject = Subject(q, temperature)
         found = _searched(subject, stages, z, suite)
         result = figures_of(subject, scalings, z, suite, found)
-    seconds, asked = first.seconds | stages.seconds, _plainly(q)
+    seconds, told = first.seconds | stages.seconds, _plainly(q)
     measured = {
         "schema": SCHEMA,
         "status": "complete",
         "identity": key,
         **described,
-        **{name: asked[name] for name in ("threat", "suite", "n", "seed")},
-        "settings": asked,
+        **{name: told[name] for name in ("threat", "suite", "n", "seed")},
+        "settings": told,
         "classes": list(q.classes),
         **result,
         "stages": seconds,
@@ -228,6 +247,18 @@ def _measure(
         measured = write_run(folder, measured, rows_of(subject, z, suite, found))
         stages.forget()
     return measured
+
+
+def _answered_everywhere(q: Question, suite: Done) -> None:
+    """InputError where the model answers nothing at attacked images: then nobody can say how sure
+    it is there."""
+    (flag,) = [f for f in suite.figures["flags"] if f["name"] == "answers-nothing"]
+    if flag["fired"]:
+        raise InputError(
+            f"on {flag['figures']['images']} of {len(q.test)} images an attack found a point at "
+            "which the model answers nothing (a logit is NaN or infinite), so its confidence "
+            "cannot be measured; `holdfast evaluate` counts them as broken"
+        )
 
 
 def _raw_logits(q: Question) -> dict[str, Tensor]:

@@ -287,7 +287,7 @@ def attack_sets(
     }
     low = high = images[:some]
     for number, multiple in enumerate(MULTIPLES):
-        ball = Threat(q.threat.norm, q.threat.eps * multiple)
+        ball = q.threat.times(multiple)
         after = 0.6 + 0.1 * number
         # What lies in a ball lies in every larger one: each radius starts from the last.
         lower = climb(Miscover(), some, ball, low, CURVE_STEPS, after, after + 0.05)

@@ -18,6 +18,7 @@ from ...data.foreign import Foreign
 from ...defences.base import declared
 from ...engine.twin import Say, Twin, fast_twin, has_fast_bf16, original
 from ...errors import InputError
+from ...models.asked import unasked
 from ...threat import Threat
 from ...uncertainty import scores
 from ...uncertainty.batches import in_batches
@@ -116,7 +117,7 @@ class Subject:
     @cached_property
     def features(self) -> scores.LayerFeatures | None:
         """What the last linear layer is given; None for a model without one."""
-        layer = last_linear(self.question.model)
+        layer = last_linear(unasked(self.question.model))
         if layer is None:
             return None
         features = scores.LayerFeatures(self.model, f"model.{layer}", take="input")

@@ -46,7 +46,7 @@ class DAJAT(TRADES):
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         # At progress 0 there would be no ball at all.
-        grown = Threat(threat.norm, threat.eps * max(self.progress, 0.01))
+        grown = threat.times(max(self.progress, 0.01))
         return super().attacked(model, batch, grown)
 
     def points(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
