@@ -7,6 +7,7 @@ All functions take the radius per item, so that one batch may hold items of diff
 from __future__ import annotations
 
 import copy
+import difflib
 import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -211,7 +212,11 @@ def norm_named(name: Any) -> str:
     short = "".join(c for c in str(name).lower() if c not in " _-")
     norm = SPELLINGS.get(short, short)
     if norm not in (*NORMS, SPATIAL):
-        raise InputError(f"norm {name!r} is unknown; the norms are {', '.join((*NORMS, SPATIAL))}")
+        close = difflib.get_close_matches(norm, (*NORMS, SPATIAL), n=1)
+        hint = f"; did you mean {close[0]!r}" if close else ""
+        raise InputError(
+            f"norm {name!r} is unknown{hint}; the norms are {', '.join((*NORMS, SPATIAL))}"
+        )
     return norm
 
 
