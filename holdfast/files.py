@@ -57,17 +57,21 @@ def _encoded(content: bytes | str) -> bytes:
     return content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content
 
 
-def write_json(path: Path, value: dict[str, Any], *, sealed: bool = False) -> None:
+def write_json(path: Path, value: dict[str, Any], *, sealed: bool = False) -> dict[str, Any]:
     """`value` as indented JSON, atomically. NaN and infinity are refused: they are no JSON.
 
     Args:
         sealed: with a checksum that `read_json` checks, so that nothing is ever read from it that
             was not written.
+
+    Returns:
+        what the file holds.
     """
     if sealed:
         plain = {key: item for key, item in value.items() if key != SEAL}
         value = {**plain, SEAL: _seal(plain)}
     write_atomically(path, json_text(value))
+    return value
 
 
 def json_text(value: Any) -> str:

@@ -281,8 +281,7 @@ def finish(folder: Path, result: dict[str, Any], files: Iterable[str] = ()) -> d
     """
     sums = {name: file_digest(folder / name) for name in files if (folder / name).is_file()}
     result = {"finished": now(), **result, "files": sums}
-    write_json(folder / RESULT, result, sealed=True)
-    return result
+    return write_json(folder / RESULT, result, sealed=True)
 
 
 def finished(folder: Path | str) -> dict[str, Any] | None:
@@ -295,7 +294,7 @@ def finished(folder: Path | str) -> dict[str, Any] | None:
     if not (folder / RESULT).is_file():
         return None
     try:
-        result = read_json(folder / RESULT)
+        result = read_json(folder / RESULT, with_seal=True)
     except InputError as error:
         raise InputError(
             f"{error}; remove it and issue the run's command again, which writes it anew"

@@ -13,6 +13,8 @@ import torch
 import holdfast as hf
 from holdfast.errors import InputError
 from holdfast.runs import finished, holds, worker_on
+from holdfast.training import fit_recipe
+from holdfast.training.recipe import recipe_from
 
 THREAT = hf.Threat("linf", 0.1)
 FLIPS = 60
@@ -76,3 +78,33 @@ def test_a_finished_run_is_read_and_no_attack_is_made(tmp_path: Path, monkeypatc
     assert worker_on(tmp_path / "run") is None
     (tmp_path / "run" / "result.json").unlink()  # killed between its last verdict and its result
     assert told(ask(tmp_path / "run")) == told(first) and finished(tmp_path / "run")
+
+
+@pytest.mark.parametrize("name", ["card.json", "model.safetensors", "metrics.csv", "result.json"])
+def test_a_run_knows_the_model_that_it_made(tmp_path: Path, name: str):
+    recipe = recipe_from(
+        {
+            "model": {"architecture": "small-cnn", "arguments": {"width": 4}},
+            "validation": {"steps": 1, "images": 10},
+            "epochs": 1,
+            "batch_size": 600,
+            "precision": "float32",
+        }
+    )
+    run, data = tmp_path / "run", hf.data.load("digits")
+    first = fit_recipe(recipe, data, run, device="cpu")
+    hf.load(run)
+    file = next(run.rglob(name))
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    for again in (lambda: hf.load(run), lambda: fit_recipe(recipe, data, run, device="cpu")):
+        with pytest.raises(InputError, match="damaged|cannot be read") as refused:
+            again()
+        assert str(file) in str(refused.value) and "\n" not in str(refused.value)
+    file.write_bytes(
+        bytes(content[: len(content) // 2])
+        + bytes([content[len(content) // 2] ^ 1])
+        + bytes(content[len(content) // 2 + 1 :])
+    )
+    assert fit_recipe(recipe, data, run, device="cpu").finished == first.finished

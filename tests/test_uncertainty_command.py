@@ -25,6 +25,7 @@ from holdfast.evaluation.uncertainty import command, searches, tables
 from holdfast.evaluation.uncertainty.stages import Stages
 from holdfast.evaluation.uncertainty.subject import Subject
 from holdfast.evaluation.uncertainty.written import figures, summary_lines
+from holdfast.files import read_json
 from holdfast.models import save_checkpoint
 from holdfast.progress import ProgressLine
 from holdfast.report import write_report
@@ -218,7 +219,7 @@ def test_the_page_shows_one_run_and_two_side_by_side(finished, checkpoint, tmp_p
     assert f"{error:.1f}" in page.replace("\u00a0", " ")
     other = tmp_path / "other"
     other.mkdir()
-    changed = json.loads((run / "result.json").read_text())
+    changed = read_json(run / "result.json")  # without its seal
     changed["model"]["name"] = "<b>another</b>"
     (other / "result.json").write_text(json.dumps(changed))
     both = write_report([run, other, run / "attack"], tmp_path / "both.html").read_text()
@@ -256,7 +257,7 @@ def test_terminal_and_document_say_the_same(finished, monkeypatch):
     ],
 )
 def test_a_damaged_result_is_one_line(finished, tmp_path, spoil, says):
-    changed = json.loads((finished[0] / "result.json").read_text())
+    changed = read_json(finished[0] / "result.json")  # without its seal
     spoil(changed)
     (tmp_path / "result.json").write_text(json.dumps(changed))
     with pytest.raises(InputError) as error:

@@ -9,8 +9,9 @@ from pathlib import Path
 from torch import nn
 
 from ..errors import InputError
-from ..files import nearest
+from ..files import nearest, read_json
 from ..imports import import_named, said
+from ..runs import RESULT, check_files
 from .checkpoint import load_checkpoint
 
 
@@ -47,6 +48,8 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
     folder = Path(source)
     for candidate in (folder, folder / "model", zoo_folder() / text):
         if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
+            if os.path.isfile(folder / RESULT):  # a run knows what its model is
+                check_files(folder, read_json(folder / RESULT))
             return _behind_its_defences(load_checkpoint(candidate), candidate)
     if ":" in text and not os.path.exists(folder):
         if not code:
