@@ -99,7 +99,7 @@ def test_a_run_knows_the_model_that_it_made(tmp_path: Path, name: str):
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     for again in (lambda: hf.load(run), lambda: fit_recipe(recipe, data, run, device="cpu")):
-        with pytest.raises(InputError, match="damaged|cannot be read") as refused:
+        with pytest.raises(InputError, match=r"damaged|cannot be read") as refused:
             again()
         assert str(file) in str(refused.value) and "\n" not in str(refused.value)
     file.write_bytes(
