@@ -76,7 +76,7 @@ def one_line(text: str) -> str:
         (["evaluate", "FILE", "--data", "digits", "--out", "OUT"], "is a file; what can be loaded"),
         (
             ["evaluate", "MODEL", "--data", "digits", "--norm", "Lnif", "--out", "OUT"],
-            "did you mean 'linf'",
+            "the norms are linf, l2",
         ),
         (
             ["evaluate", "cifar10-linf-cpu-60", "--data", "digits", "--out", "OUT"],

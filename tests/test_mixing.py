@@ -31,6 +31,7 @@ from holdfast.evaluation import mix
 from holdfast.evaluation.adaptive import reason
 from holdfast.evaluation.health import MISLEADING, huge_eps
 from holdfast.evaluation.mix import mix_command
+from holdfast.files import read_json
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.models.mixture import Mixture, sharpened
 
@@ -466,7 +467,7 @@ def test_a_damaged_mixture_is_one_line(mixed, tmp_path):
 def test_a_mixture_is_fitted_on_images_that_no_part_was_trained_on(mixed, tmp_path, monkeypatch):
     for name, trained_on in (("a", "train+validation-30"), ("b", "train")):
         card = shutil.copytree(mixed / "robust", tmp_path / name) / "card.json"
-        card.write_text(json.dumps(json.loads(card.read_text()) | {"trained_on": trained_on}))
+        card.write_text(json.dumps(read_json(card) | {"trained_on": trained_on}))
     fitted = []
     fit = mix.fit_mixture
 

@@ -300,7 +300,7 @@ def test_bad_input_is_one_line_and_status_2(
     np.save(tmp_path / "order.npy", np.roll(probs, 1, axis=0))
     np.save(tmp_path / "sums.npy", 2 * probs)
     card = shutil.copytree(checkpoint, tmp_path / "knows") / "card.json"
-    card.write_text(json.dumps(json.loads(card.read_text()) | {"trained_on": "train+validation"}))
+    card.write_text(json.dumps(read_json(card) | {"trained_on": "train+validation"}))
     places = {
         name.upper(): str(tmp_path / file)
         for name, file in (("order", "order.npy"), ("sums", "sums.npy"), ("knows", "knows"))
