@@ -208,7 +208,7 @@ def read_text(path: Path, most: int = MOST, pipes: bool = False) -> str:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def read_json(path: Path, *, with_seal: bool = False, check: bool = True) -> dict[str, Any]:
+def read_json(path: Path, *, with_seal: bool = False) -> dict[str, Any]:
     """The JSON object in a file, without its seal; InputError naming the file if there is none, if
     it is not what was sealed, or if it is nested deeper than `DEEPEST` levels.
 
@@ -216,7 +216,6 @@ def read_json(path: Path, *, with_seal: bool = False, check: bool = True) -> dic
 
     Args:
         with_seal: leave the seal, if there is one, in the object.
-        check: the seal now; whoever has more to say first calls `check_seal` later.
     """
     text = read_text(path)
     try:
@@ -229,19 +228,12 @@ def read_json(path: Path, *, with_seal: bool = False, check: bool = True) -> dic
     if not isinstance(value, dict):
         raise InputError(f"{path} holds no JSON object")
     plain = {key: item for key, item in value.items() if key != SEAL}
-    if check:
-        check_seal(path, value)
-    return value if with_seal else plain
-
-
-def check_seal(path: Path, value: dict[str, Any]) -> None:
-    """InputError if the object of a file has a seal, and is not what was sealed."""
-    plain = {key: item for key, item in value.items() if key != SEAL}
     if SEAL in value and value[SEAL] != _seal(plain):
         raise InputError(
             f"{path} is damaged: it is not what was written there, by its {SEAL!r}; make it anew "
             f"(if you changed it on purpose, remove {SEAL!r} from it)"
         )
+    return value if with_seal else plain
 
 
 def _seal(value: dict[str, Any]) -> str:
