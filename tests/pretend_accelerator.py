@@ -59,6 +59,14 @@ class _Module(types.ModuleType):
         _random.manual_seed(seed)
 
     @staticmethod
+    def get_rng_state(device: object = 0) -> torch.Tensor:
+        return _random.get_state()
+
+    @staticmethod
+    def set_rng_state(state: torch.Tensor, device: object = 0) -> None:
+        _random.set_state(state)
+
+    @staticmethod
     def get_amp_supported_dtype() -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16]
 

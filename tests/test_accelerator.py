@@ -697,8 +697,10 @@ def test_a_numbered_device_is_that_one(monkeypatch):
             asked.append(settings)
 
     monkeypatch.setattr("lightning.fabric.Fabric", Told)
-    for device in (None, "cpu", "cuda", "cuda:1", "mps:0"):
-        fit.fabric_for(test_training.tiny(), device)
+    with monkeypatch.context() as patch:
+        patch.setattr(fit, "usable", torch.device)  # as if this machine had them all
+        for device in (None, "cpu", "cuda", "cuda:1", "mps:0"):
+            fit.fabric_for(test_training.tiny(), device)
     found = [(a["accelerator"], a["devices"]) for a in asked]
     assert found == [("auto", 1), ("cpu", 1), ("cuda", 1), ("cuda", [1]), ("mps", [0])]
     with pytest.raises(hf.InputError, match="'cuda:first' cannot be used"):
