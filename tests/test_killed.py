@@ -44,7 +44,16 @@ RECIPE = {
 }
 ALIKE = {"threat": {"norm": "linf", "eps": 0.2}, "classes": [str(i) for i in range(10)]}
 # What no two runs have in common.
-VOLATILE = {"seconds", "finished", "files", "images_per_second", "stages", "batch_size", "started"}
+VOLATILE = {
+    "log",
+    "seconds",
+    "finished",
+    "files",
+    "images_per_second",
+    "stages",
+    "batch_size",
+    "started",
+}
 # Work that is done twice is counted twice: what is spent beside the verdicts may differ.
 COSTS = {"forwards", "backwards"}
 
