@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -106,7 +107,7 @@ def test_bad_input_is_one_line_and_status_2(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("train_on", ["train", "train+validation"])
+@pytest.mark.parametrize("train_on", ["train", "train+validation", "train+validation-10"])
 def test_a_figure_of_images_that_were_trained_on_says_so(
     train_on: str,
     tmp_path: Path,
@@ -122,7 +123,7 @@ def test_a_figure_of_images_that_were_trained_on_says_so(
     assert run(monkeypatch, *line) == 0
     said = capsys.readouterr().out
     assert "(n = 10" in said
-    assert ("these images were trained on" in said) == (train_on != "train")
+    assert ("these images were trained on" in said) == (train_on == "train+validation")
 
 
 def test_unknown_recipe_key_names_the_nearest(
@@ -305,3 +306,24 @@ def test_a_mixture_that_gains_nothing_says_so(
     asked = ["mix", model, model, "--data", "digits", "--limit", 20, "--steps", 2, "--quiet"]
     assert run(monkeypatch, *asked, "--out", tmp_path / "mixed") == 0
     assert "this is the robust model alone" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("split", "seen"), [("validation", True), ("test", False)])
+def test_a_verdict_on_images_that_were_trained_on_says_so(
+    split: str,
+    seen: bool,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    card = shutil.copytree(model, tmp_path / "knows") / "card.json"
+    card.write_text(json.dumps(json.loads(card.read_text()) | {"trained_on": "train+validation"}))
+    asked = ["--data", "digits", "--suite", "fgsm", "--limit", "20", "--split", split, "--quiet"]
+    out = tmp_path / "out"
+    assert run(monkeypatch, "evaluate", str(tmp_path / "knows"), *asked, "--out", str(out)) == 0
+    told = "the model was trained on train+validation"
+    assert (told in " ".join(capsys.readouterr().out.split())) == seen
+    result = json.loads((out / "result.json").read_text())
+    assert result["data"]["seen_in_training"] == seen
+    assert result["model"]["trained_on"] == "train+validation"

@@ -15,7 +15,7 @@ from data_files import write_image
 from torch import nn
 
 from holdfast import cli, data
-from holdfast.data.base import DataSet
+from holdfast.data.base import DataSet, held_back, holds_out, seen_in_training
 from holdfast.errors import InputError
 from holdfast.evaluation.certify_command import certify_command
 from holdfast.evaluation.command import evaluate_command
@@ -215,3 +215,28 @@ def test_held_out_images_among_the_extra_ones_are_said(tmp_path, split):
 
 def shared(result: TrainingResult) -> list[dict[str, Any]]:
     return [event for event in result.events if event["kind"] == "held-out-images-in-extra"]
+
+
+@pytest.mark.parametrize(
+    ("trained_on", "held", "measured", "seen"),
+    [
+        ("", None, True, {}),
+        ("train", None, True, {"train": 1}),
+        ("train+validation", 0, False, {"train": 1, "validation": 1}),
+        ("train+validation-10", 10, True, {"train": 1, "validation": 11}),
+        # From a card that somebody wrote.
+        ("train+validation-many", 0, False, {"train": 1, "validation": 1}),
+        ("train+validation-" + "9" * 5000, 0, False, {"train": 1, "validation": 1}),
+    ],
+)
+def test_what_a_model_has_seen_follows_from_what_it_was_trained_on(
+    trained_on: str, held: int | None, measured: bool, seen: dict[str, int]
+) -> None:
+    """`seen`: from how many first images of a split on some are known to the model."""
+    assert held_back(trained_on) == held
+    assert holds_out(trained_on) == measured
+    for split in ("train", "validation", "test"):
+        first = seen.get(split)
+        for count in (1, 10, 11, 500):
+            expected = first is not None and count >= first
+            assert seen_in_training(trained_on, split, count) == expected, (split, count)

@@ -182,16 +182,38 @@ TRAINED_ON = re.compile(r"train(\+validation(-[1-9][0-9]{0,8})?)?")
 
 
 def held_back(trained_on: str) -> int | None:
-    """How many of the first validation images a model has not seen that was trained on the split of
-    this name; None for all of them."""
-    if trained_on.startswith("train+validation-"):
-        return int(trained_on.removeprefix("train+validation-"))
-    return 0 if "validation" in trained_on.split("+") else None
+    """How many of the first validation images a model trained on this split has not seen.
+
+    Args:
+        trained_on: as recipes and cards have it, such as `train+validation-1000`.
+
+    Returns:
+        None for all of them; 0 also where `trained_on` names validation images in a way that
+        nobody here writes.
+    """
+    if "validation" not in trained_on:
+        return None
+    known = TRAINED_ON.fullmatch(trained_on)
+    return int(known[2][1:]) if known and known[2] else 0
 
 
 def holds_out(trained_on: str) -> bool:
-    """Whether a model trained on the split of this name has not seen the validation images."""
-    return held_back(trained_on) is None
+    """Whether a training run had validation images to measure that it was not trained on."""
+    return held_back(trained_on) != 0
+
+
+def seen_in_training(trained_on: str, split: str, first: int) -> bool:
+    """Whether some of the first images of a split are among those that a model was trained on.
+
+    Args:
+        trained_on: what its card says; empty where it says nothing.
+        split: of the same data set: `train`, `validation`, `test` or `train+validation`.
+        first: how many images.
+    """
+    if not trained_on or split == "test":
+        return False
+    held = held_back(trained_on)
+    return split != "validation" or (held is not None and first > held)
 
 
 def _joined(first: Split, second: Split) -> Split:

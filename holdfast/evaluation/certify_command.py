@@ -74,7 +74,7 @@ def certify_command(
     real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
-    remark(dataset, split, first)
+    remark(dataset, split, first, str(card.get("trained_on", "")))
     where = usable(device)
     network.to(where)
     method: Method

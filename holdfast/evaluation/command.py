@@ -12,7 +12,7 @@ from .. import data as datasets
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES
 from ..attacks.base import Model
-from ..data.base import held_back
+from ..data.base import held_back, seen_in_training
 from ..defences import chain, steps, undefended
 from ..errors import InputError
 from ..models.loading import load
@@ -63,7 +63,7 @@ def unseen_validation(
         models: the cards, by what the models were asked for as.
 
     Raises:
-        InputError: a model was trained on all of them, or on more than this data set's split.
+        InputError: a model was trained on all of them.
     """
     kept = dataset.validation
     for name, card in models.items():
@@ -103,6 +103,7 @@ def what_was_measured(
             "source": source,
             "sha256": weights_digest(network),
             "architecture": card.get("architecture", type(network).__name__),
+            **({"trained_on": str(card["trained_on"])} if card.get("trained_on") else {}),
             **({"defences": specs} if specs else {}),
         },
         "data": {
@@ -110,16 +111,28 @@ def what_was_measured(
             "split": split,
             "first": first,
             "pixels": pixels or dataset.split(split).pixels,
+            "seen_in_training": seen_in_training(str(card.get("trained_on", "")), split, first),
             **dataset.told(split, first),
         },
     }
 
 
-def remark(dataset: datasets.DataSet, split: str, first: int) -> None:
-    """Say on the terminal what has to be said of the images that are judged."""
-    if leads():
-        for line in dataset.remarks(split, first):
-            tell(f"note: {line}")
+def remark(dataset: datasets.DataSet, split: str, first: int, trained_on: str = "") -> None:
+    """Say on the terminal what has to be said of the images that are judged.
+
+    Args:
+        first: how many images of the split.
+        trained_on: what the model's card says that it was trained on, if anything.
+    """
+    if not leads():
+        return
+    for line in dataset.remarks(split, first):
+        tell(f"note: {line}")
+    if seen_in_training(trained_on, split, first):
+        tell(
+            f"note: the model was trained on {trained_on}: if that was of these data, figures on "
+            f"{split} flatter it; judge it on --split test"
+        )
 
 
 def suite_or_usual(suite: str | None, model: Model) -> str:
@@ -166,7 +179,7 @@ def evaluate_command(
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
     check_classes(model, card, dataset)
-    remark(dataset, split, first)
+    remark(dataset, split, first, str(card.get("trained_on", "")))
     return evaluate(
         network,
         datasets.to_tensor(chosen.images[:first]),
