@@ -175,8 +175,9 @@ class Search:
             if not bool(holds.all()):
                 image = int(rows[~holds][0])
                 raise InputError(
-                    f"journal {self.journal.path} is damaged: the adversarial image that it holds "
-                    f"of image {image} is none for this model; remove the run folder to start anew"
+                    f"journal {self.journal.path} is damaged, or the model's answers depend on "
+                    f"the batch: the adversarial image that it holds of image {image} does not "
+                    "count any more; remove the run folder to start anew"
                 )
 
     def _account(self, number: int, began: float) -> float:
