@@ -20,9 +20,10 @@ from peers import peers_standing
 
 import holdfast as hf
 from holdfast import data as datasets
-from holdfast.evaluation.command import threat_of
-from holdfast.files import write_result
-from holdfast.runs import circumstances, weights_digest
+from holdfast.evaluation.cards import threat_of
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
+from holdfast.runs.identity import weights_digest
 
 
 def main() -> None:

@@ -45,10 +45,12 @@ from holdfast.attacks import (
     suite_named,
 )
 from holdfast.errors import HoldfastError
-from holdfast.evaluation.command import USUAL_EPS, threat_of
-from holdfast.files import make_folder, write_result
-from holdfast.progress import clock
-from holdfast.runs import circumstances, digest, machine, weights_digest
+from holdfast.evaluation.cards import threat_of
+from holdfast.runs.environment import circumstances, machine
+from holdfast.runs.files import make_folder, write_result
+from holdfast.runs.identity import digest, weights_digest
+from holdfast.runs.progress import clock
+from holdfast.threat import USUAL_EPS
 
 RESULTS = Path(__file__).resolve().parent / "results"
 OURS = "holdfast"

@@ -14,7 +14,7 @@ from typing import Any
 from published import RESULTS, ROOT, pasted, read
 from table import fill
 
-from holdfast.evaluation.tables import percent
+from holdfast.cli.tables import percent
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "attacks.md"

@@ -35,11 +35,12 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import SUITES
-from holdfast.engine import fast_twin, seconds_per_image
-from holdfast.engine.twin import has_fast_bf16
-from holdfast.evaluation.command import threat_of
-from holdfast.files import read_json, write_result
-from holdfast.runs import circumstances, digest, weights_digest
+from holdfast.evaluation.cards import threat_of
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import read_json, write_result
+from holdfast.runs.identity import digest, weights_digest
+from holdfast.search import fast_twin, seconds_per_image
+from holdfast.search.fast_copies import has_fast_bf16
 
 RESULTS = Path(__file__).resolve().parent / "results"
 PEER = "torchattacks"

@@ -28,9 +28,10 @@ from holdfast import data as datasets
 from holdfast.attacks import PGD, Stage, Suite
 from holdfast.attacks.adaptive import SAMPLES
 from holdfast.defences import chain, declared, steps
-from holdfast.evaluation.command import threat_of
-from holdfast.files import make_folder, write_result
-from holdfast.runs import circumstances, digest, weights_digest
+from holdfast.evaluation.cards import threat_of
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import make_folder, write_result
+from holdfast.runs.identity import digest, weights_digest
 
 RESULTS = Path(__file__).resolve().parent / "results"
 

@@ -16,8 +16,8 @@ from typing import Any
 from published import RESULTS, ROOT, pasted, read
 from table import fill
 
-from holdfast.evaluation.certify import SCHEMA
-from holdfast.evaluation.tables import percent
+from holdfast.certification.run import SCHEMA
+from holdfast.cli.tables import percent
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "certificates.md"

@@ -27,8 +27,8 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import PGD
 from holdfast.data.base import DataSet
-from holdfast.files import read_json, write_json, write_result
 from holdfast.models import build, load_checkpoint
+from holdfast.runs.files import read_json, write_json, write_result
 from holdfast.training import load_recipe
 from holdfast.training.checkpoints import part
 

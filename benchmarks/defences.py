@@ -27,10 +27,11 @@ from holdfast import data as datasets
 from holdfast.attacks.adaptive import SAMPLES
 from holdfast.defences import chain, steps
 from holdfast.errors import InputError
-from holdfast.evaluation.command import threat_of
-from holdfast.files import make_folder, read_json, write_result
-from holdfast.progress import clock
-from holdfast.runs import circumstances, digest, machine, weights_digest
+from holdfast.evaluation.cards import threat_of
+from holdfast.runs.environment import circumstances, machine
+from holdfast.runs.files import make_folder, read_json, write_result
+from holdfast.runs.identity import digest, weights_digest
+from holdfast.runs.progress import clock
 
 RESULTS = Path(__file__).resolve().parent / "results"
 NONE = "none"

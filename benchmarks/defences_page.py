@@ -16,7 +16,7 @@ from published import results as results_of
 from scipy.stats import binomtest
 from table import fill
 
-from holdfast.evaluation.tables import percent
+from holdfast.cli.tables import percent
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "defences.md"

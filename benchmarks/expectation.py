@@ -23,10 +23,10 @@ import holdfast as hf
 from holdfast.attacks import Oracle
 from holdfast.defences import chain
 from holdfast.draws import fixed_draws
-from holdfast.evaluation.adaptive import bare_network, lanes_by_view
-from holdfast.evaluation.lanes import lanes_of
-from holdfast.files import write_result
-from holdfast.runs import circumstances
+from holdfast.evaluation.inspection import bare_network, lanes_by_view
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
+from holdfast.search.fast_copies import lanes_of
 
 BATCH, SAMPLES = 8, 20
 

@@ -32,10 +32,10 @@ from training_profile import Operations
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.errors import InputError
-from holdfast.files import write_result
 from holdfast.report.evaluation_run import Evaluation
 from holdfast.report.runs import read_run
-from holdfast.runs import circumstances
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
 from holdfast.training.loop import Trainer
 from holdfast.training.recipe import Recipe, load_recipe, recipe_from
 

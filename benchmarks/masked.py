@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from holdfast.errors import InputError
-from holdfast.threat import parse_number
+from holdfast.parsing import parse_number
 
 
 class WinnersTakeAll(nn.Module):

@@ -24,9 +24,10 @@ import torch
 
 import holdfast as hf
 from holdfast import data as datasets
-from holdfast.files import write_result
 from holdfast.models import build
-from holdfast.runs import circumstances, weights_digest
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
+from holdfast.runs.identity import weights_digest
 
 OWN = {"depth": 18, "width": 32}  # the network that is taken unless another is named
 

@@ -37,10 +37,10 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import APGD
-from holdfast.defences.mixing import CERTAIN, ROBUST_ALONE, WEIGHTS, Points, grid
-from holdfast.evaluation.command import threat_of, unseen_validation
-from holdfast.files import write_result
-from holdfast.runs import circumstances
+from holdfast.evaluation.cards import threat_of, unseen_validation
+from holdfast.mixing.parameters import CERTAIN, ROBUST_ALONE, WEIGHTS, Points, grid
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
 
 BATCH = 250
 ROUNDING = 1e-9

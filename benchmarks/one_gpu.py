@@ -28,8 +28,8 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.evaluation.intervals import interval
-from holdfast.files import make_folder, read_json, write_json
-from holdfast.runs import circumstances
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import make_folder, read_json, write_json
 from holdfast.training import load_recipe
 
 HERE = Path(__file__).resolve().parent

@@ -12,8 +12,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from holdfast.evaluation.tables import evaluations
-from holdfast.files import read_json
+from holdfast.cli.tables import evaluations
+from holdfast.runs.files import read_json
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

@@ -29,11 +29,11 @@ from validation_runs import options_of_runs, told
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.data.base import DataSet, Split
-from holdfast.files import read_json, write_result
+from holdfast.runs.files import read_json, write_result
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
-from holdfast.training.fit import fabric_for
 from holdfast.training.recipe import Recipe
+from holdfast.training.run import fabric_for
 from holdfast.training.validation import standing
 
 KEPT = ("standard", "pgd")

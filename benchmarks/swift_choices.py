@@ -25,10 +25,11 @@ from holdfast import data as datasets
 from holdfast import draws
 from holdfast.attacks import APGD, Items, Oracle
 from holdfast.attacks.base import Model, State
-from holdfast.engine import fast_twin
-from holdfast.evaluation.command import threat_of
-from holdfast.files import make_folder, write_result
-from holdfast.runs import circumstances, digest, weights_digest
+from holdfast.evaluation.cards import threat_of
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import make_folder, write_result
+from holdfast.runs.identity import digest, weights_digest
+from holdfast.search import fast_twin
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, LONG_STEPS = 20, 100

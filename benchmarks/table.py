@@ -19,8 +19,8 @@ from typing import Any
 from published import ROOT, is_shipped, pasted, verdicts
 from published import results as results_of
 
-from holdfast.evaluation.tables import model_name, percent
-from holdfast.files import write_atomically
+from holdfast.cli.tables import model_name, percent
+from holdfast.runs.files import write_atomically
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
 

@@ -24,9 +24,9 @@ from training_profile import matmul_rate
 
 from holdfast import data as datasets
 from holdfast.data.augment import Augment
-from holdfast.files import write_result
 from holdfast.models import build
-from holdfast.runs import circumstances
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
 from holdfast.training.loop import Trainer
 from holdfast.training.recipe import recipe_from
 

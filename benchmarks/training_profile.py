@@ -29,8 +29,8 @@ from torch.utils.flop_counter import flop_registry
 
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
-from holdfast.files import write_result
-from holdfast.runs import circumstances
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
 from holdfast.training.loop import Trainer
 from holdfast.training.recipe import Recipe, load_recipe, recipe_from
 

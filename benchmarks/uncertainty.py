@@ -15,8 +15,8 @@ from typing import Any
 
 from published import RESULTS
 
-from holdfast.evaluation.uncertainty.command import uncertainty_command
-from holdfast.files import read_json, write_json
+from holdfast.cli.uncertainty import uncertainty_command
+from holdfast.runs.files import read_json, write_json
 from holdfast.threat import Threat
 
 DRAWN = ("drawings", "histogram", "by_type", "against_eps")

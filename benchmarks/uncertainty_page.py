@@ -16,8 +16,8 @@ from published import ROOT, pasted
 from published import results as results_of
 from table import fill
 
-from holdfast.evaluation.uncertainty.written import share
 from holdfast.threat import Threat
+from holdfast.uncertainty.run.output import share
 
 PAGE = ROOT / "docs" / "uncertainty.md"
 NONE = "—"

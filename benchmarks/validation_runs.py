@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from holdfast.data.base import DataSet
-from holdfast.runs import circumstances
+from holdfast.runs.environment import circumstances
 from holdfast.training import load_recipe
 
 

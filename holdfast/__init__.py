@@ -10,7 +10,7 @@ result.robust_accuracy
 from . import attacks, data, defences, uncertainty
 from .errors import HoldfastError, InputError
 from .evaluation import Evaluation, evaluate
-from .models.loading import load
+from .load import load
 from .report import write_report
 from .threat import Threat
 from .training import train

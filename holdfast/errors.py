@@ -1,6 +1,6 @@
 """The ways a Holdfast command can fail, and their exit statuses."""
 
-from .escape import printable
+from .terminal import printable
 
 LONGEST = 2000  # characters of a message; a name of more is no name
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from . import draws
 from .errors import InputError
+from .parsing import parse_number
 from .spatial import PARAMETERS, moved
 
 Images = Float[Tensor, "n c h w"]
@@ -174,24 +175,6 @@ class L0:
 
 Norm = Linf | L2 | L1 | L0
 NORMS: dict[str, Norm] = {norm.name: norm for norm in (Linf(), L2(), L1(), L0())}
-
-
-def parse_number(text: str | float) -> float:
-    """A number written as `8/255`, `0.5` or `0.5/3`.
-
-    Raises:
-        InputError: if it is not one.
-    """
-    if isinstance(text, bool | bytes):
-        raise InputError(f"{text!r} is not a number (write it like 8/255 or 0.5)")
-    try:
-        if isinstance(text, str) and "/" in text:
-            numerator, denominator = map(float, text.split("/"))
-            return numerator / denominator
-        return float(text)
-    except (ValueError, TypeError, ZeroDivisionError, OverflowError, RuntimeError):
-        told = " ".join(repr(text)[:60].split())
-        raise InputError(f"{told} is not a number (write it like 8/255 or 0.5)") from None
 
 
 SPATIAL = "spatial"

@@ -47,17 +47,20 @@ from holdfast.attacks import (
     suite_named,
 )
 from holdfast.attacks import __all__ as attack_names
+from holdfast.certification import bounds as interval
+from holdfast.certification.smoothing import Smoothed
+from holdfast.cli.app import uncertainty as command
+from holdfast.cli.certify import certify_command
 from holdfast.data import trivial_augment
 from holdfast.data.augment import Augment
-from holdfast.defences import DEFENCES, Smoothed, fixed_draws, interval
-from holdfast.engine.twin import fast_twin
-from holdfast.evaluation import lanes
-from holdfast.evaluation.certify_command import certify_command
-from holdfast.evaluation.mix import mix_command
-from holdfast.evaluation.uncertainty import command, searches, subject, tables
+from holdfast.defences import DEFENCES
+from holdfast.draws import fixed_draws
+from holdfast.mixing.run import mix_command
 from holdfast.models import build, save_checkpoint
+from holdfast.search import fast_copies as lanes
+from holdfast.search.fast_copies import fast_twin
 from holdfast.threat import NORMS, Threat
-from holdfast.training import fit
+from holdfast.training import run as fit
 from holdfast.training.averaging import WeightAverage, estimate_statistics
 from holdfast.training.objectives import OBJECTIVES, Batch, objective_named
 from holdfast.training.optimisers import optimiser_for
@@ -65,6 +68,9 @@ from holdfast.training.recipe import OptimiserSpec
 from holdfast.uncertainty import conformal, goals, metrics, scores
 from holdfast.uncertainty.attacks import Ascent, seek
 from holdfast.uncertainty.calibration import IsotonicScaling, TemperatureScaling, VectorScaling
+from holdfast.uncertainty.run import measurements as searches
+from holdfast.uncertainty.run import metrics as tables
+from holdfast.uncertainty.run import probed as subject
 
 CPU = torch.device("cpu")
 

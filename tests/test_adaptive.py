@@ -29,12 +29,12 @@ from holdfast.defences import (
     undefended,
     views,
 )
-from holdfast.engine import MAJORITY_OF, Judge
 from holdfast.errors import InputError
 from holdfast.evaluation import interval
-from holdfast.evaluation.adaptive import reason
+from holdfast.evaluation.inspection import reason
 from holdfast.evaluation.intervals import mean_interval
 from holdfast.evaluation.unaware import unaware_points, unaware_seeds
+from holdfast.search import MAJORITY_OF, Judge
 from holdfast.threat import Threat
 
 

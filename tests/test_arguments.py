@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 import holdfast as hf
-from holdfast.arguments import taken, taken_labels, taken_threat
 from holdfast.attacks import APGD, FGSM, PGD, Square, Stage, Suite
-from holdfast.devices import usable
 from holdfast.errors import InputError
-from holdfast.threat import parse_number
+from holdfast.inputs import taken, taken_labels, taken_threat, usable
+from holdfast.parsing import parse_number
 
 LINF = hf.Threat("linf", 0.06)
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from holdfast.arrays import Header, Wrong, map_npy, read_array
+from holdfast.data.arrays import Header, Wrong, map_npy, read_array
 from holdfast.data.corruptions import read_published
 from holdfast.data.extra import load_extra
 from holdfast.errors import InputError

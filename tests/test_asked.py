@@ -16,11 +16,12 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.attacks import APGD, FAB, FMN, PGD, SPSA, HopSkipJump, Square
-from holdfast.defences import Jpeg, Smoothed
+from holdfast.certification.smoothing import Smoothed
+from holdfast.defences import Jpeg
 from holdfast.errors import InputError
-from holdfast.models.asked import NOTHING, answered, asked, unasked
 from holdfast.models.mixture import Mixture
 from holdfast.models.small_cnn import SmallCNN
+from holdfast.models.wrapper import NOTHING, answered, asked, unasked
 from holdfast.uncertainty.scores import LogitScore
 
 SUITE = [APGD(steps=8), Square(queries=20)]

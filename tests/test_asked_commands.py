@@ -16,11 +16,13 @@ import torch
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast import cli
+from holdfast.cli import app as cli
+from holdfast.cli.app import uncertainty as command
+from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError
-from holdfast.evaluation import mix
-from holdfast.evaluation.certify_command import certify_command
-from holdfast.evaluation.uncertainty import command, searches, tables
+from holdfast.mixing import run as mix
+from holdfast.uncertainty.run import measurements as searches
+from holdfast.uncertainty.run import metrics as tables
 
 HERE = __name__
 WRITES = "writes-to-its-input"
@@ -221,7 +223,7 @@ def test_mix_says_at_the_start_what_is_wrong(tmp_path, monkeypatch, model, messa
 
 
 def test_a_mixture_of_models_that_write_is_that_of_plain_ones():
-    from holdfast.defences.mixing import fit_mixture
+    from holdfast.mixing.parameters import fit_mixture
 
     x = torch.from_numpy(np.asarray(hf.data.load("digits").validation.images[:30])).float() / 255
     y = models.answers(plain(), x)
@@ -237,7 +239,7 @@ def test_a_mixture_of_models_that_write_is_that_of_plain_ones():
 
 
 def test_no_answer_at_an_attacked_point_counts_as_wrong_in_a_mixture():
-    from holdfast.defences.mixing import ROBUST_ALONE, Points
+    from holdfast.mixing.parameters import ROBUST_ALONE, Points
 
     x = torch.from_numpy(hf.data.load("digits").validation.images[:10]).float() / 255
     net = silent_off_the_grid()

@@ -14,7 +14,7 @@ from test_training import digits, tiny
 
 import holdfast as hf
 from holdfast import data as datasets
-from holdfast.defences.mixing import Points
+from holdfast.mixing.parameters import Points
 from holdfast.models import load_checkpoint
 from holdfast.training import load_recipe
 from holdfast.training.recipe import recipe_from

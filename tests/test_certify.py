@@ -17,17 +17,11 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast import draws
 from holdfast.attacks import APGD, DDN, PGD
-from holdfast.defences import ABSTAIN, Smoothed, interval
-from holdfast.defences.smoothing import Certificates
+from holdfast.certification import bounds as interval
+from holdfast.certification.run import Certification, IntervalBounds, Smoothing, certify, read_rows
+from holdfast.certification.smoothing import ABSTAIN, Certificates, Smoothed
+from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError
-from holdfast.evaluation.certify import (
-    Certification,
-    IntervalBounds,
-    Smoothing,
-    certify,
-    read_rows,
-)
-from holdfast.evaluation.certify_command import certify_command
 from holdfast.models import build, save_checkpoint
 from holdfast.report import write_report
 from holdfast.training.objectives import Batch, objective_named
@@ -174,7 +168,7 @@ def test_certify_writes_reports_and_resumes(noisy, tmp_path, monkeypatch):
         return certify_once(self, images, indices)
 
     monkeypatch.setattr(Smoothing, "certify", counted)
-    monkeypatch.setattr("holdfast.evaluation.certify_command.PASSES", 900)  # three at once
+    monkeypatch.setattr("holdfast.cli.certify.PASSES", 900)  # three at once
     with pytest.raises(KeyboardInterrupt):
         certify_command(model, "digits", tmp_path / "parts", **options, batch_size=40)
     kept = read_rows(tmp_path / "parts" / "certificates.csv")

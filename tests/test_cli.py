@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from holdfast.runs.folder import claimed
 
-from holdfast import cli
-from holdfast.evaluation.certify_command import trained_otherwise
-from holdfast.evaluation.command import threat_of
+from holdfast.cli import app as cli
+from holdfast.cli.certify import trained_otherwise
+from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint
-from holdfast.runs import claimed
 from holdfast.threat import Threat
 
 CARD = {
@@ -220,7 +220,7 @@ def test_ctrl_c_is_one_line_and_status_130(
     def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("holdfast.evaluation.command.evaluate", interrupted)
+    monkeypatch.setattr("holdfast.cli.evaluate.evaluate", interrupted)
     command = ["evaluate", model, "--data", "digits", "--out", tmp_path / "out"]
     assert run(monkeypatch, *command) == 130
     assert "the same command goes on" in one_line(capsys.readouterr().err)

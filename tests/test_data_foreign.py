@@ -14,7 +14,7 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from holdfast.data import foreign
+from holdfast.data import out_of_distribution as foreign
 from holdfast.errors import InputError
 
 

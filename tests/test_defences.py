@@ -16,13 +16,11 @@ from holdfast.defences import (
     Noise,
     chain,
     declared,
-    fixed_draws,
-    fresh_seeds,
     parse,
-    repeated_draws,
     replace_backward,
     steps,
 )
+from holdfast.draws import fixed_draws, fresh_seeds, repeated_draws
 from holdfast.errors import InputError
 from holdfast.models.unet import DenoisingUNet
 

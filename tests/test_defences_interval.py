@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 
-from holdfast.defences import escapes, ibp_loss, interval, logit_bounds, margin_bounds, verified
+from holdfast.certification import bounds as interval
+from holdfast.certification.bounds import escapes, ibp_loss, logit_bounds, margin_bounds, verified
 from holdfast.errors import InputError
 from holdfast.models.layers import Normalise
 

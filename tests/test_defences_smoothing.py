@@ -6,8 +6,13 @@ import torch
 from scipy import stats
 from torch import nn
 
-from holdfast.defences import ABSTAIN, Certificates, Smoothed, certified_accuracy
-from holdfast.defences.smoothing import lower_confidence_bound
+from holdfast.certification.smoothing import (
+    ABSTAIN,
+    Certificates,
+    Smoothed,
+    certified_accuracy,
+    lower_confidence_bound,
+)
 from holdfast.errors import InputError
 
 SIGMA = 0.25

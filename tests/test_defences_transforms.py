@@ -29,11 +29,11 @@ from holdfast.defences import (
     ResizePad,
     Thermometer,
     TotalVariation,
-    fixed_draws,
     load_autoencoder,
     save_autoencoder,
     train_autoencoder,
 )
+from holdfast.draws import fixed_draws
 from holdfast.errors import InputError
 
 NOTHING = nn.Identity()

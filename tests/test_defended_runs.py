@@ -15,9 +15,9 @@ from test_cli import CARD, one_line, run
 from test_report import Page
 
 import holdfast as hf
+from holdfast.cli.evaluate import suite_or_usual
 from holdfast.defences import steps
 from holdfast.errors import InputError
-from holdfast.evaluation.command import suite_or_usual
 from holdfast.models import build, save_checkpoint
 from holdfast.report import write_report
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.demo import run_demo
+from holdfast.cli.demo import run_demo
 
 
 @pytest.mark.slow

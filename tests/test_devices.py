@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import holdfast as hf
-from holdfast import workers
+from holdfast import distributed as workers
 from holdfast.attacks import APGD, Stage, Suite
 from holdfast.errors import InputError
 

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
-from holdfast.engine import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin, search
-from holdfast.engine.twin import compiled, fast_twin, original
 from holdfast.errors import InputError
+from holdfast.search import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin
+from holdfast.search import scheduler as search
+from holdfast.search.fast_copies import compiled, fast_twin, original
 from holdfast.threat import Threat
 
 CPU = torch.device("cpu")

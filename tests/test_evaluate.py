@@ -24,9 +24,11 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
-from holdfast.engine import Lane, Twin, search
 from holdfast.errors import InputError
-from holdfast.evaluation import interval, lanes
+from holdfast.evaluation import interval
+from holdfast.search import Lane, Twin
+from holdfast.search import fast_copies as lanes
+from holdfast.search import scheduler as search
 from holdfast.threat import Threat
 
 QUICK = Suite(

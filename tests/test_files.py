@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from holdfast import files
 from holdfast.errors import InputError
-from holdfast.files import make_folder, nearest, read_json, write_atomically, write_json
-from holdfast.progress import ProgressLine, clock
+from holdfast.parsing import nearest
+from holdfast.runs import files
+from holdfast.runs.files import make_folder, read_json, write_atomically, write_json
+from holdfast.runs.progress import ProgressLine, clock
 
 
 def entries(folder: Path) -> set[str]:
@@ -153,7 +154,7 @@ def test_clock(seconds, words):
 
 def test_progress_is_plain_lines_on_standard_error_with_an_estimate(capsys, monkeypatch):
     now = [0.0]
-    monkeypatch.setattr("holdfast.progress.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("holdfast.runs.progress.time.monotonic", lambda: now[0])
     with ProgressLine("work", interval=10) as line:
         for k in range(31):
             now[0] = k

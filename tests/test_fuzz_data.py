@@ -21,8 +21,9 @@ from fuzzing import ODD, damaged, survives
 from PIL import Image
 
 from holdfast import data
-from holdfast.arrays import Header, Wrong, map_npy
-from holdfast.data import cifar10, download, folder, foreign
+from holdfast.data import cifar10, download, folder
+from holdfast.data import out_of_distribution as foreign
+from holdfast.data.arrays import Header, Wrong, map_npy
 from holdfast.data.extra import load_extra
 from holdfast.data.pickles import parse_pickle
 from holdfast.uncertainty.human import read_human

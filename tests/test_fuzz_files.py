@@ -16,25 +16,26 @@ import pytest
 import torch
 import yaml
 from fuzzing import ODD, changed, damaged, survives
+from holdfast.runs.folder import open_run
 from run_folders import colour_images, evaluation_run, training_run
 from safetensors.torch import save
 
 import holdfast as hf
-from holdfast import cli
 from holdfast.attacks.suites import suite_named
+from holdfast.certification.run import read_rows
+from holdfast.cli import app as cli
+from holdfast.cli.tables import print_leaderboard, print_zoo
 from holdfast.defences import chain, parse
-from holdfast.engine import Journal, Ledger
-from holdfast.engine.journal import _CHECKED, FinishedItem, FlyingItem, _checksum
-from holdfast.evaluation.certify import read_rows
-from holdfast.evaluation.command import threat_of
-from holdfast.evaluation.tables import print_leaderboard, print_zoo
-from holdfast.evaluation.uncertainty.stages import Done, _read, _write
-from holdfast.files import read_json
+from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint
-from holdfast.progress import ProgressLine
+from holdfast.parsing import parse_number
 from holdfast.report import write_report
-from holdfast.runs import open_run
-from holdfast.threat import Threat, parse_number
+from holdfast.runs.files import read_json
+from holdfast.runs.parts import Done, _read, _write
+from holdfast.runs.progress import ProgressLine
+from holdfast.search import Journal, Ledger
+from holdfast.search.journal import _CHECKED, FinishedItem, FlyingItem, _checksum
+from holdfast.threat import Threat
 from holdfast.training import load_recipe
 from holdfast.training.budget import parse_seconds
 from holdfast.training.checkpoints import Checkpoints

@@ -15,10 +15,10 @@ from torch import Tensor
 from holdfast import draws
 from holdfast.attacks import APGD, FAB, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
-from holdfast.engine import Journal, Lane, Ledger, Search, Twin
-from holdfast.engine import search as engine
-from holdfast.engine.twin import original
 from holdfast.errors import InputError
+from holdfast.search import Journal, Lane, Ledger, Search, Twin
+from holdfast.search import scheduler as engine
+from holdfast.search.fast_copies import original
 from holdfast.threat import Threat
 
 SUITE = Suite(

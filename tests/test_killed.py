@@ -22,15 +22,17 @@ import torch
 from models import digits
 
 from holdfast import data as datasets
-from holdfast.engine import search
-from holdfast.evaluation import certify
-from holdfast.evaluation.certify_command import certify_command
-from holdfast.evaluation.command import evaluate_command
-from holdfast.evaluation.mix import mix_command
-from holdfast.evaluation.uncertainty import command, searches, tables
+from holdfast.certification import run as certify
+from holdfast.cli.app import uncertainty as command
+from holdfast.cli.certify import certify_command
+from holdfast.cli.evaluate import evaluate_command
+from holdfast.mixing.run import mix_command
 from holdfast.models import build, save_checkpoint
+from holdfast.search import scheduler as search
 from holdfast.training import fit_recipe, loop
 from holdfast.training.recipe import recipe_from
+from holdfast.uncertainty.run import measurements as searches
+from holdfast.uncertainty.run import metrics as tables
 
 RECIPE = {
     "model": {"architecture": "small-cnn", "arguments": {"width": 4}},
@@ -114,7 +116,7 @@ def small() -> None:
         (loop, "CHECKPOINT_SECONDS", -1.0),
     ):
         setattr(module, name, value)
-    sys.modules["holdfast.evaluation.certify_command"].PASSES = 180  # three images at once
+    sys.modules["holdfast.cli.certify"].PASSES = 180  # three images at once
 
 
 def made(folder: Path) -> Path:

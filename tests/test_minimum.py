@@ -205,7 +205,7 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
 def test_points_that_only_the_twin_believes_are_pushed_on_or_dropped():
     """A twin that is a little too easily fooled: its points are not taken at their word."""
-    from holdfast.engine import Journal, Lane, Ledger, Search, Twin
+    from holdfast.search import Journal, Lane, Ledger, Search, Twin
 
     model, optimum, threat = problem()
 

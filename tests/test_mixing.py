@@ -16,7 +16,11 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import FGSM, PGD
 from holdfast.defences import chain, views
-from holdfast.defences.mixing import (
+from holdfast.errors import InputError
+from holdfast.evaluation.health import MISLEADING, huge_eps
+from holdfast.evaluation.inspection import reason
+from holdfast.mixing import run as mix
+from holdfast.mixing.parameters import (
     ROBUST_ALONE,
     WEIGHTS,
     Parameters,
@@ -25,15 +29,11 @@ from holdfast.defences.mixing import (
     fit_mixture,
     grid,
 )
-from holdfast.engine import fast_twin
-from holdfast.errors import InputError
-from holdfast.evaluation import mix
-from holdfast.evaluation.adaptive import reason
-from holdfast.evaluation.health import MISLEADING, huge_eps
-from holdfast.evaluation.mix import mix_command
-from holdfast.files import read_json
+from holdfast.mixing.run import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.models.mixture import Mixture, sharpened
+from holdfast.runs.files import read_json
+from holdfast.search import fast_twin
 
 SHARP = {"scale": 0.7, "power": 2.5, "shift": -0.4}
 CLASSES = [str(i) for i in range(10)]

@@ -16,13 +16,7 @@ from torch import nn
 
 import holdfast as hf
 from holdfast.errors import InputError
-from holdfast.models import (
-    ARCHITECTURES,
-    build,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from holdfast.models import ARCHITECTURES, build, load_checkpoint, load_weights, save_checkpoint
 
 TINY = {"width": 3, "classes": 4}
 

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from run_folders import evaluation_run
 
-from holdfast import cli, data
+from holdfast import data
+from holdfast.cli import app as cli
 from holdfast.data.base import DataSet, Split
 from holdfast.errors import InputError
-from holdfast.files import write_named, write_result
 from holdfast.report import write_report
+from holdfast.runs.files import write_named, write_result
 
 SPLIT = Split(np.zeros((2, 3, 8, 8), np.uint8), np.array(list("ab")), np.array([0, 1]), "made up")
 DATA = DataSet("two", ("a", "b"), SPLIT, SPLIT, SPLIT)

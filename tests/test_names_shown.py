@@ -15,18 +15,18 @@ import numpy as np
 import pytest
 from run_folders import evaluation_run, training_run
 
-from holdfast import cli, data
+from holdfast import data
+from holdfast.cli import app as cli
+from holdfast.cli.tables import print_leaderboard, print_zoo
 from holdfast.data.base import DataSet, Split
 from holdfast.errors import HoldfastError, InputError
-from holdfast.escape import csv_cell, printable
 from holdfast.evaluation.result import Verdict, write_verdicts
-from holdfast.evaluation.tables import print_leaderboard, print_zoo
-from holdfast.evaluation.uncertainty.written import metrics_csv
-from holdfast.files import csv_text
 from holdfast.models import build, save_checkpoint
-from holdfast.progress import ProgressLine
 from holdfast.report import write_report
-from holdfast.terminal import tell, tell_table
+from holdfast.runs.files import csv_text
+from holdfast.runs.progress import ProgressLine
+from holdfast.terminal import csv_cell, printable, tell, tell_table
+from holdfast.uncertainty.run.output import metrics_csv
 
 NAMES = [
     "\x1b]0;owned\x07\x1b[2J",

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import holdfast as hf
-from holdfast.evaluation.tables import evaluations
-from holdfast.runs import weights_digest
+from holdfast.cli.tables import evaluations
+from holdfast.runs.identity import weights_digest
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"

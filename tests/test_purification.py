@@ -14,8 +14,9 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast import draws
 from holdfast.attacks import PGD, Stage, Suite
-from holdfast.defences import fixed_draws, fresh_seeds, parse, repeated_draws
+from holdfast.defences import parse
 from holdfast.defences.purification import Purification, noise_levels
+from holdfast.draws import fixed_draws, fresh_seeds, repeated_draws
 from holdfast.errors import InputError
 from holdfast.models import SmallCNN, build, save_checkpoint
 from holdfast.models.unet import DenoisingUNet

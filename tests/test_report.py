@@ -21,8 +21,8 @@ from holdfast.errors import HoldfastError, InputError
 from holdfast.report import write_report
 from holdfast.report.charts import ticks
 from holdfast.report.fields import Accuracy
+from holdfast.report.format import duration
 from holdfast.report.pictures import magnification, magnified, png
-from holdfast.report.words import duration
 
 VOID = {"meta", "link", "img", "br"}
 

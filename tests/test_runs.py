@@ -15,22 +15,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from holdfast.runs.folder import claimed, open_run, withdraw_run
 from torch import nn
 
-from holdfast import runs
 from holdfast.errors import InputError
-from holdfast.files import PARTIAL
-from holdfast.runs import (
-    circumstances,
-    claimed,
+from holdfast.runs import folder as runs
+from holdfast.runs.environment import circumstances, git_revision
+from holdfast.runs.files import PARTIAL
+from holdfast.runs.identity import (
     code_version,
     digest,
-    git_revision,
     identity,
-    open_run,
     settings_digest,
     weights_digest,
-    withdraw_run,
 )
 
 

@@ -14,13 +14,14 @@ import torch
 from data_files import write_image
 from torch import nn
 
-from holdfast import cli, data
+from holdfast import data
+from holdfast.cli import app as cli
+from holdfast.cli.app import uncertainty
+from holdfast.cli.certify import certify_command
+from holdfast.cli.evaluate import evaluate_command
 from holdfast.data.base import DataSet, held_back, holds_out, seen_in_training
 from holdfast.errors import InputError
-from holdfast.evaluation.certify_command import certify_command
-from holdfast.evaluation.command import evaluate_command
-from holdfast.evaluation.mix import mix_command
-from holdfast.evaluation.uncertainty import command as uncertainty
+from holdfast.mixing.run import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.training import TrainingResult, train
 from holdfast.training.recipe import recipe_from

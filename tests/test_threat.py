@@ -15,7 +15,8 @@ from torch import Tensor
 
 from holdfast import draws
 from holdfast.errors import InputError
-from holdfast.threat import NORMS, Threat, parse_number
+from holdfast.parsing import parse_number
+from holdfast.threat import NORMS, Threat
 
 SHAPE = (2, 3, 4)
 quick = settings(max_examples=25, deadline=None, derandomize=True)

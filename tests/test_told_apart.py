@@ -11,11 +11,11 @@ import models
 import pytest
 from run_folders import evaluation_run
 
-from holdfast import cli
 from holdfast.attacks import SUITES, suite_named
+from holdfast.cli import app as cli
+from holdfast.cli.tables import print_leaderboard, told_apart
 from holdfast.evaluation import evaluate
 from holdfast.evaluation.result import outcome_of
-from holdfast.evaluation.tables import print_leaderboard, told_apart
 from holdfast.report import write_report
 from holdfast.threat import Threat
 
@@ -90,7 +90,7 @@ def test_results_of_before_are_read_too(stored, outcome) -> None:
 def test_terminal_and_page_say_so(tmp_path, monkeypatch, capsys) -> None:
     out, page = tmp_path / "run", tmp_path / "page.html"
     result = evaluate(*models.digits(20), Threat("linf", 0.05), "swift", run=out)
-    monkeypatch.setattr("holdfast.evaluation.command.evaluate_command", lambda *a, **k: result)
+    monkeypatch.setattr("holdfast.cli.evaluate.evaluate_command", lambda *a, **k: result)
     monkeypatch.setattr(sys, "argv", ["holdfast", "evaluate", "m", "--out", str(out)])
     with pytest.raises(SystemExit) as end:
         cli.main()

@@ -23,10 +23,11 @@ from lightning.fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 import holdfast as hf
-from holdfast import data, files
+from holdfast import data
 from holdfast.data.base import DataSet, Split
 from holdfast.errors import HoldfastError, InputError
-from holdfast.progress import ProgressLine
+from holdfast.runs import files
+from holdfast.runs.progress import ProgressLine
 from holdfast.training import fit_recipe, loop
 from holdfast.training.objectives import Loss
 from holdfast.training.objectives.cross_entropy import NFGSM

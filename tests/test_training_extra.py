@@ -19,7 +19,7 @@ from holdfast.data.augment import Augment
 from holdfast.data.extra import load_extra
 from holdfast.errors import InputError
 from holdfast.training import fit_recipe
-from holdfast.training.feed import Feed
+from holdfast.training.batches import Feed
 
 SHAPE = (3, 4, 5)  # (C, H, W)
 RNG = np.random.default_rng(0)

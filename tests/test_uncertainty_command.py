@@ -16,20 +16,22 @@ import pytest
 import torch
 from models import Wrapped, digits
 
-from holdfast import cli
 from holdfast import data as datasets
+from holdfast.cli import app as cli
+from holdfast.cli.app import uncertainty as command
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError
-from holdfast.evaluation.command import unseen_validation
-from holdfast.evaluation.uncertainty import command, searches, tables
-from holdfast.evaluation.uncertainty.stages import Stages
-from holdfast.evaluation.uncertainty.subject import Subject
-from holdfast.evaluation.uncertainty.written import figures, summary_lines
-from holdfast.files import read_json
+from holdfast.evaluation.cards import unseen_validation
 from holdfast.models import save_checkpoint
-from holdfast.progress import ProgressLine
 from holdfast.report import write_report
+from holdfast.runs.files import read_json
+from holdfast.runs.parts import Stages
+from holdfast.runs.progress import ProgressLine
 from holdfast.uncertainty.calibration import TemperatureScaling
+from holdfast.uncertainty.run import measurements as searches
+from holdfast.uncertainty.run import metrics as tables
+from holdfast.uncertainty.run.output import figures, summary_lines
+from holdfast.uncertainty.run.probed import Subject
 
 N = 40
 

@@ -17,21 +17,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from holdfast.runs.folder import claimed, open_run
 from run_folders import evaluation_run, training_run
 from safetensors.torch import save_file
 
 import holdfast as hf
+from holdfast.certification.run import read_rows
+from holdfast.cli.tables import print_leaderboard
 from holdfast.data.extra import load_extra
 from holdfast.defences import chain, load_autoencoder, parse, save_autoencoder
-from holdfast.engine import Journal
 from holdfast.errors import InputError
-from holdfast.evaluation.certify import read_rows
-from holdfast.evaluation.tables import print_leaderboard
-from holdfast.evaluation.uncertainty.stages import _read as read_stage
 from holdfast.models import build, load_checkpoint, save_checkpoint
 from holdfast.models.autoencoder import DenoisingAutoencoder
 from holdfast.report import write_report
-from holdfast.runs import claimed, open_run
+from holdfast.runs.parts import _read as read_stage
+from holdfast.search import Journal
 from holdfast.training import load_recipe
 from holdfast.training.checkpoints import Checkpoints
 from holdfast.training.objectives import objective_named

@@ -24,10 +24,10 @@ import pytest
 import torch
 
 import holdfast as hf
-from holdfast import workers
+from holdfast import distributed as workers
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
-from holdfast.engine import search
 from holdfast.evaluation.packing import pack, unpack
+from holdfast.search import scheduler as search
 from holdfast.threat import Threat
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -27,8 +27,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import HoldfastError, InputError
-from ..files import nearest
-from ..options import check_known, split_options, typed
+from ..parsing import check_known, nearest, split_options, typed
 from ..threat import NORMS, Images, Threat
 from .base import Attack, Items, Model, Oracle, State, common_state, observe, pick
 

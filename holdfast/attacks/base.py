@@ -20,10 +20,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from .. import draws
-from ..arguments import taken, taken_labels, taken_threat
-from ..checks import check_count, check_labels, check_logits
 from ..errors import InputError
-from ..models.asked import asked, at_home
+from ..inputs import check_count, check_labels, check_logits, taken, taken_labels, taken_threat
+from ..models.wrapper import asked, at_home
 from ..threat import Images, Threat
 from . import losses
 

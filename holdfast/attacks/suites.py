@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from ..errors import InputError
-from ..files import nearest
+from ..parsing import nearest
 from .adapters import foreign
 from .adaptive import adaptive
 from .apgd import APGD

@@ -11,8 +11,8 @@ from PIL import Image
 
 from .. import draws
 from ..errors import InputError
-from ..escape import printable
-from ..files import check_named, write_named
+from ..runs.files import check_named, write_named
+from ..terminal import printable
 from .base import DataSet
 
 PER_CLASS = 10

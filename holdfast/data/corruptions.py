@@ -27,9 +27,9 @@ from PIL import Image
 from torch import Tensor
 
 from .. import draws
-from ..arrays import Header, Wrong, map_npy
-from ..checks import check_images
 from ..errors import InputError
+from ..inputs import check_images
+from .arrays import Header, Wrong, map_npy
 
 Images = Float[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]

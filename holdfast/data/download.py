@@ -17,8 +17,8 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from ..errors import HoldfastError, InputError
-from ..files import make_folder
-from ..progress import ProgressLine
+from ..runs.files import make_folder
+from ..runs.progress import ProgressLine
 from . import cifar10
 
 URL = "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz"

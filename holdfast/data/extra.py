@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from ..arrays import (
+from .arrays import (
     Header,
     Wrong,
     check_unpacked,

@@ -4,18 +4,11 @@
 """
 
 from ..draws import fixed_draws, fresh_seeds, repeated_draws
+from ..models.chain import onto, undefended
 from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
-from .base import (
-    Declaration,
-    Defence,
-    declared,
-    replace_backward,
-    smooth_round,
-    steps,
-)
+from .base import Declaration, Defence, declared, replace_backward, smooth_round, steps
 from .bit_depth import BitDepth
 from .gaussian_blur import GaussianBlur
-from .interval import escapes, ibp_loss, logit_bounds, margin_bounds, verified
 from .jpeg import Jpeg
 from .median import Median
 from .noise import Noise
@@ -23,17 +16,14 @@ from .palette import Palette
 from .purification import Purification
 from .random_views import CropEnsemble, ResizePad
 from .registry import DEFENCES, chain, parse
-from .smoothing import ABSTAIN, Certificates, Smoothed, SoftlySmoothed, certified_accuracy
 from .thermometer import Thermometer
 from .total_variation import TotalVariation
-from .views import onto, shown, undefended, views
+from .views import shown, views
 
 __all__ = [
-    "ABSTAIN",
     "DEFENCES",
     "Autoencoder",
     "BitDepth",
-    "Certificates",
     "CropEnsemble",
     "Declaration",
     "Defence",
@@ -44,20 +34,13 @@ __all__ = [
     "Palette",
     "Purification",
     "ResizePad",
-    "Smoothed",
-    "SoftlySmoothed",
     "Thermometer",
     "TotalVariation",
-    "certified_accuracy",
     "chain",
     "declared",
-    "escapes",
     "fixed_draws",
     "fresh_seeds",
-    "ibp_loss",
     "load_autoencoder",
-    "logit_bounds",
-    "margin_bounds",
     "onto",
     "parse",
     "repeated_draws",
@@ -68,6 +51,5 @@ __all__ = [
     "steps",
     "train_autoencoder",
     "undefended",
-    "verified",
     "views",
 ]

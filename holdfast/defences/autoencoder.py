@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 
 from .. import draws
-from ..checks import check_images
 from ..errors import InputError
-from ..files import make_folder
+from ..inputs import check_images
 from ..models.autoencoder import DenoisingAutoencoder
 from ..models.checkpoint import load_checkpoint, read_card, save_checkpoint
+from ..runs.files import make_folder
 from ..threat import Images
 from .base import Defence, Model, real_number, weights_folder, whole_number
 

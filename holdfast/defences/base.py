@@ -27,6 +27,7 @@ from .. import draws
 from ..draws import fixed_draws, image_seeds
 from ..errors import InputError
 from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
+from ..models.chain import InFront
 from ..models.checkpoint import checkpoint_in
 from ..threat import Images
 
@@ -50,7 +51,7 @@ def smooth_round(x: Tensor) -> Tensor:
 D = TypeVar("D", bound="Defence")
 
 
-class Defence(OffersBackwards, ABC):
+class Defence(InFront, OffersBackwards, ABC):
     """A model behind a transformation of its images.
 
     A subclass gives `transform`, the class attributes below, and an `__init__` that takes the

@@ -11,9 +11,8 @@ from typing import Any, get_type_hints
 from torch import nn
 
 from ..errors import InputError
-from ..files import inside, nearest
-from ..imports import import_named
-from ..options import split_options, typed
+from ..parsing import import_named, nearest, split_options, typed
+from ..runs.files import inside
 from .autoencoder import Autoencoder
 from .base import Defence, Model
 from .bit_depth import BitDepth

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-
 from torch import nn
 
 from ..models.backward import offering, with_backward
@@ -30,26 +28,6 @@ def views(model: Model) -> dict[str, Model]:
 
 def _in_use(model: Model) -> list[str]:
     return [module.backward for module in offering(model)]
-
-
-def undefended(model: Model) -> Model:
-    """The network behind a chain of defences; the model itself where there is none."""
-    while isinstance(model, Defence):
-        model = model.model
-    return model
-
-
-def onto(model: Model, network: Model) -> Model:
-    """The same chain of defences (their weights shared) in front of another network."""
-    if not isinstance(model, Defence):
-        return network
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules)
-    # A module and a bare function live in different places of a module: make room in both.
-    twin._modules.pop("model", None)
-    twin.__dict__.pop("model", None)
-    twin.model = onto(model.model, network)
-    return twin
 
 
 def shown(model: Model, images: Images) -> Images:

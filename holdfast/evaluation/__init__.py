@@ -2,16 +2,7 @@
 
 from .evaluate import evaluate
 from .intervals import interval
-from .result import (
-    AttackCost,
-    Curve,
-    CurvePoint,
-    DrawFigure,
-    Evaluation,
-    Flag,
-    Unaware,
-    Verdict,
-)
+from .result import AttackCost, Curve, CurvePoint, DrawFigure, Evaluation, Flag, Unaware, Verdict
 
 __all__ = [
     "AttackCost",

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..attacks import PGD
 from ..attacks.base import Model
-from ..models.asked import answered
+from ..models.wrapper import answered
 from ..threat import Threat
 from .intervals import interval
 from .result import Curve, CurvePoint

@@ -15,16 +15,22 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from .. import draws
-from ..arguments import taken, taken_threat
 from ..attacks import PGD, Attack, Stage, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
 from ..attacks.base import Model
 from ..attacks.suite import UNDEFENDED
-from ..checks import check_count, check_labels, check_logits
 from ..defences import declared, steps
-from ..devices import usable
-from ..engine import (
+from ..distributed import Workers, joined, own_device
+from ..errors import InputError
+from ..inputs import check_count, check_labels, check_logits, taken, taken_threat, usable
+from ..models.modes import evaluating
+from ..models.wrapper import NOTHING, asked, at_home, unasked
+from ..runs.environment import circumstances
+from ..runs.folder import claimed, finished, holds, now, on_date, open_run, withdraw_run
+from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
+from ..runs.progress import ProgressLine
+from ..search import (
     CLEAN,
     MAJORITY_OF,
     Journal,
@@ -35,30 +41,15 @@ from ..engine import (
     Shard,
     measure_batch_size,
 )
-from ..engine.sharding import NAME as JOURNAL
-from ..errors import InputError
-from ..models.asked import NOTHING, asked, at_home, unasked
-from ..models.modes import evaluating
-from ..progress import ProgressLine
-from ..runs import (
-    circumstances,
-    claimed,
-    code_version,
-    digest,
-    finished,
-    holds,
-    identity,
-    now,
-    on_date,
-    open_run,
-    settings_digest,
-    weights_digest,
-    withdraw_run,
-)
+from ..search.fast_copies import compiled_where_it_pays, lanes_of
+from ..search.shards import NAME as JOURNAL
 from ..threat import Images, Threat
-from ..workers import Workers, joined, own_device
 from . import health
-from .adaptive import (
+from .classes import logits_without_images
+from .curve import IMAGES as CURVE_IMAGES
+from .curve import distance_curve, security_curve
+from .defence_examples import write_strips
+from .inspection import (
     bare_network,
     blind_views,
     frozen,
@@ -67,15 +58,10 @@ from .adaptive import (
     told_of,
     without_blind,
 )
-from .classes import logits_without_images
-from .curve import IMAGES as CURVE_IMAGES
-from .curve import distance_curve, security_curve
-from .fresh import draw_figures
 from .intervals import interval
-from .lanes import compiled_where_it_pays, lanes_of
 from .packing import pack, unpack
+from .random_models import draw_figures
 from .result import Curve, Evaluation, Unaware, write_run
-from .strips import write_strips
 from .unaware import unaware_accuracy
 from .verdicts import costs_of, distances_of, final_answers, verdicts_of
 
@@ -111,7 +97,7 @@ def evaluate(
             nothing: at a point of the ball that is a success of the attack, and a flag counts
             them; at a clean image it is an error.
         images: float32 (N, C, H, W) in [0, 1]; 8-bit integers, arrays and lists are taken too, and
-            so is a `DataLoader` or a data set that brings the labels (see `holdfast.arguments`).
+            so is a `DataLoader` or a data set that brings the labels (see `holdfast.inputs`).
         labels: int64 (N,) true classes; any whole numbers, or one-hot rows.
         threat: what the attacker may do; a pair `("linf", 8 / 255)` is taken too.
         suite: a name from `holdfast.attacks.SUITES`, a `Suite`, one attack, or a list of attacks.
@@ -259,7 +245,7 @@ def _evaluate(
     settings = settings_digest(plain)
     code = code_version(
         "attacks",
-        "engine",
+        "search",
         "threat.py",
         "spatial.py",
         "draws.py",

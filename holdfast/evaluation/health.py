@@ -20,7 +20,7 @@ from ..attacks.base import Model
 from ..attacks.losses import margin, margin_loss
 from ..defences import declared
 from ..draws import fixed_draws, item_seeds
-from ..models.asked import answered, is_out_of_memory, notes_of, spread_of
+from ..models.wrapper import answered, is_out_of_memory, notes_of, spread_of
 from ..threat import Threat
 from .result import AttackCost, Flag
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float
 from safetensors.torch import save
 from torch import Tensor
 
-from ..files import csv_text, write_atomically
-from ..runs import finish
+from ..runs.files import csv_text, write_atomically
+from ..runs.folder import finish
 from ..threat import Threat
 
 SCHEMA = "holdfast/evaluation/1"
@@ -258,3 +258,26 @@ def write_run(folder: Path, images: Tensor, result: Evaluation, described: dict[
     told = {"schema": SCHEMA, "status": "complete", **described, **result.summary()}
     others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
     finish(folder, told, others)
+
+
+def model_name(result: dict[str, Any]) -> str:
+    """The model's name, and the defences in front of it."""
+    model = result.get("model") or {}
+    defences = model.get("defences") or []
+    behind = f" behind {', then '.join(defences)}" if defences else ""
+    return f"{model.get('name') or '?'}{behind}"
+
+
+def told_apart(names: Sequence[str], weights: Sequence[str]) -> list[str]:
+    """Names of models side by side; those of one name but of other weights say which weights.
+
+    Args:
+        weights: their SHA-256; empty where it is unknown.
+    """
+    of: dict[str, set[str]] = {}
+    for name, own in zip(names, weights, strict=True):
+        of.setdefault(name, set()).add(own)
+    return [
+        f"{name}, weights {own[:8] or 'unknown'}" if len(of[name]) > 1 else name
+        for name, own in zip(names, weights, strict=True)
+    ]

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import draws
 from ..attacks import PGD
 from ..attacks.base import Items, Model, Oracle
-from ..engine import Judge
+from ..search import Judge
 from ..threat import Images, Threat
 from .intervals import interval
 from .result import Unaware

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks import Stage, Suite
-from ..engine import CLEAN, STANDING, Judge, Ledger, Search
+from ..search import CLEAN, STANDING, Judge, Ledger, Search
 from ..threat import Threat
 from .result import NOT_NEEDED, RAN, AttackCost, Verdict
 

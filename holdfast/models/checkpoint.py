@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from ..errors import InputError
-from ..files import make_folder, read_json, write_atomically, write_json
-from ..tensors import opened, read_tensors
+from ..runs.files import make_folder, read_json, write_atomically, write_json
+from ..runs.tensors import opened, read_tensors
 from ..threat import Threat
 from .registry import build
 

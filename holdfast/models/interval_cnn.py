@@ -14,7 +14,7 @@ from .resnet import CIFAR10_MEAN, CIFAR10_STD
 class IntervalCNN(nn.Sequential):
     """Three convolutions, an average and two linear layers, with ReLUs and no batch norm.
 
-    Every layer is one that `holdfast.defences.interval` has a rule for. About the small network
+    Every layer is one that `holdfast.certification.bounds` has a rule for. About the small network
     of Gowal et al., "On the effectiveness of interval bound propagation for training verifiably
     robust models", 2018; the average fixes the size of what the linear layers see.
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 
 from ..errors import InputError
-from ..files import nearest
+from ..parsing import nearest
 from .autoencoder import DenoisingAutoencoder
 from .interval_cnn import IntervalCNN
 from .mixture import Mixture

@@ -9,7 +9,8 @@ from typing import Any
 from markupsafe import Markup
 
 from ..errors import InputError
-from . import charts, words
+from . import charts
+from . import format as words
 from .fields import Accuracy, Fields
 from .measured import Flag, Measured, measured, read_flags
 

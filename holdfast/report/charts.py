@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from ..escape import page_text
+from ..terminal import page_text
 from .fields import Accuracy
-from .words import NONE, accuracy, interval, whole_percent
+from .format import NONE, accuracy, interval, whole_percent
 
 
 @dataclass(frozen=True)

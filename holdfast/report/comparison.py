@@ -8,10 +8,11 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from . import charts, words
+from . import charts
+from . import format as words
+from .evaluation import Curves, headings, security_curves
 from .evaluation_run import Evaluation
 from .fields import Accuracy
-from .sections import Curves, headings, security_curves
 
 
 @dataclass(frozen=True)

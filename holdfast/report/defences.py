@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..evaluation.strips import FILE
-from ..evaluation.tables import told_apart
-from . import pictures, words
+from ..evaluation.defence_examples import FILE
+from ..evaluation.result import told_apart
+from . import format as words
+from . import pictures
 from .evaluation_run import DrawFigure, Evaluation, read_arrays
 from .fields import Accuracy
 

@@ -7,9 +7,11 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from . import cells, charts, words
-from .cells import Table
+from . import charts
+from . import format as words
+from . import table_cells as cells
 from .fields import Fields
+from .table_cells import Table
 from .uncertainty_run import Uncertainty
 
 KINDS = {

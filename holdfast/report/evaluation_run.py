@@ -14,7 +14,7 @@ import torch
 
 from ..errors import InputError
 from ..evaluation.result import RAN, outcome_of
-from ..tensors import read_tensors
+from ..runs.tensors import read_tensors
 from .fields import Accuracy, Fields, csv_column, csv_rows
 from .measured import Flag, Measured, measured, read_flags
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..evaluation.intervals import interval
-from ..files import read_text
+from ..runs.files import read_text
 
 
 @dataclass(frozen=True)

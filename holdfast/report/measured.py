@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import read_json
+from ..runs.files import read_json
 from ..threat import Threat
-from . import words
+from . import format as words
 from .fields import Fields
 
 

@@ -12,10 +12,11 @@ from types import SimpleNamespace
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from ..errors import InputError
-from ..escape import page_text
-from ..files import check_named, write_named
-from ..terminal import tell
-from . import certification, defences, sections, training, uncertainty, words
+from ..runs.files import check_named, write_named
+from ..terminal import page_text, tell
+from . import certification, defences, training, uncertainty
+from . import evaluation as sections
+from . import format as words
 from .certification import Certification
 from .comparison import comparison
 from .evaluation_run import Evaluation

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from . import cells, charts, words
-from .cells import Table
+from . import charts
+from . import format as words
+from . import table_cells as cells
 from .fields import Fields
+from .table_cells import Table
 from .uncertainty_run import Uncertainty
 
 TONES = ("robust", "tone-1", "tone-2", "tone-4", "tone-5")

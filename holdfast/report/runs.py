@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from ..errors import InputError
-from ..files import read_json
-from ..runs import REQUEST, RESULT, check_files, worker_on
+from ..runs.files import read_json
+from ..runs.folder import REQUEST, RESULT, check_files, worker_on
 from . import certification, evaluation_run, training_run, uncertainty_run
 from .certification import Certification
 from .evaluation_run import Evaluation

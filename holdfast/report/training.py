@@ -10,10 +10,11 @@ from statistics import median
 
 from markupsafe import Markup
 
-from . import charts, words
+from . import charts
+from . import format as words
+from .evaluation import Facts
 from .evaluation_run import Evaluation
 from .runs import Run
-from .sections import Facts
 from .training_run import Training
 
 _ACCURACIES = (

@@ -8,10 +8,12 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..evaluation.tables import told_apart
-from . import cells, charts, detectors, prediction_sets, words
-from .cells import Table
+from ..evaluation.result import told_apart
+from . import charts, detectors, prediction_sets
+from . import format as words
+from . import table_cells as cells
 from .fields import Fields
+from .table_cells import Table
 from .uncertainty_run import Uncertainty
 
 CONDITIONS = {

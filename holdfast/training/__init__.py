@@ -7,8 +7,8 @@ from pathlib import Path
 
 from .. import data as datasets
 from ..data.base import DataSet
-from .fit import TrainingResult, fit_recipe
 from .recipe import Recipe, load_recipe
+from .run import TrainingResult, fit_recipe
 
 __all__ = ["Recipe", "TrainingResult", "fit_recipe", "load_recipe", "train"]
 

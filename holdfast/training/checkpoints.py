@@ -12,8 +12,8 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
-from ..files import check_regular, make_folder, write_atomically
-from ..runs import digest
+from ..runs.files import check_regular, make_folder, write_atomically
+from ..runs.identity import digest
 
 
 class Checkpoints:

@@ -14,15 +14,15 @@ from torch import Tensor
 from ..data.base import DataSet, held_back
 from ..data.extra import load_extra
 from ..errors import HoldfastError, InputError
-from ..files import make_folder
 from ..models import save_checkpoint
-from ..progress import ProgressLine, clock
+from ..runs.files import make_folder
+from ..runs.progress import ProgressLine, clock
 from ..threat import Threat
 from .averaging import WeightAverage, estimate_statistics
+from .batches import FORMAT, Feed
 from .budget import Schedule, one_cycle, parse_seconds
 from .checkpoints import Checkpoints, part
-from .feed import FORMAT, Feed
-from .initial import initial_network
+from .initialisation import initial_network
 from .objectives import objective_named
 from .optimisers import STATE, optimiser_for
 from .recipe import Recipe

@@ -21,8 +21,9 @@ from ..attacks import FGSM
 from ..data.augment import Augment
 from ..data.base import TRAINED_ON
 from ..errors import InputError
-from ..files import nearest, read_text
 from ..models import arguments_of
+from ..parsing import nearest
+from ..runs.files import read_text
 from ..threat import Threat
 from .budget import parse_seconds
 from .objectives import objective_named

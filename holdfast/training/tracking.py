@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import csv_text, nearest, write_atomically
+from ..parsing import nearest
+from ..runs.files import csv_text, write_atomically
 
 
 def _tensorboard(run: Path) -> Any:

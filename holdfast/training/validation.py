@@ -15,7 +15,7 @@ from ..attacks import FGSM, PGD
 from ..attacks.losses import margin
 from ..data.base import Split
 from ..threat import Images, Threat
-from .feed import FORMAT
+from .batches import FORMAT
 from .objectives import Batch, Objective
 from .recipe import ValidationSpec
 

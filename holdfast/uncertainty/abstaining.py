@@ -19,9 +19,9 @@ from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import InputError
-from ..models.asked import answered, asked
 from ..models.modes import evaluating
-from .checks import Array, as_array, check_flags, check_scores, check_share
+from ..models.wrapper import answered, asked
+from .inputs import Array, as_array, check_flags, check_scores, check_share
 from .scores import Images, Items, Score
 
 ABSTAIN = -1  # the answer "unsure"

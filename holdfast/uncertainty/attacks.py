@@ -16,10 +16,10 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .. import draws
-from ..arguments import taken
 from ..attacks.base import Attack, Items, Model, Oracle, State, common_state, pick
 from ..errors import InputError
-from ..models.asked import asked, at_home
+from ..inputs import taken
+from ..models.wrapper import asked, at_home
 from ..threat import Images, Threat, per_item
 from .goals import Goal, Outputs
 

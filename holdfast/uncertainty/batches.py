@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from ..checks import check_images
 from ..errors import InputError
+from ..inputs import check_images
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64, Int64
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
-from .checks import check_calibration_split, check_labels, check_logits
+from .inputs import check_calibration_split, check_labels, check_logits
 
 Logits = Float[Tensor, "n k"]
 Labels = Int64[Tensor, " n"]

@@ -27,7 +27,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.sparse import csr_array
 
-from .checks import Array, check_labels, check_probabilities, check_share
+from .inputs import Array, check_labels, check_probabilities, check_share
 from .metrics import Binning, places
 
 CHUNK = 8_000_000  # entries of an array of draws at once

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
-from ..models.asked import asked
 from ..models.modes import evaluating
+from ..models.wrapper import asked
 from .batches import in_batches
-from .checks import (
+from .inputs import (
     Array,
     as_array,
     ceil_share,

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .checks import Array, check_flags, check_scores, check_share
+from .inputs import Array, check_flags, check_scores, check_share
 from .scores import FeatureScore, Images, LayerFeatures, LogitScore, Model, Score
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 from scipy.stats import spearmanr
 
-from ..arrays import Header, Wrong, read_array
+from ..data.arrays import Header, Wrong, read_array
 from ..errors import InputError
-from .checks import Array, check_labels, check_probabilities, check_scores, check_share
+from .inputs import Array, check_labels, check_probabilities, check_scores, check_share
 from .metrics import auroc
 
 Distributions = Float64[np.ndarray, "n k"]

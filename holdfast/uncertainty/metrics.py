@@ -16,7 +16,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from scipy.stats import beta, rankdata
 
 from ..errors import InputError
-from .checks import (
+from .inputs import (
     Array,
     as_array,
     ceil_share,

@@ -26,10 +26,10 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
-from ..models.asked import asked, part_named, unasked
 from ..models.modes import evaluating
+from ..models.wrapper import asked, part_named, unasked
 from .batches import in_batches
-from .checks import check_calibration_split, check_items, check_labels
+from .inputs import check_calibration_split, check_items, check_labels
 
 Images = Float[Tensor, "n c h w"]
 StoredImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]

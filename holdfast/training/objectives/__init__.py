@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from ...errors import InputError
-from ...files import nearest
+from ...parsing import nearest
 from .augmented import DAJAT
 from .base import Batch, Loss, Objective, perturb
 from .cross_entropy import NFGSM, PGDTraining, Standard

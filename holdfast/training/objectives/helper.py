@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ...checks import check_logits
 from ...errors import InputError
-from ...models.loading import load
-from ...runs import weights_digest
+from ...inputs import check_logits
+from ...load import load
+from ...runs.identity import weights_digest
 from ...threat import Images
 from ..averaging import frozen_statistics
 from .base import Batch, Loss, Network, inside

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import nn
 
-from ...defences.interval import layers, margin_bounds, verified
+from ...certification.bounds import layers, margin_bounds, verified
 from ...errors import InputError
 from ...threat import Images, Threat
 from .base import Batch, Loss, Network, Objective, inside

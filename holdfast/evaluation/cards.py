@@ -1,0 +1,125 @@
+"""What a model's card and a data set say of each other, and of an evaluation of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .. import data as datasets
+from ..attacks.base import Model
+from ..data.base import held_back, seen_in_training
+from ..distributed import leads
+from ..errors import InputError
+from ..parsing import parse_number
+from ..runs.identity import weights_digest
+from ..terminal import tell
+from ..threat import USUAL_EPS, Threat, norm_named
+
+
+def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -> Threat:
+    """The threat model asked for; what is not said is taken from the model's card.
+
+    Without either it is L∞ 8/255, or the usual radius of the norm (L2 0.5, L1 12).
+    """
+    trained = card.get("threat") or {}
+    if norm is None:
+        norm = str(trained.get("norm", "linf"))
+    norm = norm_named(norm)
+    if eps is None:
+        eps = trained["eps"] if trained.get("norm") == norm else USUAL_EPS.get(norm)
+        if eps is None:
+            raise InputError(f"norm {norm} has no usual radius: say --eps")
+    return Threat(norm, parse_number(eps))
+
+
+def check_classes(model: str, card: dict[str, Any], dataset: datasets.DataSet) -> None:
+    """InputError if the model's card names other classes than the data."""
+    if card.get("classes") and list(card["classes"]) != list(dataset.classes):
+        raise InputError(
+            f"model {model} knows the classes {', '.join(card['classes'][:3])}, …; "
+            f"{dataset.name} has {', '.join(dataset.classes[:3])}, …"
+        )
+
+
+def unseen_validation(
+    dataset: datasets.DataSet, models: Mapping[str, dict[str, Any]]
+) -> datasets.Split:
+    """The validation images that no model was trained on.
+
+    Whatever is fitted on images that a model knows by heart promises too much.
+
+    Args:
+        models: the cards, by what the models were asked for as.
+
+    Raises:
+        InputError: a model was trained on all of them.
+    """
+    kept = dataset.validation
+    for name, card in models.items():
+        held = held_back(str(card.get("trained_on", "")))
+        if held == 0:
+            raise InputError(
+                f"model {name} was trained on the validation images too, so nothing can be fitted "
+                "on them; train it with train_on=train, or keep some of them back with "
+                "train_on=train+validation-1000"
+            )
+        kept = kept if held is None or held >= len(kept) else kept.first(held)
+    return kept
+
+
+def what_was_measured(
+    source: str,
+    network: Model,
+    dataset: datasets.DataSet,
+    split: str,
+    first: int,
+    pixels: str | None,
+    specs: Sequence[str] = (),
+) -> dict[str, Any]:
+    """`model` and `data` of a `result.json`.
+
+    Args:
+        source: what the model was asked for as.
+        network: without its defences.
+        first: how many images of the split.
+        pixels: what they are, in words; by default what the data set says.
+        specs: the defences, as they were asked for.
+    """
+    card = getattr(network, "card", {})
+    return {
+        "model": {
+            "name": Path(source).name if card else source,
+            "source": source,
+            "sha256": weights_digest(network),
+            "architecture": card.get("architecture", type(network).__name__),
+            **({"trained_on": str(card["trained_on"])} if card.get("trained_on") else {}),
+            **({"defences": specs} if specs else {}),
+        },
+        "data": {
+            "name": dataset.name,
+            "split": split,
+            "first": first,
+            "pixels": pixels or dataset.split(split).pixels,
+            "seen_in_training": seen_in_training(str(card.get("trained_on", "")), split, first),
+            **dataset.told(split, first),
+        },
+    }
+
+
+def remark(dataset: datasets.DataSet, split: str, first: int, trained_on: str = "") -> None:
+    """Say on the terminal what has to be said of the images that are judged.
+
+    Args:
+        first: how many images of the split.
+        trained_on: what the model's card says that it was trained on, if anything.
+    """
+    if not leads():
+        return
+    for line in dataset.remarks(split, first):
+        tell(f"note: {line}")
+    if seen_in_training(trained_on, split, first):
+        tell(
+            f"note: the model was trained on {trained_on}: if that was of these data, figures on "
+            f"{split} flatter it; judge it on --split test"
+        )

@@ -1,0 +1,86 @@
+"""Finding a model by what a user calls it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from pathlib import Path
+
+from torch import nn
+
+from .errors import InputError
+from .models.checkpoint import load_checkpoint
+from .models.zoo import zoo_folder, zoo_names
+from .parsing import import_named, nearest, said
+from .runs.files import read_json
+from .runs.folder import RESULT, check_files
+
+
+def load(source: Path | str, code: bool = True) -> nn.Module:
+    """A model, in eval mode, behind the defences that its card declares (`defences`, a list such
+    as `["jpeg:quality=75"]`).
+
+    Args:
+        source: a checkpoint folder; a training run's folder; a name from `holdfast models`; or
+            `package.module:function`, which is imported and called without arguments (the
+            current folder is searched too).
+        code: whether `package.module:function` is taken; not where a file says what to load.
+
+    Raises:
+        InputError: nothing of that name, or it cannot be loaded.
+    """
+    text = str(source)
+    folder = Path(source)
+    for candidate in (folder, folder / "model", zoo_folder() / text):
+        if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
+            if os.path.isfile(folder / RESULT):  # a run knows what its model is
+                check_files(folder, read_json(folder / RESULT))
+            return _behind_its_defences(load_checkpoint(candidate), candidate)
+    if ":" in text and not os.path.exists(folder):
+        if not code:
+            raise InputError(f"model {text!r} is no folder, and a file may name no code")
+        return _call(text)
+    if os.path.isdir(folder):
+        raise InputError(f"{folder} holds no model: neither card.json nor model/card.json is there")
+    if os.path.isfile(folder):
+        raise InputError(
+            f"model {text!r} is a file; what can be loaded is a folder with model.safetensors and "
+            "card.json, a name from the zoo, or package.module:function: a function of yours that "
+            "builds the network, loads this file into it and returns it"
+        )
+    if os.sep in text:
+        raise InputError(f"model {text!r}: there is no such folder")
+    known = zoo_names()
+    if difflib.get_close_matches(text, known, n=1):
+        raise InputError(f"model {text!r} is unknown{nearest(text, known)}")
+    raise InputError(
+        f"model {text!r} is neither a folder, nor package.module:function, nor in the zoo "
+        f"({', '.join(known) or 'none'})"
+    )
+
+
+def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:
+    from .defences import chain
+
+    declared = model.card.get("defences") or []  # type: ignore[union-attr, operator]
+    try:
+        defended = chain(model, declared, folder)
+    except InputError as error:
+        raise InputError(f"{folder / 'card.json'}: {error}") from None
+    defended.card = model.card  # type: ignore[union-attr]
+    return defended  # type: ignore[return-value]
+
+
+def _call(text: str) -> nn.Module:
+    build = import_named(text, "model")
+    if not callable(build):
+        raise InputError(f"model {text!r} is a {type(build).__name__}, which is not callable")
+    try:
+        model = build()
+    except InputError:
+        raise
+    except Exception as error:  # the user's own code: say what it said
+        raise InputError(f"model {text!r} cannot be built: {said(error)}") from None
+    if not callable(model):
+        raise InputError(f"model {text!r} built a {type(model).__name__}, which cannot be called")
+    return model.eval() if isinstance(model, nn.Module) else model

@@ -1,0 +1,1 @@
+"""One model of a robust and an accurate one."""

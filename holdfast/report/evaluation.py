@@ -1,0 +1,462 @@
+"""What each section of an evaluation's page shows, worked out from the run. Templates only lay it
+out."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import yaml
+from markupsafe import Markup
+
+from ..evaluation.result import told_apart
+from . import charts, pictures
+from . import format as words
+from .evaluation_run import Curve, Evaluation
+from .fields import Accuracy
+from .runs import Run
+from .training_run import Training
+
+MOST_CLASSES = 30  # rows of the class table
+MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond
+MOST_EXAMPLES = 24
+PIXELS = 400_000  # of all example images together, so that photographs do not make a page of 50 MB
+TONES = 6  # line styles in the style sheet
+
+Facts = list[tuple[str, str]]
+
+
+def heading(run: Run) -> str:
+    if isinstance(run, Evaluation) and run.model:
+        behind = f" behind {', then '.join(run.defences)}" if run.defences else ""
+        return run.model + behind
+    if not isinstance(run, Evaluation | Training) and run.model:
+        return run.model
+    return run.path.resolve().name
+
+
+def headings(runs: Sequence[Run]) -> list[str]:
+    """Headings that tell runs apart which stand side by side: models of one name but of other
+    weights by these, and otherwise alike ones by their folders."""
+    apart = told_apart([heading(run) for run in runs], [getattr(run, "sha256", "") for run in runs])
+    return [
+        f"{name}, {run.path.resolve().name}" if apart.count(name) > 1 else name
+        for name, run in zip(apart, runs, strict=True)
+    ]
+
+
+# --- the verdict -------------------------------------------------------------------------------
+
+
+def verdict(run: Evaluation) -> tuple[str, str]:
+    """The outcome in plain words: one short judgement, and the counts behind it."""
+    right, standing = run.standard.count, run.robust.count
+    if right is None or standing is None:
+        return "The evaluation reached no verdict.", "At least one of its accuracies has no value."
+    if right == 0:
+        judgement = "The model is wrong everywhere, attack or not."
+    elif standing == 0:
+        judgement = "Nothing stands under attack."
+    elif run.fired:
+        fired = len(run.fired)
+        judgement = "Do not rely on the robust accuracy yet: " + (
+            "a health check fired." if fired == 1 else f"{fired} health checks fired."
+        )
+    elif standing < 0.05 * right:
+        judgement = "Almost nothing stands under attack."
+    elif standing < 0.45 * right:
+        judgement = "Less than half of what the model gets right stands under attack."
+    elif standing <= 0.55 * right:
+        judgement = "About half of what the model gets right stands under attack."
+    elif standing < 0.95 * right:
+        judgement = "More than half of what the model gets right stands under attack."
+    else:
+        judgement = "Nearly all that the model gets right stands under attack."
+    counts = f"It names {words.count(right)} of {words.count(run.n)} images right."
+    if right:
+        counts += (
+            f" An attacker who may {words.permission(run.threat)} makes it wrong on "
+            f"{words.count(right - standing)} of these"
+        )
+        counts += (
+            f"; {words.count(standing)} still stand after the whole suite. A stronger attack "
+            "could only lower that figure."
+            if standing
+            else "; none is left."
+        )
+    return judgement, counts
+
+
+def facts(run: Evaluation) -> Facts:
+    return [
+        ("Images", words.data(run.data, run.split, run.first, run.n)),
+        ("Pixels", run.pixels or words.NONE),
+        *run.remarks,
+        ("Threat model", str(run.threat)),
+        ("Suite", run.suite or words.NONE),
+        ("Model", " · ".join(w for w in (run.architecture, run.sha256[:12]) if w) or words.NONE),
+        ("Seed · precision", f"{words.figure(run.seed)} · {run.precision or words.NONE}"),
+        ("Time", words.duration(run.seconds)),
+        (
+            "Forwards · backwards",
+            f"{words.count(run.forwards)} · {words.count(run.backwards)}",
+        ),
+    ]
+
+
+def fates(run: Evaluation) -> Markup | None:
+    """What became of all n images; None where the counts of the attacks do not add up to n."""
+    right, standing = run.standard.count, run.robust.count
+    if right is None or standing is None:
+        return None
+    broken = [(attack.name, attack.broken) for attack in run.attacks if attack.broken]
+    parts = [charts.Part("stand", "robust", standing)]
+    parts += [
+        charts.Part(f"broken by {name}", f"broken-{min(i, 2)}", number)
+        for i, (name, number) in enumerate(broken)
+    ]
+    parts += [charts.Part("wrong before any attack", "standard", run.n - right)]
+    parts = [part for part in parts if part.size]
+    if sum(part.size for part in parts) != run.n:
+        return None
+    spoken = "; ".join(f"{part.size} {part.name}" for part in parts)
+    return charts.parts_bar(f"Of {run.n} images: {spoken}.", parts)
+
+
+# --- security curves ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curves:
+    chart: Markup
+    table: Markup
+    caption: str
+
+
+def _epsilon_axis(runs: Sequence[Evaluation], high: float) -> charts.Axis:
+    if runs[0].threat.norm == "linf":
+        ticks = [tick / 255 for tick in charts.ticks(0, high * 255)]
+        return charts.Axis(
+            "ε (L∞), in steps of 1/255", 0, high, ticks, lambda eps: f"{eps * 255:.4g}"
+        )
+    name = str(runs[0].threat).split()[0]
+    return charts.Axis(f"ε ({name})", 0, high, charts.ticks(0, high), "{:.4g}".format)
+
+
+def _end(curve: Curve) -> float:
+    """The radius from which nothing stands, or the last one."""
+    end = curve.eps[-1]
+    for eps, a in zip(reversed(curve.eps), reversed(curve.accuracies), strict=True):
+        if a.value != 0:
+            break
+        end = eps
+    return end
+
+
+def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
+    """Robust accuracy against ε, one line a run, and each suite's own figure as a marked point.
+
+    The runs must share the norm and the curve's attack: figures from different searches never
+    share a line, nor lines a chart.
+    """
+    shown = [(run, run.curve) for run in runs if run.curve is not None]
+    if not shown:
+        return None
+    high = max(max(run.threat.eps, _end(curve)) for run, curve in shown)
+    axis = _epsilon_axis([run for run, _ in shown], high)
+    several = len(shown) > 1
+    lines, marks = [], []
+    names = headings([run for run, _ in shown])
+    for i, (run, curve) in enumerate(shown):
+        tone = f"tone-{i % TONES}" if several else "robust"
+        radii = [eps for eps in curve.eps if eps <= high]
+        points = curve.accuracies[: len(radii)]
+        lines.append(
+            charts.Line(
+                names[i] if several else f"{curve.attack}, n = {words.count(curve.n)}",
+                tone,
+                radii,
+                [a.value for a in points],
+                [a.low for a in points],
+                [a.high for a in points],
+            )
+        )
+        title = f"suite {run.suite} at {run.threat}, n = {words.count(run.n)}"
+        marks.append(
+            charts.Mark(
+                f"{names[i]}: {title}" if several else title,
+                tone if several else "ink",
+                run.threat.eps,
+                run.robust,
+                title,
+            )
+        )
+    chart = charts.line_chart(
+        "Robust accuracy against the radius ε; the table below holds the same figures.",
+        axis,
+        charts.fraction_axis("robust accuracy"),
+        lines,
+        marks,
+        write=words.percent,
+    )
+    table = charts.data_table(axis.label, lines, axis.write, words.percent)
+    caption = "The band is the 95 % interval. The diamond is the suite's own figure: " + (
+        "the line is made of the same distances."
+        if all(curve.attack == f"suite {run.suite}" for run, curve in shown)
+        else "a longer search on its own images, so it belongs to no line."
+    )
+    unfinished = [run for run, curve in shown if curve.accuracies[-1].value not in (None, 0.0)]
+    if unfinished:
+        caption += (
+            " The line does not reach 0: either the radii end too early, or the attack "
+            "fails where a stronger one would not."
+        )
+    if several:
+        caption += f" Lines: {shown[0][1].attack}, n = {words.count(shown[0][1].n)}."
+    return Curves(chart, table, caption)
+
+
+# --- classes and confusions --------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClassRow:
+    name: str
+    standard: Accuracy
+    robust: Accuracy
+    strip: Markup
+
+
+@dataclass(frozen=True)
+class Classes:
+    rows: list[ClassRow]
+    left_out: int
+
+
+def classes(run: Evaluation) -> Classes | None:
+    """Accuracy by class; of many classes, those that are weakest under attack."""
+    if run.verdicts is None:
+        return None
+    v, rows = run.verdicts, []
+    for label in np.unique(v.label):
+        own = v.label == label
+        standard = Accuracy.of(int((own & v.clean_right).sum()), int(own.sum()))
+        robust = Accuracy.of(int((own & ~v.broken).sum()), int(own.sum()))
+        name = run.class_name(int(label))
+        strip = charts.strip(
+            f"{name}: {words.accuracy(standard)} clean, {words.accuracy(robust)} under attack",
+            ("standard", standard),
+            ("robust", robust),
+        )
+        rows.append(ClassRow(name, standard, robust, strip))
+    if len(rows) <= MOST_CLASSES:
+        return Classes(rows, 0)
+    weakest = sorted(rows, key=lambda row: row.robust.value or 0.0)[:MOST_CLASSES]
+    return Classes(weakest, len(rows) - MOST_CLASSES)
+
+
+@dataclass(frozen=True)
+class Confusion:
+    """How often each label (row) was broken into each prediction (column), clean mistakes left
+    out; for many classes, only the commonest pairs."""
+
+    total: int
+    names: list[str]
+    counts: list[list[int]]
+    largest: int
+    pairs: list[tuple[str, str, int]]
+
+
+def confusion(run: Evaluation) -> Confusion | None:
+    if run.verdicts is None:
+        return None
+    v = run.verdicts
+    of_interest = v.broken_by_attack & (v.adversarial_prediction >= 0)
+    labels, turned = v.label[of_interest], v.adversarial_prediction[of_interest]
+    k = int(max(len(run.classes), *(v.label + 1), *(turned + 1)))
+    pairs, numbers = np.unique(np.stack([labels, turned]), axis=1, return_counts=True)
+    if k <= MOST_CONFUSED:
+        counts = np.zeros((k, k), int)
+        counts[pairs[0], pairs[1]] = numbers
+        return Confusion(
+            int(of_interest.sum()),
+            [run.class_name(i) for i in range(k)],
+            counts.tolist(),
+            max(1, int(counts.max())),
+            [],
+        )
+    commonest = np.argsort(-numbers, kind="stable")[:MOST_CONFUSED]
+    return Confusion(
+        int(of_interest.sum()),
+        [],
+        [],
+        max(1, int(numbers.max(initial=1))),
+        [
+            (run.class_name(int(pairs[0, i])), run.class_name(int(pairs[1, i])), int(numbers[i]))
+            for i in commonest
+        ],
+    )
+
+
+# --- examples ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Example:
+    index: int
+    label: str
+    fate: str  # standing, broken or mistake
+    attack: str
+    image: str
+    perturbation: str
+    adversarial: str
+    before: str
+    before_confidence: str
+    after: str
+    after_confidence: str
+    distance: str
+    wrong_before: bool
+    wrong_after: bool
+
+
+@dataclass(frozen=True)
+class Examples:
+    shown: list[Example]
+    stored: int
+    factor: int
+    note: str
+
+
+def _distance(run: Evaluation, value: float) -> str:
+    if not np.isfinite(value):
+        return ""
+    if value == 0:
+        return "no change"
+    if run.threat.norm == "linf":
+        return f"L∞ {words.over_255(value)}"
+    return f"{str(run.threat).split()[0]} {value:.4g}"
+
+
+def examples(run: Evaluation) -> Examples | None:
+    """The first of the stored examples, as pictures."""
+    if run.examples is None or run.verdicts is None or not len(run.examples.rows):
+        return None
+    images, v = run.examples.images, run.verdicts
+    stored, channels, height, width = images.shape
+    if channels not in (1, 3):
+        note = f"Images of {channels} channels cannot be shown; 1 or 3 can."
+        return Examples([], stored, 1, note)
+    most = max(3, min(MOST_EXAMPLES, PIXELS // (height * width)))
+    images, adversarial = images[:most], run.examples.adversarial[:most]
+    delta = adversarial - images
+    factor = pictures.magnification(delta)
+    shown = []
+    for row, image, change, attacked in zip(
+        run.examples.rows, images, delta, adversarial, strict=False
+    ):
+        fate = "mistake" if not v.clean_right[row] else "broken" if v.broken[row] else "standing"
+        shown.append(
+            Example(
+                index=int(v.index[row]),
+                label=run.class_name(int(v.label[row])),
+                fate=fate,
+                attack=v.attack[row],
+                image=pictures.png(image),
+                perturbation=pictures.png(pictures.magnified(change, factor)),
+                adversarial=pictures.png(attacked),
+                before=run.class_name(int(v.clean_prediction[row])),
+                before_confidence=_confidence(v.clean_confidence[row]),
+                after=run.class_name(int(v.adversarial_prediction[row])),
+                after_confidence=_confidence(v.adversarial_confidence[row]),
+                distance=_distance(run, float(v.distance[row])),
+                wrong_before=not v.clean_right[row],
+                wrong_after=bool(v.adversarial_prediction[row] not in (-1, v.label[row])),
+            )
+        )
+    return Examples(shown, stored, factor, "")
+
+
+def _confidence(value: float) -> str:
+    return "" if np.isnan(value) else words.percent(float(value))
+
+
+# --- cost --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CostRow:
+    name: str
+    broken: str
+    share: float  # of all images, for the bar
+    forwards: str
+    backwards: str
+    seconds: str
+    outcome: str = ""  # in place of the figures, where it was not tried
+
+
+def cost(run: Evaluation) -> list[CostRow]:
+    return [
+        CostRow(
+            attack.name,
+            words.count(attack.broken),
+            (attack.broken or 0) / run.n,
+            words.count(attack.forwards),
+            words.count(attack.backwards),
+            words.duration(attack.seconds),
+            "" if attack.ran else attack.outcome,
+        )
+        for attack in run.attacks
+    ]
+
+
+# --- the request -------------------------------------------------------------------------------
+
+_SHOWN_ELSEWHERE = {"schema", "kind", "command", "versions", "asked", "recipe"}
+
+
+@dataclass(frozen=True)
+class Request:
+    command: str
+    versions: Facts
+    asked: Facts
+    recipe: str
+
+
+def request(run: Run) -> Request | None:
+    if run.request is None:
+        return None
+    asked = run.request.get("asked")
+    # What was asked may stand in an object of its own.
+    given = run.request | (asked if isinstance(asked, dict) else {})
+    command, versions, recipe = (given.get(key) for key in ("command", "versions", "recipe"))
+    if isinstance(command, list):
+        command = shlex.join(str(word) for word in command)
+    if recipe is not None and not isinstance(recipe, str):
+        recipe = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
+    details = [
+        (words.name(key), _asked(value))
+        for key, value in given.items()
+        if key not in _SHOWN_ELSEWHERE
+    ]
+    if not isinstance(run, Training):
+        details += [("model loaded from", run.source), ("weights, SHA-256", run.sha256)]
+    return Request(
+        command=command if isinstance(command, str) else "",
+        versions=[
+            (key, words.figure(value))
+            for key, value in (versions if isinstance(versions, dict) else {}).items()
+        ],
+        asked=[(name, value) for name, value in details if value],
+        recipe=recipe or "",
+    )
+
+
+def _asked(value: Any) -> str:
+    if isinstance(value, dict | list):
+        return json.dumps(value, ensure_ascii=False)
+    # The exact number: it is what one would have to ask again.
+    return repr(value) if isinstance(value, float) else words.figure(value)

@@ -1,0 +1,107 @@
+"""Finished parts of a run, each kept in one file that appears whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from ..errors import InputError
+from .files import check_regular, make_folder, write_atomically
+from .identity import digest
+from .progress import ProgressLine
+
+Report = Callable[[float], None]  # share of the stage that is done
+
+
+class Done(NamedTuple):
+    """What a stage came to.
+
+    Attributes:
+        figures: anything JSON can hold.
+        tensors: by name.
+        seconds: what it took, when it was done.
+    """
+
+    figures: dict[str, Any]
+    tensors: dict[str, Tensor]
+    seconds: float
+
+
+Work = Callable[[Report], tuple[dict[str, Any], dict[str, Tensor]]]
+
+
+class Stages:
+    """Does stages in order, and remembers them: a run that is interrupted loses one at most.
+
+    Args:
+        folder: the run folder; None remembers nothing beyond this process.
+        line: where progress is shown.
+        weights: about how long each stage takes beside the others, by name; a stage that is not
+            named takes 1.
+    """
+
+    def __init__(self, folder: Path | None, line: ProgressLine, weights: dict[str, float]):
+        self.folder = None if folder is None else folder / "stages"
+        self.line, self.weights = line, weights
+        self.passed, self.total = 0.0, sum(weights.values()) or 1.0
+        self.seconds: dict[str, float] = {}
+
+    def do(self, name: str, work: Work) -> Done:
+        """The stage's outcome: from its file if it was done before, else from `work`."""
+        weight = self.weights.get(name, 1.0)
+        file = None if self.folder is None else self.folder / f"{name}.safetensors"
+        if file is not None and file.exists():
+            done = _read(file)
+        else:
+            began = time.monotonic()
+            figures, tensors = work(
+                lambda share: self.line.update((self.passed + share * weight) / self.total, name)
+            )
+            # By name, as they are read again: what is written of them keeps their order.
+            done = Done(figures, dict(sorted(tensors.items())), time.monotonic() - began)
+            if file is not None:
+                _write(file, done)
+        self.passed += weight
+        self.line.update(min(self.passed / self.total, 1.0), name)
+        self.seconds[name] = done.seconds
+        return done
+
+    def forget(self) -> None:
+        """Remove the files: what they were kept for is written."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write(file: Path, done: Done) -> None:
+    make_folder(file.parent)
+    metadata = {"figures": json.dumps(done.figures), "seconds": repr(done.seconds)}
+    tensors = {name: tensor.contiguous() for name, tensor in done.tensors.items()}
+    write_atomically(file, save(tensors, metadata | {"sha256": _checksum(tensors, metadata)}))
+
+
+def _read(file: Path) -> Done:
+    try:
+        check_regular(file)
+        with safe_open(file, framework="pt") as opened:
+            metadata = opened.metadata()
+            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+        if metadata["sha256"] != _checksum(tensors, metadata):
+            raise ValueError("its checksum differs")
+        return Done(json.loads(metadata["figures"]), tensors, float(metadata["seconds"]))
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{file} is damaged ({' '.join(str(error).split())}); remove it and run again"
+        ) from None
+
+
+def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+    named = (part for name in sorted(tensors) for part in (name, tensors[name]))
+    return digest(metadata["figures"], metadata["seconds"], *named)

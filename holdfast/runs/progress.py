@@ -1,0 +1,89 @@
+"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ..terminal import printable, tell
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:42, 12:05 or 3:07:00."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02d}:{second:02d}" if hours else f"{minute}:{second:02d}"
+
+
+class ProgressLine:
+    """A named share of work done, from 0 to 1, with a word on how it goes.
+
+    Use as a context manager. On a terminal it draws a bar with an estimate of the time left;
+    elsewhere it prints a line at most every `interval` seconds. Everything goes to standard error,
+    so that standard output holds results alone.
+
+    Args:
+        title: what is being done.
+        enabled: False prints nothing at all.
+        interval: seconds between plain lines.
+    """
+
+    def __init__(self, title: str, enabled: bool = True, interval: float = 15.0):
+        self.title, self.enabled, self.interval = printable(title), enabled, interval
+        self.bar: Progress | None = None
+        self.began = self.printed = time.monotonic()
+        self.first_share: float | None = None
+
+    def __enter__(self) -> ProgressLine:
+        console = Console(stderr=True)
+        if self.enabled and console.is_terminal:
+            self.bar = Progress(
+                TextColumn("{task.description}", markup=False),
+                BarColumn(),
+                TextColumn("{task.percentage:3.0f} %"),
+                TimeElapsedColumn(),
+                TimeRemainingColumn(),
+                TextColumn("{task.fields[word]}", markup=False),
+                console=console,
+                transient=True,
+            )
+            self.task = self.bar.add_task(self.title, total=1.0, word="")
+            self.bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        if self.bar:
+            self.bar.stop()
+
+    def update(self, share: float, word: str = "") -> None:
+        """Show that `share` (0..1) is done; `word` is shown beside it."""
+        if not self.enabled:
+            return
+        if self.first_share is None:
+            self.first_share = share  # a resumed run did not do this part in this process
+        if self.bar:
+            self.bar.update(self.task, completed=share, word=printable(word))
+            return
+        now = time.monotonic()
+        if now - self.printed >= self.interval:
+            self.printed = now
+            elapsed, gained = now - self.began, share - self.first_share
+            left = f", {clock(elapsed / gained * (1 - share))} left" if gained > 0 else ""
+            self.say(f"{self.title}: {share:4.0%}, {clock(elapsed)}{left}  {word}")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if not self.enabled:
+            return
+        if self.bar:
+            self.bar.console.print(printable(line), highlight=False, markup=False, emoji=False)
+        else:
+            tell(line, error=True)

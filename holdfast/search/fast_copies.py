@@ -1,0 +1,322 @@
+"""Fast twins: copies of a model that answer the same, sooner.
+
+A twin is only ever used to *search*; every verdict is checked on the original model.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental.optimization import fuse
+from torch.nn.functional import cosine_similarity
+
+from ..attacks import Suite
+from ..attacks.base import Model
+from ..attacks.losses import margin
+from ..distributed import Workers
+from ..models.wrapper import Asked, spread_of, unasked
+from ..threat import Threat
+from .batch_size import seconds_per_image
+
+SLOPES = 16  # probe images whose gradients are compared
+
+Say = Callable[[str], None]  # told, in one line, why something faster is not used
+
+
+class _Refused(Exception):
+    """A twin does not answer as the original does; the message says how."""
+
+
+def unsaid(reason: str) -> None:
+    """Nobody asked."""
+
+
+def _reason(error: Exception) -> str:
+    """The kind of an error and the first line of what it says."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    if isinstance(error, _Refused):
+        return lines[0]
+    return f"{type(error).__name__}: {lines[0].strip()[:200]}" if lines else type(error).__name__
+
+
+@dataclass(frozen=True)
+class Twin:
+    """A callable that answers as the original does, up to rounding.
+
+    Attributes:
+        model: images (N, C, H, W) → float32 logits.
+        name: `original`, `float32` or `bf16`.
+        error: the largest difference of margins (in logits) from the original on the probe.
+        slopes: (P, C, H, W) gradients of the original's margin on some of the probe; None where
+            nobody looked.
+        batch_size: what it was compiled for; None where it was not.
+    """
+
+    model: Model
+    name: str
+    error: float
+    slopes: Tensor | None = None
+    batch_size: int | None = None
+
+
+def original(model: Model) -> Twin:
+    """The model itself as its own twin."""
+    return Twin(model, "original", 0.0)
+
+
+class _Folded(nn.Module):
+    """A folded copy in channels-last layout and one number format."""
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype):
+        super().__init__()
+        self.body = model
+        self.dtype = dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = images.contiguous(memory_format=torch.channels_last)
+        if self.dtype == torch.float32:
+            return self.body(x)
+        # Autocast rather than a cast model: sums, softmax and norms stay in float32.
+        with torch.autocast(images.device.type, self.dtype):
+            return self.body(x).float()
+
+
+def fast_twin(
+    model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
+) -> Twin | None:
+    """A folded, channels-last copy of a module, or None where it cannot serve.
+
+    Batch norms are folded into the convolutions before them where the module can be traced. The
+    copy is used only if its logits are finite, its margins stay close to the original's, and its
+    gradients point the same way.
+
+    Args:
+        model: in eval mode. Only an `nn.Module` has a twin.
+        probe: images (N, C, H, W) on the model's device to compare on.
+        labels: int64 (N,).
+        precision: `float32` or `bf16`.
+        say: told why a copy is refused.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(unasked(model), nn.Module):
+        say(f"no {precision} copy: the model is no torch.nn.Module")
+        return None
+    for how, make in (("folded", fuse), ("plain", copy.deepcopy)):  # fuse copies too
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                copied = make(model.eval())
+            return _like(model, copied, probe, labels, precision)
+        except Exception as error:  # all of it runs the user's code: anything may be raised
+            say(f"no {how} {precision} copy: {_reason(error)}")
+    return None
+
+
+def _like(model: Model, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str) -> Twin:
+    """The copy as a twin; refused unless it answers as the model does."""
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    for parameter in copied.parameters():
+        parameter.requires_grad_(False)
+    folded = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
+    twin = Asked(folded)
+    with torch.no_grad():
+        reference, answer = model(probe).float(), twin(probe)
+    if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
+        raise _Refused("its logits are not finite, or of another shape")
+    error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
+    spread = spread_of(model, reference)
+    alike, slopes = _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision)
+    if not alike:
+        raise _Refused("its gradients point elsewhere")
+    # A model that draws random numbers, or a folding gone wrong, does not answer the same.
+    allowed = (0.25 if precision == "bf16" else 1e-3) * max(spread, 1e-6)
+    if not error <= allowed:
+        raise _Refused(f"its margins are off by {error:.2g}, more than {allowed:.2g}")
+    return Twin(twin, precision, error, slopes)
+
+
+def _climbs_alike(
+    model: Model, twin: Model, probe: Tensor, labels: Tensor, precision: str
+) -> tuple[bool, Tensor | None]:
+    """Whether gradients point the same way: tracing drops the backward passes that a module
+    defines itself, and the answers do not show it. And the model's own, where it has any."""
+    with torch.enable_grad():
+        x = probe.detach().requires_grad_()
+        theirs = margin(model(x).float(), labels)
+        if not theirs.requires_grad:
+            return True, None  # nothing to lose
+        (reference,) = torch.autograd.grad(theirs.sum(), x)
+        ours = margin(twin(x), labels)
+        if not ours.requires_grad:
+            return False, None
+        (found,) = torch.autograd.grad(ours.sum(), x)
+    if not bool(reference.isfinite().all()) or not bool(reference.any()):
+        return bool((reference != 0).any()) == bool((found != 0).any()), None
+    cosine = cosine_similarity(reference.flatten(), found.flatten(), dim=0)
+    return float(cosine) > (0.5 if precision == "bf16" else 0.99), reference
+
+
+class _Compiled:
+    """A twin compiled for one batch size; smaller batches are filled up, very small ones not."""
+
+    def __init__(self, plain: Model, size: int):
+        self.plain, self.size = plain, size
+        self.whole = torch.compile(plain, dynamic=False)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        count = len(images)
+        # Half a batch costs less as it is than a whole one compiled.
+        if count > self.size or 2 * count < self.size:
+            return self.plain(images)
+        if count < self.size:
+            filling = images.new_zeros(self.size - count, *images.shape[1:])
+            images = torch.cat([images, filling])
+        return self.whole(images)[:count]
+
+
+def compiled(
+    twin: Twin, model: Model, images: Tensor, labels: Tensor, say: Say = unsaid
+) -> Twin | None:
+    """The twin, compiled for batches of this size; None where it cannot be.
+
+    Minutes on a CPU, once: worth it for long searches only.
+
+    Args:
+        twin: a `fast_twin`.
+        model: the original, to compare with.
+        images: (N, C, H, W) on the model's device: batches will have N rows.
+        labels: int64 (N,).
+        say: told why it cannot be.
+    """
+    try:
+        fast = Asked(_Compiled(unasked(twin.model), len(images)))
+        with warnings.catch_warnings(), torch.enable_grad():
+            warnings.simplefilter("ignore")
+            x = images.detach().requires_grad_()
+            answer = fast(x)
+            answer.sum().backward()
+            with torch.no_grad():
+                answer = fast(images)  # a graph of its own
+                reference = model(images).float()
+    except Exception as problem:  # no compiler, or a module it cannot take: whatever it raises
+        say(f"not compiled: {_reason(problem)}")
+        return None
+    error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
+    allowed = 2 * twin.error + 1e-3
+    if not math.isfinite(error) or error > allowed:
+        say(f"not compiled: its margins are off by {error:.2g}, more than {allowed:.2g}")
+        return None
+    return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), twin.slopes, len(images))
+
+
+def compiling_pays(device: torch.device) -> bool:
+    """Whether convolutions are so fast that what stands between them, which compiling spares, is
+    worth sparing. On a CPU without matrix units (AMX) nearly all time is in the convolutions
+    themselves, and compiling would gain less than it takes."""
+    amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    return device.type != "cpu" or bool(amx())
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether the hardware multiplies bfloat16 matrices faster than float32 ones."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    probes = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(getattr(torch.cpu, p, lambda: False)() for p in probes)
+
+
+DUAL = {"linf": 1.0, "l2": 2.0, "l1": inf}  # the order of the norm of gradients
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A pass over a stage's items on one twin.
+
+    Attributes:
+        twin: what the search looks at.
+        near: only items whose margin in the lane before ended below this are tried again here;
+            None tries all.
+        slopes: (P, C, H, W) gradients of margins, by which a margin becomes a distance. Without
+            them, searches for the closest point run on the last lane alone.
+    """
+
+    twin: Twin
+    near: float | None = None
+    slopes: Tensor | None = None
+
+    def near_in(self, threat: Threat) -> float | None:
+        """The distance over which a typical margin changes by `near`, by its linearisation."""
+        if self.near is None or self.slopes is None or threat.norm not in DUAL:
+            return None
+        steepness = torch.linalg.vector_norm(self.slopes.flatten(1), DUAL[threat.norm], dim=1)
+        return self.near / max(float(steepness.median()), 1e-12)
+
+
+COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a compiled twin
+
+
+def lanes_of(
+    model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
+) -> list[Lane]:
+    """What the search looks at, the coarsest first; `say` is told why something faster is not."""
+    if precision == "original":
+        return [Lane(original(model))]
+    exact = fast_twin(model, probe, labels, "float32", say) or original(model)
+    if precision == "float32" or (precision == "auto" and not has_fast_bf16(probe.device)):
+        return [Lane(exact)]
+    coarse = fast_twin(model, probe, labels, "bf16", say)
+    if coarse is None:
+        return [Lane(exact)]
+    return coarse_then_exact(coarse, exact)
+
+
+def coarse_then_exact(coarse: Twin, exact: Twin) -> list[Lane]:
+    """What ends closer to the boundary than the coarse twin can tell is searched again."""
+    return [Lane(coarse), Lane(exact, near=3 * coarse.error, slopes=coarse.slopes)]
+
+
+def compiled_where_it_pays(
+    lanes: list[Lane],
+    model: Model,
+    suite: Suite,
+    images: Tensor,
+    labels: Tensor,
+    workers: Workers,
+    *,
+    batch_size: int,
+    of: int,
+    classes: int,
+    say: Say = unsaid,
+) -> list[Lane]:
+    """The lanes with the coarse one compiled, where a long search makes that worth its minutes.
+
+    Args:
+        images, labels: one batch, on the model's device.
+        batch_size: of the search. With fewer images than that, its batches of several items an
+            image would not be those that were compiled for.
+        of: how many images there are in all.
+        say: told why it is not compiled, where it would have paid.
+    """
+    coarse = lanes[0].twin
+    if len(lanes) == 1 or of < batch_size or not compiling_pays(images.device):
+        return lanes
+    long = _looks(suite, of, classes) * seconds_per_image(coarse.model, images)
+    if not workers.share(long / workers.size > COMPILING_SECONDS):
+        return lanes
+    faster = compiled(coarse, model, images, labels, say)
+    return lanes if faster is None else coarse_then_exact(faster, lanes[-1].twin)
+
+
+def _looks(suite: Suite, images: int, classes: int) -> float:
+    """How many looks the suite takes at most."""
+    return images * sum(
+        stage.share_of(images) * stage.items_per_image(classes) * stage.attack.looks * stage.samples
+        for stage in suite.stages
+        if stage.after is None
+    )
