@@ -5,8 +5,8 @@
     python benchmarks/attacks_page.py
 
 One model, the same images in one run. Every attack, ours or another library's (through
-`holdfast.attacks.foreign`), is a suite of its own in the engine: it looks at the same twin of the
-model, its passes are counted at the same place, and a success counts once the original model
+`holdfast.attacks.foreign`), is a suite of its own in the engine: it looks at the same fast copy of
+the model, its passes are counted at the same place, and a success counts once the original model
 misclassifies a point inside ball and box. Budgets are the same wherever a library lets one choose
 them. Rows are written as they fall; the same command goes on where it was interrupted.
 """
@@ -215,7 +215,7 @@ def row_of(
             suite,
             batch_size=options.batch_size,
             device=options.device,
-            precision="float32",  # other libraries were not made for a coarse twin
+            precision="float32",  # other libraries were not made for a coarse fast copy
             seed=options.seed,
             progress=True,
         )

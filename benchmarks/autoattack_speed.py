@@ -6,8 +6,8 @@
 On the same images, one after the other: `hf.evaluate` with the suites `autoattack` and `swift`,
 and torchattacks' APGD, APGDT, FAB and Square with the budgets of the published AutoAttack, each on
 what the one before left standing, at the batch size that is fastest here. Seconds are wall-clock
-and hold everything that happens after the images are in memory: twins, compilation, choosing batch
-sizes, health checks; beside them stands the processor's time, which other work on the machine
+and hold everything that happens after the images are in memory: fast copies, compilation, choosing
+batch sizes, health checks; beside them stands the processor's time, which other work on the machine
 changes less. Robust accuracies of both sides are counted by asking the model again, in
 float32.
 
@@ -39,7 +39,7 @@ from holdfast.evaluation.cards import threat_of
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import read_json, write_result
 from holdfast.runs.identity import digest, weights_digest
-from holdfast.search import fast_twin, seconds_per_image
+from holdfast.search import fast_copy_of, seconds_per_image
 from holdfast.search.fast_copies import has_fast_bf16
 
 RESULTS = Path(__file__).resolve().parent / "results"
@@ -85,8 +85,12 @@ def rates(model: nn.Module, images: Tensor, labels: Tensor) -> dict[str, dict[st
     """Images a second in batches of at most 128."""
     batch = images[:128]
     precision = "bf16" if has_fast_bf16(images.device) else "float32"
-    twin = fast_twin(model, images[:64], labels[:64], precision)
-    ways = {"as it is": model} if twin is None else {"as it is": model, twin.name: twin.model}
+    fast_copy = fast_copy_of(model, images[:64], labels[:64], precision)
+    ways = (
+        {"as it is": model}
+        if fast_copy is None
+        else {"as it is": model, fast_copy.name: fast_copy.model}
+    )
     return {
         name: {
             "forwards": 1 / seconds_per_image(way, batch, differentiable=False),

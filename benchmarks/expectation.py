@@ -3,7 +3,7 @@
     python benchmarks/expectation.py MODEL [--defence noise] [--device cuda] [--out FILE]
 
 A look is a forward and a backward pass on a batch of 8 images: of the defended model as it is, and
-batched also of what a search looks at in its place, the defence before a fast twin of its network.
+batched also of what a search looks at in its place, the defence before a fast copy of its network.
 All take turns, so that a machine whose speed drifts treats them alike; figures are medians over the
 rounds. Where a batch of 8 keeps the hardware busy already, as it does a CPU's two cores, batching
 itself can gain little.
@@ -23,10 +23,10 @@ import holdfast as hf
 from holdfast.attacks import Oracle
 from holdfast.defences import chain
 from holdfast.draws import fixed_draws
-from holdfast.evaluation.inspection import bare_network, lanes_by_view
+from holdfast.evaluation.inspection import bare_network, levels_by_view
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import write_result
-from holdfast.search.fast_copies import lanes_of
+from holdfast.search.fast_copies import levels_of
 
 BATCH, SAMPLES = 8, 20
 
@@ -46,11 +46,11 @@ def main() -> None:
     x = torch.rand(BATCH, *options.shape, generator=generator).to(options.device)
     with torch.no_grad(), fixed_draws(0):
         answers = model(x).argmax(1)
-    lanes = lanes_by_view(
-        model, bare_network(model, x), lambda network: lanes_of(network, x, answers, "auto")
+    levels = levels_by_view(
+        model, bare_network(model, x), lambda network: levels_of(network, x, answers, "auto")
     )
-    twin = lanes[""][0].twin
-    one, many, fast = Oracle(model), Oracle(model, SAMPLES), Oracle(twin.model, SAMPLES)
+    fast_copy = levels[""][0].fast_copy
+    one, many, fast = Oracle(model), Oracle(model, SAMPLES), Oracle(fast_copy.model, SAMPLES)
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         return logits.logsumexp(1) - logits[:, 0]
@@ -59,7 +59,7 @@ def main() -> None:
         "one look": lambda: one.gradient(x, loss),
         "in turn": lambda: [one.gradient(x, loss) for _ in range(SAMPLES)],
         "batched": lambda: many.gradient(x, loss),
-        "batched, on the twin": lambda: fast.gradient(x, loss),
+        "batched, on the fast copy": lambda: fast.gradient(x, loss),
     }
     seconds: dict[str, list[float]] = {name: [] for name in ways}
     for round_ in range(options.rounds + 1):
@@ -83,8 +83,8 @@ def main() -> None:
         "seconds": medians,
         "times_one_look": medians["batched"] / medians["one look"],
         "sooner_than_in_turn": medians["in turn"] / medians["batched"],
-        "twin": twin.name,
-        "sooner_on_the_twin": medians["in turn"] / medians["batched, on the twin"],
+        "fast copy": fast_copy.name,
+        "sooner_on_the_twin": medians["in turn"] / medians["batched, on the fast copy"],
         **circumstances(options.device),
     }
     shown = ("seconds", "times_one_look", "sooner_than_in_turn", "sooner_on_the_twin", "machine")

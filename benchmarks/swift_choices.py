@@ -29,7 +29,7 @@ from holdfast.evaluation.cards import threat_of
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import make_folder, write_result
 from holdfast.runs.identity import digest, weights_digest
-from holdfast.search import fast_twin
+from holdfast.search import fast_copy_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, LONG_STEPS = 20, 100
@@ -40,9 +40,9 @@ BATCH = 64
 
 @dataclass(frozen=True)
 class Subject:
-    """A model's float32 twin, and the images that it gets right."""
+    """A model's float32 fast copy, and the images that it gets right."""
 
-    twin: Model
+    fast_copy: Model
     images: Tensor
     labels: Tensor
     threat: hf.Threat
@@ -51,7 +51,7 @@ class Subject:
         """The smallest margin so far after each look, (len(rows), steps + 1); a run ends where it
         is below 0."""
         found = torch.full((len(rows), attack.looks), torch.nan)
-        oracle = Oracle(self.twin)
+        oracle = Oracle(self.fast_copy)
         for part in torch.arange(len(rows)).split(BATCH):
             image = rows[part]
             none = torch.full_like(self.labels[image], -1)
@@ -91,13 +91,13 @@ def main() -> None:
     split = datasets.load(options.data).validation
     images = datasets.to_tensor(split.images[: options.limit])
     labels = torch.from_numpy(split.labels[: options.limit].copy())
-    found = fast_twin(model, images[:64], labels[:64], "float32")
-    twin = model if found is None else found.model
+    found = fast_copy_of(model, images[:64], labels[:64], "float32")
+    fast_copy = model if found is None else found.model
     with torch.no_grad():
-        logits = torch.cat([twin(x) for x in images.split(BATCH)])
+        logits = torch.cat([fast_copy(x) for x in images.split(BATCH)])
     right = logits.argmax(1) == labels
     order = logits.scatter(1, labels[:, None], -torch.inf).argsort(1, descending=True)[right]
-    subject = Subject(twin, images[right], labels[right], threat)
+    subject = Subject(fast_copy, images[right], labels[right], threat)
     n, every = int(right.sum()), torch.arange(int(right.sum()))
 
     runs = {

@@ -55,10 +55,11 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             if name != "as it is"
             for kind in ("forwards", "gradients")
         ]
-        twin = f", where the twin makes {' and '.join(gains)} a second" if gains else ""
+        fast_copy = f", where the fast copy makes {' and '.join(gains)} a second" if gains else ""
         lines.append(
             f"- {named(result)}: {result['pixels']}, seed "
-            f"{result['seed']}; {result['machine']}{twin}" + f": {pasted(whole(result['command']))}"
+            f"{result['seed']}; {result['machine']}{fast_copy}"
+            + f": {pasted(whole(result['command']))}"
         )
     return lines
 

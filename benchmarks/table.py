@@ -125,7 +125,7 @@ def benchmark_rows() -> list[str]:
                 f"{result['times_one_look']:.1f} × the time of one look, "
                 f"{result['sooner_than_in_turn']:.1f} × sooner than {result['samples']} looks in "
                 f"turn, {result['sooner_on_the_twin']:.1f} × where the search looks at its "
-                f"{result['twin']} twin ({result['machine']}; {pasted(result['command'])})."
+                f"{result['twin']} fast copy ({result['machine']}; {pasted(result['command'])})."
             )
         if result.get("benchmark") == "memory":
             lines.append(

@@ -121,7 +121,9 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y", "fine_label")
 LOADED_AT_ONCE = 256  # images
 
 
-def taken(images: Any, labels: Any = None) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+def checked_data(
+    images: Any, labels: Any = None
+) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
     """Images and labels, checked.
 
     Args:
@@ -149,12 +151,12 @@ def taken(images: Any, labels: Any = None) -> tuple[Float[Tensor, "n c h w"], In
         )
     if labels is None:
         raise InputError("labels are missing: give int64 (N,), the true class of every image")
-    x = taken_images(images)
-    y = taken_labels(labels, len(x))
+    x = checked_images(images)
+    y = checked_labels(labels, len(x))
     return x, y
 
 
-def taken_images(images: Any, name: str = "images") -> Float[Tensor, "n c h w"]:
+def checked_images(images: Any, name: str = "images") -> Float[Tensor, "n c h w"]:
     """Images alone, checked; as in `taken`."""
     x = _tensor(images, name).detach()
     if x.dtype == torch.uint8:
@@ -172,7 +174,7 @@ def taken_images(images: Any, name: str = "images") -> Float[Tensor, "n c h w"]:
     return x
 
 
-def taken_labels(labels: Any, count: int, name: str = "labels") -> Int64[Tensor, " n"]:
+def checked_labels(labels: Any, count: int, name: str = "labels") -> Int64[Tensor, " n"]:
     """Labels alone, checked; as in `taken`."""
     y = _tensor(labels, name).detach()
     if y.is_complex() or (
@@ -275,7 +277,7 @@ def _pair(batch: Any, name: str) -> tuple[Any, Any]:
     raise InputError(f"the {name} gives images without labels: give pairs of images and labels")
 
 
-def taken_threat(threat: Any) -> Threat:
+def checked_threat(threat: Any) -> Threat:
     """A threat model, or what says plainly which: a pair `("linf", 8 / 255)`, or what
     `Threat.describe` gives.
 
@@ -301,7 +303,7 @@ def taken_threat(threat: Any) -> Threat:
     raise InputError(f"the threat model is {_article(threat)} ({str(threat)[:40]}): {right}")
 
 
-def usable(device: str | int | torch.device | None) -> torch.device:
+def checked_device(device: str | int | torch.device | None) -> torch.device:
     """A device that tensors can be made on; None: the GPU where there is one, else the CPU.
 
     Raises:

@@ -97,7 +97,7 @@ def assert_minimal(model: Linear, norm: str, points: Tensor, slack: float = 0.0)
     assert (distance <= optimum * 1.05 + slack).all(), f"too far: {distance / optimum}"
 
 
-def assert_items_are_independent(attack, model: Linear, threat, looks: int = 12) -> None:
+def assert_items_are_independent(attack, model: Linear, threat, iterations: int = 12) -> None:
     """An item's search is the same alone as beside items of another age; no state is mutated."""
     rows = torch.arange(len(model.images))
     items = Items(
@@ -119,12 +119,12 @@ def assert_items_are_independent(attack, model: Linear, threat, looks: int = 12)
             state = after
         return state
 
-    old = stepped(attack.start(items.select(rows[:2]), threat), looks // 2)
+    old = stepped(attack.start(items.select(rows[:2]), threat), iterations // 2)
     young = attack.start(items.select(rows[2:3]), threat)
-    together = stepped({k: torch.cat([old[k], young[k]]) for k in old}, looks // 2)
-    whole = stepped(attack.start(items.select(rows[:3]), threat), looks // 2)
+    together = stepped({k: torch.cat([old[k], young[k]]) for k in old}, iterations // 2)
+    whole = stepped(attack.start(items.select(rows[:3]), threat), iterations // 2)
     young_alone = {key: value[2:3] for key, value in whole.items()}
-    old_alone = {key: value[:2] for key, value in stepped(whole, looks // 2).items()}
+    old_alone = {key: value[:2] for key, value in stepped(whole, iterations // 2).items()}
     for key, value in together.items():
         alone = torch.cat([old_alone[key], young_alone[key]])
         torch.testing.assert_close(value, alone, rtol=1e-4, atol=1e-5, msg=f"{key} differs")

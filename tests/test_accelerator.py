@@ -57,8 +57,8 @@ from holdfast.defences import DEFENCES
 from holdfast.draws import fixed_draws
 from holdfast.mixing.run import mix_command
 from holdfast.models import build, save_checkpoint
-from holdfast.search import fast_copies as lanes
-from holdfast.search.fast_copies import fast_twin
+from holdfast.search import fast_copies as levels
+from holdfast.search.fast_copies import fast_copy_of
 from holdfast.threat import NORMS, Threat
 from holdfast.training import run as fit
 from holdfast.training.averaging import WeightAverage, estimate_statistics
@@ -250,10 +250,10 @@ def test_a_fast_twin_is_made_where_the_model_is(precision):
 
     def made(device: torch.device) -> Tensor:
         home = copy.deepcopy(model).to(device)
-        twin = fast_twin(home, x.to(device), labels.to(device), precision)
-        assert twin is not None
+        fast_copy = fast_copy_of(home, x.to(device), labels.to(device), precision)
+        assert fast_copy is not None
         with torch.no_grad():
-            return twin.model(x.to(device)).cpu()
+            return fast_copy.model(x.to(device)).cpu()
 
     here, there = on_both(made)
     assert torch.allclose(here, there, atol=1e-4 if precision == "float32" else 0.5)
@@ -491,7 +491,7 @@ def test_the_uncertainty_command(tmp_path, monkeypatch):
         (tables, "RESAMPLES", 10),
     ):
         monkeypatch.setattr(module, name, value)
-    for module in (lanes, subject):  # the same number format on both
+    for module in (levels, subject):  # the same number format on both
         monkeypatch.setattr(module, "has_fast_bf16", lambda device: False)
     model = small_cnn(tmp_path)
 

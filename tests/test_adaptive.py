@@ -34,7 +34,7 @@ from holdfast.evaluation import interval
 from holdfast.evaluation.inspection import reason
 from holdfast.evaluation.intervals import mean_interval
 from holdfast.evaluation.unaware import unaware_points, unaware_seeds
-from holdfast.search import MAJORITY_OF, Judge
+from holdfast.search import MAJORITY_OF, Verifier
 from holdfast.threat import Threat
 
 
@@ -228,7 +228,7 @@ def test_a_judge_wants_a_clear_vote():
         spoilt = Coin(net, chance=chance)
         dark = models.answers(net, 0 * x[:1])
         rows = labels != dark  # those that a black image is wrong for
-        fooled, passes = Judge(spoilt, MAJORITY_OF).fooled(x[rows], labels[rows], seeds[rows])
+        fooled, passes = Verifier(spoilt, MAJORITY_OF).fooled(x[rows], labels[rows], seeds[rows])
         assert ((passes == 5) | (passes == 5 + MAJORITY_OF)).all()
         return float(fooled.float().mean())
 
@@ -261,7 +261,7 @@ def test_what_a_search_believed_by_luck_stands_after_all(monkeypatch):
     def gullible(self, images, labels, seeds):
         return torch.ones_like(labels, dtype=torch.bool), torch.ones_like(labels)
 
-    monkeypatch.setattr(Judge, "fooled", gullible)
+    monkeypatch.setattr(Verifier, "fooled", gullible)
     net, x, labels, _ = problem(12)
     rows = labels != models.answers(net, 0 * x[:1])
     suite = Suite("patient", (Stage(PGD(steps=20)),))

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 import holdfast as hf
 from holdfast.attacks import APGD, FGSM, PGD, Square, Stage, Suite
 from holdfast.errors import InputError
-from holdfast.inputs import taken, taken_labels, taken_threat, usable
+from holdfast.inputs import checked_data, checked_device, checked_labels, checked_threat
 from holdfast.parsing import parse_number
 
 LINF = hf.Threat("linf", 0.06)
@@ -98,7 +98,7 @@ def split(x: Tensor, y: Tensor) -> Any:
 def test_images_and_labels_are_taken_in_the_forms_that_people_have_them_in(problem, form):
     net, x, y = problem
     images, labels = FORMS[form](x, y)
-    found, classes = taken(images, labels)
+    found, classes = checked_data(images, labels)
     assert found.dtype == torch.float32 and classes.dtype == torch.int64
     assert torch.equal(found, x) and torch.equal(classes, y) and not found.requires_grad
     expected = evaluate(net, x, y, LINF)
@@ -202,7 +202,7 @@ def test_a_threat_model_may_be_a_pair(problem):
     for threat in (("linf", 0.06), ["linf", "0.06"], LINF.describe(), ("L∞", 0.06)):
         assert evaluate(net, x, y, threat).verdicts == expected
         assert torch.equal(FGSM()(net, x, y, threat), FGSM()(net, x, y, LINF))
-    assert taken_threat(LINF) is LINF
+    assert checked_threat(LINF) is LINF
 
 
 @pytest.mark.parametrize(
@@ -374,7 +374,7 @@ def test_a_batch_size_is_a_whole_number_of_at_least_1(problem, size):
 )
 def test_a_device_that_is_not_there_is_one_short_line(problem, device):
     net, x, y = problem
-    for call in (lambda: usable(device), lambda: evaluate(net, x, y, LINF, device=device)):
+    for call in (lambda: checked_device(device), lambda: evaluate(net, x, y, LINF, device=device)):
         with pytest.raises(InputError, match="cannot be used") as caught:
             call()
         told = str(caught.value)
@@ -382,5 +382,5 @@ def test_a_device_that_is_not_there_is_one_short_line(problem, device):
 
 
 def test_labels_of_one_image_are_no_one_hot_row():
-    assert taken_labels([[3]], 1).tolist() == [3]
-    assert taken_labels([[0, 1]], 1).tolist() == [1]
+    assert checked_labels([[3]], 1).tolist() == [3]
+    assert checked_labels([[0, 1]], 1).tolist() == [1]

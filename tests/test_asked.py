@@ -21,7 +21,7 @@ from holdfast.defences import Jpeg
 from holdfast.errors import InputError
 from holdfast.models.mixture import Mixture
 from holdfast.models.small_cnn import SmallCNN
-from holdfast.models.wrapper import NOTHING, answered, asked, unasked
+from holdfast.models.wrapper import NO_PREDICTION, predicted, unwrapped, wrapped
 from holdfast.uncertainty.scores import LogitScore
 
 SUITE = [APGD(steps=8), Square(queries=20)]
@@ -161,8 +161,8 @@ def test_no_answer_inside_the_ball_is_a_success_of_the_attacker(problem, kind):
     told = result.summary()
     assert told["unanswered"] == 19
     for row in result.verdicts:
-        assert (row.adversarial_prediction == NOTHING) == (row.attack not in ("clean", ""))
-        if row.adversarial_prediction == NOTHING:
+        assert (row.adversarial_prediction == NO_PREDICTION) == (row.attack not in ("clean", ""))
+        if row.adversarial_prediction == NO_PREDICTION:
             assert row.adversarial_confidence == 0 and row.distance <= LINF.eps + 1e-6
 
 
@@ -219,8 +219,8 @@ def test_a_smoothed_model_counts_no_vote_where_there_is_no_answer(problem):
 
 def test_answered_says_nothing_where_there_is_nothing():
     z = torch.tensor([[1.0, 2.0], [torch.nan, 0.0], [torch.nan, torch.nan]])
-    assert answered(z).tolist() == [1, NOTHING, NOTHING]
-    assert answered(z[:, None]).shape == (3, 1)
+    assert predicted(z).tolist() == [1, NO_PREDICTION, NO_PREDICTION]
+    assert predicted(z[:, None]).shape == (3, 1)
 
 
 # -- logits of −∞ -------------------------------------------------------------------------------
@@ -248,7 +248,7 @@ def test_masked_logits_are_finite_below_the_others_and_stop_no_gradient():
         return z.masked_fill(torch.tensor([True, False, False, True]), -torch.inf)
 
     x = torch.rand(3, 1, 2, 2).requires_grad_()
-    z = asked(model)(x)
+    z = wrapped(model)(x)
     assert (
         torch.isfinite(z).all() and (z[:, [0, 3]] < z[:, [1, 2]].amin(1, keepdim=True) - 900).all()
     )
@@ -345,11 +345,11 @@ def test_every_kind_of_model_gets_the_verdict_of_the_plain_one(problem, plainly,
 def test_models_of_half_precision_are_cast_around(problem, dtype, precision):
     net, x, _ = problem
     half = copy.deepcopy(net).to(dtype)
-    y = answered(half(x.to(dtype)))
+    y = predicted(half(x.to(dtype)))
     result = evaluate(half, x, y, precision=precision)
     expected = evaluate(lambda z: half(z.to(dtype)).float(), x, y)
     assert result.standard_accuracy == 1 and not fired(result)
-    assert torch.equal(result.broken, answered(half(result.adversarial.to(dtype))) != y)
+    assert torch.equal(result.broken, predicted(half(result.adversarial.to(dtype))) != y)
     if precision == "original":
         assert rows(result) == rows(expected)
 
@@ -400,14 +400,14 @@ def test_healthy_models_are_asked_as_they_are():
         return x.flatten(1)[:, :3] * 1.0
 
     x = torch.rand(5, 1, 2, 2)
-    z = asked(model)(x)
+    z = wrapped(model)(x)
     assert torch.equal(z, x.flatten(1)[:, :3]) and len(seen) == 1
     assert torch.equal(seen[0], x) and seen[0].data_ptr() != x.data_ptr()
     net = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    assert asked(asked(net)) is not None and unasked(asked(net)) is net
+    assert wrapped(wrapped(net)) is not None and unwrapped(wrapped(net)) is net
     defended = Jpeg(net, quality=50)
-    assert str(unasked(asked(defended))) == str(defended)
-    assert type(copy.deepcopy(asked(net))) is nn.Sequential
+    assert str(unwrapped(wrapped(defended))) == str(defended)
+    assert type(copy.deepcopy(wrapped(net))) is nn.Sequential
 
 
 # -- answers that depend on the batch -----------------------------------------------------------

@@ -51,7 +51,7 @@ def found(attack: Attack, problem: Linear, norm: str, factor: float) -> Tensor:
         targets = torch.tensor(alone).argmin(1)
     items = items_for(problem.images, problem.labels, factor * optimum, targets)
     threat = Threat(norm, 1)
-    state = steps_of(attack, problem, items, threat, attack.looks)
+    state = steps_of(attack, problem, items, threat, attack.iterations)
     assert state["finished"].all()
     assert threat.contains(state["best"], items.images, items.eps).all()
     broken = problem(state["best"]).argmax(1) != problem.labels
@@ -69,7 +69,7 @@ def assert_strong(attack: Attack, problem: Linear, norm: str, factor: float) -> 
 class Nothing(Attack):
     """Looks at the image again and again."""
 
-    name, norms, looks = "nothing", frozenset(NORMS), 5
+    name, norms, iterations = "nothing", frozenset(NORMS), 5
 
     def start(self, items, threat):
         return common_state(items, items.images)
@@ -77,7 +77,7 @@ class Nothing(Attack):
     def step(self, model, state, threat):
         best, score = observe(state, model.logits(state["point"]))
         age = state["age"] + 1
-        finished = age >= self.looks
+        finished = age >= self.iterations
         return {**state, "best": best, "score": score, "age": age, "finished": finished}
 
 
@@ -201,13 +201,17 @@ def test_an_attack_costs_what_it_says(attack, norm):
     threat = Threat(norm, 1)
     model, items = net_items(2, norm, attack.targeted)
     counted = models.Counted(model)
-    oracle, state, looks = Oracle(counted), attack.start(items, threat), 0
+    oracle, state, iterations = Oracle(counted), attack.start(items, threat), 0
     while not state["finished"].all():
-        state, looks = attack.step(oracle, state, threat), looks + 1
-    assert looks == attack.looks == oracle.forwards
-    assert counted.forwards == 2 * looks
-    assert counted.backwards == 2 * oracle.backwards == (2 * looks if attack.needs_gradient else 0)
-    assert torch.equal(state["age"], torch.full((2,), looks))
+        state, iterations = attack.step(oracle, state, threat), iterations + 1
+    assert iterations == attack.iterations == oracle.forwards
+    assert counted.forwards == 2 * iterations
+    assert (
+        counted.backwards
+        == 2 * oracle.backwards
+        == (2 * iterations if attack.needs_gradient else 0)
+    )
+    assert torch.equal(state["age"], torch.full((2,), iterations))
 
 
 @pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
@@ -215,7 +219,7 @@ def test_best_is_the_least_margin_that_was_looked_at(attack, norm):
     threat = Threat(norm, 1)
     model, items = net_items(4, norm, attack.targeted)
     state, seen = attack.start(items, threat), []
-    for _ in range(attack.looks):
+    for _ in range(attack.iterations):
         if norm != "l1" or threat.contains(state["point"], items.images, items.eps).all():
             seen.append(margin(model(state["point"]), items.labels))
         state = attack.step(Oracle(model), state, threat)
@@ -236,7 +240,7 @@ def test_apgd_looks_back_at_the_papers_checkpoints():
     model, items = net_items(2, "linf", False)
     attack, threat = APGD(steps=100), Threat("linf", 1)
     state, seen = attack.start(items, threat), []
-    for look in range(attack.looks):
+    for look in range(attack.iterations):
         old, state = state["until_checkpoint"], attack.step(Oracle(model), state, threat)
         if look and (state["until_checkpoint"] != old - 1).all():
             seen.append(look)
@@ -292,7 +296,7 @@ def test_apgd_walks_as_the_published_algorithm(norm):
     attack = APGD(steps=steps)
     state = attack.start(items, threat)
     start, values = state["point"], []
-    for _ in range(attack.looks):
+    for _ in range(attack.iterations):
         state = attack.step(Oracle(model), state, threat)
         values.append(state["last_loss"])
     for i in range(4):
@@ -317,7 +321,7 @@ def test_l1_apgd_shrinks_its_ball_and_counts_only_points_of_the_last_one():
     attack, threat = APGD(steps=20), Threat("l1", 1)
     model, items = net_items(3, "l1", False)
     state, radii = attack.start(items, threat), []
-    for look in range(attack.looks):
+    for look in range(attack.iterations):
         radii.append((threat.distance(state["point"], items.images) / items.eps).amax().item())
         state = attack.step(Oracle(model), state, threat)
         assert bool(state["score"].isinf().all()) == (look < 12)

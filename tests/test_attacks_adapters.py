@@ -142,7 +142,7 @@ def fake(monkeypatch):
 def test_the_threat_model_reaches_the_library_and_the_result_is_checked(fake, capsys):
     model, x, labels, threat = problem()
     attack = foreign("torchattacks:Sign:steps=5,loss=dlr")
-    assert attack.norms == {"linf"} and attack.needs_gradient and attack.looks == 1
+    assert attack.norms == {"linf"} and attack.needs_gradient and attack.iterations == 1
     state, oracle = stepped(attack, model, x, labels, threat)
     # The step keeps the library's own ratio to ε, 1 : 4.
     assert SEEN["eps"] == 0.2 and SEEN["alpha"] == pytest.approx(0.05)

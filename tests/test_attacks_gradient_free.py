@@ -26,11 +26,11 @@ def items_of(model, eps):
     )
 
 
-def run(attack, model, items, threat, looks=None):
+def run(attack, model, items, threat, iterations=None):
     """The states after each look, and the oracle."""
     oracle = Oracle(model)
     state, states = attack.start(items, threat), []
-    for _ in range(looks or attack.looks):
+    for _ in range(iterations or attack.iterations):
         before = state
         state = attack.step(oracle, state, threat)
         states.append(state | {"looked": before["point"]})
@@ -226,9 +226,9 @@ def test_hop_skip_jump_without_an_adversarial_point():
     ],
     ids=str,
 )
-def test_items_are_independent(attack, norm, looks):
+def test_items_are_independent(attack, norm, iterations):
     model = linear(3, "free", shape=(3, 5, 4), count=3)
-    assert_items_are_independent(attack, model, Threat(norm, 0.01), looks)
+    assert_items_are_independent(attack, model, Threat(norm, 0.01), iterations)
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def test_many_classes_within_5_percent_untargeted(name, norm, box):
 class Nothing(MinimumNorm):
     """Looks at the image and says that it has done its work."""
 
-    name, norms, looks = "nothing", frozenset(NORMS), 1
+    name, norms, iterations = "nothing", frozenset(NORMS), 1
 
     def start(self, items, threat):
         return self.begin(items, items.images)
@@ -131,7 +131,7 @@ def test_items_are_independent(name, norm):
 def test_carlini_wagner_searches_are_independent():
     model = linear(3, "binding", shape=(3, 4, 5), count=3)
     attack = CarliniWagner(steps=4, searches=4)
-    assert_items_are_independent(attack, model, Threat("l2", 0.05), looks=16)
+    assert_items_are_independent(attack, model, Threat("l2", 0.05), iterations=16)
 
 
 def items_of(model, eps, targets=None):
@@ -146,11 +146,11 @@ def items_of(model, eps, targets=None):
     )
 
 
-def run(attack, model, items, threat, looks):
+def run(attack, model, items, threat, iterations):
     oracle = Oracle(model)
     state = attack.start(items, threat)
     states = []
-    for _ in range(looks):
+    for _ in range(iterations):
         state = attack.step(oracle, state, threat)
         states.append(state)
     return states, oracle
@@ -161,7 +161,7 @@ def test_score_is_distance_less_eps(name, norm):
     model, attack = linear(2, "free"), make(name)
     attack.stop_inside = True
     eps = 1.0 if norm == "l0" else float(np.median(model.optimum(norm)))
-    states, _ = run(attack, model, items_of(model, eps), Threat(norm, eps), attack.looks)
+    states, _ = run(attack, model, items_of(model, eps), Threat(norm, eps), attack.iterations)
     for before, state in itertools.pairwise(states):
         assert (state["distance"] <= before["distance"]).all()
     for state in states:
@@ -179,7 +179,7 @@ def test_score_is_distance_less_eps(name, norm):
 def test_stop_inside_false_hides_success_until_the_end():
     model, threat = linear(2, "free"), Threat("l2", 1.0)
     attack = FAB(steps=10, **WHOLE)
-    states, _ = run(attack, model, items_of(model, 1.0), threat, attack.looks)
+    states, _ = run(attack, model, items_of(model, 1.0), threat, attack.iterations)
     assert all((state["score"] > 0).all() for state in states[:-1])
     assert (states[-1]["score"] < 0).all()
     # Stopping early is what the default does, and it costs distance.
@@ -336,7 +336,7 @@ def test_unknown_norm():
 def test_autoattack_is_the_published_sequence():
     def stages(name):
         return [
-            (s.attack.name, s.attack.looks - 1, s.restarts, s.targets, s.samples)
+            (s.attack.name, s.attack.iterations - 1, s.restarts, s.targets, s.samples)
             for s in suite_named(name).stages
         ]
 

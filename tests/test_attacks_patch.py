@@ -26,7 +26,7 @@ def run(attack, model, x, labels, threat, targets=None):
         seeds=torch.arange(len(x)),
     )
     oracle, state = Oracle(model), attack.start(items, threat)
-    for _ in range(attack.looks):
+    for _ in range(attack.iterations):
         assert not state["finished"].any()
         state = attack.step(oracle, state, threat)
         assert threat.contains(state["point"], x).all()
@@ -114,7 +114,7 @@ def test_a_chosen_place_is_kept():
     model, x = models.Net(3, SHAPE), models.images(4, SHAPE)
     labels = models.answers(model, x)
     attack = Patch(corner=(5, 1), side=2, trials=3, steps=4)
-    assert attack.looks == 1 + 3 + 4
+    assert attack.iterations == 1 + 3 + 4
     state, _ = run(attack, model, x, labels, Threat("l0", 30))
     outside = torch.ones(SHAPE, dtype=torch.bool)
     outside[:, 5:7, 1:3] = False
@@ -178,7 +178,7 @@ def test_the_side_is_the_largest_that_fits(eps, side):
 @pytest.mark.parametrize("attack", [Patch(places=2, trials=2, steps=8), Patch(start="random")])
 def test_items_are_independent(attack):
     model = linear(3, "free", shape=SHAPE, count=3)
-    assert_items_are_independent(attack, model, Threat("l0", 12), looks=12)
+    assert_items_are_independent(attack, model, Threat("l0", 12), iterations=12)
 
 
 @pytest.mark.parametrize(

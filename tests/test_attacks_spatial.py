@@ -31,7 +31,7 @@ def run(attack, model, x, labels, threat):
         seeds=torch.arange(len(x)),
     )
     oracle, state, looked = Oracle(model), attack.start(items, threat), []
-    for _ in range(attack.looks):
+    for _ in range(attack.iterations):
         looked.append(state["parameters"])
         assert threat.contains(state["point"], x, witness=state["parameters"]).all()
         state = attack.step(oracle, state, threat)
@@ -176,7 +176,7 @@ def test_gradient_steps_find_the_angle_between_the_points_of_the_grid(angle):
     coarse, _, _ = run(RotationTranslation(grid=(5, 1)), answer, bar, label, turns)
     assert float(coarse["score"]) > 0, "the grid alone must not be enough"
     attack = RotationTranslation(grid=(5, 1), steps=60)
-    assert attack.looks == 65 and attack.needs_gradient
+    assert attack.iterations == 65 and attack.needs_gradient
     fine, _, oracle = run(attack, answer, bar, label, turns)
     assert float(fine["witness"][0, 0]) == pytest.approx(angle, abs=1)
     assert float(fine["score"]) < 0
@@ -199,7 +199,7 @@ def test_random_points_fill_the_box_and_belong_to_the_item():
 )
 def test_items_are_independent(attack):
     model = linear(3, "free", shape=SHAPE, count=3)
-    assert_items_are_independent(attack, model, THREAT, looks=10)
+    assert_items_are_independent(attack, model, THREAT, iterations=10)
 
 
 @pytest.mark.parametrize(

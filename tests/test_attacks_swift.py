@@ -12,7 +12,7 @@ from holdfast.errors import InputError
 from holdfast.threat import Threat
 
 
-def stepped(attack, model, images, labels, threat, looks):
+def stepped(attack, model, images, labels, threat, iterations):
     """The states after each look."""
     items = Items(
         images,
@@ -22,7 +22,7 @@ def stepped(attack, model, images, labels, threat, looks):
         draws.item_seeds(0, torch.arange(len(images))),
     )
     state, states = attack.start(items, threat), []
-    for _ in range(looks):
+    for _ in range(iterations):
         state = attack.step(Oracle(model), state, threat)
         states.append(state)
     return states
@@ -58,24 +58,24 @@ def slopes(x):
 def test_the_later_runs_go_for_the_next_classes_from_where_the_search_stands():
     x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
     attack = Swift(steps=5, targets=3, near=0.99, long_steps=7, long_runs=2)
-    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), attack.looks)
-    assert attack.looks == 5 * 6 + 2 * 8
+    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), attack.iterations)
+    assert attack.iterations == 5 * 6 + 2 * 8
     begins = [5, 11, 17, 23, 29, 37]  # the looks that end a run begin the next
     # 1 stands 0.3 − 0.05 behind, 3 stands 0.65 − 0.2, 2 stands 0.6 − 0.05; the long runs go for
     # the closest again, and for any.
     assert [states[k]["targets"].tolist() for k in begins] == [[t, t] for t in (-1, 1, 3, 2, 1, -1)]
     assert [states[k]["run"][0].item() for k in begins] == [1, 2, 3, 4, 5, 6]
     assert states[-1]["finished"].all() and not states[-2]["finished"].any()
-    left = [int(attack.looks_left(s)[0]) for s in states]
+    left = [int(attack.iterations_left(s)[0]) for s in states]
     # A run's end is stepped over into the next one's start.
-    assert left == list(range(attack.looks - 1, -1, -1))
+    assert left == list(range(attack.iterations - 1, -1, -1))
 
 
 def test_targets_that_do_not_exist_are_passed_over():
     x, y = torch.full((2, 4, 1, 1), 0.5), torch.zeros(2, dtype=torch.int64)
     attack = Swift(steps=5, targets=9, near=0.99, long_steps=7, long_runs=1)
-    looks = 5 * 6 + 8  # there are 3 wrong classes
-    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), looks)
+    iterations = 5 * 6 + 8  # there are 3 wrong classes
+    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), iterations)
     assert states[29]["run"].tolist() == [attack.short_runs] * 2
     assert states[-1]["finished"].all() and not states[-2]["finished"].any()
 

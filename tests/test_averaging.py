@@ -167,13 +167,13 @@ def test_frozen_statistics_stay_bit_for_bit(momentum):
 
 def test_frozen_statistics_are_released_after_an_exception():
     model = network().train()
-    twin = copy.deepcopy(model)
+    fast_copy = copy.deepcopy(model)
     with pytest.raises(KeyError), frozen_statistics(model):
         raise KeyError
     x = torch.rand(8, 2, 6, 6)
     model(x)
-    twin(x)
-    assert same(state(model), state(twin))
+    fast_copy(x)
+    assert same(state(model), state(fast_copy))
 
 
 def test_frozen_statistics_are_those_of_eval_mode_too():

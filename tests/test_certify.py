@@ -272,8 +272,8 @@ def test_smoothadv_climbs_the_mean_probability_with_the_noise_it_trains_on():
     moved = (points - noise).unflatten(0, (6, 3))
     assert torch.allclose(moved[:, 0], moved[:, 2], atol=1e-6)  # one point an image
     x = given.images.clone().requires_grad_()
-    twin = copy.deepcopy(model)  # whose running statistics may change
-    mean = twin(x.repeat_interleave(3, 0) + noise).softmax(1).unflatten(0, (6, 3)).mean(1)
+    fast_copy = copy.deepcopy(model)  # whose running statistics may change
+    mean = fast_copy(x.repeat_interleave(3, 0) + noise).softmax(1).unflatten(0, (6, 3)).mean(1)
     loss = F.nll_loss(mean.log(), given.labels, reduction="sum")
     (gradient,) = torch.autograd.grad(loss, x)
     unit = gradient / gradient.flatten(1).norm(dim=1).view(-1, 1, 1, 1)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from holdfast.runs.folder import claimed
 
 from holdfast.cli import app as cli
 from holdfast.cli.certify import trained_otherwise
 from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint
+from holdfast.runs.folder import claimed
 from holdfast.threat import Threat
 
 CARD = {

@@ -9,10 +9,10 @@ from pathlib import Path
 import models
 import pytest
 import torch
-from holdfast.runs.folder import finished, holds, worker_on
 
 import holdfast as hf
 from holdfast.errors import InputError
+from holdfast.runs.folder import finished, holds, worker_on
 from holdfast.training import fit_recipe
 from holdfast.training.recipe import recipe_from
 

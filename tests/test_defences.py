@@ -178,10 +178,15 @@ def test_with_backward_reaches_every_step_that_offers_it_and_shares_the_weights(
     model = network()
     inside = nn.Sequential(nn.Identity(), BitDepth(model))  # a wrapper between two defences
     chained = Median(Jpeg(Noise(inside)))
-    twin = chained.with_backward("surrogate")
-    assert [step.backward for step in steps(twin)] == ["exact", "surrogate", "exact", "surrogate"]
+    fast_copy = chained.with_backward("surrogate")
+    assert [step.backward for step in steps(fast_copy)] == [
+        "exact",
+        "surrogate",
+        "exact",
+        "surrogate",
+    ]
     assert [step.backward for step in steps(chained)] == ["exact", "surrogate", "exact", "identity"]
-    assert all(a is b for a, b in zip(twin.parameters(), model.parameters(), strict=True))
+    assert all(a is b for a, b in zip(fast_copy.parameters(), model.parameters(), strict=True))
     straight = chained.with_backward("identity")
     assert {step.backward for step in steps(straight)} == {"identity"}
     with pytest.raises(InputError, match="no defence here offers backward 'surrogate'"):

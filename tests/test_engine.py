@@ -15,9 +15,9 @@ from torch import Tensor
 from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
 from holdfast.errors import InputError
-from holdfast.search import CLEAN, STANDING, Journal, Lane, Ledger, Search, Twin
+from holdfast.search import CLEAN, STANDING, FastCopy, Journal, Ledger, Level, Search
 from holdfast.search import scheduler as search
-from holdfast.search.fast_copies import compiled, fast_twin, original
+from holdfast.search.fast_copies import compiled, fast_copy_of, original
 from holdfast.threat import Threat
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def run(
     suite: Suite = SUITE,
     *,
     batch_size: int = 64,
-    twins=None,
+    fast_copies=None,
     path: Path | None = None,
     index: Tensor | None = None,
     seed: int = 0,
@@ -53,7 +53,7 @@ def run(
         labels,
         threat,
         suite,
-        lanes=twins or [Lane(original(model))],
+        levels=fast_copies or [Level(original(model))],
         batch_size=batch_size,
         device=CPU,
         seed=seed,
@@ -84,14 +84,14 @@ def problem(n: int = 16):
     return model, x, labels, Threat("linf", 0.02)
 
 
-def two_lanes(model) -> list[Lane]:
-    """A coarse twin that answers what it answers a little too willingly, and the model itself."""
+def two_lanes(model) -> list[Level]:
+    """A coarse fast copy that is fooled a little too willingly, and the model itself."""
 
     def kind(z: Tensor) -> Tensor:
         return z + 0.05 * torch.nn.functional.one_hot(z.detach().argmax(1), z.shape[1])
 
-    coarse = Twin(models.Wrapped(model, after=kind), "coarse", 0.05)
-    return [Lane(coarse), Lane(original(model), near=0.15)]
+    coarse = FastCopy(models.Wrapped(model, after=kind), "coarse", 0.05)
+    return [Level(coarse), Level(original(model), near=0.15)]
 
 
 # -- verdicts ---------------------------------------------------------------------------------
@@ -104,13 +104,13 @@ def test_the_problem_is_neither_easy_nor_hopeless():
     assert int(ledger.item.max()) >= 1  # not always at the first attempt
 
 
-@pytest.mark.parametrize("lanes", [1, 2])
+@pytest.mark.parametrize("levels", [1, 2])
 @pytest.mark.parametrize("batch_size", [1, 7, 512])
-def test_the_batch_size_changes_nothing(batch_size, lanes):
+def test_the_batch_size_changes_nothing(batch_size, levels):
     model, x, labels, threat = problem()
-    twins = two_lanes(model) if lanes == 2 else None
-    a = run(model, x, labels, threat, batch_size=64, twins=twins).ledger
-    b = run(model, x, labels, threat, batch_size=batch_size, twins=twins).ledger
+    fast_copies = two_lanes(model) if levels == 2 else None
+    a = run(model, x, labels, threat, batch_size=64, fast_copies=fast_copies).ledger
+    b = run(model, x, labels, threat, batch_size=batch_size, fast_copies=fast_copies).ledger
     assert differences(a, b) == []
 
 
@@ -177,9 +177,9 @@ class Scripted(Attack):
 
     name, norms, targeted, needs_gradient = "scripted", frozenset({"linf"}), True, False
 
-    def __init__(self, when: tuple[int, ...], looks: int = 8):
+    def __init__(self, when: tuple[int, ...], iterations: int = 8):
         super().__init__(when=list(when))
-        self.when, self.looks = torch.tensor(when), looks
+        self.when, self.iterations = torch.tensor(when), iterations
 
     def start(self, items, threat):
         return self._next(common_state(items, items.images))
@@ -194,7 +194,7 @@ class Scripted(Attack):
     def step(self, model, state, threat):
         best, score = observe(state, model.logits(state["point"]))
         age = state["age"] + 1
-        finished = age >= self.looks
+        finished = age >= self.iterations
         state = {**state, "best": best, "score": score, "age": age, "finished": finished}
         return self._next(state)
 
@@ -272,12 +272,15 @@ def test_every_pass_is_counted(batch_size):
 
 def test_passes_of_the_twins_and_of_samples_are_counted_too():
     body, x, labels, threat = problem(8)
-    model, twin = models.Counted(body), models.Counted(body)
+    model, fast_copy = models.Counted(body), models.Counted(body)
     suite = Suite("eot", (Stage(PGD(steps=3), samples=4, restarts=2),))
-    lanes = [Lane(Twin(twin, "twin", 0.01)), Lane(Twin(twin, "twin", 0.0), near=0.5)]
-    search = run(model, x, labels, threat, suite, twins=lanes)
-    assert model.forwards + twin.forwards == len(x) + search.costs[0].forwards
-    assert model.backwards + twin.backwards == search.costs[0].backwards
+    levels = [
+        Level(FastCopy(fast_copy, "fast copy", 0.01)),
+        Level(FastCopy(fast_copy, "fast copy", 0.0), near=0.5),
+    ]
+    search = run(model, x, labels, threat, suite, fast_copies=levels)
+    assert model.forwards + fast_copy.forwards == len(x) + search.costs[0].forwards
+    assert model.backwards + fast_copy.backwards == search.costs[0].backwards
     assert model.backwards == 0
 
 
@@ -294,27 +297,30 @@ def test_searches_for_the_closest_point_begin_on_the_coarse_twin(norm):
     threat = Threat(norm, {"linf": 0.02, "l2": 0.1, "l1": 0.5}[norm])
     suite = Suite("fab", (Stage(FAB(steps=10, targeted=True), targets=4),))
     alone = run(body, x, labels, threat, suite).ledger
-    lanes = [
-        Lane(Twin(kind, "coarse", 0.01, slopes)),
-        Lane(Twin(exact, "exact", 0.0), near=3.0, slopes=slopes),
+    levels = [
+        Level(FastCopy(kind, "coarse", 0.01, slopes)),
+        Level(FastCopy(exact, "exact", 0.0), near=3.0, slopes=slopes),
     ]
-    both = run(model, x, labels, threat, suite, twins=lanes).ledger
+    both = run(model, x, labels, threat, suite, fast_copies=levels).ledger
     assert torch.equal(both.broken, alone.broken)
     assert 1 < int(both.broken.sum()) < 24
     assert 0 < exact.backwards < 0.5 * coarse.backwards
-    # Nothing says how far such a twin may be trusted where no slopes are known.
-    unknown = [Lane(Twin(kind, "coarse", 0.01)), Lane(Twin(exact, "exact", 0.0), near=0.03)]
+    # Nothing says how far such a fast copy may be trusted where no slopes are known.
+    unknown = [
+        Level(FastCopy(kind, "coarse", 0.01)),
+        Level(FastCopy(exact, "exact", 0.0), near=0.03),
+    ]
     before = coarse.backwards
-    run(model, x, labels, threat, suite, twins=unknown)
+    run(model, x, labels, threat, suite, fast_copies=unknown)
     assert coarse.backwards == before
 
 
 def test_a_distance_is_a_margin_over_the_dual_norm_of_the_slopes():
     slopes = torch.tensor([[3.0, -4.0], [3.0, 4.0], [0.0, 0.0]]).view(3, 2, 1, 1)
-    lane = Lane(original(models.Net()), near=0.7, slopes=slopes)
+    level = Level(original(models.Net()), near=0.7, slopes=slopes)
     for norm, distance in (("linf", 0.7 / 7), ("l2", 0.7 / 5), ("l1", 0.7 / 4)):
-        assert lane.near_in(Threat(norm, 1)) == pytest.approx(distance)
-    assert lane.near_in(Threat("l0", 1)) is None
+        assert level.near_in(Threat(norm, 1)) == pytest.approx(distance)
+    assert level.near_in(Threat("l0", 1)) is None
 
 
 def test_images_that_are_broken_are_left_alone():
@@ -330,39 +336,41 @@ def test_images_that_are_broken_are_left_alone():
 # -- whom the engine believes -----------------------------------------------------------------
 
 
-def liar(model) -> Lane:
-    """A twin that says of everything that it is fooled, ever more so."""
-    return Lane(Twin(models.Wrapped(model, after=lambda z: 100 * z.roll(1, 1)), "liar", 0.0))
+def liar(model) -> Level:
+    """A fast copy that says of everything that it is fooled, ever more so."""
+    return Level(FastCopy(models.Wrapped(model, after=lambda z: 100 * z.roll(1, 1)), "liar", 0.0))
 
 
 def test_a_lying_twin_breaks_nothing():
     model, x, labels, _ = problem()
     threat = Threat("linf", 1e-6)  # nothing can be fooled
-    ledger = run(model, x, labels, threat, twins=[liar(model)]).ledger
+    ledger = run(model, x, labels, threat, fast_copies=[liar(model)]).ledger
     assert ledger.broken.tolist() == [i == 2 for i in range(len(x))]
 
 
 def test_what_a_lying_twin_stumbles_on_still_has_to_be_true():
     model, x, labels, _ = problem()
     threat = Threat("linf", 0.5)
-    ledger = run(model, x, labels, threat, twins=[liar(model)]).ledger
+    ledger = run(model, x, labels, threat, fast_copies=[liar(model)]).ledger
     assert torch.equal(models.answers(model, ledger.adversarial) != labels, ledger.broken)
     assert threat.contains(ledger.adversarial, x).all()
 
 
 def test_a_twin_of_nan_is_asked_again_of_the_original_and_the_next_lane_does_not_trust_it():
     model, x, labels, threat = problem()
-    blind = Lane(Twin(models.Wrapped(model, after=lambda z: z * torch.nan), "nan", 0.0))
-    alone = run(model, x, labels, threat, twins=[blind]).ledger
+    blind = Level(FastCopy(models.Wrapped(model, after=lambda z: z * torch.nan), "nan", 0.0))
+    alone = run(model, x, labels, threat, fast_copies=[blind]).ledger
     assert torch.equal(models.answers(model, alone.adversarial) != labels, alone.broken)
     assert alone.score[~alone.broken].isinf().all() and 0 < int(alone.broken.sum()) < len(x)
-    both = run(model, x, labels, threat, twins=[blind, Lane(original(model), near=0.0)]).ledger
+    both = run(
+        model, x, labels, threat, fast_copies=[blind, Level(original(model), near=0.0)]
+    ).ledger
     assert torch.equal(both.broken, run(model, x, labels, threat).ledger.broken)
 
 
 def test_a_coarse_twin_is_finished_on_the_exact_one():
     model, x, labels, threat = problem()
-    both = run(model, x, labels, threat, twins=two_lanes(model))
+    both = run(model, x, labels, threat, fast_copies=two_lanes(model))
     alone = run(model, x, labels, threat)
     assert int(both.ledger.broken.sum()) >= int(alone.ledger.broken.sum())
     # Far from the boundary, nobody searches twice.
@@ -373,7 +381,7 @@ def test_a_coarse_twin_is_finished_on_the_exact_one():
 class Outside(Attack):
     """Claims points far outside the ball, or that are no numbers."""
 
-    name, norms, looks = "outside", frozenset({"linf"}), 3
+    name, norms, iterations = "outside", frozenset({"linf"}), 3
 
     def __init__(self, value: float):
         super().__init__(value=str(value))
@@ -413,7 +421,7 @@ def test_only_one_success_is_needed():
     assert first.any() and (search.ledger.forwards[first] <= 1 + 5 + 5).all()
 
 
-# -- twins ------------------------------------------------------------------------------------
+# -- fast copies -----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("precision", ["float32", "bf16"])
@@ -421,10 +429,10 @@ def test_a_fast_twin_answers_alike_and_leaves_the_model_alone(precision):
     model, x, labels = models.digits(8)
     kept = {k: v.clone() for k, v in model.state_dict().items()}
     grads = [p.requires_grad for p in model.parameters()]
-    twin = fast_twin(model, x, labels, precision)
-    assert twin is not None
+    fast_copy = fast_copy_of(model, x, labels, precision)
+    assert fast_copy is not None
     with torch.no_grad():
-        difference = (twin.model(x) - model(x)).abs().max()
+        difference = (fast_copy.model(x) - model(x)).abs().max()
     assert float(difference) <= (1e-3 if precision == "float32" else 1.0)
     assert all(torch.equal(v, kept[k]) for k, v in model.state_dict().items())
     assert [p.requires_grad for p in model.parameters()] == grads
@@ -432,9 +440,9 @@ def test_a_fast_twin_answers_alike_and_leaves_the_model_alone(precision):
 
 def test_what_is_no_module_or_draws_random_numbers_has_no_twin():
     model, x, labels = models.digits(4)
-    assert fast_twin(lambda images: model(images), x, labels, "float32") is None
+    assert fast_copy_of(lambda images: model(images), x, labels, "float32") is None
     noisy = models.Wrapped(model, before=lambda x: x + 0.3 * torch.randn_like(x))
-    assert fast_twin(noisy, x, labels, "float32") is None
+    assert fast_copy_of(noisy, x, labels, "float32") is None
 
 
 # -- the journal ------------------------------------------------------------------------------
@@ -455,7 +463,9 @@ class Dies(Exception):
     pass
 
 
-def interrupted(tmp_path, monkeypatch, method: str, moment: int, error=Dies, twins=None) -> bool:
+def interrupted(
+    tmp_path, monkeypatch, method: str, moment: int, error=Dies, fast_copies=None
+) -> bool:
     """Whether a run dies at the `moment`-th call of one of the journal's methods, *after* it has
     written: what the open transaction holds must not survive."""
     calls = 0
@@ -472,7 +482,9 @@ def interrupted(tmp_path, monkeypatch, method: str, moment: int, error=Dies, twi
     with monkeypatch.context() as patch:
         patch.setattr(Journal, method, dying)
         try:
-            run(model, x, labels, threat, path=tmp_path / "j", batch_size=7, twins=twins)
+            run(
+                model, x, labels, threat, path=tmp_path / "j", batch_size=7, fast_copies=fast_copies
+            )
         except error:
             return True
     return False
@@ -499,10 +511,10 @@ def test_ctrl_c_inside_a_transaction_is_rolled_back(tmp_path, monkeypatch):
 @pytest.mark.parametrize("moment", [3, 8, 20, 60])
 def test_an_interruption_in_any_lane_loses_nothing(tmp_path, monkeypatch, method, moment):
     model, x, labels, threat = problem()
-    twins = two_lanes(model)
-    expected = run(model, x, labels, threat, twins=twins).ledger
-    interrupted(tmp_path, monkeypatch, method, moment, twins=twins)
-    again = run(model, x, labels, threat, path=tmp_path / "j", twins=twins).ledger
+    fast_copies = two_lanes(model)
+    expected = run(model, x, labels, threat, fast_copies=fast_copies).ledger
+    interrupted(tmp_path, monkeypatch, method, moment, fast_copies=fast_copies)
+    again = run(model, x, labels, threat, path=tmp_path / "j", fast_copies=fast_copies).ledger
     assert differences(expected, again) == []
 
 
@@ -650,10 +662,10 @@ class _Rounded(torch.nn.Module):
 
 def test_a_twin_keeps_backward_passes_that_the_model_defines_itself():
     model, x = _Rounded().eval(), models.images(8, seed=2)
-    twin = fast_twin(model, x, models.answers(model, x), "float32")
-    assert twin is not None
+    fast_copy = fast_copy_of(model, x, models.answers(model, x), "float32")
+    assert fast_copy is not None
     slopes = []
-    for answers in (model, twin.model):
+    for answers in (model, fast_copy.model):
         point = x.clone().requires_grad_()
         answers(point)[:, 0].sum().backward()
         slopes.append(point.grad)
@@ -666,14 +678,14 @@ def test_a_compiled_twin_answers_alike_in_batches_of_any_size():
     compiler.needed()
     labels = models.answers(model, x)
     said: list[str] = []
-    twin = compiled(fast_twin(model, x, labels, "float32"), model, x, labels, said.append)
-    assert twin is not None, said
-    assert twin.batch_size == 16
+    fast_copy = compiled(fast_copy_of(model, x, labels, "float32"), model, x, labels, said.append)
+    assert fast_copy is not None, said
+    assert fast_copy.batch_size == 16
     assert not said
     for count in (16, 11, 3, 20):
         points = models.images(count, seed=3).requires_grad_()
         reference = points.detach().clone().requires_grad_()
-        answer, expected = twin.model(points), model(reference)
+        answer, expected = fast_copy.model(points), model(reference)
         torch.testing.assert_close(answer, expected, rtol=1e-3, atol=1e-4)
         answer[:, 1].sum().backward()
         expected[:, 1].sum().backward()
@@ -683,7 +695,7 @@ def test_a_compiled_twin_answers_alike_in_batches_of_any_size():
 def test_a_compilation_that_fails_or_answers_otherwise_says_why(monkeypatch):
     model, x = models.Net(classes=5, seed=2), models.images(8, seed=2)
     labels = models.answers(model, x)
-    twin = fast_twin(model, x, labels, "float32")
+    fast_copy = fast_copy_of(model, x, labels, "float32")
 
     def no_compiler(function, **options):
         raise RuntimeError("\n  InvalidCxxCompiler: no g++\nand a page of more")
@@ -692,24 +704,24 @@ def test_a_compilation_that_fails_or_answers_otherwise_says_why(monkeypatch):
     monkeypatch.setattr(torch, "compile", no_compiler)
     with pytest.raises(RuntimeError):
         torch.compile(model)
-    assert compiled(twin, model, x, labels, said.append) is None
+    assert compiled(fast_copy, model, x, labels, said.append) is None
     monkeypatch.setattr(torch, "compile", lambda function, **options: lambda z: 2 * function(z))
-    assert compiled(twin, model, x, labels, said.append) is None
+    assert compiled(fast_copy, model, x, labels, said.append) is None
     assert said[0] == "not compiled: RuntimeError: InvalidCxxCompiler: no g++"
     assert said[1].startswith("not compiled: its margins are off by ")
     monkeypatch.setattr(torch, "compile", lambda function, **options: function)
-    assert compiled(twin, model, x, labels, said.append) is not None
+    assert compiled(fast_copy, model, x, labels, said.append) is not None
     assert len(said) == 2
 
 
 def test_a_twin_that_is_refused_says_why():
     model, x, labels = models.digits(4)
     said: list[str] = []
-    assert fast_twin(lambda images: model(images), x, labels, "float32", said.append) is None
+    assert fast_copy_of(lambda images: model(images), x, labels, "float32", said.append) is None
     assert said == ["no float32 copy: the model is no torch.nn.Module"]
     said.clear()
     noisy = models.Wrapped(model, before=lambda x: x + 0.3 * torch.randn_like(x))
-    assert fast_twin(noisy, x, labels, "float32", said.append) is None
+    assert fast_copy_of(noisy, x, labels, "float32", said.append) is None
     assert [line.split(": ")[0] for line in said] == [
         "no folded float32 copy",
         "no plain float32 copy",
@@ -719,5 +731,5 @@ def test_a_twin_that_is_refused_says_why():
     # Traced, the gradient vanishes; copied, everything is as it was.
     rounded, points = _Rounded().eval(), models.images(8, seed=2)
     given = models.answers(rounded, points)
-    assert fast_twin(rounded, points, given, "float32", said.append) is not None
+    assert fast_copy_of(rounded, points, given, "float32", said.append) is not None
     assert said == ["no folded float32 copy: its gradients point elsewhere"]

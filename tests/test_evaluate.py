@@ -26,8 +26,8 @@ import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
 from holdfast.errors import InputError
 from holdfast.evaluation import interval
-from holdfast.search import Lane, Twin
-from holdfast.search import fast_copies as lanes
+from holdfast.search import FastCopy, Level
+from holdfast.search import fast_copies as levels
 from holdfast.search import scheduler as search
 from holdfast.threat import Threat
 
@@ -223,8 +223,8 @@ def test_ties_are_settled_as_the_model_settles_them():
 
 
 def test_the_model_itself_has_the_last_word(monkeypatch):
-    # A twin that sees the label far ahead of all others lets nothing be verified; but the points
-    # that it finds fool the model.
+    # A fast copy that sees the label far ahead of all others lets nothing be verified; but the
+    # points that it finds fool the model.
     model, x, labels, threat = problem(30)
     common = int(labels.mode().values)
     x, labels = x[labels == common], labels[labels == common]
@@ -232,9 +232,9 @@ def test_the_model_itself_has_the_last_word(monkeypatch):
     def blind(z: Tensor) -> Tensor:
         return z + 50 * nn.functional.one_hot(torch.tensor(common), z.shape[1])
 
-    twin = Twin(models.Wrapped(model, after=blind), "blind", 0.0)
+    fast_copy = FastCopy(models.Wrapped(model, after=blind), "blind", 0.0)
     module = sys.modules["holdfast.evaluation.evaluate"]  # the name alone means the function
-    monkeypatch.setattr(module, "lanes_of", lambda *arguments: [Lane(twin)])
+    monkeypatch.setattr(module, "lanes_of", lambda *arguments: [Level(fast_copy)])
     suite = Suite("weak", (Stage(PGD(steps=1, step_size=1.0, start="clean", loss="margin")),))
     result = evaluate(model, x, labels, threat, suite)
     assert 0 < result.robust_accuracy < result.standard_accuracy
@@ -737,8 +737,8 @@ def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
     model, x, labels = models.digits(32)
     threat = hf.Threat("linf", 0.1)
     plain = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="float32")
-    monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
-    monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
+    monkeypatch.setattr(levels, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(levels, "compiling_pays", lambda device: True)
     result = hf.evaluate(model, x, labels, threat, "pgd", batch_size=32, precision="bf16")
     assert result.precision == "bf16, compiled then float32", result.log
     assert 0 < int(plain.broken.sum()) < 32
@@ -753,9 +753,9 @@ def test_nothing_is_compiled_for_fewer_images_than_a_batch(monkeypatch):
     def compiled(*arguments):
         raise AssertionError("its batches would be larger than what was compiled for")
 
-    monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
-    monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
-    monkeypatch.setattr(lanes, "compiled", compiled)
+    monkeypatch.setattr(levels, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(levels, "compiling_pays", lambda device: True)
+    monkeypatch.setattr(levels, "compiled", compiled)
     threat = hf.Threat("linf", 0.1)
     hf.evaluate(model, x, labels, threat, "fgsm", batch_size=33, precision="bf16")
     with pytest.raises(AssertionError, match="its batches would be larger"):
@@ -772,8 +772,8 @@ def test_the_log_says_why_a_search_was_not_faster(monkeypatch, tmp_path, capsys)
     def none(function, **options):
         raise RuntimeError("no C++ compiler")
 
-    monkeypatch.setattr(lanes, "COMPILING_SECONDS", 0.0)
-    monkeypatch.setattr(lanes, "compiling_pays", lambda device: True)
+    monkeypatch.setattr(levels, "COMPILING_SECONDS", 0.0)
+    monkeypatch.setattr(levels, "compiling_pays", lambda device: True)
     monkeypatch.setattr(torch, "compile", none)
     result = hf.evaluate(
         model, x, labels, threat, "fgsm",

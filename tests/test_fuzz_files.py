@@ -16,7 +16,6 @@ import pytest
 import torch
 import yaml
 from fuzzing import ODD, changed, damaged, survives
-from holdfast.runs.folder import open_run
 from run_folders import colour_images, evaluation_run, training_run
 from safetensors.torch import save
 
@@ -31,6 +30,7 @@ from holdfast.models import build, save_checkpoint
 from holdfast.parsing import parse_number
 from holdfast.report import write_report
 from holdfast.runs.files import read_json
+from holdfast.runs.folder import open_run
 from holdfast.runs.parts import Done, _read, _write
 from holdfast.runs.progress import ProgressLine
 from holdfast.search import Journal, Ledger

@@ -16,7 +16,7 @@ from holdfast import draws
 from holdfast.attacks import APGD, FAB, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.base import common_state, observe
 from holdfast.errors import InputError
-from holdfast.search import Journal, Lane, Ledger, Search, Twin
+from holdfast.search import FastCopy, Journal, Ledger, Level, Search
 from holdfast.search import scheduler as engine
 from holdfast.search.fast_copies import original
 from holdfast.threat import Threat
@@ -43,7 +43,7 @@ def problem(n: int = 12):
     return model, x, labels, Threat("linf", 0.02)
 
 
-def run(path: Path | None, steps: int | None = None, batch_size: int = 64, lanes=None) -> Search:
+def run(path: Path | None, steps: int | None = None, batch_size: int = 64, levels=None) -> Search:
     """A search; it dies after so many steps."""
     model, x, labels, threat = problem()
     left = steps or 10**9
@@ -56,7 +56,8 @@ def run(path: Path | None, steps: int | None = None, batch_size: int = 64, lanes
 
     search = Search(
         model, x, labels, threat, SUITE,
-        lanes=lanes or [Lane(original(model))], batch_size=batch_size, device=torch.device("cpu"),
+        levels=levels or [Level(original(model))], batch_size=batch_size,
+        device=torch.device("cpu"),
         seed=0, ledger=Ledger.of(x, labels, torch.arange(len(x))),
         journal=Journal(path, "this run"), report=report,
     )  # fmt: skip
@@ -67,14 +68,14 @@ def run(path: Path | None, steps: int | None = None, batch_size: int = 64, lanes
     return search
 
 
-def coarse_then_exact() -> list[Lane]:
+def coarse_then_exact() -> list[Level]:
     model = problem()[0]
 
     def kind(z: Tensor) -> Tensor:
         return z + 0.05 * torch.nn.functional.one_hot(z.detach().argmax(1), z.shape[1])
 
-    coarse = Twin(models.Wrapped(model, after=kind), "coarse", 0.05)
-    return [Lane(coarse), Lane(original(model), near=0.15)]
+    coarse = FastCopy(models.Wrapped(model, after=kind), "coarse", 0.05)
+    return [Level(coarse), Level(original(model), near=0.15)]
 
 
 def differences(a: Ledger, b: Ledger) -> list[str]:
@@ -96,12 +97,12 @@ def at_every_step(monkeypatch):
 def test_a_run_killed_more_often_than_an_item_lasts_ends_all_the_same(
     tmp_path, at_every_step, sizes, two_lanes
 ):
-    lanes = coarse_then_exact() if two_lanes else None
-    whole = run(None, lanes=lanes)
+    levels = coarse_then_exact() if two_lanes else None
+    whole = run(None, levels=levels)
     deaths, steps = 0, LOOKS // 4
     while True:
         try:
-            again = run(tmp_path / "j", steps, sizes[deaths % len(sizes)], lanes)
+            again = run(tmp_path / "j", steps, sizes[deaths % len(sizes)], levels)
             break
         except Dies:
             deaths += 1
@@ -128,11 +129,11 @@ def test_checkpoints_are_made_from_time_to_time(tmp_path, monkeypatch):
 
     real = Journal.fly
 
-    def counted(self, stage, lane, items):
+    def counted(self, stage, level, items):
         if items:
             made.append(now[0])
             now[0] += 2.0  # a slow disk
-        real(self, stage, lane, items)
+        real(self, stage, level, items)
 
     monkeypatch.setattr(engine, "time", Clock)
     monkeypatch.setattr(Journal, "fly", counted)
@@ -166,7 +167,7 @@ def test_a_damaged_item_in_flight_is_one_line(tmp_path, at_every_step):
 class Recording(Attack):
     """Remembers the seeds that it was given."""
 
-    name, norms, looks = "recording", frozenset({"linf"}), 1
+    name, norms, iterations = "recording", frozenset({"linf"}), 1
 
     def __init__(self, name: str = "recording"):
         super().__init__()
@@ -188,7 +189,7 @@ def test_a_stage_that_comes_again_draws_other_numbers_and_all_others_the_same():
     attacks = [Recording(), Recording("other"), Recording(), Recording()]
     suite = Suite("again", tuple(Stage(attack) for attack in attacks))
     Search(
-        model, x, labels, threat, suite, lanes=[Lane(original(model))], batch_size=8,
+        model, x, labels, threat, suite, levels=[Level(original(model))], batch_size=8,
         device=torch.device("cpu"), seed=4, ledger=Ledger.of(x, labels, torch.arange(3)),
         journal=Journal(None, "a"),
     ).run()  # fmt: skip
@@ -205,7 +206,7 @@ def test_two_equal_stages_do_not_search_twice_in_the_same_place():
     points = []
     for suite in (twice, Suite("once", twice.stages[:1])):
         search = Search(
-            model, x, labels, threat, suite, lanes=[Lane(original(model))], batch_size=8,
+            model, x, labels, threat, suite, levels=[Level(original(model))], batch_size=8,
             device=torch.device("cpu"), seed=0, ledger=Ledger.of(x, labels, torch.arange(len(x))),
             journal=Journal(None, "a"),
         )  # fmt: skip

@@ -49,7 +49,7 @@ def problem(norm: str = "l2") -> tuple[Linear, np.ndarray, Threat]:
 def test_the_distances_are_the_closed_form_ones(norm):
     """The suite as it is named, but for its longest searches, on what can be computed."""
     named = suite_named("minimum").fitting(Threat(norm, 1))
-    short = tuple(s for s in named.stages if s.attack.looks <= 501)
+    short = tuple(s for s in named.stages if s.attack.iterations <= 501)
     model, optimum, threat = problem(norm)
     suite = Suite("minimum", short, closest=True)
     result = evaluate(model, model.images, model.labels, threat, suite, batch_size=100)
@@ -94,7 +94,7 @@ def test_no_attack_stops_at_eps_and_no_image_is_left_out():
     model, optimum, _ = problem()
     result = evaluate(model, model.images, model.labels, Threat("l2", 2 * optimum.max()))
     assert result.broken.all()
-    whole = sum(stage.attack.looks * (stage.targets or 1) for stage in QUICK.stages)
+    whole = sum(stage.attack.iterations * (stage.targets or 1) for stage in QUICK.stages)
     for row in result.verdicts:
         # The clean answer, and what it took to confirm each item's point.
         assert whole + 1 + 4 <= row.forwards <= whole + 1 + 4 * 4
@@ -185,11 +185,11 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
     labels, threat = models.answers(model, x), Threat("l2", 0.3)
     whole = evaluate(model, x, labels, threat)
     for attack, stop in ((FMN, 15), (FMN, 25), (FAB, 9), (DDN, 5), (DDN, 30)):
-        looks, step = [0], attack.step
+        iterations, step = [0], attack.step
 
-        def counted(self, *given, looks=looks, stop=stop, step=step):
-            looks[0] += 1
-            if looks[0] == stop:
+        def counted(self, *given, iterations=iterations, stop=stop, step=step):
+            iterations[0] += 1
+            if iterations[0] == stop:
                 raise Interrupted
             return step(self, *given)
 
@@ -204,15 +204,15 @@ def test_an_interrupted_run_goes_on(tmp_path, monkeypatch):
 
 
 def test_points_that_only_the_twin_believes_are_pushed_on_or_dropped():
-    """A twin that is a little too easily fooled: its points are not taken at their word."""
-    from holdfast.search import Journal, Lane, Ledger, Search, Twin
+    """A fast copy that is a little too easily fooled: its points are not taken at their word."""
+    from holdfast.search import FastCopy, Journal, Ledger, Level, Search
 
     model, optimum, threat = problem()
 
     clean = margin(model(model.images), model.labels)
 
     def searched(share: float):
-        """By a twin whose margins are too small by a share of those of the clean images."""
+        """By a fast copy whose margins are too small by a share of those of the clean images."""
 
         class Easy:
             def __call__(self, z):
@@ -229,7 +229,7 @@ def test_points_that_only_the_twin_believes_are_pushed_on_or_dropped():
             model.labels,
             threat,
             suite,
-            lanes=[Lane(Twin(Easy(), "easy", 0.0))],
+            levels=[Level(FastCopy(Easy(), "easy", 0.0))],
             batch_size=8,
             device=torch.device("cpu"),
             seed=0,

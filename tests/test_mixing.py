@@ -33,7 +33,7 @@ from holdfast.mixing.run import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.models.mixture import Mixture, sharpened
 from holdfast.runs.files import read_json
-from holdfast.search import fast_twin
+from holdfast.search import fast_copy_of
 
 SHARP = {"scale": 0.7, "power": 2.5, "shift": -0.4}
 CLASSES = [str(i) for i in range(10)]
@@ -360,8 +360,8 @@ def test_the_surrogate_answers_alike_and_has_the_robust_networks_gradient(digits
     assert torch.equal(slope, answer_and_slope(robust)[1])
     assert not torch.allclose(slope, exact_slope, rtol=0.1)
     # The search's own copies keep it, though tracing cannot look into a backward pass.
-    twin = fast_twin(view, x, y, "float32")
-    answer, found = answer_and_slope(twin.model)
+    fast_copy = fast_copy_of(view, x, y, "float32")
+    answer, found = answer_and_slope(fast_copy.model)
     assert torch.allclose(found, slope, rtol=1e-3, atol=1e-5)
 
 

@@ -57,8 +57,8 @@ def agrees(objective: Objective, model: nn.Module, expected: Tensor, twin_model:
 
 def test_mart():
     model, objective = network(), objective_named("mart", {"beta": 3.0, "steps": 2})
-    twin = copy.deepcopy(model)
-    clean, attacked = twin(objective.attacked(model, GIVEN, LINF)).chunk(2)
+    fast_copy = copy.deepcopy(model)
+    clean, attacked = fast_copy(objective.attacked(model, GIVEN, LINF)).chunk(2)
     p, q = clean.softmax(1), attacked.softmax(1)
     expected = torch.zeros(())
     for i, y in enumerate(GIVEN.labels.tolist()):
@@ -66,29 +66,29 @@ def test_mart():
         other = max(wrong, key=lambda k: q[i, k].item())
         boosted = -q[i, y].log() - (1 - q[i, other]).log()
         expected = expected + boosted + 3.0 * kl(p, q)[i] * (1 - p[i, y])
-    agrees(objective, model, expected / N, twin)
+    agrees(objective, model, expected / N, fast_copy)
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.2, 10.0), (0.9, 40.0)])
 def test_gat(progress, weight):
     model, objective = network(), objective_named("gat", {"label_smoothing": 0.1})
     objective.progress = progress
-    twin = copy.deepcopy(model)
-    clean, attacked = twin(objective.attacked(model, GIVEN, LINF)).chunk(2)
+    fast_copy = copy.deepcopy(model)
+    clean, attacked = fast_copy(objective.attacked(model, GIVEN, LINF)).chunk(2)
     change = ((clean.softmax(1) - attacked.softmax(1)) ** 2).sum() / N
-    agrees(objective, model, cross_entropy(clean, smoothing=0.1) + weight * change, twin)
+    agrees(objective, model, cross_entropy(clean, smoothing=0.1) + weight * change, fast_copy)
 
 
 @pytest.mark.parametrize(("progress", "weight"), [(0.0, 0.0), (0.45, 2.25), (0.95, 4.5)])
 def test_nuat(progress, weight):
     model, objective = network(), objective_named("nuat", {})
     objective.progress = progress
-    twin = copy.deepcopy(model)
-    clean, attacked = twin(objective.attacked(model, GIVEN, LINF)).chunk(2)
+    fast_copy = copy.deepcopy(model)
+    clean, attacked = fast_copy(objective.attacked(model, GIVEN, LINF)).chunk(2)
     # The nuclear norm is the trace of the root of DᵀD.
     gram = (clean - attacked).double().T @ (clean - attacked).double()
     nuclear = torch.linalg.eigvalsh(gram).clamp_min(1e-18).sqrt().sum().float()
-    agrees(objective, model, cross_entropy(clean) + weight * nuclear / N, twin)
+    agrees(objective, model, cross_entropy(clean) + weight * nuclear / N, fast_copy)
 
 
 @pytest.mark.parametrize("name", ["gat", "nuat"])
@@ -133,8 +133,8 @@ def test_ikl():
     means = torch.rand(K, K)
     objective.restore({"class_means": means / means.sum(1, keepdim=True)})
     means = objective.means.clone()
-    twin = copy.deepcopy(model)
-    clean, attacked = twin(objective.attacked(model, GIVEN, LINF)).chunk(2)
+    fast_copy = copy.deepcopy(model)
+    clean, attacked = fast_copy(objective.attacked(model, GIVEN, LINF)).chunk(2)
     expected = cross_entropy(clean)
     for i, y in enumerate(GIVEN.labels.tolist()):
         fixed, log_q = clean[i].detach().softmax(0), attacked[i].log_softmax(0)
@@ -143,7 +143,7 @@ def test_ikl():
             for k in range(K):
                 gap = (clean[i, j] - clean[i, k]) - (attacked[i, j] - attacked[i, k])
                 expected = expected + 5.0 / N * 0.25 * means[y, j] * means[y, k] * gap**2
-    agrees(objective, model, expected, twin)
+    agrees(objective, model, expected, fast_copy)
 
     # One step later the means of the classes that occurred have moved by 1 %.
     p = clean.detach().softmax(1)
@@ -167,15 +167,15 @@ def test_ikl_leaves_classes_that_do_not_occur():
 def test_hat():
     model = network()
     objective = made("hat", {"beta": 2.0, "gamma": 0.7, "reach": 3.0, "steps": 2})
-    twin = copy.deepcopy(model)
+    fast_copy = copy.deepcopy(model)
     points = objective.attacked(model, GIVEN, LINF)
-    clean, attacked = twin(points).chunk(2)
+    clean, attacked = fast_copy(points).chunk(2)
     expected = cross_entropy(clean) + 2.0 * kl(clean.softmax(1), attacked.softmax(1)).mean()
     x, x_adv = points.chunk(2)
     with torch.no_grad():
         labels = network(8).eval()(x_adv).argmax(1)
-    expected = expected + 0.7 * cross_entropy(twin(x + 3.0 * (x_adv - x)), labels)
-    agrees(objective, model, expected, twin)
+    expected = expected + 0.7 * cross_entropy(fast_copy(x + 3.0 * (x_adv - x)), labels)
+    agrees(objective, model, expected, fast_copy)
     assert all(p.grad is None for p in objective.standard.parameters())
 
 
@@ -223,8 +223,8 @@ def test_dajat():
             assert torch.equal(clean, trivial_augment(GIVEN.images, GIVEN.seeds, view - 1))
         assert grown.contains(attacked, clean).all()
         assert (grown.distance(attacked, clean) > 0.8 * grown.eps).all()
-    twin = copy.deepcopy(model)
-    halves = [twin(pair).chunk(2) for pair in pairs]  # each by statistics of its own
+    fast_copy = copy.deepcopy(model)
+    halves = [fast_copy(pair).chunk(2) for pair in pairs]  # each by statistics of its own
     expected = torch.zeros(())
     for clean, attacked in halves:
         divergence = kl(clean.softmax(1), attacked.softmax(1)).mean()
@@ -232,7 +232,7 @@ def test_dajat():
     p = [clean.softmax(1) for clean, _ in halves]
     mixture = (p[0] + p[1] + p[2]) / 3
     expected = expected + 1.5 * sum(kl(q, mixture).mean() for q in p) / 3
-    agrees(objective, model, expected, twin)
+    agrees(objective, model, expected, fast_copy)
 
     # Statistics of the simple view alone are kept.
     lone = copy.deepcopy(network())

@@ -136,8 +136,8 @@ def test_trades_is_the_loss_by_hand_and_flows_through_both_halves():
     objective = objective_named("trades", {"beta": 4.0, "steps": 3})
     both = objective.attacked(model, given, LINF)
     assert torch.equal(both[: len(given.images)], given.images)
-    twin = copy.deepcopy(model)
-    clean, attacked = twin(both).chunk(2)  # one batch: batch norm sees the mixture
+    fast_copy = copy.deepcopy(model)
+    clean, attacked = fast_copy(both).chunk(2)  # one batch: batch norm sees the mixture
     expected = F.cross_entropy(clean, given.labels) + 4.0 * divergence(clean, attacked)
     loss = objective(model, given, LINF)
     assert float(loss.value.detach()) == pytest.approx(float(expected.detach()), rel=1e-5)
@@ -150,7 +150,7 @@ def test_trades_is_the_loss_by_hand_and_flows_through_both_halves():
         for halves in ((clean, attacked), (clean.detach(), attacked), (clean, attacked.detach()))
     ]
     whole, without_clean, without_attacked = (
-        list(torch.autograd.grad(value, list(twin.parameters()), retain_graph=True))
+        list(torch.autograd.grad(value, list(fast_copy.parameters()), retain_graph=True))
         for value in retained
     )
     assert close(found, whole)
@@ -216,10 +216,10 @@ def test_inner_attacks_leave_no_trace_in_the_model(name):
 def test_training_statistics_come_from_one_pass(name):
     given, model = batch(), network()
     objective = made(name)
-    twin = copy.deepcopy(model)
-    twin(objective.attacked(model, given, LINF))
+    fast_copy = copy.deepcopy(model)
+    fast_copy(objective.attacked(model, given, LINF))
     objective(model, given, LINF)
-    assert torch.allclose(model.body[1].running_mean, twin.body[1].running_mean, atol=1e-6)
+    assert torch.allclose(model.body[1].running_mean, fast_copy.body[1].running_mean, atol=1e-6)
     assert int(model.body[1].num_batches_tracked) == 1
 
 

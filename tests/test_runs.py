@@ -15,13 +15,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from holdfast.runs.folder import claimed, open_run, withdraw_run
 from torch import nn
 
 from holdfast.errors import InputError
 from holdfast.runs import folder as runs
 from holdfast.runs.environment import circumstances, git_revision
 from holdfast.runs.files import PARTIAL
+from holdfast.runs.folder import claimed, open_run, withdraw_run
 from holdfast.runs.identity import (
     code_version,
     digest,

@@ -13,7 +13,7 @@ from run_folders import evaluation_run
 
 from holdfast.attacks import SUITES, suite_named
 from holdfast.cli import app as cli
-from holdfast.cli.tables import print_leaderboard, told_apart
+from holdfast.cli.tables import distinct_names, print_leaderboard
 from holdfast.evaluation import evaluate
 from holdfast.evaluation.result import outcome_of
 from holdfast.report import write_report
@@ -108,13 +108,16 @@ def test_terminal_and_page_say_so(tmp_path, monkeypatch, capsys) -> None:
 
 
 def test_names_are_told_apart_by_weights() -> None:
-    assert told_apart(["a", "a", "b"], ["1" * 64, "2" * 64, "1" * 64]) == [
+    assert distinct_names(["a", "a", "b"], ["1" * 64, "2" * 64, "1" * 64]) == [
         "a, weights 11111111",
         "a, weights 22222222",
         "b",
     ]
-    assert told_apart(["a", "a"], ["1" * 64, "1" * 64]) == ["a", "a"]
-    assert told_apart(["a", "a"], ["", "1" * 64]) == ["a, weights unknown", "a, weights 11111111"]
+    assert distinct_names(["a", "a"], ["1" * 64, "1" * 64]) == ["a", "a"]
+    assert distinct_names(["a", "a"], ["", "1" * 64]) == [
+        "a, weights unknown",
+        "a, weights 11111111",
+    ]
 
 
 def test_a_leaderboard_tells_apart_models_of_one_name_and_says_which_n(tmp_path, capsys) -> None:

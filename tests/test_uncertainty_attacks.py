@@ -15,7 +15,7 @@ from holdfast.threat import Threat
 from holdfast.uncertainty import goals
 from holdfast.uncertainty.attacks import Ascent, _orthogonal, seek
 from holdfast.uncertainty.conformal import Noisy, SplitConformal, report_sets
-from holdfast.uncertainty.detection import Watched, judge, last_linear, threshold_at
+from holdfast.uncertainty.detection import Watched, last_linear, threshold_at, verifier
 from holdfast.uncertainty.metrics import auroc, expected_calibration_error
 from holdfast.uncertainty.scores import LayerFeatures, LogitScore, Mahalanobis, max_softmax
 
@@ -133,19 +133,19 @@ def test_evading_breaks_labels_by_itself(read):
 
 def test_an_aim_ends_the_search_sooner(read):
     model, x, y = read
-    looks = [0]
+    iterations = [0]
 
     def counted(images):
-        looks[0] += len(images)
+        iterations[0] += len(images)
         return model(images)
 
     spent = []
     for aim in (None, 0.0):  # a wrong class ahead of the right one is enough
-        looks[0] = 0
+        iterations[0] = 0
         attack = Ascent(goals.Miscover(), aim=aim)
         found = seek(attack, model, x, y, Threat("linf", 0.3), search=counted)
         assert (found.outputs.argmax(1) != y).float().mean() > 0.8
-        spent.append(looks[0])
+        spent.append(iterations[0])
     assert spent[1] < 0.8 * spent[0]
 
 
@@ -270,12 +270,12 @@ def test_thresholds_and_robust_error_by_hand():
     clean = torch.tensor([2.0, 6.0, 3.0, 4.0])
     attacked = torch.tensor([5.0, 1.0, 9.0, 5.5])
     wrong = torch.tensor([True, False, True, True])
-    verdict = judge(validation, clean, attacked, wrong, 0.5)
+    verdict = verifier(validation, clean, attacked, wrong, 0.5)
     assert verdict.robust_error == 0.25  # the first alone is wrong and not above 5
     assert verdict.clean_rejected == 0.25
     assert verdict.threshold == 5 and verdict.n == 4
     with pytest.raises(InputError, match="one shape"):
-        judge(validation, clean[:3], attacked, wrong, 0.5)
+        verifier(validation, clean[:3], attacked, wrong, 0.5)
 
 
 def test_a_watched_model_says_what_both_say(read):

@@ -380,8 +380,8 @@ def test_a_search_that_could_not_be_faster_says_why():
     part = SimpleNamespace(floats=x, labels=labels)
     asked: Any = SimpleNamespace(test=part, device=torch.device("cpu"), classes=range(10))
     subject = Subject(asked, TemperatureScaling(1.0))
-    assert subject.twin("steady", model).name != "original"
+    assert subject.fast_copy("steady", model).name != "original"
     assert subject.log == []
     shaky = Wrapped(model, before=lambda z: z + 0.3 * torch.randn_like(z)).eval()
-    assert subject.twin("shaky", shaky).name == "original"
+    assert subject.fast_copy("shaky", shaky).name == "original"
     assert any(line.startswith("no plain float32 copy: ") for line in subject.log)

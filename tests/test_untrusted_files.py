@@ -17,7 +17,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from holdfast.runs.folder import claimed, open_run
 from run_folders import evaluation_run, training_run
 from safetensors.torch import save_file
 
@@ -30,6 +29,7 @@ from holdfast.errors import InputError
 from holdfast.models import build, load_checkpoint, save_checkpoint
 from holdfast.models.autoencoder import DenoisingAutoencoder
 from holdfast.report import write_report
+from holdfast.runs.folder import claimed, open_run
 from holdfast.runs.parts import _read as read_stage
 from holdfast.search import Journal
 from holdfast.training import load_recipe

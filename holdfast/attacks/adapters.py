@@ -262,7 +262,7 @@ class Foreign(Attack):
         HoldfastError: while it runs: the library failed.
     """
 
-    looks = 1
+    iterations = 1
 
     def __init__(self, library: str, attack: str, **options: Any):
         if library not in LIBRARIES:

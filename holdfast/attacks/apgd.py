@@ -64,7 +64,7 @@ class APGD(Attack):
         super().__init__(steps=steps, loss=loss, targeted=targeted)
         self.name = f"apgd-{loss}" + ("-targeted" if targeted else "")
         self.steps, self.loss, self.targeted = steps, loss_named(loss), targeted
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         return self.begin(items, threat, torch.full_like(items.labels, self.steps))

@@ -21,8 +21,15 @@ from torch import Tensor, nn
 
 from .. import draws
 from ..errors import InputError
-from ..inputs import check_count, check_labels, check_logits, taken, taken_labels, taken_threat
-from ..models.wrapper import asked, at_home
+from ..inputs import (
+    check_count,
+    check_labels,
+    check_logits,
+    checked_data,
+    checked_labels,
+    checked_threat,
+)
+from ..models.wrapper import own_defaults, wrapped
 from ..threat import Images, Threat
 from . import losses
 
@@ -213,7 +220,7 @@ class Attack(ABC):
     needs_gradient: bool = True
     decisions: bool = False  # whether it looks at nothing but the predicted class
     minimum_norm: bool = False  # whether the score is a distance less ε rather than a margin
-    looks: int = 1  # steps until an item is finished: what it costs at most
+    iterations: int = 1  # steps until an item is finished: what it costs at most
 
     def __init__(self, **settings: Any):
         self.settings = settings
@@ -226,9 +233,9 @@ class Attack(ABC):
     def step(self, model: Oracle, state: State, threat: Threat) -> State:
         """The state after one more look at the model; the old state is not changed."""
 
-    def looks_left(self, state: State) -> Int64[Tensor, " n"]:
+    def iterations_left(self, state: State) -> Int64[Tensor, " n"]:
         """How many more looks each item takes at most."""
-        return self.looks - state["age"]
+        return self.iterations - state["age"]
 
     def describe(self) -> dict[str, Any]:
         """Name and settings: what a run's identity is made of."""
@@ -276,11 +283,11 @@ class Attack(ABC):
                 a model whose logits are not finite at the images or not (N, K), targets for an
                 attack that has none, a ball that holds every image there is.
         """
-        with at_home():
-            threat = taken_threat(threat)
+        with own_defaults():
+            threat = checked_threat(threat)
             self.check_norm(threat)
-            model = asked(model)
-            images, labels = taken(images, labels)
+            model = wrapped(model)
+            images, labels = checked_data(images, labels)
             labels = labels.to(images.device)
             if not self.minimum_norm:  # which look for the closest point, whatever ε is
                 threat.check_reach(images)
@@ -295,7 +302,7 @@ class Attack(ABC):
                 f"{self.name} goes for any wrong class and takes no targets; a targeted attack "
                 "does, such as APGD(loss='dlr', targeted=True)"
             )
-        found = taken_labels(targets, len(labels), "targets").to(labels.device)
+        found = checked_labels(targets, len(labels), "targets").to(labels.device)
         same = found == labels
         if bool(same.any()):
             raise InputError(

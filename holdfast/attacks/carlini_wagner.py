@@ -68,7 +68,7 @@ class CarliniWagner(MinimumNorm):
         self.name = "carlini-wagner-targeted" if targeted else "carlini-wagner"
         self.targeted = targeted
         self.steps, self.searches, self.length, self.weight = steps, searches, length, weight
-        self.looks = steps * searches
+        self.iterations = steps * searches
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

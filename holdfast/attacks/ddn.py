@@ -64,7 +64,7 @@ class DDN(MinimumNorm):
         self.name = "ddn-targeted" if targeted else "ddn"
         self.steps, self.radius, self.rate = steps, radius, rate
         self.loss, self.targeted = loss_named(loss), targeted
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

@@ -38,7 +38,7 @@ class DeepFool(MinimumNorm):
             raise InputError(f"overshoot must not be below 0, not {overshoot}")
         super().__init__(steps=steps, overshoot=overshoot, stop_inside=stop_inside)
         self.overshoot = overshoot
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

@@ -75,7 +75,7 @@ class FAB(MinimumNorm):
         self.name = "fab-targeted" if targeted else "fab"
         self.targeted, self.random_start = targeted, start == "random"
         self.image_share, self.overshoot, self.pull_back = image_share, overshoot, pull_back
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

@@ -30,7 +30,7 @@ class FGSM(Attack):
         self, *, step: float = 1.0, noise: float = 0.0, clip: bool = True, loss: str = "ce"
     ):
 
-        self.looks = 2
+        self.iterations = 2
         super().__init__(step=step, noise=noise, clip=clip, loss=loss)
         self.length, self.noise, self.clip, self.loss = step, noise, clip, loss_named(loss)
 

@@ -68,7 +68,7 @@ class FMN(MinimumNorm):
         self.name = "fmn-targeted" if targeted else "fmn"
         self.targeted = targeted
         self.steps, self.length, self.rate, self.last_rate = steps, length, rate, last_rate
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

@@ -64,7 +64,7 @@ class HopSkipJump(MinimumNorm):
             queries=queries, probes=probes, most_probes=most_probes, stop_inside=stop_inside
         )
         self.probes, self.most_probes = probes, most_probes
-        self.looks = queries
+        self.iterations = queries
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

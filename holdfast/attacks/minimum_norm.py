@@ -60,7 +60,7 @@ class MinimumNorm(Attack):
         distance = threat.distance(state["point"], state["x"])
         closer = fooled & (distance < state["distance"])
         distance = torch.where(closer, distance, state["distance"])
-        finished = state["age"] >= self.looks - 1
+        finished = state["age"] >= self.iterations - 1
         if gave_up is not None:
             finished = finished | gave_up
         # Counts are whole, and a distance of ε is inside the ball.

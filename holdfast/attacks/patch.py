@@ -81,7 +81,7 @@ class Patch(Attack):
         self.targeted, self.random_start = targeted, start == "random"
         self.steps, self.trials, self.corner, self.side = steps, trials, corner, side
         self.places = places if corner is None else 1
-        self.looks = 1 + self.places * trials + steps
+        self.iterations = 1 + self.places * trials + steps
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)
@@ -151,7 +151,7 @@ class Patch(Attack):
             # Outside of the patch the components are the image's own, bit for bit.
             "point": torch.where(_square(corner, side, x), point, x),
             "age": age + 1,
-            "finished": age >= self.looks - 1,
+            "finished": age >= self.iterations - 1,
         }
 
     def _side(self, x: Images, eps: float) -> int:

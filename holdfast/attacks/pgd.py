@@ -46,7 +46,7 @@ class PGD(Attack):
             momentum=momentum,
             loss=loss if isinstance(loss, str) else getattr(loss, "__qualname__", repr(loss)),
         )
-        self.steps, self.looks = steps, steps + 1
+        self.steps, self.iterations = steps, steps + 1
         self.length = 2.5 / steps if step_size is None else step_size
         self.random_start = start == "random"
         self.momentum = momentum

@@ -51,8 +51,8 @@ class RotationTranslation(Attack):
                 raise InputError(f"{what} must be at least 0, not {count}")
         super().__init__(grid=list(grid), draws=draws, steps=steps)
         self.on_grid = rotations * shifts**2
-        self.looks = self.on_grid + draws + steps
-        if self.looks < 1:
+        self.iterations = self.on_grid + draws + steps
+        if self.iterations < 1:
             raise InputError("a grid, draws or steps: one of them must not be 0")
         self.rotations, self.shifts, self.draws, self.steps = rotations, shifts, draws, steps
         self.needs_gradient = steps > 0
@@ -82,7 +82,7 @@ class RotationTranslation(Attack):
             "score": score,
             "witness": witness,
             "age": age + 1,
-            "finished": age >= self.looks - 1,
+            "finished": age >= self.iterations - 1,
         }
         following = looked
         if self.steps and bool(climbing.any()):

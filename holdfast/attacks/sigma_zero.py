@@ -70,7 +70,7 @@ class SigmaZero(MinimumNorm):
         self.targeted = targeted
         self.steps, self.length, self.smoothness = steps, length, smoothness
         self.threshold, self.rate = threshold, rate
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

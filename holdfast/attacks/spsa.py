@@ -47,7 +47,7 @@ class SPSA(Attack):
                 raise InputError(f"{name} must be above 0, not {value}")
         super().__init__(steps=steps, samples=samples, radius=radius, length=length)
         self.steps, self.samples, self.radius, self.length = steps, samples, radius, length
-        self.looks = steps + 1
+        self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

@@ -47,7 +47,7 @@ class Square(Attack):
             raise InputError(f"area must be in (0, 1], not {area}")
         super().__init__(queries=queries, area=area)
         self.queries, self.area = queries, area
-        self.looks = queries + 1
+        self.iterations = queries + 1
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)

@@ -71,7 +71,7 @@ class Swift(APGD):
         self.name = "swift"
         self.near, self.short_runs = near, 2 + targets
         self.run_moves = [steps] * self.short_runs + [long_steps] * long_runs
-        self.looks = sum(moves + 1 for moves in self.run_moves)
+        self.iterations = sum(moves + 1 for moves in self.run_moves)
 
     def _moves(self, run: Tensor, threat: Threat) -> Tensor:
         factor = LONGER_IN_L1 if threat.norm == "l1" else 1
@@ -88,9 +88,9 @@ class Swift(APGD):
             "own_seeds": items.seeds,
         }
 
-    def looks_left(self, state: State) -> Tensor:
-        looks = torch.tensor(self.run_moves, device=state["run"].device) + 1
-        later = looks.flip(0).cumsum(0).flip(0)[state["run"]] - looks[state["run"]]
+    def iterations_left(self, state: State) -> Tensor:
+        iterations = torch.tensor(self.run_moves, device=state["run"].device) + 1
+        later = iterations.flip(0).cumsum(0).flip(0)[state["run"]] - iterations[state["run"]]
         return later + state["moves"] + 1 - state["age"]
 
     def values(self, logits: Logits, state: State) -> Values:

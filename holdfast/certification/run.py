@@ -31,7 +31,7 @@ from ..evaluation.quick_attack import strongest
 from ..evaluation.result import Flag
 from ..inputs import check_labels, check_logits
 from ..models.modes import evaluating
-from ..models.wrapper import answered, asked, at_home
+from ..models.wrapper import own_defaults, predicted, wrapped
 from ..runs.environment import circumstances
 from ..runs.files import read_text, write_atomically
 from ..runs.folder import claimed, finish, finished, holds, now, on_date, open_run
@@ -168,14 +168,14 @@ class IntervalBounds(Method):
 
     def __init__(self, model: nn.Module, threat: Threat, *, steps: int = 50, seed: int = 0):
         self.model, self.threat, self.steps, self.seed = model, threat, steps, seed
-        self.asked = asked(model)
+        self.asked = wrapped(model)
 
     def settings(self) -> dict[str, Any]:
         return {"ladder": LADDER}
 
     def certify(self, images: Images, indices: Int64[Tensor, " n"]) -> Certificates:
         with torch.no_grad():
-            prediction = answered(self.asked(images))
+            prediction = predicted(self.asked(images))
         radius = torch.zeros(len(images), dtype=torch.float64)
         rows = torch.arange(len(images), device=images.device)
         for rung in range(1, 2 * LADDER + 1):
@@ -191,7 +191,7 @@ class IntervalBounds(Method):
     ) -> Bool[Tensor, " n"]:
         points = strongest(self.asked, images, labels, self.threat, self.steps, self.seed)
         with torch.no_grad():
-            answers = torch.stack([answered(self.asked(x)) for x in (images, points)])
+            answers = torch.stack([predicted(self.asked(x)) for x in (images, points)])
         return (answers != labels).any(0).cpu()
 
     def checks(self, images: Images) -> list[Flag]:
@@ -308,7 +308,7 @@ def certify(
     told |= {"settings_sha256": settings_digest(model), "code": code, "n_images": len(images)}
     asked = {**told, "radii": list(radii), **(described or {})}
     path = out / "certificates.csv"
-    with at_home(), claimed(out), evaluating(model):
+    with own_defaults(), claimed(out), evaluating(model):
         done = finished(out) if holds(out, "certify", key) else None
         if done is None:
             method.threat.check_reach(images)
@@ -336,7 +336,7 @@ def _first_look(
 ) -> list[Flag]:
     """What one look at some images says before hours are spent: whether the model answers them,
     as many classes as the data has, and each by itself. Only what fires."""
-    probe, look = images[:PROBE], asked(model)
+    probe, look = images[:PROBE], wrapped(model)
     with torch.no_grad():
         logits = look(probe)
     unnamed = logits_without_images(logits.shape[1], labels, classes)

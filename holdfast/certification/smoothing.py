@@ -23,7 +23,7 @@ from ..defences.base import Model, real_number, whole_number
 from ..errors import InputError
 from ..inputs import check_images, check_labels
 from ..models.modes import evaluating
-from ..models.wrapper import NOTHING, answered, asked
+from ..models.wrapper import NO_PREDICTION, predicted, wrapped
 from ..threat import Images
 
 ABSTAIN = -1  # no class has this number, so an abstention never equals a label
@@ -60,7 +60,7 @@ class Smoothed:
     """
 
     def __init__(self, model: Model, sigma: float, *, batch_size: int = 512, seed: int = 0):
-        self.model = asked(model)
+        self.model = wrapped(model)
         self.sigma = real_number("smoothing", "sigma", sigma, above=0)
         self.batch_size = whole_number("smoothing", "batch_size", batch_size, 1)
         self.seed = seed
@@ -154,8 +154,8 @@ class Smoothed:
                 if counts is None:
                     counts = torch.zeros(len(images), logits.shape[1], dtype=torch.int64)
                 # A sample that gets no answer is a vote for none.
-                said = answered(logits).cpu()
-                votes = (said != NOTHING).long()
+                said = predicted(logits).cpu()
+                votes = (said != NO_PREDICTION).long()
                 counts.index_put_((row.cpu(), said.clamp_min(0)), votes, accumulate=True)
         assert counts is not None  # there is at least one image and one sample
         return counts
@@ -175,7 +175,7 @@ class SoftlySmoothed(nn.Module):
 
     def __init__(self, model: Model, sigma: float, samples: int = 16, seed: int = 0):
         super().__init__()
-        self.model, self.sigma = asked(model), real_number("smoothing", "sigma", sigma, above=0)
+        self.model, self.sigma = wrapped(model), real_number("smoothing", "sigma", sigma, above=0)
         self.samples = whole_number("smoothing", "samples", samples, 1)
         self.seeds = draws.item_seeds(seed, "smoothing", "soft", torch.arange(samples))
 

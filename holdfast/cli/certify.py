@@ -16,7 +16,7 @@ from ..data.base import DataSet
 from ..defences.base import real_number, whole_number
 from ..errors import InputError
 from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
-from ..inputs import usable
+from ..inputs import checked_device
 from ..load import load
 from ..threat import Threat
 
@@ -75,7 +75,7 @@ def certify_command(
     chosen = dataset.split(split)
     first = len(chosen) if limit is None else min(limit, len(chosen))
     remark(dataset, split, first, str(card.get("trained_on", "")))
-    where = usable(device)
+    where = checked_device(device)
     network.to(where)
     method: Method
     if sigma is None:

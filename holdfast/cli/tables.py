@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..evaluation.result import SCHEMA, model_name, told_apart
+from ..evaluation.result import SCHEMA, distinct_names, model_name
 from ..models.checkpoint import read_card
 from ..models.zoo import zoo_folder, zoo_names
 from ..runs.files import read_json
@@ -94,7 +94,7 @@ def print_leaderboard(folder: Path) -> None:
         sizes = sorted({result["n"] for result in results})
         ranked = sorted(results, key=lambda r: -r["robust_accuracy"])
         weights = [(result.get("model") or {}).get("sha256") or "" for result in ranked]
-        names = told_apart([model_name(result) for result in ranked], weights)
+        names = distinct_names([model_name(result) for result in ranked], weights)
         tell_table(
             ", ".join(group),
             ("model", "standard accuracy", "robust accuracy", "n", "flags", "run"),

@@ -22,7 +22,7 @@ from ..evaluation.cards import (
     unseen_validation,
     what_was_measured,
 )
-from ..inputs import usable
+from ..inputs import checked_device
 from ..load import load
 from ..uncertainty.conformal import robust_alpha
 from ..uncertainty.human import read_human
@@ -169,7 +169,7 @@ def uncertainty_command(
         people = torch.from_numpy(read[:first])
     shape = test.images.shape[1:]
     usual = [*foreigners.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
-    where = usable(device)
+    where = checked_device(device)
     for each in (network, *members):
         if isinstance(each, torch.nn.Module):
             each.to(where)

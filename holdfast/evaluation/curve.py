@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..attacks import PGD
 from ..attacks.base import Model
-from ..models.wrapper import answered
+from ..models.wrapper import predicted
 from ..threat import Threat
 from .intervals import interval
 from .result import Curve, CurvePoint
@@ -36,7 +36,7 @@ def security_curve(
     images, labels = images[:IMAGES], labels[:IMAGES]
     n = len(images)
     with torch.no_grad():
-        rows = (answered(model(images)) == labels).nonzero().squeeze(1)
+        rows = (predicted(model(images)) == labels).nonzero().squeeze(1)
     points = [_point(0.0, len(rows), n)]
     for multiple in MULTIPLES:
         if not len(rows):
@@ -45,7 +45,7 @@ def security_curve(
         x, y = images[rows], labels[rows]
         x_adv = attack(search, x, y, ball, seed=seed)
         with torch.no_grad():
-            stands = answered(model(x_adv)) == y
+            stands = predicted(model(x_adv)) == y
         rows = rows[stands]
         points.append(_point(ball.eps, len(rows), n))
     return Curve(f"PGD on the margin, {STEPS} steps", n, tuple(points))

@@ -13,7 +13,7 @@ from .. import draws
 from ..attacks.base import Model
 from ..defences import shown
 from ..runs.files import write_atomically
-from ..search import Answers, Judge
+from ..search import Answers, Verifier
 from ..threat import Threat
 from .result import Evaluation
 from .unaware import IMAGES, unaware_points, unaware_seeds
@@ -25,7 +25,7 @@ FILE = "strips.safetensors"
 def write_strips(
     folder: Path,
     network: Model,
-    judge: Judge,
+    verifier: Verifier,
     images: Tensor,
     result: Evaluation,
     threat: Threat,
@@ -50,23 +50,23 @@ def write_strips(
         network, clean, labels[rows].to(device), threat, unaware_seeds(result.seed, rows)
     )
     adaptive = result.adversarial[rows].to(device)
-    bare = Judge(network)
+    bare = Verifier(network)
     with torch.no_grad(), draws.fixed_draws(draws.item_seeds(result.seed, "strip", rows)):
         pictures = {
             "clean": clean,
             "unaware": unaware,
-            "unaware_shown": shown(judge.model, unaware),
+            "unaware_shown": shown(verifier.model, unaware),
             "adaptive": adaptive,
-            "adaptive_shown": shown(judge.model, adaptive),
+            "adaptive_shown": shown(verifier.model, adaptive),
         }
     known = draws.item_seeds(result.seed, "unaware verdict", rows)
     final = draws.item_seeds(result.seed, "last word", rows)
     said = [
         bare.ask(clean, known),
         bare.ask(unaware, known),
-        judge.ask(unaware, known, 1),
+        verifier.ask(unaware, known, 1),
         bare.ask(adaptive, final),
-        judge.ask(adaptive, final),
+        verifier.ask(adaptive, final),
     ]
     write_atomically(
         folder / FILE,

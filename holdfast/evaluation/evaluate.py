@@ -23,9 +23,16 @@ from ..attacks.suite import UNDEFENDED
 from ..defences import declared, steps
 from ..distributed import Workers, joined, own_device
 from ..errors import InputError
-from ..inputs import check_count, check_labels, check_logits, taken, taken_threat, usable
+from ..inputs import (
+    check_count,
+    check_labels,
+    check_logits,
+    checked_data,
+    checked_device,
+    checked_threat,
+)
 from ..models.modes import evaluating
-from ..models.wrapper import NOTHING, asked, at_home, unasked
+from ..models.wrapper import NO_PREDICTION, own_defaults, unwrapped, wrapped
 from ..runs.environment import circumstances
 from ..runs.folder import claimed, finished, holds, now, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
@@ -34,14 +41,14 @@ from ..search import (
     CLEAN,
     MAJORITY_OF,
     Journal,
-    Judge,
-    Lane,
     Ledger,
+    Level,
     Search,
     Shard,
+    Verifier,
     measure_batch_size,
 )
-from ..search.fast_copies import compiled_where_it_pays, lanes_of
+from ..search.fast_copies import compiled_where_it_pays, levels_of
 from ..search.shards import NAME as JOURNAL
 from ..threat import Images, Threat
 from . import health
@@ -53,7 +60,7 @@ from .inspection import (
     bare_network,
     blind_views,
     frozen,
-    lanes_by_view,
+    levels_by_view,
     suite_for,
     told_of,
     without_blind,
@@ -65,7 +72,7 @@ from .result import Curve, Evaluation, Unaware, write_run
 from .unaware import unaware_accuracy
 from .verdicts import costs_of, distances_of, final_answers, verdicts_of
 
-PROBE = 64  # images that twins are compared and health is checked on
+PROBE = 64  # images that fast copies are compared and health is checked on
 NEEDS_GRADIENTS = "it needs gradients, which the model does not have"
 PRECISIONS = ("auto", "bf16", "float32", "original")
 
@@ -122,11 +129,11 @@ def evaluate(
     """
     if isinstance(labels, Threat) and threat is None:  # images that bring their labels
         labels, threat = None, labels
-    threat = taken_threat(threat)
-    model = asked(model)
-    plain = unasked(model)
-    with at_home():
-        images, labels = taken(images, labels)
+    threat = checked_threat(threat)
+    model = wrapped(model)
+    plain = unwrapped(model)
+    with own_defaults():
+        images, labels = checked_data(images, labels)
     threat.check_reach(images)
     if precision not in PRECISIONS:
         raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -139,7 +146,7 @@ def evaluate(
     home = _device_of(model)
     if home.type == "meta":
         raise InputError("the model has no weights: they are on torch's device meta")
-    where = home if device is None else usable(own_device(device))
+    where = home if device is None else checked_device(own_device(device))
     request = _Request(
         model=model,
         images=_plain(images),
@@ -164,7 +171,7 @@ def evaluate(
         if mover is not None:
             mover.to(where)
         with (
-            at_home(),
+            own_defaults(),
             evaluating(model),
             joined() as workers,
             claimed(run) if run is not None and workers.leads else nullcontext(),
@@ -223,7 +230,7 @@ def _evaluate(
     began = time.monotonic()
     model, images, labels = request.model, request.images, request.labels
     threat, device = request.threat, request.device
-    plain = unasked(model)
+    plain = unwrapped(model)
     before = weights_digest(plain)
     probe, probe_labels = images[:PROBE].to(device), labels[:PROBE].to(device)
     with torch.no_grad(), draws.fixed_draws(0):
@@ -239,7 +246,7 @@ def _evaluate(
         request = replace(request, suite=suite)
     most = max(stage.samples for stage in request.suite.stages)
     # The digest of a defended function's defences says nothing of the function.
-    weights = before if isinstance(unasked(bare or model), nn.Module) else None
+    weights = before if isinstance(unwrapped(bare or model), nn.Module) else None
     known_by = weights or digest(before or "", logits)
     asked = request.asked(known_by)
     settings = settings_digest(plain)
@@ -266,21 +273,21 @@ def _evaluate(
         health.gradients(model, probe, probe_labels),
     ]
     differentiable = health.differentiable(flags[-1])
-    # Twins are compared by their answers: behind defences, by those of the network alone.
+    # Fast copies are compared by their answers: behind defences, by those of the network alone.
     changing = changes.fired if bare is None else health.outputs_change(bare, probe).fired
     precision = "original" if changing or not differentiable else request.precision
     log: list[str] = []
-    views = lanes_by_view(
-        model, bare, lambda m: lanes_of(m, probe, probe_labels, precision, log.append)
+    views = levels_by_view(
+        model, bare, lambda m: levels_of(m, probe, probe_labels, precision, log.append)
     )
     _check_views(request.suite, views)
-    lanes = views[""]
+    levels = views[""]
     blind = blind_views(model, bare, probe, probe_labels)
     suite = without_blind(request.suite, blind)
-    judge = Judge(model, MAJORITY_OF if random else 1)
+    verifier = Verifier(model, MAJORITY_OF if random else 1)
     # The model as each stage sees it, its own gradients first; what is carried over is another's.
     ways = dict.fromkeys(["", *(stage.view for stage in suite.stages)])
-    looks = [views[way][-1].twin.model for way in ways if way != UNDEFENDED]
+    looks = [views[way][-1].fast_copy.model for way in ways if way != UNDEFENDED]
     steady = model
     if random:
         few = max(1, most // 10)  # draws: the checks are no search
@@ -294,16 +301,16 @@ def _evaluate(
             health.huge_eps(steady, looks, probe, probe_labels, threat, request.seed),
         ]
     misled = workers.share(any(flag.fired for flag in flags if flag.name in health.MISLEADING))
-    # Only the first lane's batch is measured: the others are small or of the same cost.
+    # Only the first level's batch is measured: the others are small or of the same cost.
     batch_size = request.batch_size or measure_batch_size(
-        lanes[0].twin.model, images, device, differentiable
+        levels[0].fast_copy.model, images, device, differentiable
     )
-    used = " then ".join(lane.twin.name for lane in lanes)
+    used = " then ".join(level.fast_copy.name for level in levels)
     _agree(workers, {"identity": key, "suite": suite.describe(), "precision": used})
     if bare is None:
         batch = images[:batch_size].to(device), labels[:batch_size].to(device)
-        lanes = views[""] = compiled_where_it_pays(
-            lanes,
+        levels = views[""] = compiled_where_it_pays(
+            levels,
             model,
             suite,
             *batch,
@@ -313,7 +320,7 @@ def _evaluate(
             classes=logits.shape[1],
             say=log.append,
         )
-        used = " then ".join(lane.twin.name for lane in lanes)
+        used = " then ".join(level.fast_copy.name for level in levels)
     if folder is not None and workers.leads:
         told = {**request.told(known_by, settings, code), "suite": suite.name, **described}
         request_ = {"asked": told, "workers": workers.size, **circumstances(device)}
@@ -335,7 +342,7 @@ def _evaluate(
                 labels,
                 threat,
                 suite,
-                lanes=lanes,
+                levels=levels,
                 batch_size=batch_size,
                 device=device,
                 seed=request.seed,
@@ -344,7 +351,7 @@ def _evaluate(
                 report=report,
                 rows=rows,
                 views=views,
-                judge=judge,
+                verifier=verifier,
                 misled=misled,
             )
 
@@ -364,7 +371,7 @@ def _evaluate(
             return unpack(workers.broadcast(b""))
         ledger = search.ledger
         prediction, confidence, answers = final_answers(
-            judge, ledger, images, threat, batch_size, device, request.seed
+            verifier, ledger, images, threat, batch_size, device, request.seed
         )
         distances = distances_of(suite, ledger, images, threat)
         if suite.closest:
@@ -383,8 +390,8 @@ def _evaluate(
         if bare is not None and UNDEFENDED not in blind and threat.norm in PGD.norms:
             line.say("attack on the network behind the defence …")
             seen = unaware_accuracy(
-                views[UNDEFENDED][-1].twin.model,
-                judge,
+                views[UNDEFENDED][-1].fast_copy.model,
+                verifier,
                 images,
                 labels,
                 threat,
@@ -400,7 +407,7 @@ def _evaluate(
         flags.append(health.gradient_free_wins(costs, gradient_free, len(images)))
     flags.append(health.model_changes(before, weights_digest(plain)))
     flags.append(health.writes_to_its_input(model))
-    unanswered = int((ledger.broken & (prediction == NOTHING)).sum())
+    unanswered = int((ledger.broken & (prediction == NO_PREDICTION)).sum())
     flags.append(health.answers_nothing(unanswered, len(images)))
     n, right = len(images), int((ledger.stage != CLEAN).sum())
     standing = int((~ledger.broken).sum())
@@ -415,7 +422,7 @@ def _evaluate(
         attacks=costs,
         flags=tuple(flags),
         curve=drawn,
-        forwards=n * judge.draws + sum(cost.forwards for cost in costs),
+        forwards=n * verifier.draws + sum(cost.forwards for cost in costs),
         backwards=sum(cost.backwards for cost in costs),
         seconds=earlier + time.monotonic() - began,
         seed=request.seed,
@@ -425,7 +432,7 @@ def _evaluate(
         broken=ledger.broken,
         adversarial=ledger.adversarial,
         verdicts=verdicts_of(suite, ledger, distances, prediction, confidence),
-        draws=draw_figures(judge, ledger, images, answers, batch_size, device, request.seed)
+        draws=draw_figures(verifier, ledger, images, answers, batch_size, device, request.seed)
         if random
         else (),
         unaware=seen,
@@ -435,8 +442,8 @@ def _evaluate(
     )
     if folder is not None:
         if bare is not None and seen is not None:
-            network = views[UNDEFENDED][-1].twin.model
-            write_strips(folder, network, judge, images, result, threat, device)
+            network = views[UNDEFENDED][-1].fast_copy.model
+            write_strips(folder, network, verifier, images, result, threat, device)
         shard.conclude(pack(replace(result, adversarial=torch.empty(0))))
         write_run(folder, images, result, described)
     if workers.size > 1:
@@ -511,7 +518,7 @@ def _agree(workers: Workers, seen: dict[str, Any]) -> None:
             )
 
 
-def _check_views(suite: Suite, views: dict[str, list[Lane]]) -> None:
+def _check_views(suite: Suite, views: dict[str, list[Level]]) -> None:
     """InputError where a stage looks at the model in a way that it does not offer."""
     for stage in suite.stages:
         if stage.view not in views:

@@ -20,7 +20,7 @@ from ..attacks.base import Model
 from ..attacks.losses import margin, margin_loss
 from ..defences import declared
 from ..draws import fixed_draws, item_seeds
-from ..models.wrapper import answered, is_out_of_memory, notes_of, spread_of
+from ..models.wrapper import is_out_of_memory, notes_of, predicted, spread_of
 from ..threat import Threat
 from .result import AttackCost, Flag
 
@@ -48,7 +48,7 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
         first, second = model(images).float(), model(images).float()
     spread = spread_of(model, first)
     largest = _largest_difference(first, second)
-    changed = float((answered(first) != answered(second)).float().mean())
+    changed = float((predicted(first) != predicted(second)).float().mean())
     fired = largest > 1e-4 * max(spread, 1e-12)
     return Flag(
         "outputs-change-between-calls",
@@ -101,7 +101,7 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
     }
     spread, largest = spread_of(model, together), max(differences.values())
     fired = largest > _batch_rounding(model, images.device) * max(spread, 1e-12)
-    changed = float((answered(alone) != answered(together[:ALONE])).float().mean())
+    changed = float((predicted(alone) != predicted(together[:ALONE])).float().mean())
     return Flag(
         name,
         fired,
@@ -276,7 +276,7 @@ def huge_eps(
             break
         x_adv = attack(search, images[rows], labels[rows], ball, seed=seed)
         with torch.no_grad():
-            right[rows] = answered(model(x_adv)) == labels[rows]
+            right[rows] = predicted(model(x_adv)) == labels[rows]
     standing = int(right.sum()) / n
     fired = standing > 0.05
     return Flag(

@@ -16,11 +16,11 @@ from ..defences import onto, steps, undefended, views
 from ..draws import fixed_draws, repeated_draws
 from ..errors import InputError
 from ..models.mixture import Mixture
-from ..search import Lane, Twin
+from ..search import FastCopy, Level
 from ..search.fast_copies import original
 from .health import differentiable, gradients
 
-Lanes = list[Lane]
+Lanes = list[Level]
 
 
 def reason(model: Model) -> str:
@@ -61,34 +61,36 @@ def bare_network(model: Model, probe: Tensor) -> Model | None:
     return network
 
 
-def lanes_by_view(
-    model: Model, bare: Model | None, lanes_of: Callable[[Model], Lanes]
+def levels_by_view(
+    model: Model, bare: Model | None, levels_of: Callable[[Model], Lanes]
 ) -> dict[str, Lanes]:
     """What the search looks at for each `Stage.view`, the model itself among them ("").
 
-    Twins are made of the network behind the defences: defences compute in float32, and a random
-    one answers as its twin does where both draw the same.
+    Fast copies are made of the network behind the defences: defences compute in float32, and a
+    random one answers as its fast copy does where both draw the same.
     """
     if bare is None:
         # A traced copy of a defence would lose the backward pass that it declares.
-        of = (lambda view: [Lane(original(view))]) if steps(model) else lanes_of
+        of = (lambda view: [Level(original(view))]) if steps(model) else levels_of
         return {name: of(view) for name, view in {"": model, **views(model)}.items()}
-    lanes = lanes_of(bare)
+    levels = levels_of(bare)
 
     def behind(view: Model) -> Lanes:
         network = undefended(view)
         return [
-            Lane(
-                Twin(onto(view, lane.twin.model), lane.twin.name, lane.twin.error),
-                lane.near,
-                lane.slopes,
+            Level(
+                FastCopy(
+                    onto(view, level.fast_copy.model), level.fast_copy.name, level.fast_copy.error
+                ),
+                level.near,
+                level.slopes,
             )
-            # A network that offers backward passes of its own has a twin for each of them.
-            for lane in (lanes if network is bare else lanes_of(network))
+            # A network that offers backward passes of its own has a fast copy for each of them.
+            for level in (levels if network is bare else levels_of(network))
         ]
 
     found = {name: behind(view) for name, view in {"": model, **views(model)}.items()}
-    return found | {UNDEFENDED: lanes}
+    return found | {UNDEFENDED: levels}
 
 
 def told_of(model: Model) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..attacks import APGD
 from ..attacks.base import Model
 from ..defences import views
-from ..models.wrapper import answered, asked
+from ..models.wrapper import predicted, wrapped
 from ..threat import Images, Threat
 
 LOSSES = ("ce", "margin")
@@ -35,7 +35,7 @@ def strongest(
         model: in eval mode; images → logits.
         steps: of each APGD attack.
     """
-    model = asked(model)
+    model = wrapped(model)
     found = images.clone()
     rows = torch.arange(len(images), device=images.device)
     looks: list[Model] = [model, *views(model).values()]
@@ -45,7 +45,7 @@ def strongest(
         )
         found[rows] = points
         with torch.no_grad():
-            answers = torch.cat([answered(model(part)) for part in points.split(batch_size)])
+            answers = torch.cat([predicted(model(part)) for part in points.split(batch_size)])
         rows = rows[answers == labels[rows]]
         if not len(rows):
             break

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .. import draws
-from ..search import CLEAN, Judge, Ledger
+from ..search import CLEAN, Ledger, Verifier
 from .intervals import interval, mean_interval
 from .result import DrawFigure
 
@@ -15,7 +15,7 @@ WORST_OF = 10
 
 
 def draw_figures(
-    judge: Judge,
+    verifier: Verifier,
     ledger: Ledger,
     images: Tensor,
     attacked: Int64[Tensor, "n d"],
@@ -29,7 +29,7 @@ def draw_figures(
         attacked: every draw's answer to the adversarial images.
     """
     parts = [
-        judge.ask(images[rows].to(device), draws.item_seeds(seed, "clean", ledger.index[rows]))
+        verifier.ask(images[rows].to(device), draws.item_seeds(seed, "clean", ledger.index[rows]))
         for rows in torch.arange(len(images)).split(batch_size)
     ]
     clean = torch.cat([part.draws for part in parts]).cpu() == ledger.labels[:, None]

@@ -268,7 +268,7 @@ def model_name(result: dict[str, Any]) -> str:
     return f"{model.get('name') or '?'}{behind}"
 
 
-def told_apart(names: Sequence[str], weights: Sequence[str]) -> list[str]:
+def distinct_names(names: Sequence[str], weights: Sequence[str]) -> list[str]:
     """Names of models side by side; those of one name but of other weights say which weights.
 
     Args:

@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import draws
 from ..attacks import PGD
 from ..attacks.base import Items, Model, Oracle
-from ..search import Judge
+from ..search import Verifier
 from ..threat import Images, Threat
 from .intervals import interval
 from .result import Unaware
@@ -32,14 +32,14 @@ def unaware_points(
     none = torch.full_like(labels, -1)
     items = Items(images, labels, none, threat.radii(images), seeds.to(images.device))
     oracle, state = Oracle(network), attack.start(items, threat)
-    for _ in range(attack.looks):
+    for _ in range(attack.iterations):
         state = attack.step(oracle, state, threat)
     return state["best"]
 
 
 def unaware_accuracy(
     network: Model,
-    judge: Judge,
+    verifier: Verifier,
     images: Images,
     labels: Int64[Tensor, " n"],
     threat: Threat,
@@ -60,7 +60,7 @@ def unaware_accuracy(
     for rows in torch.arange(n).split(batch_size):
         x, y = images[rows].to(device), labels[rows].to(device)
         point = unaware_points(network, x, y, threat, unaware_seeds(seed, rows))
-        answers = judge.ask(point, draws.item_seeds(seed, "unaware verdict", rows), 1)
+        answers = verifier.ask(point, draws.item_seeds(seed, "unaware verdict", rows), 1)
         right += int((answers.prediction == y).sum())
     attack = f"PGD on the cross-entropy, {STEPS} steps, on the network behind the defence"
     return Unaware(attack, n, right / n, interval(right, n))

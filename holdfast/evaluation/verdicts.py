@@ -9,13 +9,13 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks import Stage, Suite
-from ..search import CLEAN, STANDING, Judge, Ledger, Search
+from ..search import CLEAN, STANDING, Ledger, Search, Verifier
 from ..threat import Threat
 from .result import NOT_NEEDED, RAN, AttackCost, Verdict
 
 
 def final_answers(
-    judge: Judge,
+    verifier: Verifier,
     ledger: Ledger,
     images: Tensor,
     threat: Threat,
@@ -38,7 +38,7 @@ def final_answers(
             draws.item_seeds(seed, "clean", ledger.index[rows]),
             draws.item_seeds(seed, "last word", ledger.index[rows]),
         )
-        parts.append(judge.ask(ledger.adversarial[rows].to(device), seeds))
+        parts.append(verifier.ask(ledger.adversarial[rows].to(device), seeds))
     prediction = torch.cat([part.prediction for part in parts]).cpu()
     prediction = torch.where(ledger.stage == CLEAN, ledger.clean_prediction, prediction)
     confidence = torch.cat([part.confidence for part in parts]).cpu()
@@ -55,7 +55,7 @@ def final_answers(
     ledger.broken[late] = True
     ledger.stage[late] = ledger.found[late].clamp_min(0)
     ledger.item[late] = ledger.found_item[late]
-    if judge.draws > 1:
+    if verifier.draws > 1:
         lucky = ledger.broken & ~fooled & (ledger.stage != CLEAN)
         ledger.broken[lucky] = False
         ledger.stage[lucky] = STANDING

@@ -23,10 +23,10 @@ from torch import Tensor, nn
 
 from ..defences.base import Model, real_number, whole_number
 from ..errors import InputError
-from ..inputs import check_logits, taken
+from ..inputs import check_logits, checked_data
 from ..models.mixture import Mixture, sharpened
 from ..models.modes import evaluating
-from ..models.wrapper import asked, at_home
+from ..models.wrapper import own_defaults, wrapped
 from ..threat import Images
 
 
@@ -96,7 +96,7 @@ class Points:
     """
 
     def __init__(self, robust: Model, accurate: Model, images: Images, labels: Int64[Tensor, " n"]):
-        self.models, self.labels = (asked(robust), asked(accurate)), labels
+        self.models, self.labels = (wrapped(robust), wrapped(accurate)), labels
         self.logits: list[tuple[Tensor, Tensor]] = []  # of both models, (N, K), point by point
         self.add(images)
 
@@ -216,12 +216,12 @@ def fit_mixture(
 
     Cost: at most 1 + rounds attacks.
     """
-    images, labels = taken(images, labels)
+    images, labels = checked_data(images, labels)
     labels = labels.to(images.device)
     whole_number("mixture", "rounds", rounds, 1)
     if cost != 0:
         real_number("mixture", "cost", cost, above=0, at_most=1)
-    with at_home(), evaluating(robust, accurate), torch.no_grad():
+    with own_defaults(), evaluating(robust, accurate), torch.no_grad():
         points = Points(robust, accurate, images, labels)
         attacked = [ROBUST_ALONE]
         report(0.0, "the robust model alone")

@@ -15,12 +15,12 @@ from ..errors import InputError
 from ..evaluation.cards import remark, threat_of, unseen_validation
 from ..evaluation.classes import check_number_of_logits
 from ..evaluation.quick_attack import LOSSES, strongest
-from ..inputs import usable
+from ..inputs import checked_device
 from ..load import load
 from ..models import save_checkpoint
 from ..models.mixture import Mixture
 from ..models.modes import evaluating
-from ..models.wrapper import asked
+from ..models.wrapper import wrapped
 from ..runs.environment import circumstances
 from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
@@ -83,7 +83,7 @@ def mix_command(
         dataset, {str(robust): cards["robust"], str(accurate): cards["accurate"]}
     )
     threat = threat_of(norm, eps, cards["robust"])
-    where = usable(device)
+    where = checked_device(device)
     count = min(limit, len(split))
     remark(dataset, "validation", count)
     images = datasets.to_tensor(split.images[:count]).to(where)
@@ -92,7 +92,7 @@ def mix_command(
     for name, model in models.items():
         model.to(where)
         with torch.no_grad(), evaluating(model):
-            logits = asked(model)(images[:1])
+            logits = wrapped(model)(images[:1])
         check_number_of_logits(
             logits.shape[1], dataset.classes, exactly=True, model=f"the {name} model"
         )

@@ -62,11 +62,11 @@ def with_backward(module: M, backward: str) -> M:
     if not any(backward in inner.backwards for inner in offering(module)):
         return module
     # Shallow copies of the modules on the way there; everything else stays shared.
-    twin = copy.copy(module)
-    twin._modules = {
+    fast_copy = copy.copy(module)
+    fast_copy._modules = {
         name: child if child is None else with_backward(child, backward)
         for name, child in module._modules.items()
     }
-    if isinstance(twin, OffersBackwards) and backward in twin.backwards:
-        twin.backward = backward
-    return twin
+    if isinstance(fast_copy, OffersBackwards) and backward in fast_copy.backwards:
+        fast_copy.backward = backward
+    return fast_copy

@@ -2,7 +2,7 @@
 
 Models come from everywhere. One writes to the images that it is given, the next takes half
 precision or one batch size only, or has logits of −∞; some raise whatever their authors thought of.
-`Asked` stands between them and everything else, so that nothing behind it has to know.
+`WrappedModel` stands between them and everything else, so that nothing behind it has to know.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .chain import InFront, onto, undefended
 Images = Float[Tensor, "n c h w"]
 Model = Callable[[Images], Float[Tensor, "n k"]]
 
-NOTHING = -1  # no class has this number: a model that answers nothing is never right
+NO_PREDICTION = -1  # no class has this number: a model that answers nothing is never right
 MASKED = 1000.0  # at least so far below the finite logits of its image is a logit of −∞
 # Batch sizes that are tried where a model refuses the one it was given.
 USUAL_SIZES = (2, 1, 4, 8, 16, 32, 64, 128, 256, 10, 20, 25, 50, 100, 200, 250, *range(3, 65))
@@ -36,9 +36,9 @@ LARGEST_SIZE = 4096
 FITTING_SECONDS = 5.0  # after which no more sizes are tried
 
 
-def answered(logits: Float[Tensor, "*n k"]) -> Int64[Tensor, "*n"]:
+def predicted(logits: Float[Tensor, "*n k"]) -> Int64[Tensor, "*n"]:
     """The class that a model answers; `NOTHING` (−1) where its logits are NaN."""
-    return torch.where(logits.isnan().any(-1), NOTHING, logits.argmax(-1))
+    return torch.where(logits.isnan().any(-1), NO_PREDICTION, logits.argmax(-1))
 
 
 # --- surroundings ------------------------------------------------------------------------------
@@ -47,7 +47,7 @@ _theirs: ContextVar[tuple[torch.dtype, torch.device] | None] = ContextVar("their
 
 
 @contextmanager
-def at_home() -> Iterator[None]:
+def own_defaults() -> Iterator[None]:
     """Inside, tensors are made in float32 on the CPU and can take part in gradients, whatever
     the caller's default type, default device or inference mode. Models still see the caller's
     defaults when they are asked."""
@@ -105,7 +105,7 @@ class _Squeezed(InputError):
     """The answer to one image has lost the images' dimension: that to two may keep it."""
 
 
-class Asked(nn.Module):
+class WrappedModel(nn.Module):
     """A model that may do what it likes with what it is given.
 
     It gets images of its own to write to, in the number format and in batches of the size that it
@@ -123,7 +123,7 @@ class Asked(nn.Module):
         self.inner = inner
         self.notes = Notes()  # shallow copies share it
 
-    def train(self, mode: bool = True) -> Asked:
+    def train(self, mode: bool = True) -> WrappedModel:
         """Every part in this mode, also those that do not let themselves be asked for it."""
         for part in self.modules():
             if hasattr(part, "training"):
@@ -288,8 +288,8 @@ def _refusal(error: Exception, images: Images) -> InputError:
 # --- taking a model ----------------------------------------------------------------------------
 
 
-def asked(model: Any) -> nn.Module:
-    """A model behind `Asked`; of a chain of defences, the network behind them (defences are
+def wrapped(model: Any) -> nn.Module:
+    """A model behind `WrappedModel`; of a chain of defences, the network behind them (defences are
     Holdfast's own kind, and draw for every image).
 
     Args:
@@ -299,11 +299,11 @@ def asked(model: Any) -> nn.Module:
     Raises:
         InputError: anything else, with the right call where one can be told.
     """
-    if isinstance(model, Asked):
+    if isinstance(model, WrappedModel):
         return model
     if isinstance(model, InFront):
-        return cast(nn.Module, onto(model, asked(undefended(model))))
-    return Asked(_differentiable(_callable(model)))
+        return cast(nn.Module, onto(model, wrapped(undefended(model))))
+    return WrappedModel(_differentiable(_callable(model)))
 
 
 def _callable(model: Any) -> Model:
@@ -356,29 +356,29 @@ def _differentiable(model: Model) -> Model:
     return model
 
 
-def unasked(model: Model) -> Model:
-    """A model without any `Asked` in it, weights shared: what is compiled and hashed."""
-    if isinstance(model, Asked):
-        return unasked(model.inner)
+def unwrapped(model: Model) -> Model:
+    """A model without any `WrappedModel` in it, weights shared: what is compiled and hashed."""
+    if isinstance(model, WrappedModel):
+        return unwrapped(model.inner)
     if not isinstance(model, nn.Module) or not any(
-        isinstance(part, Asked) for part in model.modules()
+        isinstance(part, WrappedModel) for part in model.modules()
     ):
         return model
-    twin = copy.copy(model)
-    twin._modules = dict(model._modules)
+    fast_copy = copy.copy(model)
+    fast_copy._modules = dict(model._modules)
     for name, child in model._modules.items():
         if child is not None:
             # A bare function lives in another place of a module than a module does.
-            del twin._modules[name]
-            twin.__dict__.pop(name, None)
-            setattr(twin, name, unasked(child))
-    return twin
+            del fast_copy._modules[name]
+            fast_copy.__dict__.pop(name, None)
+            setattr(fast_copy, name, unwrapped(child))
+    return fast_copy
 
 
 def part_named(model: nn.Module, name: str) -> nn.Module:
-    """The part of a dotted name, in which nothing is said of `Asked` on the way."""
+    """The part of a dotted name, in which nothing is said of `WrappedModel` on the way."""
     for step in name.split("."):
-        while isinstance(model, Asked):
+        while isinstance(model, WrappedModel):
             model = model.inner  # type: ignore[assignment]
         model = getattr(model, step)
     return model
@@ -388,7 +388,7 @@ def notes_of(model: Model) -> list[Notes]:
     """What is known of the models inside."""
     if not isinstance(model, nn.Module):
         return []
-    return [part.notes for part in model.modules() if isinstance(part, Asked)]
+    return [part.notes for part in model.modules() if isinstance(part, WrappedModel)]
 
 
 def spread_of(model: Model, logits: Float[Tensor, "n k"]) -> float:

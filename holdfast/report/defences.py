@@ -12,7 +12,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..evaluation.defence_examples import FILE
-from ..evaluation.result import told_apart
+from ..evaluation.result import distinct_names
 from . import format as words
 from . import pictures
 from .evaluation_run import DrawFigure, Evaluation, read_arrays
@@ -92,7 +92,7 @@ def defence_table(runs: Sequence[Evaluation]) -> list[TableRow]:
     """Defended runs beside each other and beside the bare models; empty where none is defended."""
     if not any(run.defences for run in runs):
         return []
-    models = told_apart(
+    models = distinct_names(
         [run.model or run.path.resolve().name for run in runs], [run.sha256 for run in runs]
     )
     return [

@@ -13,7 +13,7 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from ..evaluation.result import told_apart
+from ..evaluation.result import distinct_names
 from . import charts, pictures
 from . import format as words
 from .evaluation_run import Curve, Evaluation
@@ -42,7 +42,9 @@ def heading(run: Run) -> str:
 def headings(runs: Sequence[Run]) -> list[str]:
     """Headings that tell runs apart which stand side by side: models of one name but of other
     weights by these, and otherwise alike ones by their folders."""
-    apart = told_apart([heading(run) for run in runs], [getattr(run, "sha256", "") for run in runs])
+    apart = distinct_names(
+        [heading(run) for run in runs], [getattr(run, "sha256", "") for run in runs]
+    )
     return [
         f"{name}, {run.path.resolve().name}" if apart.count(name) > 1 else name
         for name, run in zip(apart, runs, strict=True)

@@ -99,8 +99,8 @@ def read_request(run: Path, result: Fields) -> dict[str, Any] | None:
     if not path.exists():
         return None
     request = Fields(read_json(path), str(path))
-    asked, answered = request.text("identity"), result.text("identity")
-    if asked and answered and asked != answered:
+    asked, predicted = request.text("identity"), result.text("identity")
+    if asked and predicted and asked != predicted:
         raise InputError(f"{path} asks for another run than {result.where} answers (identity)")
     return request.value
 

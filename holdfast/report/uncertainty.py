@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from ..evaluation.result import told_apart
+from ..evaluation.result import distinct_names
 from . import charts, detectors, prediction_sets
 from . import format as words
 from . import table_cells as cells
@@ -380,5 +380,7 @@ def side_by_side(runs: Sequence[Uncertainty]) -> Table | None:
     rows.append(["Robust sets, attacked inside their radius", *(robust(r) for r in runs)])
     mean = [r.result.object("corruptions").object("mean_accuracy") for r in runs]
     rows.append(["Mean corruption accuracy", *(cells.percent(figure) for figure in mean)])
-    names = told_apart([r.model or r.path.resolve().name for r in runs], [r.sha256 for r in runs])
+    names = distinct_names(
+        [r.model or r.path.resolve().name for r in runs], [r.sha256 for r in runs]
+    )
     return Table(["", *names], rows)

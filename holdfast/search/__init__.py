@@ -1,28 +1,28 @@
 """The engine: searches for many images at once, verifies, and remembers."""
 
 from .batch_size import measure_batch_size, seconds_per_image
-from .fast_copies import Lane, Twin, compiled, fast_twin
+from .fast_copies import FastCopy, Level, compiled, fast_copy_of
 from .journal import Journal
+from .ledger import CLEAN, STANDING, Ledger
 from .scheduler import Search, StageCost
 from .shards import Shard
-from .state import CLEAN, STANDING, Ledger
-from .verifier import MAJORITY_OF, Answers, Judge
+from .verifier import MAJORITY_OF, Answers, Verifier
 
 __all__ = [
     "CLEAN",
     "MAJORITY_OF",
     "STANDING",
     "Answers",
+    "FastCopy",
     "Journal",
-    "Judge",
-    "Lane",
     "Ledger",
+    "Level",
     "Search",
     "Shard",
     "StageCost",
-    "Twin",
+    "Verifier",
     "compiled",
-    "fast_twin",
+    "fast_copy_of",
     "measure_batch_size",
     "seconds_per_image",
 ]

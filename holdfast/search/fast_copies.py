@@ -1,6 +1,6 @@
-"""Fast twins: copies of a model that answer the same, sooner.
+"""Fast copies: copies of a model that answer the same, sooner.
 
-A twin is only ever used to *search*; every verdict is checked on the original model.
+A fast copy is only ever used to *search*; every verdict is checked on the original model.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from ..attacks import Suite
 from ..attacks.base import Model
 from ..attacks.losses import margin
 from ..distributed import Workers
-from ..models.wrapper import Asked, spread_of, unasked
+from ..models.wrapper import WrappedModel, spread_of, unwrapped
 from ..threat import Threat
 from .batch_size import seconds_per_image
 
@@ -31,7 +31,7 @@ Say = Callable[[str], None]  # told, in one line, why something faster is not us
 
 
 class _Refused(Exception):
-    """A twin does not answer as the original does; the message says how."""
+    """A fast copy does not answer as the original does; the message says how."""
 
 
 def unsaid(reason: str) -> None:
@@ -47,7 +47,7 @@ def _reason(error: Exception) -> str:
 
 
 @dataclass(frozen=True)
-class Twin:
+class FastCopy:
     """A callable that answers as the original does, up to rounding.
 
     Attributes:
@@ -66,9 +66,9 @@ class Twin:
     batch_size: int | None = None
 
 
-def original(model: Model) -> Twin:
-    """The model itself as its own twin."""
-    return Twin(model, "original", 0.0)
+def original(model: Model) -> FastCopy:
+    """The model itself as its own fast copy."""
+    return FastCopy(model, "original", 0.0)
 
 
 class _Folded(nn.Module):
@@ -88,9 +88,9 @@ class _Folded(nn.Module):
             return self.body(x).float()
 
 
-def fast_twin(
+def fast_copy_of(
     model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
-) -> Twin | None:
+) -> FastCopy | None:
     """A folded, channels-last copy of a module, or None where it cannot serve.
 
     Batch norms are folded into the convolutions before them where the module can be traced. The
@@ -98,13 +98,13 @@ def fast_twin(
     gradients point the same way.
 
     Args:
-        model: in eval mode. Only an `nn.Module` has a twin.
+        model: in eval mode. Only an `nn.Module` has a fast copy.
         probe: images (N, C, H, W) on the model's device to compare on.
         labels: int64 (N,).
         precision: `float32` or `bf16`.
         say: told why a copy is refused.
     """
-    if not isinstance(model, nn.Module) or not isinstance(unasked(model), nn.Module):
+    if not isinstance(model, nn.Module) or not isinstance(unwrapped(model), nn.Module):
         say(f"no {precision} copy: the model is no torch.nn.Module")
         return None
     for how, make in (("folded", fuse), ("plain", copy.deepcopy)):  # fuse copies too
@@ -118,31 +118,33 @@ def fast_twin(
     return None
 
 
-def _like(model: Model, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str) -> Twin:
-    """The copy as a twin; refused unless it answers as the model does."""
+def _like(
+    model: Model, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str
+) -> FastCopy:
+    """The copy as a fast copy; refused unless it answers as the model does."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
     for parameter in copied.parameters():
         parameter.requires_grad_(False)
     folded = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
-    twin = Asked(folded)
+    fast_copy = WrappedModel(folded)
     with torch.no_grad():
-        reference, answer = model(probe).float(), twin(probe)
+        reference, answer = model(probe).float(), fast_copy(probe)
     if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
         raise _Refused("its logits are not finite, or of another shape")
     error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
     spread = spread_of(model, reference)
-    alike, slopes = _climbs_alike(model, twin, probe[:SLOPES], labels[:SLOPES], precision)
+    alike, slopes = _climbs_alike(model, fast_copy, probe[:SLOPES], labels[:SLOPES], precision)
     if not alike:
         raise _Refused("its gradients point elsewhere")
     # A model that draws random numbers, or a folding gone wrong, does not answer the same.
     allowed = (0.25 if precision == "bf16" else 1e-3) * max(spread, 1e-6)
     if not error <= allowed:
         raise _Refused(f"its margins are off by {error:.2g}, more than {allowed:.2g}")
-    return Twin(twin, precision, error, slopes)
+    return FastCopy(fast_copy, precision, error, slopes)
 
 
 def _climbs_alike(
-    model: Model, twin: Model, probe: Tensor, labels: Tensor, precision: str
+    model: Model, fast_copy: Model, probe: Tensor, labels: Tensor, precision: str
 ) -> tuple[bool, Tensor | None]:
     """Whether gradients point the same way: tracing drops the backward passes that a module
     defines itself, and the answers do not show it. And the model's own, where it has any."""
@@ -152,7 +154,7 @@ def _climbs_alike(
         if not theirs.requires_grad:
             return True, None  # nothing to lose
         (reference,) = torch.autograd.grad(theirs.sum(), x)
-        ours = margin(twin(x), labels)
+        ours = margin(fast_copy(x), labels)
         if not ours.requires_grad:
             return False, None
         (found,) = torch.autograd.grad(ours.sum(), x)
@@ -163,7 +165,7 @@ def _climbs_alike(
 
 
 class _Compiled:
-    """A twin compiled for one batch size; smaller batches are filled up, very small ones not."""
+    """A fast copy compiled for one batch size; only batches of half of it or more are filled up."""
 
     def __init__(self, plain: Model, size: int):
         self.plain, self.size = plain, size
@@ -181,21 +183,21 @@ class _Compiled:
 
 
 def compiled(
-    twin: Twin, model: Model, images: Tensor, labels: Tensor, say: Say = unsaid
-) -> Twin | None:
-    """The twin, compiled for batches of this size; None where it cannot be.
+    fast_copy: FastCopy, model: Model, images: Tensor, labels: Tensor, say: Say = unsaid
+) -> FastCopy | None:
+    """The fast copy, compiled for batches of this size; None where it cannot be.
 
     Minutes on a CPU, once: worth it for long searches only.
 
     Args:
-        twin: a `fast_twin`.
+        fast copy: a `fast_copy_of`.
         model: the original, to compare with.
         images: (N, C, H, W) on the model's device: batches will have N rows.
         labels: int64 (N,).
         say: told why it cannot be.
     """
     try:
-        fast = Asked(_Compiled(unasked(twin.model), len(images)))
+        fast = WrappedModel(_Compiled(unwrapped(fast_copy.model), len(images)))
         with warnings.catch_warnings(), torch.enable_grad():
             warnings.simplefilter("ignore")
             x = images.detach().requires_grad_()
@@ -208,11 +210,17 @@ def compiled(
         say(f"not compiled: {_reason(problem)}")
         return None
     error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
-    allowed = 2 * twin.error + 1e-3
+    allowed = 2 * fast_copy.error + 1e-3
     if not math.isfinite(error) or error > allowed:
         say(f"not compiled: its margins are off by {error:.2g}, more than {allowed:.2g}")
         return None
-    return Twin(fast, f"{twin.name}, compiled", max(error, twin.error), twin.slopes, len(images))
+    return FastCopy(
+        fast,
+        f"{fast_copy.name}, compiled",
+        max(error, fast_copy.error),
+        fast_copy.slopes,
+        len(images),
+    )
 
 
 def compiling_pays(device: torch.device) -> bool:
@@ -235,18 +243,18 @@ DUAL = {"linf": 1.0, "l2": 2.0, "l1": inf}  # the order of the norm of gradients
 
 
 @dataclass(frozen=True)
-class Lane:
-    """A pass over a stage's items on one twin.
+class Level:
+    """A pass over a stage's items on one fast copy.
 
     Attributes:
-        twin: what the search looks at.
-        near: only items whose margin in the lane before ended below this are tried again here;
+        fast copy: what the search looks at.
+        near: only items whose margin in the level before ended below this are tried again here;
             None tries all.
         slopes: (P, C, H, W) gradients of margins, by which a margin becomes a distance. Without
-            them, searches for the closest point run on the last lane alone.
+            them, searches for the closest point run on the last level alone.
     """
 
-    twin: Twin
+    fast_copy: FastCopy
     near: float | None = None
     slopes: Tensor | None = None
 
@@ -258,31 +266,31 @@ class Lane:
         return self.near / max(float(steepness.median()), 1e-12)
 
 
-COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a compiled twin
+COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a compiled fast copy
 
 
-def lanes_of(
+def levels_of(
     model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
-) -> list[Lane]:
+) -> list[Level]:
     """What the search looks at, the coarsest first; `say` is told why something faster is not."""
     if precision == "original":
-        return [Lane(original(model))]
-    exact = fast_twin(model, probe, labels, "float32", say) or original(model)
+        return [Level(original(model))]
+    exact = fast_copy_of(model, probe, labels, "float32", say) or original(model)
     if precision == "float32" or (precision == "auto" and not has_fast_bf16(probe.device)):
-        return [Lane(exact)]
-    coarse = fast_twin(model, probe, labels, "bf16", say)
+        return [Level(exact)]
+    coarse = fast_copy_of(model, probe, labels, "bf16", say)
     if coarse is None:
-        return [Lane(exact)]
+        return [Level(exact)]
     return coarse_then_exact(coarse, exact)
 
 
-def coarse_then_exact(coarse: Twin, exact: Twin) -> list[Lane]:
-    """What ends closer to the boundary than the coarse twin can tell is searched again."""
-    return [Lane(coarse), Lane(exact, near=3 * coarse.error, slopes=coarse.slopes)]
+def coarse_then_exact(coarse: FastCopy, exact: FastCopy) -> list[Level]:
+    """What ends closer to the boundary than the coarse fast copy can tell is searched again."""
+    return [Level(coarse), Level(exact, near=3 * coarse.error, slopes=coarse.slopes)]
 
 
 def compiled_where_it_pays(
-    lanes: list[Lane],
+    levels: list[Level],
     model: Model,
     suite: Suite,
     images: Tensor,
@@ -293,8 +301,8 @@ def compiled_where_it_pays(
     of: int,
     classes: int,
     say: Say = unsaid,
-) -> list[Lane]:
-    """The lanes with the coarse one compiled, where a long search makes that worth its minutes.
+) -> list[Level]:
+    """The levels with the coarse one compiled, where a long search makes that worth its minutes.
 
     Args:
         images, labels: one batch, on the model's device.
@@ -303,20 +311,23 @@ def compiled_where_it_pays(
         of: how many images there are in all.
         say: told why it is not compiled, where it would have paid.
     """
-    coarse = lanes[0].twin
-    if len(lanes) == 1 or of < batch_size or not compiling_pays(images.device):
-        return lanes
+    coarse = levels[0].fast_copy
+    if len(levels) == 1 or of < batch_size or not compiling_pays(images.device):
+        return levels
     long = _looks(suite, of, classes) * seconds_per_image(coarse.model, images)
     if not workers.share(long / workers.size > COMPILING_SECONDS):
-        return lanes
+        return levels
     faster = compiled(coarse, model, images, labels, say)
-    return lanes if faster is None else coarse_then_exact(faster, lanes[-1].twin)
+    return levels if faster is None else coarse_then_exact(faster, levels[-1].fast_copy)
 
 
 def _looks(suite: Suite, images: int, classes: int) -> float:
     """How many looks the suite takes at most."""
     return images * sum(
-        stage.share_of(images) * stage.items_per_image(classes) * stage.attack.looks * stage.samples
+        stage.share_of(images)
+        * stage.items_per_image(classes)
+        * stage.attack.iterations
+        * stage.samples
         for stage in suite.stages
         if stage.after is None
     )

@@ -21,7 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import InputError
-from .state import Ledger
+from .ledger import Ledger
 
 # Every row ends with a checksum over its other values: see `_checksum`.
 _SUM = "checksum INTEGER NOT NULL"
@@ -29,9 +29,9 @@ _TABLES = {
     "run": "identity TEXT NOT NULL",
     "clean": f"image INTEGER PRIMARY KEY, prediction INTEGER NOT NULL, confidence REAL NOT NULL, "
     f"{_SUM}",
-    "item": "stage INTEGER, lane INTEGER, image INTEGER, item INTEGER, forwards INTEGER NOT NULL, "
+    "item": "stage INTEGER, level INTEGER, image INTEGER, item INTEGER, forwards INTEGER NOT NULL, "
     f"backwards INTEGER NOT NULL, score REAL NOT NULL, {_SUM}, "
-    "PRIMARY KEY (stage, lane, image, item)",
+    "PRIMARY KEY (stage, level, image, item)",
     "strongest": "image INTEGER PRIMARY KEY, score REAL NOT NULL, stage INTEGER NOT NULL, "
     f"item INTEGER NOT NULL, point BLOB, witness BLOB, {_SUM}",
     "broken": "image INTEGER PRIMARY KEY, stage INTEGER NOT NULL, item INTEGER NOT NULL, "
@@ -40,9 +40,9 @@ _TABLES = {
     "spent": "session INTEGER, worker INTEGER, stage INTEGER, seconds REAL NOT NULL, "
     f"forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, {_SUM}, "
     "PRIMARY KEY (session, worker, stage)",
-    "flight": "stage INTEGER, lane INTEGER, image INTEGER, item INTEGER, "
+    "flight": "stage INTEGER, level INTEGER, image INTEGER, item INTEGER, "
     "forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, refused REAL NOT NULL, "
-    f"state BLOB NOT NULL, {_SUM}, PRIMARY KEY (stage, lane, image, item)",
+    f"state BLOB NOT NULL, {_SUM}, PRIMARY KEY (stage, level, image, item)",
     # What came of the whole run, once that is known.
     "outcome": f"part INTEGER PRIMARY KEY, packed BLOB NOT NULL, {_SUM}",
 }
@@ -56,7 +56,7 @@ class FinishedItem:
     """A work item that spent its budget without breaking its image."""
 
     stage: int
-    lane: int
+    level: int
     image: int  # row of the ledger
     item: int
     forwards: int
@@ -238,14 +238,15 @@ class Journal:
         ).fetchone() or (0.0, 0, 0)
         self._put("spent", *place, before[0] + seconds, before[1] + forwards, before[2] + backwards)
 
-    def fly(self, stage: int, lane: int, items: Mapping[tuple[int, int], FlyingItem]) -> None:
-        """Keep the items (item, image) in flight, in place of those of this lane and before."""
+    def fly(self, stage: int, level: int, items: Mapping[tuple[int, int], FlyingItem]) -> None:
+        """Keep the items (item, image) in flight, in place of those of this level and before."""
         self.db.execute(
-            "DELETE FROM flight WHERE stage < ? OR (stage = ? AND lane <= ?)", (stage, stage, lane)
+            "DELETE FROM flight WHERE stage < ? OR (stage = ? AND level <= ?)",
+            (stage, stage, level),
         )
         for (item, image), it in items.items():
             spent = it.forwards, it.backwards, it.refused
-            self._put("flight", stage, lane, image, item, *spent, _packed(it.state))
+            self._put("flight", stage, level, image, item, *spent, _packed(it.state))
 
     def conclude(self, packed: bytes) -> None:
         """Keep what came of the whole run."""
@@ -347,11 +348,11 @@ class Journal:
             return [
                 FinishedItem(*row[:-1])
                 for row in self.db.execute(
-                    "SELECT * FROM item WHERE stage = ? ORDER BY lane, image, item", (stage,)
+                    "SELECT * FROM item WHERE stage = ? ORDER BY level, image, item", (stage,)
                 )
             ]
 
-    def flying(self, stage: int, lane: int) -> dict[tuple[int, int], FlyingItem]:
+    def flying(self, stage: int, level: int) -> dict[tuple[int, int], FlyingItem]:
         """The items (item, image) that were in flight when a run was interrupted.
 
         Some may have ended since they were kept.
@@ -359,8 +360,8 @@ class Journal:
         with self._reading():
             rows = self.db.execute(
                 "SELECT item, image, forwards, backwards, refused, state FROM flight "
-                "WHERE stage = ? AND lane = ?",
-                (stage, lane),
+                "WHERE stage = ? AND level = ?",
+                (stage, level),
             )
             return {
                 (item, image): FlyingItem(forwards, backwards, refused, load(state))

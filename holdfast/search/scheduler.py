@@ -5,7 +5,7 @@ work items (image, restart, target). The engine steps a batch of items at once, 
 the finished leave after every step, refills from the queue, and cancels what has become needless.
 It knows nothing of any particular attack.
 
-Search is cheap, the verdict is not: an attack may look at a fast twin, but a success counts only
+Search is cheap, the verdict is not: an attack may look at a fast copy, but a success counts only
 once the *original* model, in its own precision, misclassifies the very point (one that draws random
 numbers: by a clear vote of fresh draws), and the point lies in the ball and the box. What fails
 this check goes on being searched.
@@ -32,10 +32,10 @@ from ..attacks.suite import Stage, Suite
 from ..errors import InputError
 from ..inputs import check_logits
 from ..threat import Threat
-from .fast_copies import Lane
+from .fast_copies import Level
 from .journal import FinishedItem, FlyingItem, Journal
-from .state import CLEAN, Ledger
-from .verifier import Judge
+from .ledger import CLEAN, Ledger
+from .verifier import Verifier
 
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
@@ -58,7 +58,7 @@ class StageCost:
 
 @dataclass
 class _Image:
-    """An image's open business in a lane."""
+    """An image's open business in a level."""
 
     open_items: set[int] = field(default_factory=set)
     costs: dict[int, tuple[int, int]] = field(default_factory=dict)
@@ -76,9 +76,9 @@ class Search:
         images, labels: on the CPU; (N, C, H, W) in [0, 1], and (N,).
         threat: ball and box.
         suite: what is tried, in order.
-        lanes: the twins that each stage searches on, in order.
+        levels: the fast copies that each stage searches on, in order.
         rows: which images are searched, int64 (R,); by default all.
-        views: the lanes of stages that look at something else, by their `view`.
+        views: the levels of stages that look at something else, by their `view`.
         judge: who decides whether a point is a success; by default the model, asked once.
         misled: whether the model's gradients mislead: stages that wait for a sign of it run.
         batch_size: items stepped together.
@@ -97,7 +97,7 @@ class Search:
         threat: Threat,
         suite: Suite,
         *,
-        lanes: Sequence[Lane],
+        levels: Sequence[Level],
         batch_size: int,
         device: torch.device,
         seed: int,
@@ -105,22 +105,22 @@ class Search:
         journal: Journal,
         report: Report = lambda share, word: None,
         rows: Tensor | None = None,
-        views: Mapping[str, Sequence[Lane]] | None = None,
-        judge: Judge | None = None,
+        views: Mapping[str, Sequence[Level]] | None = None,
+        verifier: Verifier | None = None,
         misled: bool = False,
     ):
         self.model, self.threat, self.suite = model, threat, suite
         self.images, self.labels = images, labels
-        self.lanes, self.batch_size, self.device, self.seed = lanes, batch_size, device, seed
+        self.levels, self.batch_size, self.device, self.seed = levels, batch_size, device, seed
         self.ledger, self.journal, self.report = ledger, journal, report
-        self.views, self.judge = {**(views or {}), "": lanes}, judge or Judge(model)
+        self.views, self.verifier = {**(views or {}), "": levels}, verifier or Verifier(model)
         self.misled = misled
         self.rows = torch.arange(len(images)) if rows is None else rows
         self.classes = 0
         self.order = torch.empty(0)  # (N, K) classes by falling clean logit, the label left out
         self.costs: list[StageCost] = []
         self.idle: list[str] = []  # why a stage made no pass; empty where it did
-        self.looks = 0  # at the model, in this process
+        self.iterations = 0  # at the model, in this process
         self.next_checkpoint = time.monotonic() + CHECKPOINT_SECONDS
 
     def run(self) -> None:
@@ -165,7 +165,7 @@ class Search:
                 stated = ledger.score[rows] + self.threat.radii(x)
                 off = (self.threat.distance(points, x) - stated).abs()
                 holds &= off <= 1e-4 * (1 + stated.abs())
-            if self.judge.draws == 1:
+            if self.verifier.draws == 1:
                 with torch.no_grad():
                     logits = self.model(points.to(self.device)).float().cpu()
                 own = logits.gather(1, self.labels[rows, None]).squeeze(1)
@@ -194,7 +194,7 @@ class Search:
         ledger = self.ledger
         for rows in self.rows.split(self.batch_size):
             seeds = draws.item_seeds(self.seed, "clean", ledger.index[rows])
-            answers = self.judge.ask(self.images[rows].to(self.device), seeds)
+            answers = self.verifier.ask(self.images[rows].to(self.device), seeds)
             y = self.labels[rows].to(self.device)
             logits = check_logits(answers.logits, len(rows), y, first=rows).cpu()
             if not self.classes:
@@ -211,7 +211,7 @@ class Search:
             with self.journal.transaction():
                 self.journal.clean(ledger, rows)
         # What the journal says of images that an attack broke includes the clean pass.
-        ledger.forwards[ledger.stage < 0] = self.judge.draws
+        ledger.forwards[ledger.stage < 0] = self.verifier.draws
 
     def _standing(self) -> list[int]:
         return self.rows[~self.ledger.broken[self.rows]].tolist()
@@ -232,26 +232,28 @@ class Search:
         tried = draws.uniform(draws.item_seeds(self.seed, self.ledger.index, "share", number), 0)
         tried = tried < stage.share_of(len(self.images))
         kept = self.journal.items(number)
-        scores: dict[tuple[int, int], float] = {}  # of the lane before
+        scores: dict[tuple[int, int], float] = {}  # of the level before
         every = self.views[stage.view]
         if stage.compares:
-            near = [lane.near for lane in every]
+            near = [level.near for level in every]
         else:
             distances = stage.attack.minimum_norm and not self.suite.closest
-            near = [lane.near_in(self.threat) if distances else None for lane in every]
-        # Where a score does not say how far the coarse twin may be trusted, the search runs on the
-        # exact one alone.
+            near = [level.near_in(self.threat) if distances else None for level in every]
+        # Where a score does not say how far the coarse fast copy may be trusted, the search runs on
+        # the exact one alone.
         first = 0 if stage.compares or near[-1] is not None else -1
-        for lane_number, (lane, below) in enumerate(zip(every[first:], near[first:], strict=True)):
+        for level_number, (level, below) in enumerate(
+            zip(every[first:], near[first:], strict=True)
+        ):
             before = scores
-            scores = {(k.image, k.item): k.score for k in kept if k.lane == lane_number}
+            scores = {(k.image, k.item): k.score for k in kept if k.level == level_number}
             state: dict[int, _Image] = {}
             todo = []
             for item in range(stage.items_per_image(self.classes)):
                 for image in self._standing():
                     if not tried[image]:
                         continue
-                    # Where the lane before saw no finite score, nothing is known: try again.
+                    # Where the level before saw no finite score, nothing is known: try again.
                     if below is not None and below < before.get((image, item), 0.0) < inf:
                         continue
                     state.setdefault(image, _Image())
@@ -259,9 +261,9 @@ class Search:
                         state[image].open_items.add(item)
                         todo.append((item, image))
             for k in kept:
-                if k.lane == lane_number and k.image in state:
+                if k.level == level_number and k.image in state:
                     state[k.image].costs[k.item] = (k.forwards, k.backwards)
-            yield from self._lane(number, stage, lane_number, lane, todo, state, scores)
+            yield from self._lane(number, stage, level_number, level, todo, state, scores)
             for image, business in state.items():
                 if not self.ledger.broken[image]:
                     self._charge(image, business, None)
@@ -270,17 +272,17 @@ class Search:
         self,
         number: int,
         stage: Stage,
-        lane_number: int,
-        lane: Lane,
+        level_number: int,
+        level: Level,
         todo: list[tuple[int, int]],
         images: dict[int, _Image],
         scores: dict[tuple[int, int], float],
     ) -> Iterator[None]:
         attack = stage.attack
-        oracle = Oracle(lane.twin.model, stage.samples, attack.decisions)
+        oracle = Oracle(level.fast_copy.model, stage.samples, attack.decisions)
         size = max(1, self.batch_size // stage.samples)
         queue = deque(todo)
-        kept = self.journal.flying(number, lane_number)  # when the run was interrupted
+        kept = self.journal.flying(number, level_number)  # when the run was interrupted
         flying = {key: kept[key] for key in todo if key in kept}
         rows: list[tuple[int, int]] = []  # (item, image) of each row of the batch
         passes = torch.zeros(0, 2, dtype=torch.int64)  # forwards, backwards of each row
@@ -297,17 +299,17 @@ class Search:
                 passes, checked = torch.cat([passes, spent]), torch.cat([checked, refused])
             if not rows:
                 with self.journal.transaction():
-                    self.journal.fly(number, lane_number, {})
+                    self.journal.fly(number, level_number, {})
                 return
-            if self.judge.draws > 1:
+            if self.verifier.draws > 1:
                 oracle.prepare(state)
             before = (oracle.forwards, oracle.backwards)
             state = attack.step(oracle, state, self.threat)
             passes += torch.tensor([oracle.forwards - before[0], oracle.backwards - before[1]])
             score = state["score"].float().cpu()
             finished = state["finished"].cpu()
-            # A point on which the twin may be wrong is looked at before its item gives up.
-            error = 0.0 if attack.minimum_norm else lane.twin.error
+            # A point on which the fast copy may be wrong is looked at before its item gives up.
+            error = 0.0 if attack.minimum_norm else level.fast_copy.error
             slack = torch.where(finished, 2 * error, 0.0)
             # A tie counts too: at one, the model may answer either class.
             believed = (score < checked) & (score <= slack) & (not self.suite.closest)
@@ -316,8 +318,8 @@ class Search:
                 won[believed], asked = self._holds(state, believed.nonzero().squeeze(1))
                 passes[believed, 0] += asked
                 checked = torch.where(believed, score, checked)
-                # A twin that answered nothing where the model does has seen nothing: the search
-                # goes on as if it had not looked there.
+                # A fast copy that answered nothing where the model does has seen nothing: the
+                # search goes on as if it had not looked there.
                 blank = believed & ~won & (score == -inf)
                 if bool(blank.any()):
                     checked, score = (torch.where(blank, inf, t) for t in (checked, score))
@@ -337,7 +339,7 @@ class Search:
                         item, image = rows[row]
                         self._leave(
                             number,
-                            lane_number,
+                            level_number,
                             item,
                             image,
                             images[image],
@@ -361,9 +363,11 @@ class Search:
                 rows = [rows[i] for i in stay.tolist()]
                 passes, checked = passes[stay], checked[stay]
             if rows and self.journal.path and time.monotonic() >= self.next_checkpoint:
-                self._checkpoint(number, lane_number, rows, passes, checked, state, flying)
-            self.looks += len(score)
-            self._tell(number, len(queue) * attack.looks + int(attack.looks_left(state).sum()))
+                self._checkpoint(number, level_number, rows, passes, checked, state, flying)
+            self.iterations += len(score)
+            self._tell(
+                number, len(queue) * attack.iterations + int(attack.iterations_left(state).sum())
+            )
             yield
 
     def _take(
@@ -407,7 +411,7 @@ class Search:
     def _checkpoint(
         self,
         number: int,
-        lane: int,
+        level: int,
         rows: list[tuple[int, int]],
         passes: Tensor,
         checked: Tensor,
@@ -427,7 +431,7 @@ class Search:
             for row, key in enumerate(rows)
         }
         with self.journal.transaction():
-            self.journal.fly(number, lane, waiting | batch)
+            self.journal.fly(number, level, waiting | batch)
         took = time.monotonic() - began
         self.next_checkpoint = began + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
 
@@ -467,7 +471,7 @@ class Search:
         point, x = state["best"][index], state["x"][index]
         legal = self.threat.contains(point, x, state["eps"][index], self._witness(state, index))
         age, own = state["age"][index].cpu(), state["seeds"][index].cpu()
-        fooled, asked = self.judge.fooled(
+        fooled, asked = self.verifier.fooled(
             point, state["labels"][index], draws.item_seeds(0, "verdict", own, age)
         )
         return (legal & fooled).cpu(), asked.cpu()
@@ -497,7 +501,7 @@ class Search:
             point = best[left]
             if further != 1:
                 point = (x[left] + further * (point - x[left])).clamp(0, 1)
-            fooled, passes = self.judge.fooled(point, labels[left], seeds[left.cpu()])
+            fooled, passes = self.verifier.fooled(point, labels[left], seeds[left.cpu()])
             asked[left.cpu()] += passes.cpu()
             held = fooled & self.threat.contains(point, x[left], eps[left] + inf)
             distance = self.threat.distance(point, x[left])
@@ -522,7 +526,7 @@ class Search:
     def _leave(
         self,
         number: int,
-        lane: int,
+        level: int,
         item: int,
         image: int,
         business: _Image,
@@ -549,7 +553,7 @@ class Search:
         else:
             scores[image, item] = score
             self.journal.finished(
-                FinishedItem(number, lane, image, item, int(passes[0]), int(passes[1]), score)
+                FinishedItem(number, level, image, item, int(passes[0]), int(passes[1]), score)
             )
             if business.won is None and self._is_strongest(number, item, image, score):
                 point, witness = best.cpu(), witness.cpu()
@@ -607,8 +611,8 @@ class Search:
         for later in self.suite.stages[number + 1 :]:
             if self._is_due(later):
                 items = standing * later.items_per_image(self.classes)
-                left += int(later.share_of(len(self.images)) * items * later.attack.looks)
+                left += int(later.share_of(len(self.images)) * items * later.attack.iterations)
         self.report(
-            self.looks / (self.looks + left),
+            self.iterations / (self.iterations + left),
             f"{self.suite.stages[number].name}: {stand} of {len(self.rows)} stand",
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..attacks.base import Model
 from ..draws import fixed_draws, image_seeds, item_seeds, repeated_draws
-from ..models.wrapper import NOTHING, answered
+from ..models.wrapper import NO_PREDICTION, predicted
 from ..threat import Images
 
 MAJORITY_OF = 21  # draws behind a verdict on a random model; odd, so that two classes do not tie
@@ -39,7 +39,7 @@ class Answers:
     draws: Int64[Tensor, "n d"]
 
 
-class Judge:
+class Verifier:
     """The original model, in its own precision.
 
     Args:
@@ -63,14 +63,16 @@ class Judge:
         count = count or self.draws
         with torch.no_grad():
             every = self._logits(images, seeds, count)
-        said = answered(every)  # of the logits: the softmax rounds close ones to a tie
-        logits = every.nanmean(1) if bool((said == NOTHING).any()) else every.mean(1)
+        said = predicted(every)  # of the logits: the softmax rounds close ones to a tie
+        logits = every.nanmean(1) if bool((said == NO_PREDICTION).any()) else every.mean(1)
         votes = _votes(said, every.shape[2])
         # Of a tie between a class and no answer, the class has it.
         prediction = votes.argmax(1)
-        prediction = torch.where((said == NOTHING).sum(1) > votes.amax(1), NOTHING, prediction)
+        prediction = torch.where(
+            (said == NO_PREDICTION).sum(1) > votes.amax(1), NO_PREDICTION, prediction
+        )
         confidence = logits.softmax(1).gather(1, prediction.clamp_min(0)[:, None]).squeeze(1)
-        confidence = torch.where(prediction == NOTHING, 0.0, confidence)
+        confidence = torch.where(prediction == NO_PREDICTION, 0.0, confidence)
         return Answers(prediction, confidence, logits, said)
 
     def _logits(
@@ -118,6 +120,6 @@ def _outvoted(answers: Answers, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n
     votes = _votes(answers.draws, answers.logits.shape[1])
     own = votes.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
     rivals = votes.scatter(1, labels[:, None], 0).amax(1)
-    rival = rivals.maximum((answers.draws == NOTHING).sum(1)).cpu().numpy()
+    rival = rivals.maximum((answers.draws == NO_PREDICTION).sum(1)).cpu().numpy()
     by_chance = binom.sf(rival - 1, own + rival, 0.5)
     return torch.from_numpy(by_chance <= CHANCE).to(labels.device)

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..data.base import DataSet
 from ..errors import HoldfastError, InputError
-from ..inputs import usable
+from ..inputs import checked_device
 from ..models import load_checkpoint
 from ..runs.environment import circumstances
 from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
@@ -189,7 +189,7 @@ def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
     processes, nodes = _launched()
     kind, _, number = (device or "auto").partition(":")  # cuda:1 is the second GPU
     if kind not in ("auto", "gpu"):  # Lightning's own words are no devices of torch's
-        usable(device)
+        checked_device(device)
     try:
         fabric = Fabric(
             accelerator=kind,

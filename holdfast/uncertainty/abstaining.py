@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.modes import evaluating
-from ..models.wrapper import answered, asked
+from ..models.wrapper import predicted, wrapped
 from .inputs import Array, as_array, check_flags, check_scores, check_share
 from .scores import Images, Items, Score
 
@@ -93,19 +93,19 @@ def threshold_for_risk(
     ordered, mistakes = s[order], np.concatenate([[0], np.cumsum(w[order])])
     ranks = -(-np.arange(1, candidates + 1) * len(s) // candidates)
     values = np.append(ordered, math.inf)[ranks]  # the first score that is not answered
-    answered = np.searchsorted(ordered, values, side="left")
-    answered[-1] = len(s)  # all, those with a score of +∞ too
-    bounds = risk_bound(mistakes[answered], answered, delta / candidates)
+    predicted = np.searchsorted(ordered, values, side="left")
+    predicted[-1] = len(s)  # all, those with a score of +∞ too
+    bounds = risk_bound(mistakes[predicted], predicted, delta / candidates)
     kept = np.flatnonzero(bounds <= risk)
     if len(kept) == 0:
         lowest = bounds.argmin()
         raise InputError(
             f"no threshold promises a risk of {risk:g} from {len(s)} validation images: the lowest "
-            f"is {bounds[lowest]:.3g}, at coverage {answered[lowest] / len(s):.3g}; "
+            f"is {bounds[lowest]:.3g}, at coverage {predicted[lowest] / len(s):.3g}; "
             "promise more, or give more images"
         )
     best = kept[-1]
-    n = int(answered[best])
+    n = int(predicted[best])
     promise = f"at most {risk:g} of the answers are wrong, with confidence {1 - delta:g}"
     return Threshold(
         float(values[best]), promise, n / len(s), float(mistakes[n] / n), float(bounds[best])
@@ -155,7 +155,7 @@ class Abstaining:
     def __call__(self, images: Images, items: Items | None = None) -> Int64[Tensor, " n"]:
         """Answers (N,), for images in [0, 1]; `items` as for the score."""
         with evaluating(self.model), torch.no_grad():
-            answers = answered(asked(self.model)(images))
+            answers = predicted(wrapped(self.model)(images))
             sure = self.score(images, items) < self.threshold.value
         return torch.where(sure, answers, ABSTAIN)
 
@@ -171,8 +171,8 @@ class Rates(NamedTuple):
     @property
     def risk(self) -> float:
         """Share wrong among the answers given; NaN if none was."""
-        answered = self.right + self.wrong
-        return self.wrong / answered if answered else math.nan
+        predicted = self.right + self.wrong
+        return self.wrong / predicted if predicted else math.nan
 
 
 def rates(answers: Int64[Array, " n"], labels: Int64[Array, " n"]) -> Rates:

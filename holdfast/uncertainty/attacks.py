@@ -1,6 +1,6 @@
 """Attacks on uncertainty: one ascent for every goal, and a search whose results are verified.
 
-The search may look at a fast twin; a point counts only once the *original* model, in its own
+The search may look at a fast copy; a point counts only once the *original* model, in its own
 precision, has answered on it, the goal's condition holds there, and it lies in the ball and the
 box. So every figure measured on what `seek` returns is the original model's.
 """
@@ -18,8 +18,8 @@ from torch import Tensor
 from .. import draws
 from ..attacks.base import Attack, Items, Model, Oracle, State, common_state, pick
 from ..errors import InputError
-from ..inputs import taken
-from ..models.wrapper import asked, at_home
+from ..inputs import checked_data
+from ..models.wrapper import own_defaults, wrapped
 from ..threat import Images, Threat, per_item
 from .goals import Goal, Outputs
 
@@ -42,7 +42,7 @@ class Ascent(Attack):
         orthogonal: as above.
         aim: a value at which an item has all it wants; None never has.
         slack: by how much the condition must hold during the search, in its own units: what a
-            fast twin may be wrong by.
+            fast copy may be wrong by.
 
     In its state, `targets` are the classes answered on the clean images, `value` is the best
     value so far, and `score` falls below 0 once the aim is exceeded.
@@ -69,7 +69,7 @@ class Ascent(Attack):
         self.goal, self.steps, self.orthogonal, self.slack = goal, steps, orthogonal, slack
         self.aim = torch.inf if aim is None else aim
         self.name = goal.name + ("-orthogonal" if orthogonal else "")
-        self.looks = steps + 1
+        self.iterations = steps + 1
         # From a table: computed in a batch, powers depend on its size in their last bit.
         ratio = self.LAST / self.FIRST
         self.lengths = torch.tensor([self.FIRST * ratio ** (k / steps) for k in range(steps + 1)])
@@ -182,7 +182,7 @@ def seek(
         device: where the model is; None: where the images are.
         images, labels: (N, C, H, W) in [0, 1] and (N,).
         threat: ball, around `images`, and box.
-        search: a twin to look at; None: the original.
+        search: a fast copy to look at; None: the original.
         held: (N,), for a goal that `holds_answers`: which; None: the original's on `images`.
         starts: where to start, inside the ball, such as images that are broken already; None:
             `images`.
@@ -194,9 +194,9 @@ def seek(
     Raises:
         InputError: bad images or labels; starts outside the ball or the box.
     """
-    with at_home():
-        images, labels = taken(images, labels)
-    model = asked(model)
+    with own_defaults():
+        images, labels = checked_data(images, labels)
+    model = wrapped(model)
     attack.check_norm(threat)
     device = images.device if device is None else device
     # What waits for its batch, and what was found, is in main memory.
@@ -247,7 +247,7 @@ def _climb(
     queue = deque(range(len(wanted)))
     rows = torch.zeros(0, dtype=torch.int64)
     state: State = {}
-    total, looked = len(wanted) * attack.looks, 0
+    total, looked = len(wanted) * attack.iterations, 0
     while queue or len(rows):
         room = min(batch_size - len(rows), len(queue))
         if room > 0:
@@ -273,7 +273,7 @@ def _climb(
         if bool(leaving.any()):
             best[rows[leaving]] = state["best"][leaving.to(device)].cpu()
             # What those that leave early do not need any more counts as done.
-            looked += int((attack.looks - state["age"].cpu()[leaving]).clamp_min(0).sum())
+            looked += int((attack.iterations - state["age"].cpu()[leaving]).clamp_min(0).sum())
             rows = rows[~leaving]
             state = {k: v[~leaving.to(device)] for k, v in state.items()}
         report(min(looked / total, 1.0))

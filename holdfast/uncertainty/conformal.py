@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from .. import draws
 from ..errors import InputError
 from ..models.modes import evaluating
-from ..models.wrapper import asked
+from ..models.wrapper import wrapped
 from .batches import in_batches
 from .inputs import (
     Array,
@@ -93,15 +93,15 @@ def _misfit(
 class SplitConformal:
     """Split-conformal sets (Vovk, Gammerman & Shafer 2005; Papadopoulos et al. 2002).
 
-    The set of an image holds every class whose misfit is at most the ⌈(n+1)(1−α)⌉-th smallest of
-    the n calibration images' own. For exchangeable images, P(label in set) ≥ 1 − α. With
+    The set of an image holds every class whose nonconformity score is at most the
+    ⌈(n+1)(1−α)⌉-th smallest of the n calibration images' own. For exchangeable images, P(label in set) ≥ 1 − α. With
     `class_conditional`, thresholds are a class's own (Vovk 2012), and the promise holds within
     each class. Sets may be empty, or hold all classes.
 
     Attributes:
         alpha: share of sets that may miss, in (0, 1).
         score: `lac` (smallest sets), `aps` or `raps` (sets that adapt to the image).
-        thresholds: (K,), the largest misfit let in, class by class.
+        thresholds: (K,), the largest nonconformity score let in, class by class.
         n: number of calibration images; with `class_conditional`, of the rarest class.
         seed: of the draws of `aps` and `raps`.
     """
@@ -140,11 +140,11 @@ class SplitConformal:
         share = check_share("alpha", alpha)
         if score not in MISFITS:
             raise InputError(f"conformal score {score!r} is unknown; it is {', '.join(MISFITS)}")
-        misfit = _misfit(probs, score, seed, "calibration", items)
-        n, classes = misfit.shape
+        nonconformity = _misfit(probs, score, seed, "calibration", items)
+        n, classes = nonconformity.shape
         y = check_labels(labels, n, classes)
         check_calibration_split(y, classes)
-        own = misfit[np.arange(n), y]
+        own = nonconformity[np.arange(n), y]
         groups = [own[y == k] for k in range(classes)] if class_conditional else [own]
         for k, group in enumerate(groups):
             if len(group) < 1 / share:
@@ -167,13 +167,13 @@ class SplitConformal:
             probs: (N, K) of test images.
             items: the number of each image in the test split; None: 0 … N−1.
         """
-        misfit = _misfit(probs, self.score, self.seed, "test", items)
-        if misfit.shape[1] != len(self.thresholds):
+        nonconformity = _misfit(probs, self.score, self.seed, "test", items)
+        if nonconformity.shape[1] != len(self.thresholds):
             raise InputError(
-                f"probabilities of {misfit.shape[1]} classes, but the sets were calibrated for "
-                f"{len(self.thresholds)}"
+                f"probabilities of {nonconformity.shape[1]} classes, but the sets were calibrated "
+                f"for {len(self.thresholds)}"
             )
-        return misfit <= self.thresholds
+        return nonconformity <= self.thresholds
 
 
 # --- robust sets --------------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class Noisy(nn.Module):
 
     def __init__(self, model: Callable[[Tensor], Tensor], sigma: float) -> None:
         super().__init__()
-        self.model, self.sigma = asked(model), sigma
+        self.model, self.sigma = wrapped(model), sigma
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         seeds = draws.item_seeds(0, "noisy", draws.image_seeds(len(images)))
@@ -318,7 +318,7 @@ def _noisy_probabilities(
     batch_size: int,
 ) -> Float64[Tensor, "n k"]:
     seeds = draws.item_seeds(seed, "robust-conformal", split, check_items(items, len(images)))
-    model = asked(model)
+    model = wrapped(model)
 
     def look(x: Tensor, seeds: Tensor) -> Tensor:
         noise = draws.normal(seeds.to(x.device), 0, x.shape[1:])

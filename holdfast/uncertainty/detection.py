@@ -85,7 +85,7 @@ def threshold_at(scores: Float[Array, " n"], false_positives: float) -> float:
     return float(s[len(s) - 1 - math.floor(share * len(s))])
 
 
-def judge(
+def verifier(
     validation: Float[Array, " m"],
     clean: Float[Array, " n"],
     attacked: Float[Array, " n"],

@@ -170,12 +170,12 @@ def risk_coverage(scores: Float[Array, " n"], wrong: Bool[Array, " n"]) -> RiskC
     w = check_flags("wrong", wrong, len(s))
     order = np.argsort(s, kind="stable")
     s, errors = s[order], np.concatenate([[0], np.cumsum(w[order])])
-    answered = np.arange(1, len(s) + 1)
+    predicted = np.arange(1, len(s) + 1)
     attainable = np.append(s[1:] != s[:-1], True)
-    ends = np.concatenate([[0], answered[attainable]])
+    ends = np.concatenate([[0], predicted[attainable]])
     # The expected number of errors grows evenly through a tie.
     return RiskCoverage(
-        answered / len(s), np.interp(answered, ends, errors[ends]) / answered, attainable
+        predicted / len(s), np.interp(predicted, ends, errors[ends]) / predicted, attainable
     )
 
 
@@ -369,8 +369,8 @@ def risk_at_coverage_interval(
     answered: right also where few or none of them are wrong."""
     share = check_share("coverage", coverage)
     risk = risk_at_coverage(scores, wrong, coverage)
-    answered = ceil_share(share, len(as_array(scores)))
-    low, high = _clopper_pearson(np.array([risk * answered]), np.array([answered]), level)
+    predicted = ceil_share(share, len(as_array(scores)))
+    low, high = _clopper_pearson(np.array([risk * predicted]), np.array([predicted]), level)
     return Interval(risk, float(low[0]), float(high[0]))
 
 
@@ -386,8 +386,8 @@ def coverage_at_risk_interval(
     """
     check_share("risk", risk)
     curve = risk_coverage(scores, wrong)
-    answered = np.arange(1, len(curve.risk) + 1)
-    lower, upper = _clopper_pearson(curve.risk * answered, answered, level)
+    predicted = np.arange(1, len(curve.risk) + 1)
+    lower, upper = _clopper_pearson(curve.risk * predicted, predicted, level)
 
     def largest(risks: Float64[np.ndarray, " n"]) -> float:
         kept = curve.attainable & (risks <= risk)

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .. import draws
 from ..errors import InputError
 from ..models.modes import evaluating
-from ..models.wrapper import asked, part_named, unasked
+from ..models.wrapper import part_named, unwrapped, wrapped
 from .batches import in_batches
 from .inputs import check_calibration_split, check_items, check_labels
 
@@ -105,7 +105,7 @@ class LogitScore(Score):
 
     def __init__(self, model: Model, measure: str = "max-softmax") -> None:
         self.model, self.measure = model, _named(LOGIT_SCORES, measure)
-        self.asked = asked(model)
+        self.asked = wrapped(model)
 
     def __call__(self, images: Images, items: Items | None = None) -> Scores:
         with evaluating(self.model):
@@ -187,7 +187,7 @@ def deep_ensemble(models: Sequence[Model], measure: str = "mutual-information") 
 
         return opinion
 
-    return OpinionScore([member(asked(model)) for model in models], measure)
+    return OpinionScore([member(wrapped(model)) for model in models], measure)
 
 
 def mc_dropout(
@@ -204,7 +204,7 @@ def mc_dropout(
     """
     if not has_dropout(model):
         raise InputError("MC dropout needs a model with nn.Dropout layers; this one has none")
-    look = asked(model)
+    look = wrapped(model)
 
     def opinion(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
         with evaluating(model), _item_dropout(model, seeds):
@@ -265,7 +265,7 @@ def defence_spread(
     in the model is not seen here.
     """
 
-    look = asked(model)
+    look = wrapped(model)
 
     def drawn(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
         with evaluating(model), draws.fixed_draws(seeds):
@@ -285,7 +285,7 @@ def smoothing_spread(
     if not sigma > 0:
         raise InputError(f"sigma of the smoothing noise must be above 0, not {sigma}")
 
-    look = asked(model)
+    look = wrapped(model)
 
     def noisy(images: Images, seeds: Int64[Tensor, " n"]) -> Logits:
         with evaluating(model):
@@ -315,7 +315,7 @@ class LayerFeatures:
     """
 
     def __init__(self, model: nn.Module, layer: str, *, take: str = "output") -> None:
-        names = [name for name, _ in cast(nn.Module, unasked(model)).named_modules() if name]
+        names = [name for name, _ in cast(nn.Module, unwrapped(model)).named_modules() if name]
         if layer not in names:
             raise InputError(
                 f"the model has no layer {layer!r}; its last are {', '.join(names[-5:])}"
@@ -323,7 +323,7 @@ class LayerFeatures:
         if take not in ("output", "input"):
             raise InputError(f"take must be 'output' or 'input', not {take!r}")
         self.model, self.layer, self.take = model, layer, take
-        self.asked = asked(model)
+        self.asked = wrapped(model)
 
     def __call__(self, images: Images) -> Float[Tensor, "n d"]:
         return self.with_output(images)[0]

@@ -22,7 +22,7 @@ from ...evaluation.classes import check_number_of_logits
 from ...evaluation.health import gradients
 from ...inputs import check_logits
 from ...models.modes import evaluating
-from ...models.wrapper import asked, at_home, unasked
+from ...models.wrapper import own_defaults, unwrapped, wrapped
 from ...runs.environment import circumstances
 from ...runs.folder import claimed, finished, on_date, open_run, withdraw_run
 from ...runs.identity import code_version, digest, identity, settings_digest, weights_digest
@@ -70,9 +70,11 @@ def measure(
         InputError: a model that answers nonsense or cannot be differentiated; a folder that holds
             another run.
     """
-    q = replace(question, model=asked(question.model), members=[asked(m) for m in question.members])
+    q = replace(
+        question, model=wrapped(question.model), members=[wrapped(m) for m in question.members]
+    )
     with (
-        at_home(),
+        own_defaults(),
         evaluating(q.model),
         nullcontext() if run is None else claimed(run),
     ):
@@ -122,7 +124,7 @@ def _checksums(q: Question) -> dict[str, str]:
     return {
         "images": digest(*(part for p in _parts(q) for part in (p.images, p.labels))),
         "attacks": digest(json.dumps(q.suite.describe(), sort_keys=True)),
-        "ensemble": digest(*(weights_digest(unasked(m)) or "" for m in q.members)),
+        "ensemble": digest(*(weights_digest(unwrapped(m)) or "" for m in q.members)),
         "foreign_images": digest(*(f.images for f in q.foreign)),
         **({} if q.human is None else {"human_labels": digest(q.human)}),
     }
@@ -130,7 +132,7 @@ def _checksums(q: Question) -> dict[str, str]:
 
 def _asked(q: Question) -> dict[str, Any]:
     """All that can change the result."""
-    plain, members = unasked(q.model), [unasked(member) for member in q.members]
+    plain, members = unwrapped(q.model), [unwrapped(member) for member in q.members]
     model = weights_digest(plain)
     if model is None:  # a bare function is known by what it answers
         with torch.no_grad():
@@ -201,8 +203,8 @@ def _measure(
     _answered_everywhere(q, suite)
     with ProgressLine(f"uncertainty, {q.threat}", progress) as line:
         stages = Stages(folder, line, _weights(q))
-        answered = stages.do("answers", lambda report: ({}, _raw_logits(q)))
-        z = answered.tensors
+        predicted = stages.do("answers", lambda report: ({}, _raw_logits(q)))
+        z = predicted.tensors
         z |= {"held": z["more_held"][: len(q.held)], "test": z["more_test"][: len(q.test)]}
         temperature = TemperatureScaling.fit(z["tuning"], q.tuning.labels)
         scalings: dict[str, Calibrator] = {

@@ -77,14 +77,14 @@ def climb_unaware(subject: Subject, report: Report) -> Outcome:
     The suite's images only just fool the model, which looks unsure of them for that reason alone.
     """
     q, parts = subject.question, []
-    twin = subject.twin("calibrated", subject.model)
+    fast_copy = subject.fast_copy("calibrated", subject.model)
     for rows in torch.arange(len(q.test)).split(subject.batch_size):
         images, labels = (t[rows].to(q.device) for t in (q.test.floats, q.test.labels))
         seeds = unaware_seeds(q.seed, q.test.items[rows])
         with draws.fixed_draws(q.seed):
-            parts.append(unaware_points(twin.model, images, labels, q.threat, seeds).cpu())
+            parts.append(unaware_points(fast_copy.model, images, labels, q.threat, seeds).cpu())
         report(float(rows[-1] + 1) / len(q.test))
-    return {"steps": UNAWARE_STEPS, "search": twin.name}, {"images": torch.cat(parts)}
+    return {"steps": UNAWARE_STEPS, "search": fast_copy.name}, {"images": torch.cat(parts)}
 
 
 def know(subject: Subject, suite: Tensor, unaware: Tensor, report: Report) -> Outcome:
@@ -108,20 +108,20 @@ def know(subject: Subject, suite: Tensor, unaware: Tensor, report: Report) -> Ou
 def miscalibrate(subject: Subject, report: Report) -> Outcome:
     """Right answers unsure, wrong ones sure, and every answer as it was."""
     q = subject.question
-    twin = subject.twin("calibrated", subject.model)
+    fast_copy = subject.fast_copy("calibrated", subject.model)
     found = seek(
-        Ascent(Miscalibrate(), steps=STEPS, slack=twin.error),
+        Ascent(Miscalibrate(), steps=STEPS, slack=fast_copy.error),
         subject.model,
         q.test.floats,
         q.test.labels,
         q.threat,
-        search=twin.model,
+        search=fast_copy.model,
         seed=q.seed,
         batch_size=subject.batch_size,
         device=q.device,
         report=report,
     )
-    return {"moved": int(found.moved.sum()), "search": twin.name}, {
+    return {"moved": int(found.moved.sum()), "search": fast_copy.name}, {
         "images": found.images,
         "logits": found.outputs,
         "moved": found.moved,
@@ -159,7 +159,7 @@ def evade(
     logits, scores = every_logits[place], every_score[place]
     rows = breaks.any(0).nonzero().squeeze(1)
     by = torch.zeros(len(logits), dtype=torch.int64)  # 1: selective, 2: orthogonal
-    watched, twin = subject.watched(detector)
+    watched, fast_copy = subject.watched(detector)
     # Below this, an image looks surer than nine clean ones in ten, and is accepted everywhere.
     wanted = [threshold_at(validation, 0.9), *(t.value for t in thresholds)]
     target = min(value for value in wanted if np.isfinite(value))
@@ -169,12 +169,12 @@ def evade(
         if not len(rows):
             break
         found = seek(
-            Ascent(Evade(), steps=STEPS, orthogonal=orthogonal, aim=-target, slack=twin.error),
+            Ascent(Evade(), steps=STEPS, orthogonal=orthogonal, aim=-target, slack=fast_copy.error),
             watched,
             images[rows],
             q.test.labels[rows],
             q.threat,
-            search=twin.model,
+            search=fast_copy.model,
             starts=starts[rows],
             items=q.test.items[rows],
             seed=q.seed,
@@ -190,7 +190,7 @@ def evade(
         "tried": int(breaks.any(0).sum()),
         "selective": int((by == 1).sum()),
         "orthogonal": int((by == 2).sum()),
-        "search": twin.name,
+        "search": fast_copy.name,
     }
     return figures, {"logits": logits, "scores": scores}
 
@@ -202,14 +202,14 @@ def look_foreign(subject: Subject, foreign: Foreign, report: Report) -> Outcome:
     known = subject.know(images, torch.arange(len(images)))
     report(0.3)
     some = images[:FOREIGN_ATTACKED].float() / 255
-    twin = subject.twin("calibrated", subject.model)
+    fast_copy = subject.fast_copy("calibrated", subject.model)
     found = seek(
         Ascent(LookFamiliar(), steps=FOREIGN_STEPS),
         subject.model,
         some,
         torch.zeros(len(some), dtype=torch.int64),  # foreign images have no class of ours
         q.threat,
-        search=twin.model,
+        search=fast_copy.model,
         seed=q.seed,
         batch_size=subject.batch_size,
         device=q.device,
@@ -225,7 +225,7 @@ def look_corrupted(subject: Subject, corruption: str, report: Report) -> Outcome
     """Calibrated logits (5, N, K) on one corruption at every severity."""
     q = subject.question
     images, parts = q.test.floats, []
-    coarse = subject.twin("calibrated", subject.model)
+    coarse = subject.fast_copy("calibrated", subject.model)
     for number, severity in enumerate(SEVERITIES):
         corrupted = corrupt(images, corruption, severity, seed=q.seed, items=q.test.items)
         parts.append(_answers(subject, coarse.model, coarse.error, corrupted))
@@ -233,12 +233,12 @@ def look_corrupted(subject: Subject, corruption: str, report: Report) -> Outcome
     return {"search": coarse.name}, {"logits": torch.stack(parts)}
 
 
-def _answers(subject: Subject, twin: Model, error: float, images: Tensor) -> Tensor:
-    """The twin's logits, and the original's wherever the twin's answer could be another."""
+def _answers(subject: Subject, fast_copy: Model, error: float, images: Tensor) -> Tensor:
+    """The fast copy's logits, and the original's wherever the two could answer differently."""
     device, parts = subject.question.device, []
     with torch.no_grad():
         for part in images.split(subject.batch_size):
-            parts.append(twin(part.to(device)).float().cpu())
+            parts.append(fast_copy(part.to(device)).float().cpu())
     logits = torch.cat(parts)
     top = logits.topk(2, dim=1).values
     near = (top[:, 0] - top[:, 1] <= 2 * error).nonzero().squeeze(1)
@@ -258,7 +258,7 @@ def attack_sets(
         unsure: (N, C, H, W), where the second one starts.
     """
     q = subject.question
-    twin = subject.twin("calibrated", subject.model)
+    fast_copy = subject.fast_copy("calibrated", subject.model)
     enlarge = Enlarge(min(max(1 - float(sets.thresholds[0]), 0.0), 1 - 1e-9))
     images, labels = q.test.floats, q.test.labels
 
@@ -273,7 +273,7 @@ def attack_sets(
             images[:n],
             labels[:n],
             threat,
-            search=twin.model,
+            search=fast_copy.model,
             starts=starts[:n],
             seed=q.seed,
             batch_size=subject.batch_size,
@@ -316,7 +316,7 @@ def attack_robust_sets(subject: Subject, report: Report) -> Outcome:
         seed=q.seed,
         items=q.held.items,
     )
-    twin = subject.twin("calibrated", subject.model)
+    fast_copy = subject.fast_copy("calibrated", subject.model)
     tensors = {"clean": torch.from_numpy(robust.sets(images, q.test.items))}
     runs = (
         ("inside", Threat("l2", q.radius), len(images)),
@@ -329,7 +329,7 @@ def attack_robust_sets(subject: Subject, report: Report) -> Outcome:
             images[:n],
             labels[:n],
             ball,
-            search=Noisy(twin.model, q.sigma).eval(),
+            search=Noisy(fast_copy.model, q.sigma).eval(),
             samples=ROBUST_SAMPLES,
             items=q.test.items[:n],
             seed=q.seed,

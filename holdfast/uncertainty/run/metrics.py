@@ -24,7 +24,7 @@ from ..abstaining import ABSTAIN, Threshold, rates
 from ..calibration import Calibrator
 from ..calibration_intervals import calibration_interval
 from ..conformal import SplitConformal, coverage_interval, report_sets
-from ..detection import judge
+from ..detection import verifier
 from ..scores import max_softmax
 from .measurements import FALSE_POSITIVES
 from .probed import wrong
@@ -232,7 +232,7 @@ def detector(
     robust_error: dict[str, Any] = {}
     for share in FALSE_POSITIVES:
         try:
-            verdict = judge(validation, clean, attacked, mistakes, share)
+            verdict = verifier(validation, clean, attacked, mistakes, share)
         except InputError:
             robust_error[f"{share:g}"] = None
             continue

@@ -1,4 +1,4 @@
-"""The model that is asked how sure it is: calibrated, watched by detectors, and its fast twins."""
+"""The model that is asked how sure it is: calibrated, watched by detectors, and its fast copies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from ...attacks.suite import Suite
 from ...data.out_of_distribution import Foreign
 from ...defences.base import declared
 from ...errors import InputError
-from ...models.wrapper import unasked
-from ...search.fast_copies import Say, Twin, fast_twin, has_fast_bf16, original
+from ...models.wrapper import unwrapped
+from ...search.fast_copies import FastCopy, Say, fast_copy_of, has_fast_bf16, original
 from ...threat import Threat
 from .. import scores
 from ..batches import in_batches
@@ -28,8 +28,8 @@ from ..detection import Watched, last_linear
 SPREAD_SAMPLES = 4  # looks through noise for the spread of predictions
 DROPOUT_SAMPLES = 8
 NEIGHBOURS = 50  # as published for CIFAR-10, for k-nearest-neighbour distances
-PROBE = 64  # images that twins are compared on
-COARSE = 0.1  # a twin may be wrong by this share of an output's standard deviation
+PROBE = 64  # images that fast copies are compared on
+COARSE = 0.1  # a fast copy may be wrong by this share of an output's standard deviation
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ class Subject:
     question: Question
     temperature: TemperatureScaling
     batch_size: int = 128
-    twins: dict[str, Twin] = field(default_factory=dict)
+    fast_copies: dict[str, FastCopy] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)  # why a faster copy was not searched on
 
     @cached_property
@@ -117,7 +117,7 @@ class Subject:
     @cached_property
     def features(self) -> scores.LayerFeatures | None:
         """What the last linear layer is given; None for a model without one."""
-        layer = last_linear(unasked(self.question.model))
+        layer = last_linear(unwrapped(self.question.model))
         if layer is None:
             return None
         features = scores.LayerFeatures(self.model, f"model.{layer}", take="input")
@@ -189,27 +189,29 @@ class Subject:
 
         return call
 
-    def watched(self, detector: str) -> tuple[Watched, Twin]:
-        """The model with one detector, and the twin to search on."""
+    def watched(self, detector: str) -> tuple[Watched, FastCopy]:
+        """The model with one detector, and the fast copy to search on."""
         score = self.detectors[detector]
         watched = Watched(self.model, score).eval()
         if isinstance(score, scores.LogitScore):
-            twin = self.twin("calibrated", self.model)
-            same = scores.LogitScore(twin.model, detector)
-            return watched, Twin(Watched(twin.model, same).eval(), twin.name, twin.error)
-        return watched, self.twin(detector, watched)
+            fast_copy = self.fast_copy("calibrated", self.model)
+            same = scores.LogitScore(fast_copy.model, detector)
+            return watched, FastCopy(
+                Watched(fast_copy.model, same).eval(), fast_copy.name, fast_copy.error
+            )
+        return watched, self.fast_copy(detector, watched)
 
-    def twin(self, name: str, model: nn.Module) -> Twin:
+    def fast_copy(self, name: str, model: nn.Module) -> FastCopy:
         """The fastest copy of a model whose every output stays close; made once a name.
 
         `error` is the largest difference between two outputs from the original's.
         """
-        if name not in self.twins:
-            self.twins[name] = _quick(model, self.question, self.log.append)
-        return self.twins[name]
+        if name not in self.fast_copies:
+            self.fast_copies[name] = _quick(model, self.question, self.log.append)
+        return self.fast_copies[name]
 
 
-def _quick(model: nn.Module, question: Question, say: Say) -> Twin:
+def _quick(model: nn.Module, question: Question, say: Say) -> FastCopy:
     probe = question.test.floats[:PROBE].to(question.device)
     labels = question.test.labels[:PROBE].to(question.device)
     with torch.no_grad():
@@ -217,14 +219,14 @@ def _quick(model: nn.Module, question: Question, say: Say) -> Twin:
     for precision in ("bf16", "float32"):
         if precision == "bf16" and not has_fast_bf16(question.device):
             continue
-        twin = fast_twin(model, probe, labels, precision, say)
-        if twin is None:
+        fast_copy = fast_copy_of(model, probe, labels, precision, say)
+        if fast_copy is None:
             continue
         with torch.no_grad():
-            off = (twin.model(probe) - reference).abs().amax(0)
+            off = (fast_copy.model(probe) - reference).abs().amax(0)
         if bool((off <= COARSE * reference.std(0)).all()):
             logits = off[: len(question.classes)]
-            return Twin(twin.model, twin.name, 2 * float(logits.max()))
+            return FastCopy(fast_copy.model, fast_copy.name, 2 * float(logits.max()))
         say(f"no {precision} copy: some of its outputs are off by {float(off.max()):.2g}")
     return original(model)
 
