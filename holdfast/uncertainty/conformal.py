@@ -94,9 +94,9 @@ class SplitConformal:
     """Split-conformal sets (Vovk, Gammerman & Shafer 2005; Papadopoulos et al. 2002).
 
     The set of an image holds every class whose nonconformity score is at most the
-    ⌈(n+1)(1−α)⌉-th smallest of the n calibration images' own. For exchangeable images, P(label in set) ≥ 1 − α. With
-    `class_conditional`, thresholds are a class's own (Vovk 2012), and the promise holds within
-    each class. Sets may be empty, or hold all classes.
+    ⌈(n+1)(1−α)⌉-th smallest of the n calibration images' own. For exchangeable images,
+    P(label in set) ≥ 1 − α. With `class_conditional`, thresholds are a class's own (Vovk 2012),
+    and the promise holds within each class. Sets may be empty, or hold all classes.
 
     Attributes:
         alpha: share of sets that may miss, in (0, 1).
