@@ -27,7 +27,7 @@ import torch
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
-from holdfast.evaluation.intervals import interval
+from holdfast.intervals import clopper_pearson
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import make_folder, read_json, write_json
 from holdfast.training import load_recipe
@@ -81,7 +81,10 @@ def trained(goal: Goal, options: argparse.Namespace, dataset: DataSet) -> dict[s
     }
     if goal.robust is None:
         right = _right(result.model.to(options.device).eval(), images, labels, options.device)
-        found = {"standard_accuracy": right / n, "standard_accuracy_interval": interval(right, n)}
+        found = {
+            "standard_accuracy": right / n,
+            "standard_accuracy_interval": clopper_pearson(right, n),
+        }
     else:
         threat = hf.Threat(recipe.threat.norm, recipe.threat.eps)
         verdict = hf.evaluate(

@@ -16,7 +16,7 @@ from published import ROOT, pasted
 from published import results as results_of
 from table import fill
 
-from holdfast.evaluation.intervals import interval
+from holdfast.intervals import clopper_pearson
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "swift.md"
@@ -34,7 +34,7 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     for result in results:
         model = named(result)
         for name, said in result["contenders"].items():
-            low, high = interval(round(said["robust_accuracy"] * result["n"]), result["n"])
+            low, high = clopper_pearson(round(said["robust_accuracy"] * result["n"]), result["n"])
             passes = sum(a.get("forwards", 0) + a.get("backwards", 0) for a in said["attacks"])
             each = f"{passes / result['n']:,.0f}" if passes else "—"
             sooner, less = (

@@ -19,8 +19,8 @@ from published import ROOT, is_shipped, pasted, verdicts
 from published import results as results_of
 from table import changes_in, command_rows, evaluation_rows, fill, since_then
 
-from holdfast.evaluation.intervals import interval
 from holdfast.evaluation.paired import Paired, paired
+from holdfast.intervals import clopper_pearson
 
 PAGE = ROOT / "docs" / "training.md"
 SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
@@ -48,7 +48,7 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
         for row in rows:
             figures = []
             for name in ("standard_accuracy", "pgd_accuracy"):
-                low, high = interval(round(row[name] * result["n"]), result["n"])
+                low, high = clopper_pearson(round(row[name] * result["n"]), result["n"])
                 figures.append(f"{row[name]:.1%} ({low:.1%} to {high:.1%})")
             if in_pairs:
                 figures.append(_beside(row, rows, result["n"]))

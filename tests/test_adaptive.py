@@ -30,9 +30,7 @@ from holdfast.defences import (
     views,
 )
 from holdfast.errors import InputError
-from holdfast.evaluation import interval
 from holdfast.evaluation.inspection import reason
-from holdfast.evaluation.intervals import mean_interval
 from holdfast.evaluation.unaware import unaware_points, unaware_seeds
 from holdfast.search import MAJORITY_OF, Verifier
 from holdfast.threat import Threat
@@ -307,13 +305,6 @@ def test_verdicts_on_a_random_defence_do_not_depend_on_the_batch(text, eps, tmp_
     assert "averages over up to 3 draws" in flag(whole, "outputs-change-between-calls").detail
     single = evaluate(model, x, labels, threat, PGD(steps=2), precision="original")
     assert flag(single, "outputs-change-between-calls").fired
-
-
-def test_the_mean_of_draws_has_the_interval_of_a_count():
-    for right, n in ((0, 9), (4, 9), (9, 9)):
-        assert mean_interval(right / n, n) == pytest.approx(interval(right, n))
-    low, high = mean_interval(0.45, 9)
-    assert interval(4, 9)[0] < low < 0.45 < high < interval(5, 9)[1]
 
 
 # -- what each part of the suite finds ----------------------------------------------------------

@@ -1,7 +1,6 @@
 """Randomised smoothing against the linear classifier, whose smoothed version is known exactly."""
 
 import pytest
-import scipy.optimize
 import torch
 from scipy import stats
 from torch import nn
@@ -11,7 +10,6 @@ from holdfast.certification.smoothing import (
     Certificates,
     Smoothed,
     certified_accuracy,
-    lower_confidence_bound,
 )
 from holdfast.errors import InputError
 
@@ -69,24 +67,6 @@ def test_predict_is_the_binomial_test_of_the_two_top_classes():
         p_value = stats.binomtest(int(first), int(first + second), 0.5).pvalue
         assert answer == (order[0] if p_value <= 0.05 else ABSTAIN)
     assert 0 < (answers == ABSTAIN).sum() < len(answers)
-
-
-def test_the_confidence_bound_is_the_root_that_defines_it():
-    for successes, trials, alpha in [(90, 100, 0.001), (1, 7, 0.05), (50, 50, 0.01)]:
-        root = scipy.optimize.brentq(
-            lambda p, k=successes, n=trials, a=alpha: stats.binom.sf(k - 1, n, p) - a, 1e-12, 1
-        )
-        assert lower_confidence_bound(successes, trials, alpha) == pytest.approx(root, rel=1e-6)
-    assert lower_confidence_bound(0, 10, 0.05) == 0
-
-
-@pytest.mark.parametrize("p", [0.3, 0.72, 0.99])
-def test_the_confidence_bound_covers_as_often_as_it_says(p):
-    import numpy as np
-
-    successes = np.arange(0, 81)
-    wrong = lower_confidence_bound(successes, 80, 0.05) > p
-    assert stats.binom.pmf(successes, 80, p)[wrong].sum() <= 0.05
 
 
 def test_an_images_noise_depends_on_nothing_but_seed_and_index():

@@ -16,7 +16,7 @@ from holdfast.attacks import DDN, FAB, FMN, Stage, Suite, suite_named
 from holdfast.attacks.losses import margin
 from holdfast.errors import InputError
 from holdfast.evaluation.curve import distance_curve
-from holdfast.evaluation.intervals import interval
+from holdfast.intervals import clopper_pearson
 from holdfast.report import write_report
 from holdfast.threat import Threat
 
@@ -125,7 +125,7 @@ def test_the_curve_counts_the_distances():
     for point in curve.points:
         standing = int((distance > point.eps * (1 + 2e-5) + 6e-8).sum())
         assert point.robust_accuracy == standing / 8
-        assert point.interval == interval(standing, 8)
+        assert point.interval == clopper_pearson(standing, 8)
     shares = [point.robust_accuracy for point in curve.points]
     assert shares[0] == result.standard_accuracy == 7 / 8
     assert shares == sorted(shares, reverse=True) and shares[-1] == 0

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.stats import binom
 
 from holdfast.errors import InputError
 from holdfast.uncertainty.abstaining import (
@@ -13,17 +12,10 @@ from holdfast.uncertainty.abstaining import (
     Abstaining,
     Threshold,
     rates,
-    risk_bound,
     threshold_for_coverage,
     threshold_for_risk,
 )
 from holdfast.uncertainty.scores import LogitScore
-
-
-def test_risk_bound_is_the_exact_binomial_tail():
-    assert binom.cdf(7, 200, risk_bound(7, 200, 0.05)) == pytest.approx(0.05)
-    assert risk_bound(0, 59, 0.05) == pytest.approx(1 - 0.05 ** (1 / 59))
-    assert risk_bound(5, 5, 0.05) == 1
 
 
 def test_risk_promise_fails_no_more_often_than_delta():

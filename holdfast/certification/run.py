@@ -26,10 +26,10 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation import health
 from ..evaluation.classes import logits_without_images
-from ..evaluation.intervals import interval
 from ..evaluation.quick_attack import strongest
 from ..evaluation.result import Flag
 from ..inputs import check_labels, check_logits
+from ..intervals import clopper_pearson
 from ..models.modes import evaluating
 from ..models.wrapper import own_defaults, predicted, wrapped
 from ..runs.environment import circumstances
@@ -463,7 +463,7 @@ def _result(
 
     def at(radius: float) -> CertifiedAt:
         count = sum(good and row.radius >= radius for good, row in zip(right, rows, strict=True))
-        return CertifiedAt(radius, count / n, interval(count, n))
+        return CertifiedAt(radius, count / n, clopper_pearson(count, n))
 
     standing = sum(not row.broken for row in rows)
     contradicted = [
@@ -488,12 +488,12 @@ def _result(
         settings=method.settings(),
         n=n,
         standard_accuracy=sum(right) / n,
-        standard_accuracy_interval=interval(sum(right), n),
+        standard_accuracy_interval=clopper_pearson(sum(right), n),
         abstained=sum(row.prediction == ABSTAIN for row in rows) / n,
         threat={"norm": method.threat.norm, "eps": eps},
         attack=f"APGD, {method.steps} steps, cross-entropy then margin",
         attacked_accuracy=standing / n,
-        attacked_accuracy_interval=interval(standing, n),
+        attacked_accuracy_interval=clopper_pearson(standing, n),
         certified=tuple(at(radius) for radius in radii),
         curve=tuple(at(farthest * i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)),
         mean_radius=sum(row.radius for good, row in zip(right, rows, strict=True) if good) / n,

@@ -12,7 +12,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from scipy import stats
@@ -22,6 +21,7 @@ from .. import draws
 from ..defences.base import Model, real_number, whole_number
 from ..errors import InputError
 from ..inputs import check_images, check_labels
+from ..intervals import lower_bound
 from ..models.modes import evaluating
 from ..models.wrapper import NO_PREDICTION, predicted, wrapped
 from ..threat import Images
@@ -91,7 +91,7 @@ class Smoothed:
         real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
         chosen = self.counts(images, n0, "select", indices).argmax(1)
         votes = self.counts(images, n, "estimate", indices).gather(1, chosen[:, None]).squeeze(1)
-        bound = lower_confidence_bound(votes.numpy(), n, alpha)
+        bound = lower_bound(votes.numpy(), n, alpha)
         certain = torch.from_numpy(bound > 0.5)
         radius = torch.from_numpy(self.sigma * stats.norm.ppf(bound))
         return Certificates(
@@ -187,15 +187,6 @@ class SoftlySmoothed(nn.Module):
         votes = torch.where(votes.isnan(), -math.log(votes.shape[1]), votes)
         votes = votes.unflatten(0, (-1, self.samples))
         return votes.logsumexp(1) - math.log(self.samples)
-
-
-def lower_confidence_bound(successes: np.ndarray, trials: int, alpha: float) -> np.ndarray:
-    """The p that the true probability is at least, with confidence 1 − alpha, one-sided.
-
-    Clopper & Pearson, Biometrika 1934: exact for every number of trials.
-    """
-    bound = stats.beta.ppf(alpha, successes, trials - successes + 1)
-    return np.where(successes == 0, 0.0, bound)
 
 
 def certified_accuracy(

@@ -1,7 +1,6 @@
 """Evaluation: from a model and images to an honest verdict."""
 
 from .evaluate import evaluate
-from .intervals import interval
 from .result import AttackCost, Curve, CurvePoint, DrawFigure, Evaluation, Flag, Unaware, Verdict
 
 __all__ = [
@@ -14,5 +13,4 @@ __all__ = [
     "Unaware",
     "Verdict",
     "evaluate",
-    "interval",
 ]

@@ -7,9 +7,9 @@ from torch import Tensor
 
 from ..attacks import PGD
 from ..attacks.base import Model
+from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
 from ..threat import Threat
-from .intervals import interval
 from .result import Curve, CurvePoint
 
 IMAGES = 200
@@ -76,4 +76,4 @@ def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:
 
 
 def _point(eps: float, standing: int, n: int) -> CurvePoint:
-    return CurvePoint(eps, standing / n, interval(standing, n))
+    return CurvePoint(eps, standing / n, clopper_pearson(standing, n))

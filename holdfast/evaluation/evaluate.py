@@ -31,6 +31,7 @@ from ..inputs import (
     checked_device,
     checked_threat,
 )
+from ..intervals import clopper_pearson
 from ..models.modes import evaluating
 from ..models.wrapper import NO_PREDICTION, own_defaults, unwrapped, wrapped
 from ..runs.environment import circumstances
@@ -65,7 +66,6 @@ from .inspection import (
     told_of,
     without_blind,
 )
-from .intervals import interval
 from .packing import pack, unpack
 from .random_models import draw_figures
 from .result import Curve, Evaluation, Unaware, write_run
@@ -414,9 +414,9 @@ def _evaluate(
     result = Evaluation(
         n=n,
         standard_accuracy=right / n,
-        standard_accuracy_interval=interval(right, n),
+        standard_accuracy_interval=clopper_pearson(right, n),
         robust_accuracy=standing / n,
-        robust_accuracy_interval=interval(standing, n),
+        robust_accuracy_interval=clopper_pearson(standing, n),
         threat=threat.describe(),
         suite=suite.name,
         attacks=costs,

@@ -7,8 +7,8 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .. import draws
+from ..intervals import clopper_pearson
 from ..search import CLEAN, Ledger, Verifier
-from .intervals import interval, mean_interval
 from .result import DrawFigure
 
 WORST_OF = 10
@@ -38,10 +38,10 @@ def draw_figures(
 
     def average(rows: Tensor) -> tuple[float, tuple[float, float]]:
         mean = float(rows.double().mean())
-        return mean, mean_interval(mean, n)
+        return mean, clopper_pearson(mean * n, n)
 
     def counted(rows: Bool[Tensor, " n"]) -> tuple[float, tuple[float, float]]:
-        return int(rows.sum()) / n, interval(int(rows.sum()), n)
+        return int(rows.sum()) / n, clopper_pearson(int(rows.sum()), n)
 
     return (
         DrawFigure("average", count, *average(clean), *average(robust)),

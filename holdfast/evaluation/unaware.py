@@ -9,9 +9,9 @@ from torch import Tensor
 from .. import draws
 from ..attacks import PGD
 from ..attacks.base import Items, Model, Oracle
+from ..intervals import clopper_pearson
 from ..search import Verifier
 from ..threat import Images, Threat
-from .intervals import interval
 from .result import Unaware
 
 STEPS = 40
@@ -63,7 +63,7 @@ def unaware_accuracy(
         answers = verifier.ask(point, draws.item_seeds(seed, "unaware verdict", rows), 1)
         right += int((answers.prediction == y).sum())
     attack = f"PGD on the cross-entropy, {STEPS} steps, on the network behind the defence"
-    return Unaware(attack, n, right / n, interval(right, n))
+    return Unaware(attack, n, right / n, clopper_pearson(right, n))
 
 
 def unaware_seeds(seed: int, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..evaluation.intervals import interval
+from ..intervals import clopper_pearson
 from ..runs.files import read_text
 
 
@@ -35,7 +35,7 @@ class Accuracy:
         """`count` of n with its 95 % interval; no value where n is 0."""
         if n == 0:
             return cls(None, n=0)
-        low, high = interval(count, n)
+        low, high = clopper_pearson(count, n)
         return cls(count / n, low, high, n)
 
 

@@ -14,11 +14,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from scipy.stats import beta
 from torch import Tensor
 
 from ..errors import InputError
+from ..intervals import upper_bound
 from ..models.modes import evaluating
 from ..models.wrapper import predicted, wrapped
 from .inputs import Array, as_array, check_flags, check_scores, check_share
@@ -44,16 +45,6 @@ class Threshold:
     coverage: float
     risk: float
     bound: float
-
-
-def risk_bound(
-    wrong: Int64[np.ndarray, " m"], n: Int64[np.ndarray, " m"], delta: float
-) -> Float64[np.ndarray, " m"]:
-    """The risk at which `wrong` or fewer mistakes in n have probability δ (Clopper–Pearson).
-
-    With probability at least 1 − δ, the true risk is not above it. M bounds from M pairs.
-    """
-    return np.where(wrong < n, beta.ppf(1 - delta, wrong + 1, np.maximum(n - wrong, 1)), 1.0)
 
 
 def threshold_for_risk(
@@ -93,19 +84,19 @@ def threshold_for_risk(
     ordered, mistakes = s[order], np.concatenate([[0], np.cumsum(w[order])])
     ranks = -(-np.arange(1, candidates + 1) * len(s) // candidates)
     values = np.append(ordered, math.inf)[ranks]  # the first score that is not answered
-    predicted = np.searchsorted(ordered, values, side="left")
-    predicted[-1] = len(s)  # all, those with a score of +∞ too
-    bounds = risk_bound(mistakes[predicted], predicted, delta / candidates)
+    answered = np.searchsorted(ordered, values, side="left")
+    answered[-1] = len(s)  # all, those with a score of +∞ too
+    bounds = upper_bound(mistakes[answered], answered, delta / candidates)
     kept = np.flatnonzero(bounds <= risk)
     if len(kept) == 0:
         lowest = bounds.argmin()
         raise InputError(
             f"no threshold promises a risk of {risk:g} from {len(s)} validation images: the lowest "
-            f"is {bounds[lowest]:.3g}, at coverage {predicted[lowest] / len(s):.3g}; "
+            f"is {bounds[lowest]:.3g}, at coverage {answered[lowest] / len(s):.3g}; "
             "promise more, or give more images"
         )
     best = kept[-1]
-    n = int(predicted[best])
+    n = int(answered[best])
     promise = f"at most {risk:g} of the answers are wrong, with confidence {1 - delta:g}"
     return Threshold(
         float(values[best]), promise, n / len(s), float(mistakes[n] / n), float(bounds[best])
@@ -171,8 +162,8 @@ class Rates(NamedTuple):
     @property
     def risk(self) -> float:
         """Share wrong among the answers given; NaN if none was."""
-        predicted = self.right + self.wrong
-        return self.wrong / predicted if predicted else math.nan
+        answered = self.right + self.wrong
+        return self.wrong / answered if answered else math.nan
 
 
 def rates(answers: Int64[Array, " n"], labels: Int64[Array, " n"]) -> Rates:

@@ -13,9 +13,10 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
-from scipy.stats import beta, rankdata
+from scipy.stats import rankdata
 
 from ..errors import InputError
+from ..intervals import clopper_pearson, lower_bound, upper_bound
 from .inputs import (
     Array,
     as_array,
@@ -170,12 +171,12 @@ def risk_coverage(scores: Float[Array, " n"], wrong: Bool[Array, " n"]) -> RiskC
     w = check_flags("wrong", wrong, len(s))
     order = np.argsort(s, kind="stable")
     s, errors = s[order], np.concatenate([[0], np.cumsum(w[order])])
-    predicted = np.arange(1, len(s) + 1)
+    answered = np.arange(1, len(s) + 1)
     attainable = np.append(s[1:] != s[:-1], True)
-    ends = np.concatenate([[0], predicted[attainable]])
+    ends = np.concatenate([[0], answered[attainable]])
     # The expected number of errors grows evenly through a tie.
     return RiskCoverage(
-        predicted / len(s), np.interp(predicted, ends, errors[ends]) / predicted, attainable
+        answered / len(s), np.interp(answered, ends, errors[ends]) / answered, attainable
     )
 
 
@@ -369,9 +370,8 @@ def risk_at_coverage_interval(
     answered: right also where few or none of them are wrong."""
     share = check_share("coverage", coverage)
     risk = risk_at_coverage(scores, wrong, coverage)
-    predicted = ceil_share(share, len(as_array(scores)))
-    low, high = _clopper_pearson(np.array([risk * predicted]), np.array([predicted]), level)
-    return Interval(risk, float(low[0]), float(high[0]))
+    answered = ceil_share(share, len(as_array(scores)))
+    return Interval(risk, *clopper_pearson(risk * answered, answered, level))
 
 
 def coverage_at_risk_interval(
@@ -386,23 +386,16 @@ def coverage_at_risk_interval(
     """
     check_share("risk", risk)
     curve = risk_coverage(scores, wrong)
-    predicted = np.arange(1, len(curve.risk) + 1)
-    lower, upper = _clopper_pearson(curve.risk * predicted, predicted, level)
+    check_share("level", level)
+    answered = np.arange(1, len(curve.risk) + 1)
+    # Within ties, counts are expected ones, and not whole.
+    lower, upper = (
+        bound(curve.risk * answered, answered, (1 - level) / 2)
+        for bound in (lower_bound, upper_bound)
+    )
 
     def largest(risks: Float64[np.ndarray, " n"]) -> float:
         kept = curve.attainable & (risks <= risk)
         return float(np.max(curve.coverage, where=kept, initial=0.0))
 
     return Interval(largest(curve.risk), largest(upper), largest(lower))
-
-
-def _clopper_pearson(
-    errors: Float64[np.ndarray, " n"], of: Int64[np.ndarray, " n"], level: float
-) -> tuple[Float64[np.ndarray, " n"], Float64[np.ndarray, " n"]]:
-    """Both ends for each count; within ties counts are expected ones, and not whole."""
-    check_share("level", level)
-    tail = (1 - level) / 2
-    with np.errstate(invalid="ignore"):
-        low = np.where(errors > 0, beta.ppf(tail, errors, of - errors + 1), 0.0)
-        high = np.where(errors < of, beta.ppf(1 - tail, errors + 1, of - errors), 1.0)
-    return low, high

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ...errors import InputError
-from ...evaluation.intervals import interval
+from ...intervals import clopper_pearson
 from .. import human as people
 from .. import metrics
 from ..abstaining import ABSTAIN, Threshold, rates
@@ -81,7 +81,7 @@ def _or_none(found: Callable[[], metrics.Interval]) -> Figure:
 def counted(flags: Bool[Tensor, " n"]) -> dict[str, float]:
     """A share with its Clopper–Pearson interval."""
     count, n = int(flags.sum()), len(flags)
-    low, high = interval(count, n)
+    low, high = clopper_pearson(count, n)
     return {"value": count / n, "low": low, "high": high}
 
 
