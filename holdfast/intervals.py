@@ -54,7 +54,7 @@ def lower_bound(count: Counts, n: Counts, error: float) -> Float64[np.ndarray, "
 
     Example:
         >>> lower_bound(np.array([0, 990, 1000]), 1000, error=0.001).round(4)
-        array([0.    , 0.9774, 0.9931])
+        array([0.    , 0.976 , 0.9931])
     """
     count = np.asarray(count)
     with np.errstate(invalid="ignore"):
@@ -66,7 +66,7 @@ def upper_bound(count: Counts, n: Counts, error: float) -> Float64[np.ndarray, "
 
     Example:
         >>> upper_bound(np.array([0, 3, 59]), 59, error=0.05).round(4)
-        array([0.0495, 0.1264, 1.    ])
+        array([0.0495, 0.1262, 1.    ])
     """
     count = np.asarray(count)
     with np.errstate(invalid="ignore"):
