@@ -1,6 +1,6 @@
 """Names that come out of files, made harmless where they are shown: one function a kind of output.
 
-HTML and SVG are escaped by Jinja and `report.charts.tag`, on top of `page_text`.
+HTML and SVG are escaped by Jinja and `charts.tag`, on top of `page_text`.
 """
 
 from __future__ import annotations

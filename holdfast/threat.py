@@ -20,8 +20,7 @@ from . import draws
 from .errors import InputError
 from .parsing import parse_number
 from .spatial import PARAMETERS, moved
-
-Images = Float[Tensor, "n c h w"]
+from .types import Images as Images
 
 
 def per_item(values: Float[Tensor, " n"], like: Tensor) -> Tensor:

@@ -17,9 +17,9 @@ from run_folders import colour_images, evaluation_run, training_run, write_json
 from safetensors.numpy import load_file, save_file
 from scipy.stats import binomtest
 
+from holdfast.charts import ticks
 from holdfast.errors import HoldfastError, InputError
 from holdfast.report import write_report
-from holdfast.report.charts import ticks
 from holdfast.report.fields import Accuracy
 from holdfast.report.format import duration
 from holdfast.report.pictures import magnification, magnified, png

@@ -142,7 +142,7 @@ def test_logit_scores_by_their_formulas():
     top = p.sort(1, descending=True).values
     assert torch.allclose(s.max_softmax(z), 1 - top[:, 0])
     assert np.allclose(s.entropy(z), scipy.stats.entropy(p, axis=1))
-    assert torch.allclose(s.margin(z), (top[:, 1] / top[:, 0]).log())
+    assert torch.allclose(s.top_two_difference(z), (top[:, 1] / top[:, 0]).log())
     assert torch.allclose(s.energy(z), -z.exp().sum(1).log())
 
 

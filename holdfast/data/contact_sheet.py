@@ -1,4 +1,8 @@
-"""A picture of a data set: each class with some of its training images."""
+"""A picture of a data set: each class with some of its training images.
+
+Drawn by matplotlib and not as the SVG of `holdfast.charts`: it is a picture of pixels that people
+want as PNG or PDF too, with class names in any script.
+"""
 
 from __future__ import annotations
 

@@ -29,9 +29,9 @@ from torch import Tensor
 from .. import draws
 from ..errors import InputError
 from ..inputs import check_images
+from ..types import Images
 from .arrays import Header, Wrong, map_npy
 
-Images = Float[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]
 
 SEVERITIES = (1, 2, 3, 4, 5)

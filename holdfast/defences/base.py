@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from numbers import Real
@@ -29,9 +28,9 @@ from ..errors import InputError
 from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
 from ..models.chain import InFront
 from ..models.checkpoint import checkpoint_in
-from ..threat import Images
+from ..types import Images as Images
+from ..types import Model as Model
 
-Model = Callable[[Images], Float[Tensor, "n k"]]
 _ROUNDING = 1e-5  # how far float arithmetic may carry a transform out of [0, 1]
 
 

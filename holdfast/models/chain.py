@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 
-from torch import Tensor, nn
+from torch import nn
 
-Model = Callable[[Tensor], Tensor]
+from ..types import Model
 
 
 class InFront(nn.Module):

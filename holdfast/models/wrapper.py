@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -23,10 +23,8 @@ from torch import Tensor, nn
 
 from ..errors import HoldfastError, InputError, OutOfMemory
 from ..parsing import said
+from ..types import Images, Model
 from .chain import InFront, onto, undefended
-
-Images = Float[Tensor, "n c h w"]
-Model = Callable[[Images], Float[Tensor, "n k"]]
 
 NO_PREDICTION = -1  # no class has this number: a model that answers nothing is never right
 MASKED = 1000.0  # at least so far below the finite logits of its image is a logit of −∞

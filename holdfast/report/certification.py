@@ -8,8 +8,8 @@ from typing import Any
 
 from markupsafe import Markup
 
+from .. import charts
 from ..errors import InputError
-from . import charts
 from . import format as words
 from .fields import Accuracy, Fields
 from .measured import Flag, Measured, measured, read_flags
@@ -135,7 +135,9 @@ def chart(run: Certification) -> Markup | None:
     if not run.curve:
         return None
     high = max(run.threat.eps, run.curve[-1][0])
-    mark = charts.Mark("attacked", "ink", run.threat.eps, run.attacked, f"attacked, {run.threat}")
+    mark = charts.Mark(
+        "attacked", "ink", run.threat.eps, words.estimate(run.attacked), f"attacked, {run.threat}"
+    )
     return charts.line_chart(
         "Certified accuracy against the radius; the table below holds the same figures.",
         _axis(run, high),

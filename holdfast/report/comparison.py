@@ -8,7 +8,7 @@ from itertools import groupby
 
 from markupsafe import Markup
 
-from . import charts
+from .. import charts
 from . import format as words
 from .evaluation import Curves, headings, security_curves
 from .evaluation_run import Evaluation
@@ -57,8 +57,8 @@ def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
             charts.strip(
                 f"{names[number - 1]}: {words.accuracy(run.standard)} standard, "
                 f"{words.accuracy(run.robust)} robust accuracy",
-                ("standard", run.standard),
-                ("robust", run.robust),
+                ("standard", words.estimate(run.standard)),
+                ("robust", words.estimate(run.robust)),
             )
             if len(columns) == 1
             else None,

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 from markupsafe import Markup
 
-from . import charts
+from .. import charts
 from . import format as words
 from . import table_cells as cells
 from .fields import Fields
@@ -85,7 +85,7 @@ def histograms(run: Uncertainty) -> list[Named]:
             charts.Axis(
                 "score: higher is less sure", edges[0], edges[-1], charts.ticks(edges[0], edges[-1])
             ),
-            charts.Axis("share of images", 0, top, charts.ticks(0, top), words.whole_percent),
+            charts.Axis("share of images", 0, top, charts.ticks(0, top), charts.whole_percent),
             lines,
             write=words.percent,
         )

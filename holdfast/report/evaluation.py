@@ -13,9 +13,10 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
+from .. import charts
 from ..evaluation.result import distinct_names
-from . import charts, pictures
 from . import format as words
+from . import pictures
 from .evaluation_run import Curve, Evaluation
 from .fields import Accuracy
 from .runs import Run
@@ -193,7 +194,7 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
                 f"{names[i]}: {title}" if several else title,
                 tone if several else "ink",
                 run.threat.eps,
-                run.robust,
+                words.estimate(run.robust),
                 title,
             )
         )
@@ -251,8 +252,8 @@ def classes(run: Evaluation) -> Classes | None:
         name = run.class_name(int(label))
         strip = charts.strip(
             f"{name}: {words.accuracy(standard)} clean, {words.accuracy(robust)} under attack",
-            ("standard", standard),
-            ("robust", robust),
+            ("standard", words.estimate(standard)),
+            ("robust", words.estimate(robust)),
         )
         rows.append(ClassRow(name, standard, robust, strip))
     if len(rows) <= MOST_CLASSES:

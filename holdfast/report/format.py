@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..charts import NO_VALUE, Estimate
 from ..threat import Threat
 from .fields import Accuracy
 
-NONE = "—"
+NONE = NO_VALUE
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
 
 
@@ -25,11 +26,6 @@ def percent(value: float | None, n: int | None = None) -> str:
     return NONE if value is None else f"{100 * value:.{_digits(n)}f}{_SPACE}%"
 
 
-def whole_percent(value: float) -> str:
-    """A fraction as "41 %", for axes."""
-    return f"{100 * value:.0f}{_SPACE}%"
-
-
 def accuracy(a: Accuracy) -> str:
     return percent(a.value, a.n)
 
@@ -40,6 +36,11 @@ def interval(a: Accuracy) -> str:
         return NONE
     digits = _digits(a.n)
     return f"{100 * a.low:.{digits}f}{_SPACE}–{_SPACE}{100 * a.high:.{digits}f}{_SPACE}%"
+
+
+def estimate(a: Accuracy) -> Estimate:
+    """An accuracy as charts draw it."""
+    return Estimate(a.value, a.low, a.high, f"{accuracy(a)} ({interval(a)})")
 
 
 def count(value: int | float | None) -> str:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
+from .. import charts
 from ..errors import InputError
 from ..runs.files import check_named, write_named
 from ..terminal import page_text, tell
@@ -75,8 +76,10 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         examples=sections.examples(run),
         cost=sections.cost(run),
         defended=defences.defended(run),
-        standard_strip=sections.charts.strip("standard accuracy", ("standard", run.standard)),
-        robust_strip=sections.charts.strip("robust accuracy", ("robust", run.robust)),
+        standard_strip=charts.strip(
+            "standard accuracy", ("standard", words.estimate(run.standard))
+        ),
+        robust_strip=charts.strip("robust accuracy", ("robust", words.estimate(run.robust))),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from markupsafe import Markup
 
-from . import charts
+from .. import charts
 from . import format as words
 from . import table_cells as cells
 from .fields import Fields

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from .. import charts
 from ..errors import InputError
-from . import charts
 from . import format as words
 from .fields import Fields
 

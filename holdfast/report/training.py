@@ -10,7 +10,7 @@ from statistics import median
 
 from markupsafe import Markup
 
-from . import charts
+from .. import charts
 from . import format as words
 from .evaluation import Facts
 from .evaluation_run import Evaluation

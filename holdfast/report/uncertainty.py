@@ -8,8 +8,9 @@ from typing import Any
 
 from markupsafe import Markup
 
+from .. import charts
 from ..evaluation.result import distinct_names
-from . import charts, detectors, prediction_sets
+from . import detectors, prediction_sets
 from . import format as words
 from . import table_cells as cells
 from .fields import Fields
@@ -240,7 +241,7 @@ def corruptions(run: Uncertainty) -> Corruptions | str | None:
         charts.line_chart(
             "Calibration error by severity.",
             x,
-            charts.Axis("calibration error", 0, top, charts.ticks(0, top), words.whole_percent),
+            charts.Axis("calibration error", 0, top, charts.ticks(0, top), charts.whole_percent),
             [charts.Line("calibration error", "tone-4", severities, error)],
             write=words.percent,
         ),

@@ -14,11 +14,10 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
+from ..types import Report
 from .files import check_regular, make_folder, write_atomically
 from .identity import digest
 from .progress import ProgressLine
-
-Report = Callable[[float], None]  # share of the stage that is done
 
 
 class Done(NamedTuple):

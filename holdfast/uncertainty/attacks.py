@@ -21,9 +21,9 @@ from ..errors import InputError
 from ..inputs import checked_data
 from ..models.wrapper import own_defaults, wrapped
 from ..threat import Images, Threat, per_item
+from ..types import Report
 from .goals import Goal, Outputs
 
-Report = Callable[[float], None]  # share of the work done
 BACKTRACKS = 5  # halvings of the way to a point that the original refused
 
 

@@ -13,14 +13,12 @@ from typing import Protocol, Self
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Float, Float64
 from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
+from ..types import Labels, Logits
 from .inputs import check_calibration_split, check_labels, check_logits
-
-Logits = Float[Tensor, "n k"]
-Labels = Int64[Tensor, " n"]
 
 
 class Calibrator(Protocol):

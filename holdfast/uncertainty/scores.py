@@ -28,15 +28,13 @@ from .. import draws
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..models.wrapper import part_named, unwrapped, wrapped
+from ..types import Images, Logits, Model
 from .batches import in_batches
 from .inputs import check_calibration_split, check_items, check_labels
 
-Images = Float[Tensor, "n c h w"]
 StoredImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
 Items = Int64[Tensor, " n"]  # the number of each image in its data set
-Logits = Float[Tensor, "n k"]
 Scores = Float[Tensor, " n"]
-Model = Callable[[Images], Logits]
 
 
 class Score(ABC):
@@ -77,7 +75,7 @@ def entropy(logits: Logits) -> Scores:
     return -(log_p.exp() * log_p).sum(1)
 
 
-def margin(logits: Logits) -> Scores:
+def top_two_difference(logits: Logits) -> Scores:
     """Second minus largest logit = log(p₂/p₁), −∞..0 (Scheffer et al. 2001, in log odds)."""
     top = logits.topk(2, dim=1).values
     return top[:, 1] - top[:, 0]
@@ -91,7 +89,7 @@ def energy(logits: Logits) -> Scores:
 LOGIT_SCORES: dict[str, Callable[[Logits], Scores]] = {
     "max-softmax": max_softmax,
     "entropy": entropy,
-    "margin": margin,
+    "margin": top_two_difference,
     "energy": energy,
 }
 

@@ -13,11 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...errors import InputError
 from ...intervals import clopper_pearson
+from ...types import Labels, Logits
 from .. import human as people
 from .. import metrics
 from ..abstaining import ABSTAIN, Threshold, rates
@@ -34,8 +35,6 @@ POINTS = 60  # of a risk–coverage curve
 BINS = 20  # of a histogram
 SPLITS = 20
 
-Logits = Float[Tensor, "n k"]
-Labels = Int64[Tensor, " n"]
 Figure = dict[str, float] | None
 
 

@@ -1,44 +1,32 @@
-"""The figures of an uncertainty run, as SVG, drawn from what `result.json` holds."""
+"""The charts of an uncertainty run as SVG files, drawn from what `result.json` holds."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
+from ...charts import Axis, Chart, Line, fraction_axis, svg_file, ticks, whole_percent
+
+# name in the result → name in the legend, tone
 CONDITIONS = {
-    "clean": ("clean", "#0b7a6f", "-"),
-    "suite": ("labels attacked", "#b3261e", "--"),
-    "miscalibrate": ("confidence attacked", "#4f46b8", ":"),
+    "clean": ("clean", "robust"),
+    "suite": ("labels attacked", "alarm"),
+    "miscalibrate": ("confidence attacked", "tone-2"),
 }
-KINDS = {"clean": "#0b7a6f", "suite": "#b45309", "unaware": "#4f46b8", "evading": "#b3261e"}
-KIND_NAMES = {
-    "clean": "clean",
-    "suite": "labels attacked",
-    "unaware": "attacked to the end, detector unknown",
-    "evading": "attacked, detector known",
+KINDS = {
+    "clean": ("clean", "robust"),
+    "suite": ("labels attacked", "tone-1"),
+    "unaware": ("attacked to the end, detector unknown", "tone-2"),
+    "evading": ("attacked, detector known", "alarm"),
 }
-SCORES = {"lac": "#0b7a6f", "aps": "#b45309", "raps": "#4f46b8"}
-NAMED = 3  # corruptions that are named: those that cost most
-STYLE: dict[Any, Any] = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "axes.axisbelow": True,
-    "legend.frameon": False,
-    "svg.hashsalt": "holdfast",  # the same figures always make the same file
-}
+SCORES = {"lac": "robust", "aps": "tone-1", "raps": "tone-2"}
+WORST = {"alarm": 0, "tone-2": 1, "tone-4": 2}  # tones of the corruptions that cost most, by rank
 
 
 def draw(result: dict[str, Any]) -> dict[str, str]:
     """SVG text by figure: those for which the result holds anything to draw."""
-    # matplotlib takes long to import, which only those who draw should wait for.
-    import matplotlib
-    from matplotlib.figure import Figure
-
-    makers: dict[str, Callable[[Any, dict[str, Any]], None]] = {
+    makers: dict[str, Callable[[dict[str, Any]], str]] = {
         "reliability": _reliability,
         "risk_coverage": _risk_coverage,
         "scores": _scores,
@@ -46,108 +34,153 @@ def draw(result: dict[str, Any]) -> dict[str, str]:
     }
     if "by_severity" in result["corruptions"]:
         makers["corruptions"] = _corruptions
-    drawn = {}
-    with matplotlib.rc_context(STYLE):
-        for name, make in makers.items():
-            page = Figure(figsize=(9, 3.6), layout="constrained")
-            make(page, result)
-            picture = io.StringIO()
-            page.savefig(picture, format="svg", metadata={"Date": None})
-            drawn[name] = picture.getvalue()
-    return drawn
+    return {name: make(result) for name, make in makers.items()}
 
 
-def _reliability(page: Any, result: dict[str, Any]) -> None:
-    for axes, (name, (title, colour, _)) in zip(
-        page.subplots(1, 3, sharey=True), CONDITIONS.items(), strict=True
-    ):
-        diagram = result["drawings"][name]["reliability"]
-        points = [
-            (c, f, n)
-            for c, f, n in zip(
-                diagram["confidence"], diagram["frequency"], diagram["images"], strict=True
-            )
-            if c is not None
+def _upwards(label: str, values: Sequence[float], write: Callable[[float], str]) -> Axis:
+    """From 0 to a little more than the largest value."""
+    high = 1.05 * max(values, default=0) or 1.0
+    return Axis(label, 0, high, ticks(0, high), write)
+
+
+def _reliability(result: dict[str, Any]) -> str:
+    charts, titles = [], []
+    for name, (title, tone) in CONDITIONS.items():
+        bins = result["drawings"][name]["reliability"]
+        filled = [i for i, c in enumerate(bins["confidence"]) if c is not None]
+        confidence, frequency, images = (
+            [bins[key][i] for i in filled] for key in ("confidence", "frequency", "images")
+        )
+        # The area of a dot grows with the number of images that it stands for.
+        radii = [2 + 5 * (n / max(images)) ** 0.5 for n in images]
+        lines = [
+            Line("as sure as right", "calm", [0, 1], [0, 1], radii=[0, 0]),
+            Line(title, tone, confidence, frequency, radii=radii),
         ]
-        most = max(n for *_, n in points)
-        axes.plot([0, 1], [0, 1], color="0.7", linewidth=1)
-        axes.plot([c for c, *_ in points], [f for _, f, _ in points], color=colour, linewidth=1.5)
-        axes.scatter(
-            [c for c, *_ in points],
-            [f for _, f, _ in points],
-            s=[10 + 90 * n / most for *_, n in points],
-            color=colour,
-        )
         error = result["conditions"][name]["ece"]
-        shown = "" if error is None else f", ECE {error['value']:.1%}"
-        axes.set(title=f"{title}{shown}", xlabel="confidence", xlim=(0, 1), ylim=(0, 1))
-        if name == "clean":
-            axes.set_ylabel("share right")
-
-
-def _risk_coverage(page: Any, result: dict[str, Any]) -> None:
-    axes = page.subplots()
-    for name, (title, colour, line) in CONDITIONS.items():
-        curve = result["drawings"][name]["risk_coverage"]
-        if curve is not None:
-            axes.plot(curve["coverage"], curve["risk"], line, color=colour, label=title)
-    axes.set(xlabel="coverage: share answered", ylabel="risk: share wrong", xlim=(0, 1))
-    axes.set_ylim(0, None)
-    axes.legend()
-
-
-def _scores(page: Any, result: dict[str, Any]) -> None:
-    detectors = result["detectors"]
-    shown = [name for name, told in detectors.items() if told["aware"]] or list(detectors)[:1]
-    grid = page.subplots(1, len(shown), squeeze=False)[0]
-    for axes, name in zip(grid, shown, strict=True):
-        drawn = detectors[name]["histogram"]
-        for kind, shares in drawn["shares"].items():
-            axes.stairs(
-                shares, drawn["edges"], fill=True, alpha=0.35, color=KINDS[kind], label=None
+        titles.append(title if error is None else f"{title}, ECE {error['value']:.1%}")
+        charts.append(
+            Chart(
+                f"How often predictions are right, against their confidence: {title}.",
+                fraction_axis("confidence"),
+                fraction_axis("share right"),
+                lines,
+                write="{:.1%}".format,
             )
-            axes.stairs(shares, drawn["edges"], color=KINDS[kind], label=KIND_NAMES[kind])
-        axes.set(title=name, xlabel="score (higher = less sure)", ylabel="share of images")
-        axes.legend()
-
-
-def _sets(page: Any, result: dict[str, Any]) -> None:
-    coverage, size = page.subplots(1, 2)
-    n = next(iter(result["sets"]["by_score"].values()))["against_eps"]["n"]
-    page.suptitle(
-        f"First {n} images, a short search at each ε that aims at lac sets: less than the "
-        "attacks of the table find",
-        fontsize=9,
-    )
-    norm = result["threat"]["norm"]
-    scale, unit = (255, " in steps of 1/255") if norm == "linf" else (1, "")
-    for name, colour in SCORES.items():
-        curve = result["sets"]["by_score"][name]["against_eps"]
-        eps = [scale * e for e in curve["eps"]]
-        coverage.plot(eps, curve["coverage"], "o-", color=colour, label=name)
-        size.plot(eps, curve["mean_size"], "o-", color=colour, label=name)
-    coverage.axhline(result["sets"]["promise"], color="0.5", linewidth=1, linestyle="--")
-    coverage.set(xlabel=f"ε ({norm}){unit}", ylabel="coverage", ylim=(0, 1.02))
-    size.set(xlabel=f"ε ({norm}){unit}", ylabel="mean size of a set")
-    size.set_ylim(0, len(result["classes"]) * 1.02)
-    coverage.legend()
-
-
-def _corruptions(page: Any, result: dict[str, Any]) -> None:
-    told = result["corruptions"]
-    accuracy, error = page.subplots(1, 2)
-    severities = [row["severity"] for row in told["by_severity"]]
-    by_type = told["by_type"]
-    for values in by_type.values():
-        accuracy.plot(severities, values, color="0.8", linewidth=1)
-    for name in sorted(by_type, key=lambda name: by_type[name][-1])[:NAMED]:
-        accuracy.annotate(
-            name.replace("_", " "), (severities[-1], by_type[name][-1]), fontsize=7, color="0.4"
         )
-    mean = [row["accuracy"] for row in told["by_severity"]]
-    accuracy.plot(severities, mean, "o-", color="#0b7a6f", label="mean of the 15")
-    accuracy.set(xlabel="severity", ylabel="accuracy", ylim=(0, 1), xticks=severities)
-    accuracy.legend()
-    error.plot(severities, [row["ece"] for row in told["by_severity"]], "o-", color="#b3261e")
-    error.set(xlabel="severity", ylabel="expected calibration error", xticks=severities)
-    error.set_ylim(0, 1.1 * max(row["ece"] for row in told["by_severity"]) or 1)
+    return svg_file(charts, titles)
+
+
+def _risk_coverage(result: dict[str, Any]) -> str:
+    curves = {name: result["drawings"][name]["risk_coverage"] for name in CONDITIONS}
+    lines = [
+        Line(title, tone, curve["coverage"], curve["risk"], radii=[0] * len(curve["risk"]))
+        for name, (title, tone) in CONDITIONS.items()
+        if (curve := curves[name]) is not None
+    ]
+    chart = Chart(
+        "Share wrong among the predictions given, against the share of images predicted.",
+        fraction_axis("coverage: share answered, the surest first"),
+        _upwards("risk: share wrong", [v for line in lines for v in line.y if v], whole_percent),
+        lines,
+    )
+    return svg_file([chart])
+
+
+def _scores(result: dict[str, Any]) -> str:
+    detectors = result["detectors"]
+    shown = [name for name, held in detectors.items() if held["aware"]] or list(detectors)[:1]
+    charts = []
+    for name in shown:
+        histogram = detectors[name]["histogram"]
+        edges = histogram["edges"]
+        # Each bin is a step from its left to its right edge.
+        x = [edge for pair in pairwise(edges) for edge in pair]
+        lines = []
+        for kind, shares in histogram["shares"].items():
+            steps = [share for share in shares for _ in range(2)]
+            title, tone = KINDS[kind]
+            lines.append(Line(title, tone, x, steps, [0] * len(x), steps, radii=[0] * len(x)))
+        charts.append(
+            Chart(
+                f"How often images have which score of {name}.",
+                Axis("score (higher = less sure)", x[0], x[-1], ticks(x[0], x[-1])),
+                _upwards(
+                    "share of images", [v for line in lines for v in line.y if v], whole_percent
+                ),
+                lines,
+            )
+        )
+    return svg_file(charts, shown)
+
+
+def _sets(result: dict[str, Any]) -> str:
+    sets, norm = result["sets"], result["threat"]["norm"]
+    curves = {name: sets["by_score"][name]["against_eps"] for name in SCORES}
+    scale, unit = (255, " in steps of 1/255") if norm == "linf" else (1, "")
+    radii = [scale * eps for eps in next(iter(curves.values()))["eps"]]
+    x = Axis(f"ε ({norm}){unit}", 0, max(radii) or 1, ticks(0, max(radii) or 1), "{:.4g}".format)
+
+    def lines(figure: str) -> list[Line]:
+        return [
+            Line(name, tone, [scale * eps for eps in curves[name]["eps"]], curves[name][figure])
+            for name, tone in SCORES.items()
+        ]
+
+    promise = Line("promise", "calm", [x.low, x.high], [sets["promise"]] * 2, radii=[0, 0])
+    coverage = Chart(
+        "Coverage of the sets against ε.",
+        x,
+        fraction_axis("coverage"),
+        [promise, *lines("coverage")],
+        write="{:.1%}".format,
+    )
+    size = Chart(
+        "Mean size of the sets against ε.",
+        x,
+        _upwards("mean size of a set", [len(result["classes"])], "{:g}".format),
+        lines("mean_size"),
+        write="{:.2f}".format,
+    )
+    n = next(iter(curves.values()))["n"]
+    return svg_file(
+        [coverage, size],
+        caption=f"First {n} images, a short search at each ε that aims at lac sets: it finds less "
+        "than the attacks of the table.",
+    )
+
+
+def _corruptions(result: dict[str, Any]) -> str:
+    corruptions = result["corruptions"]
+    rows, by_type = corruptions["by_severity"], corruptions["by_type"]
+    severities = [row["severity"] for row in rows]
+    x = Axis("severity", severities[0], max(severities[-1], severities[0] + 1), severities)
+    worst = sorted(by_type, key=lambda name: by_type[name][-1])
+    tones = {worst[rank]: tone for tone, rank in WORST.items() if rank < len(worst)}
+    each = [
+        Line(
+            name.replace("_", " ") if name in tones else "",
+            tones.get(name, "tone-3"),
+            severities,
+            accuracies,
+            radii=[0] * len(severities),
+        )
+        for name, accuracies in sorted(by_type.items(), key=lambda item: item[0] in tones)
+    ]
+    mean = Line(f"mean of the {len(by_type)}", "robust", severities, [r["accuracy"] for r in rows])
+    errors = [row["ece"] for row in rows]
+    accuracy = Chart(
+        "Accuracy by severity of each corruption, and their mean.",
+        x,
+        fraction_axis("accuracy"),
+        [*each, mean],
+        write="{:.1%}".format,
+    )
+    error = Chart(
+        "Expected calibration error by severity.",
+        x,
+        _upwards("expected calibration error", errors, whole_percent),
+        [Line("mean of all corruptions", "tone-4", severities, errors)],
+        write="{:.1%}".format,
+    )
+    return svg_file([accuracy, error])

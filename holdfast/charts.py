@@ -1,0 +1,517 @@
+"""Charts as SVG: on a page, or as a file of their own.
+
+All positions are percentages of the plot, so one drawing fits a phone and a poster with its text
+and strokes at their own size; only curves are drawn in a coordinate system of their own. On a page
+the plot stretches with the window, strokes do not, and colours come from the page's style sheet by
+class, which is what makes them follow light and dark. A file has a fixed size and brings its style
+along.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from .terminal import page_text
+
+NO_VALUE = "—"  # never 0
+
+# The colours of `report/style.html` on a light page.
+INK, SOFT, FAINT, CARD, GRID = "#16191d", "#565e68", "#868e98", "#ffffff", "#e9eae6"
+TONES = {
+    "standard": "#64748b",
+    "robust": "#0b7a6f",
+    "alarm": "#b3261e",
+    "calm": FAINT,
+    "ink": INK,
+    "tone-0": "#0b7a6f",
+    "tone-1": "#b45309",
+    "tone-2": "#4f46b8",
+    "tone-3": "#9aa3ad",
+    "tone-4": "#a21a5b",
+    "tone-5": "#3f7a1f",
+}
+_DASHES = {"standard": "6 4", "tone-1": "6 4", "tone-2": "2 3", "tone-4": "9 3 2 3"}
+
+# Of a chart in a file, in pixels.
+PLOT_WIDTH, PLOT_HEIGHT = 380, 240
+_LEFT, _RIGHT, _BOTTOM = 56, 24, 56
+_ROW = 20  # a line of text
+
+
+def whole_percent(value: float) -> str:
+    """A fraction as "41 %", for axes."""
+    return f"{100 * value:.0f}\u00a0%"
+
+
+@dataclass(frozen=True)
+class Axis:
+    """A linear scale from `low` to `high`, its ticks and how to write a value on it."""
+
+    label: str
+    low: float
+    high: float
+    ticks: Sequence[float]
+    write: Callable[[float], str] = "{:g}".format
+
+    def share(self, value: float) -> float:
+        """Where a value lies, in percent of the axis."""
+        return 100 * (value - self.low) / (self.high - self.low)
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve; a y that is None is a gap in the data, not a zero.
+
+    Attributes:
+        name: in the legend; "" leaves the line out of it.
+        tone: a key of `TONES`.
+        low, high: the edges of a band around the curve, one an x; none by default.
+        radii: of the dots, in pixels, one an x; 0 draws none. By default all dots are alike, and
+            smaller where there are many.
+    """
+
+    name: str
+    tone: str
+    x: Sequence[float]
+    y: Sequence[float | None]
+    low: Sequence[float | None] = ()
+    high: Sequence[float | None] = ()
+    radii: Sequence[float] = ()
+
+    def points(self) -> list[tuple[float, float]]:
+        """The (x, y) that have a value."""
+        return [(x, y) for x, y in zip(self.x, self.y, strict=True) if y is not None]
+
+    def dots(self) -> list[tuple[float, float, float]]:
+        """x, y and radius of the points that are marked."""
+        radii = self.radii or [3.0 if len(self.points()) <= 30 else 1.5] * len(self.x)
+        return [
+            (x, y, radius)
+            for x, y, radius in zip(self.x, self.y, radii, strict=True)
+            if y is not None and radius
+        ]
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A fraction with its interval, and both in words, for a tooltip; None has no value."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+    words: str
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One separately measured point with its interval, drawn as a diamond; marks of one legend
+    share an entry there."""
+
+    name: str
+    tone: str
+    x: float
+    estimate: Estimate
+    legend: str
+
+
+@dataclass(frozen=True)
+class Event:
+    """A vertical line at x."""
+
+    x: float
+    name: str
+    tone: str
+
+
+@dataclass(frozen=True)
+class Chart:
+    """Lines with their bands, marked points and events.
+
+    Attributes:
+        description: read out by a screen reader in place of the drawing.
+        write: how a y value is written in a point's tooltip; as on the axis by default.
+    """
+
+    description: str
+    x: Axis
+    y: Axis
+    lines: Sequence[Line]
+    marks: Sequence[Mark] = ()
+    events: Sequence[Event] = ()
+    write: Callable[[float], str] | None = None
+
+    def place(self, x: float, y: float) -> tuple[float, float]:
+        """Where a point lies, in percent from the left and from the top of the plot."""
+        return self.x.share(x), 100 - self.y.share(y)
+
+
+def tag(name: str, *content: str, **attributes: object) -> Markup:
+    """An element; content and attribute values are escaped unless they are markup themselves.
+    Attribute names take `-` for `_`."""
+    written = Markup("").join(
+        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), page_text(value))
+        for key, value in attributes.items()
+    )
+    inner = Markup("").join(page_text(part) for part in content)
+    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inner)
+
+
+def _percent(share: float) -> str:
+    return f"{round(share, 2):g}%"
+
+
+def ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """Round values (1, 2 or 5 times a power of ten apart) within [low, high], at most `most`."""
+    if not high > low:
+        return [low]
+    step = 10.0 ** math.floor(math.log10((high - low) / most))
+    for factor in (1, 2, 5, 10):
+        first, last = (
+            math.ceil(low / (step * factor) - 1e-9),
+            math.floor(high / (step * factor) + 1e-9),
+        )
+        if last - first < most:
+            return [k * step * factor for k in range(first, last + 1)]
+    raise AssertionError("ten steps of the next power of ten always fit")
+
+
+def fraction_axis(label: str) -> Axis:
+    """From 0 to 100 %."""
+    return Axis(label, 0, 1, [0, 0.25, 0.5, 0.75, 1], whole_percent)
+
+
+def _path(points: Sequence[tuple[float, float]], width: float, height: float) -> str:
+    """Points in percent as SVG writes them, in a plot of that size."""
+    return " ".join(
+        f"{round(x * width / 100, 2):g},{round(y * height / 100, 2):g}" for x, y in points
+    )
+
+
+def _diamond(x: str, y: str, tone: str, title: str) -> Markup:
+    # A nested <svg> is the one shape that can be placed in percent and drawn in pixels.
+    shape = tag("path", d="M0-6.5 6.5 0 0 6.5-6.5 0Z", class_=f"mark {tone}")
+    return tag("svg", tag("title", title), shape, x=x, y=y, overflow="visible")
+
+
+def line_chart(
+    description: str,
+    x: Axis,
+    y: Axis,
+    lines: Sequence[Line],
+    marks: Sequence[Mark] = (),
+    events: Sequence[Event] = (),
+    write: Callable[[float], str] | None = None,
+) -> Markup:
+    """A `Chart` for a page, as wide as its place there, with a legend above."""
+    chart = Chart(description, x, y, lines, marks, events, write)
+    plot = tag(
+        "svg",
+        *_plot(chart),
+        class_="plot",
+        role="img",
+        aria_label=description,
+        width="100%",
+        height="100%",
+        overflow="visible",
+    )
+    entries = [
+        tag("li", tag("svg", shape, width=26, height=14, aria_hidden="true"), tag("span", name))
+        for shape, name in _legend(chart)
+    ]
+    return tag(
+        "div",
+        tag("ul", *entries, class_="legend"),
+        tag("div", y.label, class_="y-label"),
+        tag("div", plot, class_="canvas"),
+        tag("div", x.label, class_="x-label"),
+        class_="chart",
+    )
+
+
+def svg_file(charts: Sequence[Chart], titles: Sequence[str] = (), caption: str = "") -> str:
+    """Charts side by side as one SVG file, of a fixed size and with its own style.
+
+    Args:
+        charts: at least one.
+        titles: one a chart, above it.
+        caption: one line below all.
+    """
+    legends = [_legend(chart) for chart in charts]
+    # All plots begin at one height. Nothing here knows how wide a text is, so legends are lists.
+    top = 12 + _ROW * (bool(titles) + max(map(len, legends)) + 1)
+    panel_width = _LEFT + PLOT_WIDTH + _RIGHT
+    width = panel_width * len(charts)
+    height = top + PLOT_HEIGHT + _BOTTOM + (_ROW if caption else 0)
+    parts = [
+        tag("style", Markup(_style())),
+        tag("rect", width=width, height=height, fill=CARD),
+    ]
+    for number, (chart, legend) in enumerate(zip(charts, legends, strict=True)):
+        left = number * panel_width + _LEFT
+        if titles:
+            parts.append(tag("text", titles[number], x=left, y=_ROW, class_="title"))
+        for row, (shape, name) in enumerate(legend):
+            level = 12 + _ROW * (bool(titles) + row)
+            parts.append(tag("svg", shape, x=left, y=level - 3, width=26, height=14))
+            parts.append(tag("text", name, x=left + 34, y=level + 8))
+        middle = left + PLOT_WIDTH / 2
+        parts += [
+            tag("text", chart.y.label, x=left, y=top - 12),
+            tag(
+                "svg",
+                *_plot(chart, (PLOT_WIDTH, PLOT_HEIGHT)),
+                x=left,
+                y=top,
+                width=PLOT_WIDTH,
+                height=PLOT_HEIGHT,
+                overflow="visible",
+                role="img",
+                aria_label=chart.description,
+            ),
+            tag("text", chart.x.label, x=f"{middle:g}", y=top + PLOT_HEIGHT + 44, class_="middle"),
+        ]
+    if caption:
+        parts.append(tag("text", caption, x=_LEFT, y=height - 10))
+    return tag(
+        "svg",
+        *parts,
+        xmlns="http://www.w3.org/2000/svg",
+        width=width,
+        height=height,
+        viewBox=f"0 0 {width} {height}",
+    )
+
+
+def _style() -> str:
+    """The style sheet of a file. Its colours are spelt out: some programs know no variables."""
+    rules = [
+        f"svg{{font-family:system-ui,sans-serif}}text{{fill:{SOFT};font-size:12.5px}}",
+        f".title{{fill:{INK};font-weight:600}}.end{{text-anchor:end}}.middle{{text-anchor:middle}}",
+        f".grid{{stroke:{GRID}}}.tick{{stroke:{FAINT}}}",
+        ".curve{fill:none;stroke-width:2;stroke-linejoin:round}.band{opacity:.14}",
+        f".dot{{stroke:{CARD};stroke-width:1.25}}.mark{{fill:{CARD};stroke-width:2.5}}",
+        ".whisker{stroke-width:1.5}.event{stroke-width:1.5;stroke-dasharray:3 3}",
+    ]
+    for tone, colour in TONES.items():
+        filled, drawn = f".band.{tone},.dot.{tone}", ("curve", "mark", "whisker", "event")
+        rules.append(f"{filled}{{fill:{colour}}}")
+        rules.append(",".join(f".{kind}.{tone}" for kind in drawn) + f"{{stroke:{colour}}}")
+    rules += [f".curve.{tone}{{stroke-dasharray:{dash}}}" for tone, dash in _DASHES.items()]
+    return "".join(rules)
+
+
+def _plot(chart: Chart, size: tuple[float, float] | None = None) -> list[Markup]:
+    """What lies inside the axes, and their ticks.
+
+    Args:
+        size: of the plot in pixels, where it is fixed; else the plot stretches with its place.
+    """
+    x, y, at = chart.x, chart.y, chart.place
+    write = chart.write or y.write
+    parts: list[Markup] = []
+    for value in y.ticks:
+        level = _percent(100 - y.share(value))
+        parts.append(tag("line", x1="0", x2="100%", y1=level, y2=level, class_="grid"))
+        parts.append(tag("text", y.write(value), x="0", y=level, dx=-10, dy="0.35em", class_="end"))
+    for value in x.ticks:
+        where = _percent(x.share(value))
+        parts.append(tag("line", x1=where, x2=where, y1="100%", y2="100%", class_="tick"))
+        parts.append(tag("text", x.write(value), x=where, y="100%", dy=22, class_="middle"))
+    for event in chart.events:
+        where = _percent(x.share(event.x))
+        rule = tag("line", x1=where, x2=where, y1="0", y2="100%", class_=f"event {event.tone}")
+        parts.append(tag("g", tag("title", event.name), rule))
+    parts.append(_curves(chart, size))
+    for line in chart.lines:
+        for px, py, radius in line.dots():
+            cx, cy = at(px, py)
+            title = f"{line.name}: {write(py)} at {x.write(px)}"
+            parts.append(
+                tag(
+                    "circle",
+                    tag("title", title),
+                    cx=_percent(cx),
+                    cy=_percent(cy),
+                    r=f"{radius:g}",
+                    class_=f"dot {line.tone}",
+                )
+            )
+    for mark in chart.marks:
+        measured = mark.estimate
+        if measured.value is None:
+            continue
+        where, level = (_percent(share) for share in at(mark.x, measured.value))
+        if measured.low is not None and measured.high is not None:
+            top, bottom = (_percent(at(mark.x, edge)[1]) for edge in (measured.high, measured.low))
+            parts.append(
+                tag("line", x1=where, x2=where, y1=top, y2=bottom, class_=f"whisker {mark.tone}")
+            )
+        parts.append(_diamond(where, level, mark.tone, f"{mark.name}: {measured.words}"))
+    return parts
+
+
+def _curves(chart: Chart, size: tuple[float, float] | None) -> Markup:
+    """The lines and their bands, in a coordinate system of their own."""
+    width, height = size or (100, 100)
+    shapes: list[Markup] = []
+    for line in chart.lines:
+        band = [
+            (px, low, high)
+            for px, low, high in zip(line.x, line.low, line.high, strict=False)
+            if low is not None and high is not None
+        ]
+        if len(band) > 1:
+            edge = [chart.place(px, high) for px, _, high in band]
+            edge += [chart.place(px, low) for px, low, _ in reversed(band)]
+            points = _path(edge, width, height)
+            shapes.append(tag("polygon", points=points, class_=f"band {line.tone}"))
+    for line in chart.lines:
+        drawn = _path([chart.place(*point) for point in line.points()], width, height)
+        shapes.append(tag("polyline", points=drawn, class_=f"curve {line.tone}"))
+    return tag(
+        "svg",
+        *shapes,
+        viewBox=f"0 0 {width:g} {height:g}",
+        preserveAspectRatio="none",
+        width="100%",
+        height="100%",
+        overflow="visible",
+        aria_hidden="true",
+    )
+
+
+def _legend(chart: Chart) -> list[tuple[Markup, str]]:
+    """Samples of 26 × 14 pixels, and what they stand for."""
+    entries = [
+        (tag("line", x1=0, x2=26, y1=7, y2=7, class_=f"curve {line.tone}"), line.name)
+        for line in chart.lines
+        if line.name
+    ]
+    for text in dict.fromkeys(mark.legend for mark in chart.marks):
+        tones = {mark.tone for mark in chart.marks if mark.legend == text}
+        tone = tones.pop() if len(tones) == 1 else "ink"
+        entries.append(
+            (tag("path", d="M13 0.5 19.5 7 13 13.5 6.5 7Z", class_=f"mark {tone}"), text)
+        )
+    # Events of one kind share an entry; each says in its tooltip which it is.
+    kinds = {event.tone: event.name for event in chart.events}
+    entries += [
+        (tag("line", x1=13, x2=13, y1=0, y2=14, class_=f"event {tone}"), name)
+        for tone, name in kinds.items()
+    ]
+    return entries
+
+
+def data_table(
+    x_name: str,
+    lines: Sequence[Line],
+    write_x: Callable[[float], str],
+    write_y: Callable[[float], str],
+) -> Markup:
+    """The same figures as a table, one row an x, one column a line."""
+    values = [dict(zip(line.x, line.y, strict=True)) for line in lines]
+    bands = [
+        dict(zip(line.x, zip(line.low, line.high, strict=True), strict=False)) for line in lines
+    ]
+
+    def cell(i: int, px: float) -> Markup:
+        value, (low, high) = values[i].get(px), bands[i].get(px, (None, None))
+        text = NO_VALUE if value is None else write_y(value)
+        if value is not None and low is not None and high is not None:
+            text += f" ({write_y(low)} – {write_y(high)})"
+        return tag("td", text)
+
+    head = tag("tr", *(tag("th", n, scope="col") for n in (x_name, *(line.name for line in lines))))
+    body = [
+        tag("tr", tag("th", write_x(px), scope="row"), *(cell(i, px) for i in range(len(lines))))
+        for px in sorted({px for line in lines for px in line.x})
+    ]
+    return tag("table", tag("thead", head), tag("tbody", *body), class_="figures")
+
+
+def strip(description: str, *points: tuple[str, Estimate]) -> Markup:
+    """Fractions on one line from 0 to 100 %, each (tone, estimate) with its interval: the first
+    hollow, the others solid, so that they differ in more than their colour."""
+    parts = [tag("line", x1="0", x2="100%", y1="50%", y2="50%", class_="track")]
+    for share in (0, 25, 50, 75, 100):
+        parts.append(tag("line", x1=f"{share}%", x2=f"{share}%", y1=5, y2=17, class_="grid"))
+    shown = [(tone, a, a.value) for tone, a in points if a.value is not None]
+    for tone, a, _ in shown:
+        if a.low is not None and a.high is not None:
+            x1, x2 = _percent(100 * a.low), _percent(100 * a.high)
+            parts.append(
+                tag("line", x1=x1, x2=x2, y1="50%", y2="50%", class_=f"whisker wide {tone}")
+            )
+    for i, (tone, a, value) in enumerate(shown):
+        title = tag("title", a.words)
+        hollow = " hollow" if len(points) > 1 and i == 0 else ""
+        parts.append(
+            tag(
+                "circle",
+                title,
+                cx=_percent(100 * value),
+                cy="50%",
+                r=5,
+                class_=f"dot {tone}{hollow}",
+            )
+        )
+    return tag(
+        "svg",
+        *parts,
+        class_="strip",
+        role="img",
+        aria_label=description,
+        width="100%",
+        height=22,
+        overflow="visible",
+    )
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a whole: `size` of its things."""
+
+    name: str
+    tone: str
+    size: int
+
+
+def parts_bar(description: str, parts: Sequence[Part]) -> Markup:
+    """A whole divided into its parts, in order, with a legend that gives each part's size."""
+    whole = sum(part.size for part in parts)
+    rectangles, start = [], 0
+    for part in parts:
+        rectangles.append(
+            tag(
+                "rect",
+                tag("title", f"{part.name}: {part.size:,}"),
+                x=_percent(100 * start / whole),
+                y=0,
+                width=_percent(100 * part.size / whole),
+                height="100%",
+                class_=f"part {part.tone}",
+            )
+        )
+        start += part.size
+    bar = tag(
+        "svg",
+        *rectangles,
+        class_="parts",
+        role="img",
+        aria_label=description,
+        width="100%",
+        height=28,
+    )
+    entries = [
+        tag(
+            "li",
+            tag("i", class_=f"swatch {part.tone}"),
+            tag("span", tag("b", f"{part.size:,}"), " ", part.name),
+        )
+        for part in parts
+    ]
+    return tag("div", bar, tag("ul", *entries, class_="legend"))
