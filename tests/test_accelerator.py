@@ -49,7 +49,7 @@ from holdfast.attacks import (
 from holdfast.attacks import __all__ as attack_names
 from holdfast.certification import bounds as interval
 from holdfast.certification.smoothing import Smoothed
-from holdfast.cli.app import uncertainty as command
+from holdfast.cli import uncertainty as command
 from holdfast.cli.certify import certify_command
 from holdfast.data import trivial_augment
 from holdfast.data.augment import Augment

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import holdfast as hf
 from holdfast.cli import app as cli
-from holdfast.cli.app import uncertainty as command
+from holdfast.cli import uncertainty as command
 from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError
 from holdfast.mixing import run as mix

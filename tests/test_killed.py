@@ -23,7 +23,7 @@ from models import digits
 
 from holdfast import data as datasets
 from holdfast.certification import run as certify
-from holdfast.cli.app import uncertainty as command
+from holdfast.cli import uncertainty as command
 from holdfast.cli.certify import certify_command
 from holdfast.cli.evaluate import evaluate_command
 from holdfast.mixing.run import mix_command

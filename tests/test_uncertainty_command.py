@@ -19,7 +19,7 @@ from models import Wrapped, digits
 
 from holdfast import data as datasets
 from holdfast.cli import app as cli
-from holdfast.cli.app import uncertainty as command
+from holdfast.cli import uncertainty as command
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError
 from holdfast.evaluation.cards import unseen_validation

@@ -9,9 +9,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.swa_utils import update_bn
 
 
 def batch_norms(model: nn.Module) -> list[_BatchNorm]:
+    """Every batch norm of a model, in the order of its modules."""
     return [module for module in model.modules() if isinstance(module, _BatchNorm)]
 
 
@@ -49,6 +51,9 @@ class WeightAverage:
             diffusion models", CVPR 2024).
     """
 
+    # `torch.optim.swa_utils.AveragedModel` is another average: its first update copies the live
+    # weights whole, and every update copies their batch-norm statistics, which belong to others.
+
     def __init__(self, model: nn.Module, decay: float, share: float = 0.0):
         self.decay, self.share = decay, share
         self.steps = 0
@@ -58,6 +63,7 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Take in the weights of `model` after one more step."""
         self.steps += 1
         if self.share:
             decay = (1 - 1 / self.steps) ** (1 / self.share)
@@ -68,25 +74,15 @@ class WeightAverage:
         torch._foreach_lerp_(average, live, 1 - decay)
 
 
-@torch.no_grad()
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:
     """Set the running batch-norm statistics to the mean over `batches` of images.
 
-    The model is left in eval mode. Without batch norms nothing happens.
+    The model is left in eval mode, also after an error. Without batch norms nothing is computed.
     """
-    norms = batch_norms(model)
-    if not norms:
-        model.eval()
-        return
-    saved = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain mean over the batches
-    model.train()
+    momenta = [(norm, norm.momentum) for norm in batch_norms(model)]
     try:
-        for images in batches:
-            model(images)
+        update_bn(batches, model)
     finally:
-        for norm, momentum in zip(norms, saved, strict=True):
+        for norm, momentum in momenta:  # which `update_bn` leaves changed where a batch fails
             norm.momentum = momentum
         model.eval()
