@@ -23,10 +23,10 @@ import holdfast as hf
 from holdfast.attacks import Oracle
 from holdfast.defences import chain
 from holdfast.draws import fixed_draws
-from holdfast.evaluation.inspection import bare_network, levels_by_view
+from holdfast.evaluation.inspection import Inspection
+from holdfast.evaluation.request import Request
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import write_result
-from holdfast.search.fast_copies import levels_of
 
 BATCH, SAMPLES = 8, 20
 
@@ -46,10 +46,8 @@ def main() -> None:
     x = torch.rand(BATCH, *options.shape, generator=generator).to(options.device)
     with torch.no_grad(), fixed_draws(0):
         answers = model(x).argmax(1)
-    levels = levels_by_view(
-        model, bare_network(model, x), lambda network: levels_of(network, x, answers, "auto")
-    )
-    fast_copy = levels[""][0].fast_copy
+    request = Request.checked(model, x, answers, hf.Threat("linf", 8 / 255), "pgd")
+    fast_copy = Inspection(request).views[""][0].fast_copy
     one, many, fast = Oracle(model), Oracle(model, SAMPLES), Oracle(fast_copy.model, SAMPLES)
 
     def loss(logits: torch.Tensor) -> torch.Tensor:

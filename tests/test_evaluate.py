@@ -25,7 +25,7 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
 from holdfast.errors import InputError
-from holdfast.evaluation import interval
+from holdfast.evaluation import inspection, interval
 from holdfast.search import FastCopy, Level
 from holdfast.search import fast_copies as levels
 from holdfast.search import scheduler as search
@@ -233,8 +233,7 @@ def test_the_model_itself_has_the_last_word(monkeypatch):
         return z + 50 * nn.functional.one_hot(torch.tensor(common), z.shape[1])
 
     fast_copy = FastCopy(models.Wrapped(model, after=blind), "blind", 0.0)
-    module = sys.modules["holdfast.evaluation.evaluate"]  # the name alone means the function
-    monkeypatch.setattr(module, "lanes_of", lambda *arguments: [Level(fast_copy)])
+    monkeypatch.setattr(inspection, "levels_of", lambda *arguments: [Level(fast_copy)])
     suite = Suite("weak", (Stage(PGD(steps=1, step_size=1.0, start="clean", loss="margin")),))
     result = evaluate(model, x, labels, threat, suite)
     assert 0 < result.robust_accuracy < result.standard_accuracy

@@ -5,16 +5,141 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from .. import draws
-from ..attacks import Stage, Suite
+from ..attacks import PGD, Stage, Suite
+from ..attacks.suite import UNDEFENDED
+from ..models.wrapper import NO_PREDICTION, unwrapped
+from ..runs.folder import now
+from ..runs.identity import weights_digest
+from ..runs.progress import ProgressLine
 from ..search import CLEAN, STANDING, Ledger, Search, Verifier
 from ..threat import Threat
-from .result import NOT_NEEDED, RAN, AttackCost, Verdict
+from . import health
+from .curve import IMAGES as CURVE_IMAGES
+from .curve import distance_curve, security_curve
+from .inspection import Inspection
+from .intervals import interval
+from .plan import Plan
+from .random_models import draw_figures
+from .request import Request
+from .result import NOT_NEEDED, RAN, AttackCost, Curve, Evaluation, Flag, Unaware, Verdict
+from .unaware import unaware_accuracy
 
 
-def final_answers(
+def judge(
+    request: Request, known: Inspection, plan: Plan, search: Search, line: ProgressLine
+) -> Evaluation:
+    """Verdicts, accuracies and flags of a search at its end.
+
+    The security curve, and the attack of somebody who does not know of the defence, are measured
+    here too. `identity` and the seconds of other processes are the caller's.
+    """
+    images, threat, seed = request.images, request.threat, request.seed
+    suite, ledger, batch, device = plan.suite, search.ledger, plan.batch_size, request.device
+    prediction, confidence, predictions = final_predictions(
+        plan.verifier, ledger, images, threat, batch, device, seed
+    )
+    distances = distances_of(suite, ledger, images, threat)
+    curve = _curve(request, plan, distances, line)
+    unaware = _unaware(request, known, plan, line)
+    costs = costs_of(suite, search, plan.left_out)
+    unanswered = int((ledger.broken & (prediction == NO_PREDICTION)).sum())
+    n, right = len(images), int((ledger.stage != CLEAN).sum())
+    standing = int((~ledger.broken).sum())
+    return Evaluation(
+        n=n,
+        standard_accuracy=right / n,
+        standard_accuracy_interval=interval(right, n),
+        robust_accuracy=standing / n,
+        robust_accuracy_interval=interval(standing, n),
+        threat=threat.describe(),
+        suite=suite.name,
+        attacks=costs,
+        flags=(*plan.flags, *_flags_after(request, known, plan, costs, unanswered)),
+        curve=curve,
+        forwards=n * plan.verifier.draws + sum(cost.forwards for cost in costs),
+        backwards=sum(cost.backwards for cost in costs),
+        seconds=0.0,
+        seed=seed,
+        precision=plan.precision,
+        batch_size=batch,
+        identity="",
+        broken=ledger.broken,
+        adversarial=ledger.adversarial,
+        verdicts=verdicts_of(suite, ledger, distances, prediction, confidence),
+        draws=draw_figures(plan.verifier, ledger, images, predictions, batch, device, seed)
+        if known.random
+        else (),
+        unaware=unaware,
+        unanswered=unanswered,
+        log=tuple(dict.fromkeys(known.log)),
+        finished=now(),
+    )
+
+
+def _curve(
+    request: Request, plan: Plan, distances: Float[Tensor, " n"], line: ProgressLine
+) -> Curve | None:
+    """The security curve: of distances where they are known, else measured if asked for."""
+    threat = request.threat
+    if plan.suite.closest:
+        return distance_curve(distances, f"suite {plan.suite.name}", threat)
+    if not (request.curve and plan.climbable):
+        return None
+    line.say("security curve …")
+    return security_curve(
+        plan.answers,
+        plan.searched,
+        request.images[:CURVE_IMAGES].to(request.device),
+        request.labels[:CURVE_IMAGES].to(request.device),
+        threat,
+        request.seed,
+    )
+
+
+def _unaware(request: Request, known: Inspection, plan: Plan, line: ProgressLine) -> Unaware | None:
+    """The accuracy of a defended model against an attacker who does not know of the defence."""
+    blind = known.network is None or UNDEFENDED in known.blind
+    if blind or request.threat.norm not in PGD.norms:
+        return None
+    line.say("attack on the network behind the defence …")
+    return unaware_accuracy(
+        plan.network,
+        plan.verifier,
+        request.images,
+        request.labels,
+        request.threat,
+        batch_size=plan.batch_size,
+        device=request.device,
+        seed=request.seed,
+    )
+
+
+def _flags_after(
+    request: Request,
+    known: Inspection,
+    plan: Plan,
+    costs: tuple[AttackCost, ...],
+    unanswered: int,
+) -> list[Flag]:
+    """The health checks that need the search's outcome."""
+    n, flags = len(request.images), []
+    if not plan.suite.closest:  # whose stages all go over the same images
+        gradient_free = {s.name for s in plan.suite.stages if not s.attack.needs_gradient}
+        flags.append(health.gradient_free_wins(costs, gradient_free, n))
+    after = weights_digest(unwrapped(request.model))
+    return [
+        *flags,
+        health.model_changes(known.weights, after),
+        health.writes_to_its_input(request.model),
+        health.answers_nothing(unanswered, n),
+    ]
+
+
+def final_predictions(
     verifier: Verifier,
     ledger: Ledger,
     images: Tensor,

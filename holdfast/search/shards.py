@@ -107,15 +107,6 @@ class Shard:
         finally:
             self.journal.close()
 
-    def conclude(self, packed: bytes) -> None:
-        """Keep in the run's journal what came of the whole run, which is known now."""
-        if self.folder is not None:
-            journal = Journal(self.folder / NAME, self.key)
-            try:
-                journal.conclude(packed)
-            finally:
-                journal.close()
-
     def discard_if_bare(self) -> bool:
         """Remove this worker's journal if no attack has written to it; whether it did."""
         path = self.journal.path

@@ -1,0 +1,156 @@
+"""How a model is searched: the suite that serves, what it looks at, in which batches."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from ..attacks import PGD, Stage, Suite
+from ..attacks.base import Model
+from ..attacks.suite import UNDEFENDED
+from ..distributed import Workers
+from ..errors import InputError
+from ..search import MAJORITY_OF, Verifier, measure_batch_size
+from ..search.fast_copies import compiled_where_it_pays
+from . import health
+from .inspection import Inspection, Levels, frozen
+from .request import Request
+from .result import Flag
+
+NEEDS_GRADIENTS = "it needs gradients, which the model does not have"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A search that is about to begin.
+
+    Attributes:
+        suite: the stages that this model can be attacked with.
+        left_out: stages that were asked for and cannot run, each with the reason.
+        views: for each view of the model the levels that a stage runs on.
+        verifier: who decides whether a point is a success.
+        batch_size: items searched at once.
+        precision: what the search runs in, such as `bf16 then float32`.
+        misled: whether the model's gradients mislead, for all that is known beforehand.
+        climbable: whether PGD can climb the model in this threat model.
+        answers: the model as health checks and curves ask it; its draws are fixed.
+        searched: the same with the gradients that its search climbs.
+        flags: the health checks made so far.
+    """
+
+    suite: Suite
+    left_out: tuple[tuple[Stage, str], ...]
+    views: dict[str, Levels]
+    verifier: Verifier
+    batch_size: int
+    precision: str
+    misled: bool
+    climbable: bool
+    answers: Model
+    searched: Model
+    flags: tuple[Flag, ...]
+
+    @property
+    def levels(self) -> Levels:
+        """Those of stages that look at the model itself."""
+        return self.views[""]
+
+    @property
+    def network(self) -> Model:
+        """A fast copy of the network behind the defences."""
+        return self.views[UNDEFENDED][-1].fast_copy.model
+
+
+def choose(request: Request, known: Inspection, workers: Workers, key: str) -> Plan:
+    """The search that suits a model, the same in all workers.
+
+    Raises:
+        InputError: a stage wants a view that the model does not offer; a worker differs.
+    """
+    threat, seed = request.threat, request.seed
+    samples = max(stage.samples for stage in request.suite.stages)
+    flags = known.health(samples)
+    views = known.views
+    _check_views(request.suite, views)
+    suite = known.without_blind(request.suite)
+    left_out = [(s, f"does not know the norm {threat.norm}") for s in request.unfitting]
+    left_out += [(s, NEEDS_GRADIENTS) for s in request.suite.without(suite)]
+
+    # The model as each stage sees it, its own gradients first; of `UNDEFENDED`, points are only
+    # carried over.
+    seen = dict.fromkeys(["", *(stage.view for stage in suite.stages)])
+    searched = [views[view][-1].fast_copy.model for view in seen if view != UNDEFENDED]
+    answers: Model = request.model
+    if known.random:
+        few = max(1, samples // 10)  # draws: the checks are no search
+        searched, answers = [frozen(model, few) for model in searched], frozen(answers, few)
+    climbable = known.differentiable and threat.norm in PGD.norms
+    if climbable:
+        probe = known.images, known.labels, threat, seed
+        flags += [
+            health.more_steps(searched[0], *probe),
+            health.huge_eps(answers, searched, *probe),
+        ]
+    misled = any(flag.fired for flag in flags if flag.name in health.MISLEADING)
+    misled = workers.share(misled)
+    # Only the first level's batch is measured: the others are small or of the same cost.
+    batch_size = request.batch_size or measure_batch_size(
+        views[""][0].fast_copy.model, request.images, request.device, known.differentiable
+    )
+    _agree(
+        workers,
+        {"identity": key, "suite": suite.describe(), "precision": _precision(views[""])},
+    )
+    if known.network is None:
+        views[""] = compiled_where_it_pays(
+            views[""],
+            request.model,
+            suite,
+            request.images[:batch_size].to(request.device),
+            request.labels[:batch_size].to(request.device),
+            workers,
+            batch_size=batch_size,
+            of=len(request.images),
+            classes=known.logits.shape[1],
+            say=known.log.append,
+        )
+    return Plan(
+        suite=suite,
+        left_out=tuple(left_out),
+        views=views,
+        verifier=Verifier(request.model, MAJORITY_OF if known.random else 1),
+        batch_size=batch_size,
+        precision=_precision(views[""]),
+        misled=misled,
+        climbable=climbable,
+        answers=answers,
+        searched=searched[0],
+        flags=tuple(flags),
+    )
+
+
+def _precision(levels: Levels) -> str:
+    return " then ".join(level.fast_copy.name for level in levels)
+
+
+def _check_views(suite: Suite, views: dict[str, Levels]) -> None:
+    """InputError where a stage wants a view that the model does not offer."""
+    for stage in suite.stages:
+        if stage.view not in views:
+            offered = ", ".join(sorted(view for view in views if view)) or "none"
+            raise InputError(
+                f"suite {suite.name!r}: the model offers no view {stage.view!r} "
+                f"(it offers: {offered})"
+            )
+
+
+def _agree(workers: Workers, seen: dict[str, Any]) -> None:
+    """All workers were asked the same, and decided alike how to go about it."""
+    first = workers.share(seen)
+    for name, value in json.loads(json.dumps(seen)).items():
+        if not workers.leads and first[name] != value:
+            raise InputError(
+                f"the model, the data or the hardware differ from worker 0's (its {name} is "
+                f"{str(first[name])[:60]}, not {str(value)[:60]}); all workers need the same"
+            )

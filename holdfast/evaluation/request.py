@@ -1,0 +1,151 @@
+"""What `evaluate` is asked, checked once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..attacks import Attack, Stage, Suite, suite_named
+from ..attacks.adaptive import NAME as ADAPTIVE
+from ..attacks.adaptive import SAMPLES, adaptive
+from ..attacks.base import Model
+from ..defences import steps
+from ..distributed import own_device
+from ..errors import InputError
+from ..inputs import check_count, checked_data, checked_device, checked_threat
+from ..models.wrapper import own_defaults, unwrapped, wrapped
+from ..threat import Threat
+
+PRECISIONS = ("auto", "bf16", "float32", "original")
+
+
+@dataclass(frozen=True)
+class Request:
+    """An evaluation that is asked for.
+
+    Attributes:
+        model: behind `WrappedModel`.
+        images, labels: float32 (N, C, H, W) and int64 (N,), on the CPU.
+        threat: what the attacker may do.
+        suite: the stages that know the norm.
+        unfitting: the stages that were asked for and do not know it.
+        samples: draws over which each iteration averages, where the suite is made for the model
+            (`adaptive`); None elsewhere.
+        batch_size: items searched at once; None: measured.
+        device: where the evaluation works.
+        home: where the model was handed over, and goes back to.
+        precision: one of `PRECISIONS`.
+        seed: of all random draws.
+        folder: the run folder; None: nothing is written.
+        progress: whether a progress line is shown.
+        curve: whether the security curve is measured.
+        described: `model` and `data` for `result.json`.
+    """
+
+    model: nn.Module
+    images: Tensor
+    labels: Tensor
+    threat: Threat
+    suite: Suite
+    unfitting: tuple[Stage, ...]
+    samples: int | None
+    batch_size: int | None
+    device: torch.device
+    home: torch.device
+    precision: str
+    seed: int
+    folder: Path | None
+    progress: bool
+    curve: bool
+    described: dict[str, Any]
+
+    @staticmethod
+    def checked(
+        model: Any,
+        images: Any,
+        labels: Any,
+        threat: Any,
+        suite: str | Suite | Attack | Sequence[Attack],
+        *,
+        batch_size: int | None = None,
+        device: str | torch.device | None = None,
+        precision: str = "auto",
+        samples: int = SAMPLES,
+        seed: int = 0,
+        run: Path | str | None = None,
+        progress: bool = False,
+        curve: bool = False,
+        described: dict[str, Any] | None = None,
+    ) -> Request:
+        """A request of what a caller hands over; see `holdfast.evaluate`.
+
+        Raises:
+            InputError: one line on whatever is wrong.
+        """
+        if isinstance(labels, Threat) and threat is None:  # images that bring their labels
+            labels, threat = None, labels
+        threat = checked_threat(threat)
+        model = wrapped(model)
+        with own_defaults():
+            images, labels = checked_data(images, labels)
+        threat.check_reach(images)
+        if precision not in PRECISIONS:
+            raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
+        if batch_size is not None:
+            check_count("batch_size", batch_size)
+        made_for_model = suite == ADAPTIVE
+        whole = (
+            adaptive(samples=samples, norm=threat.norm) if made_for_model else suite_named(suite)
+        )
+        fitting = whole.fitting(threat)
+        home = _device_of(model)
+        if home.type == "meta":
+            raise InputError("the model has no weights: they are on torch's device meta")
+        return Request(
+            model=model,
+            images=_on_cpu(images),
+            labels=_on_cpu(labels),
+            threat=threat,
+            suite=fitting,
+            unfitting=whole.without(fitting),
+            samples=samples if made_for_model else None,
+            batch_size=batch_size,
+            device=home if device is None else checked_device(own_device(device)),
+            home=home,
+            precision=precision,
+            seed=seed,
+            folder=None if run is None else Path(run),
+            progress=progress,
+            curve=curve,
+            described=_described(model) | (described or {}),
+        )
+
+
+def _device_of(model: Model) -> torch.device:
+    if isinstance(model, nn.Module):
+        for tensor in (*model.parameters(), *model.buffers()):
+            return tensor.device
+    return torch.device("cpu")
+
+
+def _on_cpu(tensor: Tensor) -> Tensor:
+    """On the CPU, and one that can take part in gradients."""
+    tensor = tensor.detach().cpu()
+    with torch.inference_mode(False):
+        return tensor.clone() if tensor.is_inference() else tensor
+
+
+def _described(model: Any) -> dict[str, Any]:
+    """`model` and `data` of a result where the caller does not describe them."""
+    plain = unwrapped(model)
+    specs = [step.spec for step in steps(plain)]
+    name = getattr(plain, "__name__", type(plain).__name__)
+    return {
+        "model": {"name": name} | ({"defences": specs} if specs else {}),
+        "data": {"pixels": "as handed to holdfast.evaluate"},
+    }

@@ -1,0 +1,199 @@
+"""An evaluation's run folder: which run it is, whether it was finished before, its files."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from ..attacks import PGD
+from ..defences import steps
+from ..distributed import Workers
+from ..errors import InputError
+from ..runs.environment import circumstances
+from ..runs.folder import finished, holds, on_date, open_run, withdraw_run
+from ..runs.identity import code_version, digest, identity
+from ..runs.progress import ProgressLine
+from ..search import Journal, Ledger, Search, Shard
+from ..search.shards import NAME as JOURNAL
+from . import health
+from .defence_examples import write_strips
+from .inspection import Inspection
+from .packing import pack, unpack
+from .plan import Plan
+from .request import Request
+from .result import Evaluation, write_run
+
+# Whose source a run goes on with only as it was.
+CODE = ("attacks", "search", "threat.py", "spatial.py", "draws.py")
+
+
+class Run:
+    """The run of a request, in its folder if it has one.
+
+    Attributes:
+        key: its identity, a hash of all that can change its result.
+    """
+
+    def __init__(self, request: Request, known: Inspection, workers: Workers):
+        self.request, self.workers, self.folder = request, workers, request.folder
+        self.settings = known.settings
+        self.code = code_version(*CODE, *(["defences"] if steps(request.model) else []))
+        self.asked = {
+            "model": known.known_by,
+            "images": digest(request.images, request.labels),
+            "threat": request.threat.describe(),
+            "suite": request.suite.describe(),
+            "seed": request.seed,
+            "precision": request.precision,
+        }
+        self.key = identity(**self.asked, settings=self.settings, code=self.code)
+
+    def recalled(self) -> Evaluation | None:
+        """The outcome of this very run where it is known already; in all workers alike.
+
+        The journal keeps it. Where the process was killed before all files were written, they are
+        written now.
+        """
+        result = self._from_journal() if self.workers.leads else None
+        if not self.workers.share(result is not None):
+            return None
+        if result is not None and self.folder is not None:
+            if finished(self.folder) is None:
+                open_run(self.folder, "evaluate", self.key, {})  # clears away what is half written
+                write_run(self.folder, self.request.images, result, self.request.described)
+            with ProgressLine("evaluation", self.request.progress) as line:
+                date = on_date(result.finished)
+                line.say(f"{self.folder} was finished on {date}: read, not run again")
+        return self._everywhere(result)
+
+    def _from_journal(self) -> Evaluation | None:
+        folder, request = self.folder, self.request
+        if folder is None or not (folder / JOURNAL).is_file():
+            return None
+        if not holds(folder, "evaluate", self.key):
+            return None
+        journal = Journal(folder / JOURNAL, self.key)
+        try:
+            packed = journal.outcome()
+            if packed is None:
+                return None
+            ledger = self._ledger()
+            journal.restore(ledger)
+        finally:
+            journal.close()
+        result = replace(unpack(packed), adversarial=ledger.adversarial)
+        # What is missing is measured; no attack is made again.
+        return None if request.curve and _lacks_curve(result) else result
+
+    def _everywhere(self, result: Evaluation | None) -> Evaluation:
+        """Worker 0's result, in all workers."""
+        if self.workers.size > 1:
+            result = unpack(self.workers.broadcast(b"" if result is None else pack(result)))
+        assert result is not None
+        return result
+
+    def _ledger(self) -> Ledger:
+        images, labels = self.request.images, self.request.labels
+        index = torch.arange(len(images))
+        return Ledger.of(images, labels, index, self.request.threat.witness_size)
+
+    def open(self, plan: Plan) -> None:
+        """Begin the run in its folder, or go on with it.
+
+        Raises:
+            InputError: the folder holds another run.
+        """
+        if self.folder is None or not self.workers.leads:
+            return
+        suite = self.request.suite
+        asked: dict[str, Any] = {
+            **self.asked,
+            "suite": plan.suite.name,
+            "attacks": digest(json.dumps(suite.describe(), sort_keys=True)),
+            **({} if self.request.samples is None else {"samples": self.request.samples}),
+            "n": len(self.request.images),
+            "settings_sha256": self.settings,
+            "code": self.code,
+            **self.request.described,
+        }
+        where = circumstances(self.request.device)
+        request = {"asked": asked, "workers": self.workers.size, **where}
+        open_run(self.folder, "evaluate", self.key, request)
+
+    def search(self, plan: Plan, line: ProgressLine) -> tuple[Search | None, float]:
+        """Every stage on every image that stands.
+
+        Returns:
+            the search at its end (None in all workers but worker 0), and the seconds that other
+            processes spent on this run before.
+        """
+        request = self.request
+        shard = Shard(self.workers, self.folder, self.key, len(request.images))
+        earlier = sum(shard.journal.cost(number)[0] for number in range(len(plan.suite.stages)))
+
+        def report(share: float, word: str) -> None:
+            self.workers.check()
+            line.update(share, word)
+
+        def made(journal: Journal, rows: torch.Tensor) -> Search:
+            return Search(
+                request.model,
+                request.images,
+                request.labels,
+                request.threat,
+                plan.suite,
+                levels=plan.levels,
+                batch_size=plan.batch_size,
+                device=request.device,
+                seed=request.seed,
+                ledger=self._ledger(),
+                journal=journal,
+                report=report,
+                rows=rows,
+                views=plan.views,
+                verifier=plan.verifier,
+                misled=plan.misled,
+            )
+
+        try:
+            return shard.search(made), earlier
+        except InputError:
+            if shard.discard_if_bare() and self.folder is not None and self.workers.leads:
+                withdraw_run(self.folder)
+            raise
+
+    def write(self, result: Evaluation, plan: Plan) -> Evaluation:
+        """Keep the result in journal and files; in all workers."""
+        if self.folder is not None:
+            request = self.request
+            if result.unaware is not None:
+                write_strips(
+                    self.folder,
+                    plan.network,
+                    plan.verifier,
+                    request.images,
+                    result,
+                    request.threat,
+                    request.device,
+                )
+            journal = Journal(self.folder / JOURNAL, self.key)
+            try:
+                journal.conclude(pack(replace(result, adversarial=torch.empty(0))))
+            finally:
+                journal.close()
+            write_run(self.folder, request.images, result, request.described)
+        return self._everywhere(result)
+
+    def others(self) -> Evaluation:
+        """Worker 0's result, in a worker that has none."""
+        return self._everywhere(None)
+
+
+def _lacks_curve(result: Evaluation) -> bool:
+    """Whether there is no security curve, and could be one."""
+    known = {flag.name: flag for flag in result.flags}
+    climbable = health.differentiable(known["gradients-vanish"])
+    return result.curve is None and climbable and result.threat["norm"] in PGD.norms
