@@ -19,9 +19,9 @@ from typing import Any
 
 import typer
 
+from holdfast import cli
 from holdfast.attacks import suite_named
 from holdfast.attacks.adaptive import NAME as ADAPTIVE
-from holdfast.cli import app as cli
 from holdfast.evaluation.cards import threat_of
 from holdfast.parsing import parse_number
 from holdfast.training import load_recipe

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast.cli import app as cli
+from holdfast import cli
 from holdfast.cli import uncertainty as command
 from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from holdfast.cli import app as cli
+from holdfast import cli
 from holdfast.cli.certify import trained_otherwise
 from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint

@@ -13,6 +13,7 @@ import torch
 import holdfast as hf
 from holdfast.errors import InputError
 from holdfast.runs.folder import finished, holds, worker_on
+from holdfast.search import Journal, Search
 from holdfast.training import fit_recipe
 from holdfast.training.recipe import recipe_from
 
@@ -46,8 +47,7 @@ def test_a_flipped_bit_never_leads_to_other_figures(tmp_path: Path, whole: bool,
     expected = told(ask(run))
     if not whole:  # as a process leaves it that is killed before it has a result
         (run / "result.json").unlink()
-        journal = hf.evaluation.evaluate.__globals__["Journal"]
-        monkeypatch.setattr(journal, "conclude", lambda self, packed: None)
+        monkeypatch.setattr(Journal, "conclude", lambda self, packed: None)
         shutil.rmtree(run)
         ask(run)
         (run / "result.json").unlink()
@@ -72,7 +72,7 @@ def test_a_finished_run_is_read_and_no_attack_is_made(tmp_path: Path, monkeypatc
     def attacked(*arguments: object, **named: object) -> None:
         raise AssertionError("it is computed again")
 
-    monkeypatch.setattr(hf.evaluation.evaluate.__globals__["Search"], "run", attacked)
+    monkeypatch.setattr(Search, "run", attacked)
     again = ask(tmp_path / "run")
     assert told(again) == told(first) and again.finished == first.finished
     assert worker_on(tmp_path / "run") is None

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 from run_folders import evaluation_run
 
-from holdfast import data
-from holdfast.cli import app as cli
+from holdfast import cli, data
 from holdfast.data.base import DataSet, Split
 from holdfast.errors import InputError
 from holdfast.report import write_report

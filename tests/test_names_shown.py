@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 from run_folders import evaluation_run, training_run
 
-from holdfast import data
-from holdfast.cli import app as cli
+from holdfast import cli, data
 from holdfast.cli.tables import print_leaderboard, print_zoo
 from holdfast.data.base import DataSet, Split
 from holdfast.errors import HoldfastError, InputError

@@ -8,7 +8,7 @@ import sys
 import pytest
 from printed_commands import check, in_markdown, in_python, printed
 
-from holdfast.runs import folder as runs
+from holdfast.runs import environment, identity
 
 PRINTED = printed()
 
@@ -68,14 +68,14 @@ def test_commands_are_read_out_of_documents_and_sources() -> None:
 @pytest.mark.parametrize(
     ("program", "told"),
     [
-        (runs.PACKAGE / "__main__.py", ["holdfast"]),
-        (runs.PACKAGE.parent / "benchmarks" / "memory.py", ["python", "benchmarks/memory.py"]),
+        (identity.PACKAGE / "__main__.py", ["holdfast"]),
+        (identity.PACKAGE.parent / "benchmarks" / "memory.py", ["python", "benchmarks/memory.py"]),
         ("/usr/local/bin/holdfast", ["holdfast"]),
     ],
 )
 def test_a_run_stores_its_command_as_words_of_a_shell(monkeypatch, program, told) -> None:
     given = ["--pixels", "JPEG test images; $(rm)", "--out", "runs/it's"]
     monkeypatch.setattr(sys, "argv", [str(program), *given])
-    command = runs.circumstances("cpu")["command"]
+    command = environment.circumstances("cpu")["command"]
     assert command == [*told, *given]
     assert shlex.split(shlex.join(command)) == command

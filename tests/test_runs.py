@@ -18,7 +18,9 @@ import torch
 from torch import nn
 
 from holdfast.errors import InputError
+from holdfast.runs import environment
 from holdfast.runs import folder as runs
+from holdfast.runs import identity as identity_of_runs
 from holdfast.runs.environment import circumstances, git_revision
 from holdfast.runs.files import PARTIAL
 from holdfast.runs.folder import claimed, open_run, withdraw_run
@@ -112,7 +114,7 @@ def test_the_code_version_follows_the_source(tmp_path, monkeypatch):
     (tmp_path / "attacks").mkdir()
     (tmp_path / "attacks" / "a.py").write_text("x = 1")
     (tmp_path / "b.py").write_text("y = 1")
-    monkeypatch.setattr(runs, "PACKAGE", tmp_path)
+    monkeypatch.setattr(identity_of_runs, "PACKAGE", tmp_path)
     seen = []
     for file, text in ((None, ""), ("attacks/a.py", "x = 2"), ("b.py", "y = 2"), ("c.py", "")):
         if file:
@@ -318,9 +320,9 @@ def git(folder: Path, *arguments: str) -> str:
 @pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
 def test_the_revision_is_that_of_holdfasts_own_checkout(tmp_path, monkeypatch):
     package = tmp_path / "holdfast"
-    package.mkdir()
-    (package / "runs.py").write_text("x = 1")
-    monkeypatch.setattr(runs, "PACKAGE", package)
+    (package / "runs").mkdir(parents=True)
+    (package / environment.OWN).write_text("x = 1")
+    monkeypatch.setattr(environment, "PACKAGE", package)
     assert git_revision() is None  # no checkout
     git(tmp_path, "init", "-q")
     (tmp_path / "theirs.txt").write_text("1")
@@ -330,7 +332,7 @@ def test_the_revision_is_that_of_holdfasts_own_checkout(tmp_path, monkeypatch):
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-qm", "ours")
     assert git_revision() == git(tmp_path, "rev-parse", "HEAD")
-    (package / "runs.py").write_text("x = 2")
+    (package / environment.OWN).write_text("x = 2")
     assert git_revision() == git(tmp_path, "rev-parse", "HEAD") + "+changes"
 
 

@@ -14,8 +14,7 @@ import torch
 from data_files import write_image
 from torch import nn
 
-from holdfast import data
-from holdfast.cli import app as cli
+from holdfast import cli, data
 from holdfast.cli.app import uncertainty
 from holdfast.cli.certify import certify_command
 from holdfast.cli.evaluate import evaluate_command

@@ -11,8 +11,8 @@ import models
 import pytest
 from run_folders import evaluation_run
 
+from holdfast import cli
 from holdfast.attacks import SUITES, suite_named
-from holdfast.cli import app as cli
 from holdfast.cli.tables import distinct_names, print_leaderboard
 from holdfast.evaluation import evaluate
 from holdfast.evaluation.result import outcome_of

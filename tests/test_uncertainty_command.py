@@ -17,8 +17,8 @@ import pytest
 import torch
 from models import Wrapped, digits
 
+from holdfast import cli
 from holdfast import data as datasets
-from holdfast.cli import app as cli
 from holdfast.cli import uncertainty as command
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError

@@ -11,6 +11,7 @@ from torch import Tensor
 from .. import draws
 from ..attacks import PGD, Stage, Suite
 from ..attacks.suite import UNDEFENDED
+from ..intervals import clopper_pearson
 from ..models.wrapper import NO_PREDICTION, unwrapped
 from ..runs.folder import now
 from ..runs.identity import weights_digest
@@ -21,7 +22,6 @@ from . import health
 from .curve import IMAGES as CURVE_IMAGES
 from .curve import distance_curve, security_curve
 from .inspection import Inspection
-from .intervals import interval
 from .plan import Plan
 from .random_models import draw_figures
 from .request import Request
@@ -52,9 +52,9 @@ def judge(
     return Evaluation(
         n=n,
         standard_accuracy=right / n,
-        standard_accuracy_interval=interval(right, n),
+        standard_accuracy_interval=clopper_pearson(right, n),
         robust_accuracy=standing / n,
-        robust_accuracy_interval=interval(standing, n),
+        robust_accuracy_interval=clopper_pearson(standing, n),
         threat=threat.describe(),
         suite=suite.name,
         attacks=costs,

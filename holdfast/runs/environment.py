@@ -17,6 +17,8 @@ from ..version import VERSION
 from .folder import now
 from .identity import PACKAGE
 
+OWN = Path(__file__).resolve().relative_to(PACKAGE)  # this file, in the package
+
 
 @functools.cache
 def processor() -> str:
@@ -61,7 +63,7 @@ def git_revision() -> str | None:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)
+        git("ls-files", "--error-unmatch", OWN.as_posix())
         return git("rev-parse", "HEAD") + (
             "+changes" if git("status", "--porcelain", "--untracked-files=no") else ""
         )
