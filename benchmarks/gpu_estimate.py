@@ -36,8 +36,9 @@ from holdfast.report.evaluation_run import Evaluation
 from holdfast.report.runs import read_run
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import write_result
-from holdfast.training.loop import Trainer
+from holdfast.training.job import TrainingJob
 from holdfast.training.recipe import Recipe, load_recipe, recipe_from
+from holdfast.training.trainer import Trainer
 
 RESULTS = Path(__file__).resolve().parent / "results"
 SUITE = "swift"  # that all of them were judged by: figures of several would make no line
@@ -49,7 +50,7 @@ SHARES = (0.05, 0.1, 0.2)
 def operations_per_step(recipe: Recipe, dataset: DataSet) -> int:
     """Floating-point operations of one optimiser step, two a multiply-add."""
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    trainer = Trainer(recipe, dataset, Path("unused"), 0, fabric)
+    trainer = Trainer(TrainingJob(recipe, dataset, Path("unused"), fabric))
     trainer.model.train()
     trainer.schedule.progress = 0.5
     with Operations() as operations:

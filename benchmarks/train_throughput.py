@@ -27,8 +27,9 @@ from holdfast.data.augment import Augment
 from holdfast.models import build
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import write_result
-from holdfast.training.loop import Trainer
+from holdfast.training.job import TrainingJob
 from holdfast.training.recipe import recipe_from
+from holdfast.training.trainer import Trainer
 
 EPS = 8 / 255
 SIZES = (1024, 2048)  # of the matrices that are multiplied
@@ -77,7 +78,7 @@ def main() -> None:
         {"model": {"arguments": arguments}, "batch_size": options.batch_size, "precision": "bf16"}
     )
     fabric = Fabric(accelerator="cpu", devices=1, precision="bf16-mixed")
-    trainer = Trainer(recipe, dataset, Path("unused"), 0, fabric)
+    trainer = Trainer(TrainingJob(recipe, dataset, Path("unused"), fabric))
     trainer.model.train()
     plain = PlainLoop(
         arguments,

@@ -31,8 +31,9 @@ from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import write_result
-from holdfast.training.loop import Trainer
+from holdfast.training.job import TrainingJob
 from holdfast.training.recipe import Recipe, load_recipe, recipe_from
+from holdfast.training.trainer import Trainer
 
 WARM_UP = 3  # steps: they compile, and fill caches
 # What an operator's name contains → what kind of work it is; the first that fits counts.
@@ -102,7 +103,7 @@ class Phases:
 
     def __init__(self, trainer: Trainer):
         self.device, self.seconds = trainer.fabric.device, Counter[str]()
-        self._around(trainer.feed, "batch", "batch")
+        self._around(trainer.batches, "batch", "batch")
         self._around(trainer.objective, "points", "attack")
         self._around(trainer.objective, "loss", "forward")
         self._around(trainer.fabric, "backward", "backward")
@@ -149,7 +150,7 @@ def measured(
 ) -> dict[str, Any]:
     """All figures of one objective's step."""
     device = fabric.device
-    trainer = Trainer(recipe, dataset, Path("unused"), 0, fabric)
+    trainer = Trainer(TrainingJob(recipe, dataset, Path("unused"), fabric))
     trainer.model.train()
     trainer.schedule.progress = 0.5  # when everything that begins later has begun
     step = trainer._step

@@ -3,10 +3,13 @@
     torchrun --nproc-per-node 4 -m holdfast evaluate …
 
 Every process runs the same program; inside `joined()` it knows which *worker* of how many it is.
-Short words (who has arrived, who failed, what worker 0 decided) pass through torch.distributed's
-key-value store, which can be asked without blocking; images and verdicts go over gloo, for they lie
-in main memory whatever the device. So a worker that waits, waits as long as the others live and no
-longer: each gives a sign of life every second, and the first that fails says why, once, for all.
+torch.distributed brings them together and carries objects between them, over gloo, for they lie in
+main memory whatever the device. (Objects are pickled: they come from our own processes only.)
+
+What torch.distributed lacks is added here. Its collectives block, up to a limit of time that one
+has to guess. Here a worker waits as long as the others live, and no longer: each gives a sign of
+life every second, nobody enters a collective before all are there, and the first worker that fails
+says why, once, for all. These notes pass through a key-value store, which answers at once.
 """
 
 from __future__ import annotations
@@ -14,9 +17,10 @@ from __future__ import annotations
 import functools
 import json
 import os
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any
@@ -30,7 +34,6 @@ ARRIVAL_SECONDS = 600.0  # until all workers have to have begun
 SILENCE_SECONDS = 120.0  # without a sign of life, after which a worker is given up
 BEAT_SECONDS = 1.0  # between signs of life
 PAUSE_SECONDS = 0.05  # between two looks at what is waited for
-CHUNK_BYTES = 2**28  # sent at once
 
 _current: list[Workers] = []  # those of the `joined()` that is open, if any
 _opened = 0  # how many this process has opened: all open them in the same order
@@ -40,7 +43,7 @@ class Workers:
     """This process's place among the workers; alone, everything here does nothing.
 
     Attributes:
-        rank: 0 … size − 1. Worker 0 decides, merges and tells.
+        rank: 0 … size − 1. Worker 0 decides, merges and reports.
         size: how many there are.
     """
 
@@ -54,37 +57,42 @@ class Workers:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the worker that decides and tells."""
+        """Whether this is the worker that decides and reports."""
         return self.rank == 0
 
     def check(self) -> None:
         """Raise what another worker failed with, if one did. Cheap: call it after every step."""
 
-    def share(self, value: Any) -> Any:
-        """Worker 0's `value` (what JSON holds) in every worker."""
-        return value
-
     def meet(self) -> None:
         """Wait until all workers are here."""
 
-    def gather(self, data: bytes) -> list[bytes]:
-        """Every worker's `data` in worker 0, in their order; nothing in the others."""
-        return [data]
+    def share(self, value: Any) -> Any:
+        """Worker 0's `value`, which pickle can hold, in every worker."""
+        return value
 
-    def broadcast(self, data: bytes) -> bytes:
-        """Worker 0's `data` in every worker."""
-        return data
+    broadcast = share
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every worker's `value` in worker 0, in their order; nothing in the others."""
+        return [value]
 
 
 class _Team(Workers):
-    """Workers that there are others of."""
+    """One of several workers.
 
-    def __init__(self, store: dist.Store, rank: int, size: int):
-        self.rank, self.size, self.store = rank, size, store
-        self.calls = 0  # of share, meet, …: all workers make them in the same order
-        self.lost: HoldfastError | None = None
+    Args:
+        rank, size: as of `Workers`.
+        connect: a new connection to the store where the workers leave notes; each serves one
+            thread.
+        group: the process group of all workers, which carries objects.
+    """
+
+    def __init__(self, rank: int, size: int, connect: Callable[[], dist.Store], group: Any):
+        self.rank, self.size, self.group = rank, size, group
+        self.connect, self.store = connect, connect()
+        self.meetings = 0  # all workers have the same ones in the same order
+        self.lost: HoldfastError | None = None  # what ended the common work, once something did
         self.over = threading.Event()
-        self.group: Any = None
         self.watcher = threading.Thread(target=self._watch, daemon=True)
 
     # -- coming and going -----------------------------------------------------------------
@@ -93,19 +101,11 @@ class _Team(Workers):
         deadline = time.monotonic() + ARRIVAL_SECONDS
         self.store.add("arrived", 1)
         while (here := self.store.add("arrived", 0)) < self.size:
-            self._hear()
-            self.check()
             if time.monotonic() > deadline:
                 raise HoldfastError(
                     f"only {here} of {self.size} workers began within {ARRIVAL_SECONDS:.0f} s"
                 )
             time.sleep(PAUSE_SECONDS)
-        self.group = dist.ProcessGroupGloo(
-            dist.PrefixStore("gloo", self.store),
-            self.rank,
-            self.size,
-            timedelta(seconds=ARRIVAL_SECONDS),
-        )
         self.watcher.start()
         return self
 
@@ -114,7 +114,6 @@ class _Team(Workers):
         if error is None:
             self._part()
         self.over.set()
-        self.group = None
         if self.watcher.is_alive():  # the interpreter must not end while it asks the store
             self.watcher.join(timeout=10)
         if error is None or getattr(error, "said", False):
@@ -130,7 +129,7 @@ class _Team(Workers):
             raise _failure(first) from None
 
     def _part(self) -> None:
-        """Worker 0 is the last to go: the store may be in its process."""
+        """Worker 0 is the last to go: the store is in its process."""
         with suppress(RuntimeError, HoldfastError):
             self.store.add("left", 1)
             if self.leads:
@@ -143,8 +142,7 @@ class _Team(Workers):
         watched = range(1, self.size) if self.leads else (0,)
         last: dict[int, tuple[int, float]] = {}  # worker → its signs so far, and since when
         try:
-            # One connection serves one thread.
-            store = self.store.clone()  # type: ignore[attr-defined]
+            store = self.connect()
             while not (self.over.wait(BEAT_SECONDS) or self.lost):
                 store.add(f"alive/{self.rank}", 1)
                 if store.check(["failed"]):
@@ -158,84 +156,50 @@ class _Team(Workers):
                         self.lost = HoldfastError(
                             f"worker {worker} fell silent; the same command goes on from here"
                         )
-        except RuntimeError as error:  # the machine that holds the store is gone
-            self.lost = self.lost or _unreachable(error)
-
-    def _hear(self) -> None:
-        """Look at once, and not only at the next beat, whether somebody failed."""
-        try:
-            if self.store.check(["failed"]):
-                self.lost = _failure(self.store.get("failed").decode())
-        except RuntimeError as error:
+        except RuntimeError as error:  # the process that holds the store is gone
             self.lost = self.lost or _unreachable(error)
 
     def check(self) -> None:
         if self.lost is not None:
             raise self.lost
 
-    # -- exchange -------------------------------------------------------------------------
-
-    def _call(self) -> str:
-        self.calls += 1
-        return f"call/{self.calls}"
-
-    def _until(self, ready: Any) -> None:
+    def _until(self, ready: Callable[[], bool]) -> None:
         while not ready():
             self.check()
             time.sleep(PAUSE_SECONDS)
 
-    def share(self, value: Any) -> Any:
-        key = self._call()
-        with _reachable():
-            if self.leads:
-                self.store.set(key, json.dumps(value))
-                return value
-            self._until(lambda: self.store.check([key]))
-            return json.loads(self.store.get(key))
+    # -- exchange -------------------------------------------------------------------------
 
     def meet(self) -> None:
-        key = self._call()
+        self.meetings += 1
+        key = f"meeting/{self.meetings}"
         with _reachable():
             self.store.add(key, 1)
             self._until(lambda: self.store.add(key, 0) >= self.size)
 
-    def gather(self, data: bytes) -> list[bytes]:
-        self.meet()  # nobody blocks in a transfer while another still works
-        key = self._call()
+    def share(self, value: Any) -> Any:
+        self.meet()
+        held = [value]
         with _reachable():
-            if not self.leads:
-                self.store.set(f"{key}/{self.rank}", str(len(data)))
-                for chunk in _tensor(data).split(CHUNK_BYTES):
-                    self.group.send([chunk], 0, 0).wait()
-                return []
-            parts = [data]
-            for worker in range(1, self.size):
-                self._until(lambda worker=worker: self.store.check([f"{key}/{worker}"]))
-                room = torch.empty(int(self.store.get(f"{key}/{worker}")), dtype=torch.uint8)
-                for chunk in room.split(CHUNK_BYTES):
-                    self.group.recv([chunk], worker, 0).wait()
-                parts.append(room.numpy().tobytes())
-            return parts
+            dist.broadcast_object_list(held, src=0, group=self.group)
+        return held[0]
 
-    def broadcast(self, data: bytes) -> bytes:
-        size = self.share(len(data))
-        room = _tensor(data) if self.leads else torch.empty(size, dtype=torch.uint8)
+    broadcast = share
+
+    def gather(self, value: Any) -> list[Any]:
+        self.meet()
+        held: list[Any] | None = [None] * self.size if self.leads else None
         with _reachable():
-            for chunk in room.split(CHUNK_BYTES):
-                self.group.broadcast(chunk, 0).wait()
-        return data if self.leads else room.numpy().tobytes()
+            dist.gather_object(value, held, dst=0, group=self.group)
+        return held or []
 
 
-def _tensor(data: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(data or b"\0"), dtype=torch.uint8)[: len(data)]
-
-
-def _failure(told: str) -> HoldfastError:
-    """What a worker said of its end, as the others end with it: they need not say it again."""
-    said = json.loads(told)
-    kind = InputError if said["status"] == InputError.exit_status else HoldfastError
-    error = kind(f"worker {said['worker']}: {said['what']}")
-    error.exit_status, error.said = said["status"], True
+def _failure(note: str) -> HoldfastError:
+    """What a worker noted of its end, as the others end with it: they need not say it again."""
+    held = json.loads(note)
+    kind = InputError if held["status"] == InputError.exit_status else HoldfastError
+    error = kind(f"worker {held['worker']}: {held['what']}")
+    error.exit_status, error.said = held["status"], True
     return error
 
 
@@ -260,7 +224,7 @@ def launched() -> bool:
 
 
 def leads() -> bool:
-    """Whether this process is the one of its program that tells: alone, or worker 0."""
+    """Whether this process is the one of its program that reports: alone, or worker 0."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
     return not launched() or os.environ["RANK"] == "0"
@@ -304,24 +268,41 @@ def joined() -> Iterator[Workers]:
             _current.pop()
 
 
-@functools.cache
-def _met() -> tuple[dist.Store, int, int]:
-    """The store, this worker and how many there are; met once, for worker 0 may hold the store."""
-    patience = timedelta(seconds=ARRIVAL_SECONDS)
-    return next(dist.rendezvous("env://", timeout=patience))
-
-
 def _workers() -> Workers:
     global _opened
     if not launched():
         return Workers()
     _opened += 1
+    prefix = f"holdfast/{_opened}"
     with _reachable():
-        if dist.is_initialized():
-            rank, size = dist.get_rank(), dist.get_world_size()
-            store = dist.distributed_c10d._get_default_store()
-        else:
-            store, rank, size = _met()
-    # torchrun's store outlives a restart of the workers.
-    restart = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    return _Team(dist.PrefixStore(f"holdfast/{restart}/{_opened}", store), rank, size)
+        connect, group, _ = _connected()
+        return _Team(
+            dist.get_rank(),
+            dist.get_world_size(),
+            lambda: dist.PrefixStore(prefix, connect()),
+            group,
+        )
+
+
+@functools.cache
+def _connected() -> tuple[Callable[[], dist.Store], Any, dist.Store | None]:
+    """How to connect to the store, the group of all workers, and in worker 0 the store itself."""
+    patience = timedelta(seconds=ARRIVAL_SECONDS)
+    if not dist.is_initialized():
+        dist.init_process_group(timeout=patience)  # where torchrun's environment says
+    # The caller's own group may know GPUs only.
+    group = dist.new_group(backend="gloo", timeout=patience)
+    # Worker 0's machine, as torchrun names it to all.
+    host = os.environ.get("MASTER_ADDR") or socket.gethostname()
+    server: dist.TCPStore | None = None
+    address: list[Any] = [None]
+    if dist.get_rank() == 0:
+        server = dist.TCPStore(host, 0, is_master=True, wait_for_workers=False, timeout=patience)
+        address = [(host, server.port)]
+    dist.broadcast_object_list(address, src=0, group=group)
+    host, port = address[0]
+
+    def connect() -> dist.Store:
+        return dist.TCPStore(host, port, is_master=False, timeout=patience)
+
+    return connect, group, server

@@ -91,8 +91,8 @@ def integers(seeds: Tensor, counter: int | Tensor, high: Tensor | int, shape: Se
 _seeds: ContextVar[int | Tensor | None] = ContextVar("seeds", default=None)
 
 
-def fresh_seeds(count: int) -> Int64[Tensor, " n"]:
-    """Seeds for `count` images that nobody used before, from torch's default generator."""
+def new_seeds(count: int) -> Int64[Tensor, " n"]:
+    """Random seeds for `count` images, from torch's default generator."""
     return torch.randint(-(2**63), 2**63 - 1, (count,), dtype=torch.int64)
 
 
@@ -100,7 +100,7 @@ def fresh_seeds(count: int) -> Int64[Tensor, " n"]:
 def fixed_draws(seeds: int | Int64[Tensor, " n"]) -> Iterator[None]:
     """Every random defence inside draws from these seeds, so equal calls give equal logits.
 
-    To record draws and replay them, make the seeds first: `seeds = fresh_seeds(len(images))`.
+    To record draws and replay them, make the seeds first: `seeds = new_seeds(len(images))`.
     Outside of this context, every forward pass draws afresh.
 
     Args:
@@ -130,14 +130,14 @@ def repeated_draws(copies: int) -> Iterator[None]:
 
 
 def image_seeds(count: int) -> Int64[Tensor, " n"]:
-    """The seeds of `count` images, on the CPU: those of `fixed_draws`, or else fresh ones.
+    """The seeds of `count` images, on the CPU: those of `fixed_draws`, or else new ones.
 
     Raises:
         InputError: `fixed_draws` got seeds for another number of images.
     """
     seeds = _seeds.get()
     if seeds is None:
-        return fresh_seeds(count)
+        return new_seeds(count)
     if isinstance(seeds, int):
         return item_seeds(seeds, torch.arange(count))
     if seeds.shape != (count,):

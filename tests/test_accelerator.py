@@ -62,6 +62,7 @@ from holdfast.search.fast_copies import fast_copy_of
 from holdfast.threat import NORMS, Threat
 from holdfast.training import run as fit
 from holdfast.training.averaging import WeightAverage, estimate_statistics
+from holdfast.training.job import TrainingJob
 from holdfast.training.objectives import OBJECTIVES, Batch, objective_named
 from holdfast.training.optimisers import optimiser_for
 from holdfast.training.recipe import OptimiserSpec
@@ -676,14 +677,15 @@ def test_a_run_of_training_is_the_same_and_goes_on(name, tmp_path, monkeypatch):
 
     def trained(device: torch.device) -> dict[str, Tensor]:
         run = tmp_path / device.type
-        stopped = fit.Trainer(recipe, test_training.digits(), run, 0, fabric(recipe, str(device)))
+        home = fabric(recipe, str(device))
+        stopped = fit.Trainer(TrainingJob(recipe, test_training.digits(), run, home))
         stopped._step()
         stopped.save("latest")
         assert stopped.restore("latest")
         stopped._step()
         weights = {k: v.cpu() for k, v in stopped.model.module.state_dict().items()}
         assert {v.device for v in stopped.model.module.state_dict().values()} == {device}
-        result = hf.training.fit_recipe(
+        result = hf.training.train(
             recipe, test_training.digits(), tmp_path / f"whole-{device.type}", device=str(device)
         )
         kept = load_file(result.run / "model" / "model.safetensors")

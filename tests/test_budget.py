@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from holdfast.errors import InputError
-from holdfast.training.budget import Schedule, one_cycle, parse_seconds
+from holdfast.training.schedule import Schedule, one_cycle, parse_seconds
 
 
 @pytest.mark.parametrize(

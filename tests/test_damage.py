@@ -14,7 +14,7 @@ import holdfast as hf
 from holdfast.errors import InputError
 from holdfast.runs.folder import finished, holds, worker_on
 from holdfast.search import Journal, Search
-from holdfast.training import fit_recipe
+from holdfast.training import train
 from holdfast.training.recipe import recipe_from
 
 THREAT = hf.Threat("linf", 0.1)
@@ -92,13 +92,13 @@ def test_a_run_knows_the_model_that_it_made(tmp_path: Path, name: str):
         }
     )
     run, data = tmp_path / "run", hf.data.load("digits")
-    first = fit_recipe(recipe, data, run, device="cpu")
+    first = train(recipe, data, run, device="cpu")
     hf.load(run)
     file = next(run.rglob(name))
     content = bytearray(file.read_bytes())
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
-    for again in (lambda: hf.load(run), lambda: fit_recipe(recipe, data, run, device="cpu")):
+    for again in (lambda: hf.load(run), lambda: train(recipe, data, run, device="cpu")):
         with pytest.raises(InputError, match=r"damaged|cannot be read") as refused:
             again()
         assert str(file) in str(refused.value) and "\n" not in str(refused.value)
@@ -107,4 +107,4 @@ def test_a_run_knows_the_model_that_it_made(tmp_path: Path, name: str):
         + bytes([content[len(content) // 2] ^ 1])
         + bytes(content[len(content) // 2 + 1 :])
     )
-    assert fit_recipe(recipe, data, run, device="cpu").finished == first.finished
+    assert train(recipe, data, run, device="cpu").finished == first.finished

@@ -231,7 +231,7 @@ def test_images_in_several_splits_are_found_by_their_pixels(tmp_path: Path) -> N
     assert "test/dog/z.png is val/dog/val0.png" in line and "\n" not in line
     assert f"note: {line}" in data.describe_classes(dataset).splitlines()
     assert line in dataset.remarks("test", 5)
-    told = dataset.told("test", 5)["overlaps"]
+    told = dataset.result_fields("test", 5)["overlaps"]
     assert told[1] == {"split": "test", "other": "validation", "images": 1}
 
 
@@ -247,10 +247,10 @@ def test_classes_without_images_are_named(tmp_path: Path) -> None:
     for split in ("train", "test"):
         image_folder(tmp_path / split, ("a", "b", "c"), n=20)
     dataset = folder.load(tmp_path)
-    assert dataset.told("test", 60)["classes_without_images"] == []
+    assert dataset.result_fields("test", 60)["classes_without_images"] == []
     first = dataset.classes[dataset.test.labels[0]]
     absent = [name for name in "abc" if name != first]
-    assert dataset.told("test", 1)["classes_without_images"] == absent
+    assert dataset.result_fields("test", 1)["classes_without_images"] == absent
     assert "2 of 3 classes have no image among the 1 of test" in dataset.remarks("test", 1)[0]
     assert dataset.remarks("test", 1)[0].endswith(": " + ", ".join(absent))
 

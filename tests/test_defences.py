@@ -20,7 +20,7 @@ from holdfast.defences import (
     replace_backward,
     steps,
 )
-from holdfast.draws import fixed_draws, fresh_seeds, repeated_draws
+from holdfast.draws import fixed_draws, new_seeds, repeated_draws
 from holdfast.errors import InputError
 from holdfast.models.unet import DenoisingUNet
 
@@ -203,7 +203,7 @@ def test_draws_are_fresh_unless_fixed_and_then_belong_to_the_image(text):
     defence = one(text, network())
     assert not torch.equal(defence(IMAGES), defence(IMAGES))
 
-    seeds = fresh_seeds(len(IMAGES))
+    seeds = new_seeds(len(IMAGES))
     with fixed_draws(seeds):
         together = defence(IMAGES)
         assert torch.equal(defence(IMAGES), together)
@@ -232,7 +232,7 @@ def test_copies_in_a_batch_draw_independently(text):
 
 def test_copies_for_an_expectation_draw_the_same_whatever_the_batch():
     chained = chain(network(), ["noise", "crop-ensemble:crops=2,size=0.5"])
-    seeds = fresh_seeds(3)
+    seeds = new_seeds(3)
 
     def expectation(rows):
         with fixed_draws(seeds[rows]), repeated_draws(20):
@@ -255,7 +255,7 @@ def test_two_equal_steps_draw_different_numbers():
 def test_seeds_that_do_not_fit_the_batch_are_refused():
     with (
         pytest.raises(InputError, match=r"seeds of shape \(2,\) for 6 images"),
-        fixed_draws(fresh_seeds(2)),
+        fixed_draws(new_seeds(2)),
     ):
         Noise(Pixels())(IMAGES)
 

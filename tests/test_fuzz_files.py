@@ -37,8 +37,8 @@ from holdfast.search import Journal, Ledger
 from holdfast.search.journal import _CHECKED, FinishedItem, FlyingItem, _checksum
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
-from holdfast.training.budget import parse_seconds
 from holdfast.training.checkpoints import Checkpoints
+from holdfast.training.schedule import parse_seconds
 
 HERE = Path(__file__).parents[1]
 Case = tuple[Any, Callable[[], object]]

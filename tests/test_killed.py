@@ -21,6 +21,7 @@ import pytest
 import torch
 from models import digits
 
+import holdfast as hf
 from holdfast import data as datasets
 from holdfast.certification import run as certify
 from holdfast.cli import uncertainty as command
@@ -29,7 +30,7 @@ from holdfast.cli.evaluate import evaluate_command
 from holdfast.mixing.run import mix_command
 from holdfast.models import build, save_checkpoint
 from holdfast.search import scheduler as search
-from holdfast.training import fit_recipe, loop
+from holdfast.training import trainer as training_loop
 from holdfast.training.recipe import recipe_from
 from holdfast.uncertainty.run import measurements as searches
 from holdfast.uncertainty.run import metrics as tables
@@ -84,7 +85,7 @@ def mix(models: Path, out: Path) -> None:
 
 
 def train(models: Path, out: Path) -> None:
-    fit_recipe(recipe_from(RECIPE), datasets.load("digits"), out, seed=1, device="cpu")
+    hf.train(recipe_from(RECIPE), datasets.load("digits"), out, seed=1, device="cpu")
 
 
 COMMANDS: dict[str, Callable[[Path, Path], None]] = {
@@ -113,7 +114,7 @@ def small() -> None:
         (search, "CHECKPOINT_SECONDS", 0.0),
         (search, "CHECKPOINT_SHARE", float("inf")),
         (certify, "WRITE_SECONDS", 0.0),
-        (loop, "CHECKPOINT_SECONDS", -1.0),
+        (training_loop, "CHECKPOINT_SECONDS", -1.0),
     ):
         setattr(module, name, value)
     sys.modules["holdfast.cli.certify"].PASSES = 180  # three images at once

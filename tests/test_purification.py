@@ -16,11 +16,11 @@ from holdfast import draws
 from holdfast.attacks import PGD, Stage, Suite
 from holdfast.defences import parse
 from holdfast.defences.purification import Purification, noise_levels
-from holdfast.draws import fixed_draws, fresh_seeds, repeated_draws
+from holdfast.draws import fixed_draws, new_seeds, repeated_draws
 from holdfast.errors import InputError
 from holdfast.models import SmallCNN, build, save_checkpoint
 from holdfast.models.unet import DenoisingUNet
-from holdfast.training import fit_recipe, load_recipe
+from holdfast.training import load_recipe, train
 from holdfast.training.objectives import Batch, objective_named
 
 RECIPE = Path(__file__).resolve().parents[1] / "recipes" / "digits-diffusion.yaml"
@@ -158,7 +158,7 @@ def test_the_noise_left_after_each_step_is_that_of_its_level():
 
 def test_draws_belong_to_the_image_the_step_and_the_round():
     defence = Purification(Pixels(), weights=network(), noise=0.3, steps=2, rounds=2)
-    x, seeds = torch.rand(3, 3, 8, 8), fresh_seeds(3)
+    x, seeds = torch.rand(3, 3, 8, 8), new_seeds(3)
     with torch.no_grad():
         assert not torch.equal(defence(x), defence(x))
         with fixed_draws(seeds):
@@ -182,7 +182,7 @@ def test_draws_belong_to_the_image_the_step_and_the_round():
 def test_gradients_are_exact_and_those_of_the_plain_computation(steps, rounds):
     found = []
     options = {"weights": network(), "noise": 0.05, "steps": steps, "rounds": rounds}
-    seeds, way = fresh_seeds(2), torch.randn(2, 3 * 64)
+    seeds, way = new_seeds(2), torch.randn(2, 3 * 64)
     for checkpointing in (True, False):
         x = middle().requires_grad_()
         defence = Purification(Pixels(), checkpointing=checkpointing, **options)
@@ -283,7 +283,7 @@ def trained(tmp_path_factory):
     run = tmp_path_factory.mktemp("diffusion") / "run"
     changes = ["epochs=12", "model.arguments.width=16", "validation.every=12"]
     recipe = load_recipe(RECIPE, [*changes, "validation.images=60", "averaging=0.95"])
-    result = fit_recipe(recipe, held, run)
+    result = train(recipe, held, run)
     x, y = datasets.to_tensor(held.train.images), torch.from_numpy(held.train.labels)
     torch.manual_seed(1)
     model = SmallCNN(width=8)

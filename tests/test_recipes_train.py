@@ -11,7 +11,8 @@ from lightning.fabric import Fabric
 
 from holdfast import data
 from holdfast.data.base import DataSet, Split
-from holdfast.training import loop
+from holdfast.training import trainer as training_loop
+from holdfast.training.job import TrainingJob
 from holdfast.training.recipe import Recipe, load_recipe, recipe_from
 
 RECIPES = sorted((Path(__file__).parents[1] / "recipes").glob("*.yaml"))
@@ -46,7 +47,7 @@ def test_every_recipe_trains_two_steps(tmp_path, file):
     recipe = shrunk(load_recipe(file))
     precision = "bf16-mixed" if recipe.precision == "bf16" else "32-true"
     fabric = Fabric(accelerator="cpu", devices=1, precision=precision)
-    trainer = loop.Trainer(recipe, pictures(file.stem), tmp_path, 0, fabric)
+    trainer = training_loop.Trainer(TrainingJob(recipe, pictures(file.stem), tmp_path, fabric))
     trainer.model.train()
     before = {key: value.clone() for key, value in trainer.model.named_parameters()}
     for _ in range(2):
@@ -56,4 +57,4 @@ def test_every_recipe_trains_two_steps(tmp_path, file):
     moved = [key for key, value in trainer.model.named_parameters() if not value.equal(before[key])]
     # Layers that start at zero hold others back for a few steps.
     assert len(moved) > len(before) / 4
-    assert all(torch.isfinite(value).all() for value in trainer._tensors().values())
+    assert all(torch.isfinite(value).all() for value in trainer.tensors().values())

@@ -28,7 +28,9 @@ from holdfast.data.base import DataSet, Split
 from holdfast.errors import HoldfastError, InputError
 from holdfast.runs import files
 from holdfast.runs.progress import ProgressLine
-from holdfast.training import fit_recipe, loop
+from holdfast.training import train
+from holdfast.training import trainer as training_loop
+from holdfast.training.job import TrainingJob
 from holdfast.training.objectives import Loss
 from holdfast.training.objectives.cross_entropy import NFGSM
 from holdfast.training.recipe import Recipe, recipe_from
@@ -74,9 +76,9 @@ def digits(images: int = 50) -> DataSet:
     return WithoutTest("digits", whole.classes, train, held_out, held_out)
 
 
-def trainer(run: Path, recipe: Recipe | None = None, seed: int = 0) -> loop.Trainer:
+def trainer(run: Path, recipe: Recipe | None = None, seed: int = 0) -> training_loop.Trainer:
     fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
-    return loop.Trainer(recipe or tiny(), digits(), run, seed, fabric)
+    return training_loop.Trainer(TrainingJob(recipe or tiny(), digits(), run, fabric, seed))
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -118,16 +120,16 @@ def one_line(error: pytest.ExceptionInfo) -> str:
 def finished(tmp_path_factory) -> tuple[Path, hf.training.TrainingResult]:
     """A whole run that looked at no test image."""
     run = tmp_path_factory.mktemp("training") / "run"
-    return run, fit_recipe(tiny(), digits(), run, seed=3, device="cpu")
+    return run, train(tiny(), digits(), run, seed=3, device="cpu")
 
 
 def test_two_runs_are_the_same_bit_for_bit(finished, tmp_path):
     run, _ = finished
     torch.manual_seed(99)  # what the surrounding program draws must not matter
-    fit_recipe(tiny(), digits(), tmp_path / "again", seed=3, device="cpu")
+    train(tiny(), digits(), tmp_path / "again", seed=3, device="cpu")
     assert same(weights(run), weights(tmp_path / "again"))
     assert figures(run) == figures(tmp_path / "again")
-    fit_recipe(tiny(), digits(), tmp_path / "other", seed=4, device="cpu")
+    train(tiny(), digits(), tmp_path / "other", seed=4, device="cpu")
     assert not same(weights(run), weights(tmp_path / "other"))
 
 
@@ -188,7 +190,7 @@ def test_the_kept_weights_have_the_statistics_of_their_own(finished):
 def test_the_same_command_again_changes_nothing(finished, capsys):
     run, result = finished
     before = contents(run)
-    again = fit_recipe(tiny(), digits(), run, seed=3, device="cpu", progress=True)
+    again = train(tiny(), digits(), run, seed=3, device="cpu", progress=True)
     assert contents(run) == before
     assert f"{run} was finished on " in capsys.readouterr().err
     assert again.validation == result.validation
@@ -203,10 +205,10 @@ def test_another_run_in_the_folder_is_refused(finished, change, seed, names):
     run, _ = finished
     before = contents(run)
     with pytest.raises(InputError, match="another run") as error:
-        fit_recipe(tiny(**change), digits(), run, seed=seed, device="cpu")
+        train(tiny(**change), digits(), run, seed=seed, device="cpu")
     assert names in one_line(error)
     with pytest.raises(InputError, match="another run"):
-        fit_recipe(tiny(), digits(48), run, seed=3, device="cpu")  # other images
+        train(tiny(), digits(48), run, seed=3, device="cpu")  # other images
     assert contents(run) == before
 
 
@@ -219,10 +221,10 @@ def test_a_run_is_known_by_what_it_trains_on_and_what_chooses_its_weights(finish
     changed = getattr(split, what).copy()
     changed.flat[5] = (int(changed.flat[5]) + 1) % 10
     other = dataclasses.replace(split, **{what: changed})
-    train, held_out = (other if part == name else getattr(whole, name) for name in PARTS)
-    data = WithoutTest("digits", whole.classes, train, held_out, whole.validation)
+    seen, held_out = (other if part == name else getattr(whole, name) for name in PARTS)
+    data = WithoutTest("digits", whole.classes, seen, held_out, whole.validation)
     with pytest.raises(InputError, match="another run"):
-        fit_recipe(tiny(), data, run, seed=3, device="cpu")
+        train(tiny(), data, run, seed=3, device="cpu")
 
 
 def test_train_reads_a_recipe_file_and_embedded_data(tmp_path):
@@ -258,8 +260,8 @@ def test_every_objective_trains_in_bfloat16(tmp_path, name):
         precision="bf16",
         epochs=1,
     )
-    start = trainer(tmp_path / "start", recipe)._tensors()
-    result = fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
+    start = trainer(tmp_path / "start", recipe).tensors()
+    result = train(recipe, digits(), tmp_path / "run", device="cpu")
     assert [int(row["step"]) for row in figures(tmp_path / "run")] == [2, 3]
     # Images of one channel are normalised by what the training images measure.
     pixels = digits().train.images / 255
@@ -277,13 +279,13 @@ def test_a_run_with_a_helper_is_known_by_its_weights(finished, tmp_path):
     shutil.copytree(finished[0] / "model", helper)
     hat = {"name": "hat", "arguments": {"helper": str(helper), "steps": 2}}
     recipe = tiny(objective=hat, epochs=1)
-    first = fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
-    assert fit_recipe(recipe, digits(), tmp_path / "run", device="cpu").steps == first.steps
-    other = fit_recipe(tiny(epochs=1), digits(), tmp_path / "other", seed=9, device="cpu")
+    first = train(recipe, digits(), tmp_path / "run", device="cpu")
+    assert train(recipe, digits(), tmp_path / "run", device="cpu").steps == first.steps
+    other = train(tiny(epochs=1), digits(), tmp_path / "other", seed=9, device="cpu")
     shutil.rmtree(helper)
     shutil.copytree(other.run / "model", helper)
     with pytest.raises(InputError, match="another run"):
-        fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
+        train(recipe, digits(), tmp_path / "run", device="cpu")
 
 
 # -- bad input ----------------------------------------------------------------------------------
@@ -315,7 +317,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
     tmp_path, recipe, given, device, hint
 ):
     with pytest.raises(InputError, match=hint) as error:
-        fit_recipe(recipe, given(), tmp_path / "run", device=device)
+        train(recipe, given(), tmp_path / "run", device=device)
     one_line(error)
     assert not (tmp_path / "run").exists()
 
@@ -323,16 +325,16 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(
 def test_a_loss_that_explodes_is_one_line_and_frees_the_folder(tmp_path):
     wild = tiny(optimiser={"learning_rate": 1e30})
     with pytest.raises(HoldfastError, match=r"became .* at step") as error:
-        fit_recipe(wild, digits(), tmp_path / "run", device="cpu")
+        train(wild, digits(), tmp_path / "run", device="cpu")
     assert not isinstance(error.value, InputError)
     assert "learning_rate" in one_line(error)
     assert contents(tmp_path / "run") == {}
-    fit_recipe(tiny(epochs=1), digits(), tmp_path / "run", device="cpu")
+    train(tiny(epochs=1), digits(), tmp_path / "run", device="cpu")
 
 
 def test_a_loss_that_becomes_nan_later_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     run = tmp_path / "run"
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1)
     doomed = trainer(run)
     objective, calls = doomed.objective, []
 
@@ -352,11 +354,11 @@ def test_a_loss_that_becomes_nan_later_leaves_the_last_checkpoint(tmp_path, monk
     after = trainer(run)
     assert after.restore("latest")
     assert after.schedule.steps == 2
-    assert all(t.isfinite().all() for t in after._tensors().values())
+    assert all(t.isfinite().all() for t in after.tensors().values())
 
 
 def test_weights_that_become_nan_are_never_saved(tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1)
     doomed = trainer(tmp_path)
     step = doomed._step
 
@@ -383,9 +385,10 @@ class Machine:
 
     def __init__(self, patch: pytest.MonkeyPatch, step: float, validation: float, save: float):
         self.now = 0.0
-        patch.setattr(loop, "time", self)
+        patch.setattr(training_loop, "time", self)
         for name, seconds in (("_step", step), ("_validate", validation), ("save", save)):
-            patch.setattr(loop.Trainer, name, self.taking(seconds, getattr(loop.Trainer, name)))
+            method = self.taking(seconds, getattr(training_loop.Trainer, name))
+            patch.setattr(training_loop.Trainer, name, method)
 
     def taking(self, seconds: float, function: Callable) -> Callable:
         def timed(*arguments, **named):
@@ -401,7 +404,7 @@ class Machine:
 def test_a_budget_is_kept_with_validations_and_checkpoints(tmp_path, monkeypatch):
     machine = Machine(monkeypatch, step=1.0, validation=4.0, save=0.5)
     recipe = tiny(budget="1m", validation={"images": 20, "steps": 1, "every": 4})
-    result = fit_recipe(recipe, digits(), tmp_path, device="cpu")
+    result = train(recipe, digits(), tmp_path, device="cpu")
     assert 58 <= machine.now <= 62
     assert result.seconds == pytest.approx(machine.now, abs=0.6)
     rows = figures(tmp_path)
@@ -417,7 +420,7 @@ def test_a_budget_too_short_for_an_epoch_frees_the_folder(
     machine = Machine(monkeypatch, seconds, 1.0, 0.1)
     recipe = tiny(batch_size=batch_size, budget=budget)
     with pytest.raises(InputError, match=f"budget {budget} is too short") as error:
-        fit_recipe(recipe, digits(), tmp_path / "run", device="cpu")
+        train(recipe, digits(), tmp_path / "run", device="cpu")
     assert f"about {'2:00' if batch_size == 4 else '0:30'}" in one_line(error)
     assert machine.now <= 50  # it was noticed within the first steps
     assert contents(tmp_path / "run") == {}
@@ -435,7 +438,7 @@ class Fuse:
 
     def __init__(self, burns_at: int, log: Path):
         self.burns_at, self.log, self.passed = burns_at, log, 0
-        self.around(loop.Trainer, "_step", "step", after=True)
+        self.around(training_loop.Trainer, "_step", "step", after=True)
         self.around(files.os, "fsync", "flush")
         self.around(files.os, "replace", "rename", after=True)
         fdopen = os.fdopen
@@ -506,9 +509,9 @@ KILLED = tiny(
 
 def run_to_the_end_or(burns_at: int, run: Path, log: Path) -> None:
     torch.set_num_threads(1)
-    loop.CHECKPOINT_SECONDS = -1  # a checkpoint after every step
+    training_loop.CHECKPOINT_SECONDS = -1  # a checkpoint after every step
     Fuse(burns_at, log)
-    fit_recipe(KILLED, digits(), run, seed=1, device="cpu")
+    train(KILLED, digits(), run, seed=1, device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -554,9 +557,9 @@ def test_a_kill_before_the_request_was_written_does_not_block_the_folder(tmp_pat
     run = tmp_path / "run"
     run.mkdir()
     (run / f".request.json.x1{files.PARTIAL}").write_bytes(b'{"sch')
-    fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    train(tiny(epochs=1), digits(), run, device="cpu")
     (run / "model" / f".card.json.x2{files.PARTIAL}").write_bytes(b"{")
-    fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    train(tiny(epochs=1), digits(), run, device="cpu")
     assert not list(run.rglob(f"*{files.PARTIAL}"))
 
 
@@ -630,7 +633,7 @@ def zipped(value: Any, folder: Path) -> bytes:
 def test_a_checkpoint_of_another_architecture_is_refused_through_the_front_door(tmp_path):
     wider = tiny(model={"architecture": "small-cnn", "arguments": {"width": 4}})
     run = tmp_path / "run"
-    fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+    train(tiny(epochs=1), digits(), run, device="cpu")
     foreign = trainer(tmp_path / "other", wider)
     foreign.save("latest")
     file = run / "checkpoints" / "latest.safetensors"
@@ -638,7 +641,7 @@ def test_a_checkpoint_of_another_architecture_is_refused_through_the_front_door(
     (run / "result.json").unlink()  # what is finished is read, and needs no checkpoint
     before = contents(run)
     with pytest.raises(InputError, match="another architecture") as error:
-        fit_recipe(tiny(epochs=1), digits(), run, device="cpu")
+        train(tiny(epochs=1), digits(), run, device="cpu")
     assert str(file) in one_line(error)
     assert contents(run) == before
 
@@ -664,7 +667,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
     tmp_path, monkeypatch, fault, room, victim
 ):
     """The disk takes `room` files: the request, five checkpoints, a validation and more."""
-    monkeypatch.setattr(loop, "CHECKPOINT_SECONDS", -1)
+    monkeypatch.setattr(training_loop, "CHECKPOINT_SECONDS", -1)
     run, recipe = tmp_path / "run", tiny(epochs=3)
     real, before = getattr(os, fault), {}
 
@@ -679,7 +682,7 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
     with monkeypatch.context() as patch:
         patch.setattr(files.os, fault, full)
         with pytest.raises(InputError, match=f"{victim}.*No space left on device") as error:
-            fit_recipe(recipe, digits(), run, seed=3, device="cpu")
+            train(recipe, digits(), run, seed=3, device="cpu")
     one_line(error)
     passing = (files.PARTIAL, "lock")  # what is there only while the run goes on
     whole = {name: content for name, content in before.items() if not name.endswith(passing)}
@@ -687,8 +690,8 @@ def test_a_disk_that_fills_up_leaves_the_last_checkpoint(
     after = trainer(run, recipe, seed=3)
     assert after.restore("latest")
     assert after.schedule.steps > PER_EPOCH
-    fit_recipe(recipe, digits(), run, seed=3, device="cpu")
-    fit_recipe(recipe, digits(), tmp_path / "whole", seed=3, device="cpu")
+    train(recipe, digits(), run, seed=3, device="cpu")
+    train(recipe, digits(), tmp_path / "whole", seed=3, device="cpu")
     assert same(weights(run), weights(tmp_path / "whole"))
 
 
@@ -700,15 +703,15 @@ def test_momentum_and_average_survive(tmp_path):
     one.save("latest")
     two = trainer(tmp_path)
     assert two.restore("latest")
-    assert same(one._tensors(), two._tensors())
-    assert any(key.startswith("momentum.") for key in one._tensors())
+    assert same(one.tensors(), two.tensors())
+    assert any(key.startswith("momentum.") for key in one.tensors())
     assert two.average.steps == one.average.steps == 2
     for a, b in zip(one.model.parameters(), two.model.parameters(), strict=True):
         assert a.stride() == b.stride()
         buffers = [t.optimiser.state[p]["momentum_buffer"] for t, p in ((one, a), (two, b))]
         assert buffers[1].shape == a.shape
     assert one._step() == two._step()
-    assert same(one._tensors(), two._tensors())
+    assert same(one.tensors(), two.tensors())
 
 
 # -- collapse -----------------------------------------------------------------------------------
@@ -737,15 +740,15 @@ HEALTHY, COLLAPSED = (0.5, 0.55, 0.5), (0.4, 0.9, 0.02)
 def test_a_collapse_is_noticed_and_survived(tmp_path, monkeypatch):
     Played(monkeypatch, HEALTHY, COLLAPSED, (0.55, 0.6, 0.5))
     seen = []
-    after = loop.Trainer._after_validation
+    after = training_loop.Trainer._after_validation
 
     def watched(self, row, line):
         after(self, row, line)
-        tensors = {name: tensor.clone() for name, tensor in self._tensors().items()}
+        tensors = {name: tensor.clone() for name, tensor in self.tensors().items()}
         seen.append((tensors, self.objective.caution, self.schedule.progress))
 
-    monkeypatch.setattr(loop.Trainer, "_after_validation", watched)
-    result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu")
+    monkeypatch.setattr(training_loop.Trainer, "_after_validation", watched)
+    result = train(tiny(epochs=3), digits(), tmp_path, device="cpu")
     assert [caution for _, caution, _ in seen] == [0, 1, 1]
     assert same(seen[0][0], seen[1][0])  # weights, average and momentum went back …
     assert seen[1][2] == pytest.approx(2 / 3)  # … and the schedule did not
@@ -779,17 +782,17 @@ def test_what_counts_as_a_collapse(fgsm, pgd, told):
 
 def test_caution_survives_a_resume(tmp_path, monkeypatch):
     Played(monkeypatch, HEALTHY, COLLAPSED)
-    fit_recipe(tiny(), digits(), tmp_path, device="cpu")
+    train(tiny(), digits(), tmp_path, device="cpu")
     again = trainer(tmp_path)
     assert again.restore("latest")
     assert again.objective.caution == 1
-    assert len(again.events) == 1
+    assert len(again.history.events) == 1
 
 
 @pytest.mark.parametrize("train_on", ["train", "train+validation"])
 def test_a_collapse_at_the_very_end_keeps_the_last_good_weights(tmp_path, monkeypatch, train_on):
     Played(monkeypatch, HEALTHY, COLLAPSED)
-    result = fit_recipe(tiny(train_on=train_on), digits(), tmp_path, device="cpu")
+    result = train(tiny(train_on=train_on), digits(), tmp_path, device="cpu")
     assert len(result.events) == 1
     assert result.validation["pgd_accuracy"] == 0.5
     assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 1
@@ -807,7 +810,7 @@ def test_eps_grows_to_the_threat_models_and_stays_there(tmp_path, monkeypatch):
     recipe = tiny(
         objective={"name": "n-fgsm", "eps_warmup": 0.5}, epochs=4, validation={"every": 100}
     )
-    result = fit_recipe(recipe, digits(), tmp_path / "run")
+    result = train(recipe, digits(), tmp_path / "run")
     steps = 4 * PER_EPOCH
     # After the steps come the images that batch-norm statistics of the kept weights are from.
     trained, measured = seen[:steps], seen[steps:]
@@ -820,12 +823,12 @@ def test_eps_grows_to_the_threat_models_and_stays_there(tmp_path, monkeypatch):
 def test_standard_training_has_no_robustness_to_lose(tmp_path, monkeypatch):
     Played(monkeypatch, HEALTHY, COLLAPSED)
     recipe = tiny(objective={"name": "standard"})
-    assert fit_recipe(recipe, digits(), tmp_path, device="cpu").events == []
+    assert train(recipe, digits(), tmp_path, device="cpu").events == []
 
 
 def test_the_best_weights_are_kept_even_if_later_ones_are_worse(tmp_path, monkeypatch):
     Played(monkeypatch, (0.3, 0.3, 0.3), (0.5, 0.5, 0.5), (0.4, 0.4, 0.4))
-    result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu")
+    result = train(tiny(epochs=3), digits(), tmp_path, device="cpu")
     assert result.validation["pgd_accuracy"] == 0.5
     assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 2
 
@@ -833,7 +836,7 @@ def test_the_best_weights_are_kept_even_if_later_ones_are_worse(tmp_path, monkey
 def test_train_and_validation_keeps_the_last_weights(tmp_path, monkeypatch):
     Played(monkeypatch, (0.9, 0.9, 0.9), (0.5, 0.8, 0.8))
     recipe = tiny(train_on="train+validation")
-    result = fit_recipe(recipe, digits(), tmp_path, device="cpu")
+    result = train(recipe, digits(), tmp_path, device="cpu")
     assert result.steps == 2 * ((50 + 24) // 16)
     assert result.validation["pgd_accuracy"] == 0.5
     last = load_file(tmp_path / "checkpoints" / "latest.safetensors")
@@ -850,7 +853,7 @@ def test_some_validation_images_can_be_held_back_and_choose_the_weights(tmp_path
     Played(monkeypatch, (0.5, 0.6, 0.6), (0.4, 0.6, 0.6))
     data = digits()
     recipe = tiny(train_on="train+validation-10", validation={"every": 1, "images": 10, "steps": 2})
-    result = fit_recipe(recipe, data, tmp_path, device="cpu")
+    result = train(recipe, data, tmp_path, device="cpu")
     assert result.steps == 2 * ((50 + 14) // 16)
     assert json.loads((tmp_path / "result.json").read_text())["best_epoch"] == 1
     split = data.split("train+validation-10")
@@ -858,14 +861,14 @@ def test_some_validation_images_can_be_held_back_and_choose_the_weights(tmp_path
     np.testing.assert_array_equal(split.labels[50:], data.validation.labels[10:])
     for asked, message in (("train+validation-24", "only 24"), ("train+validation-4", "only 4")):
         with pytest.raises(InputError, match=message):
-            fit_recipe(tiny(train_on=asked), data, tmp_path / "other", device="cpu")
+            train(tiny(train_on=asked), data, tmp_path / "other", device="cpu")
     with pytest.raises(InputError, match="train_on"):
         tiny(train_on="train+validation-0")
 
 
 def test_learning_by_heart_is_said_once(tmp_path, monkeypatch, capsys):
     Played(monkeypatch, *[(0.44, 0.5, 0.5)] * 3, known=0.57)
-    result = fit_recipe(tiny(epochs=3), digits(), tmp_path, device="cpu", progress=True)
+    result = train(tiny(epochs=3), digits(), tmp_path, device="cpu", progress=True)
     (event,) = result.events
     assert event["kind"] == "memorising" and event["epoch"] == 1
     said = "learns by heart: PGD accuracy 57% on training images, 44% on others"
@@ -878,7 +881,7 @@ def test_learning_by_heart_is_said_once(tmp_path, monkeypatch, capsys):
 
 def test_a_small_gap_is_no_event(tmp_path, monkeypatch):
     Played(monkeypatch, *[(0.44, 0.5, 0.5)] * 2, known=0.53)
-    assert fit_recipe(tiny(epochs=2), digits(), tmp_path, device="cpu").events == []
+    assert train(tiny(epochs=2), digits(), tmp_path, device="cpu").events == []
 
 
 def test_images_are_mixed_only_for_objectives_that_can(tmp_path):

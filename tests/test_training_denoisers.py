@@ -15,9 +15,9 @@ from holdfast.errors import InputError
 from holdfast.models import load_checkpoint
 from holdfast.models.autoencoder import DenoisingAutoencoder
 from holdfast.report import write_report
-from holdfast.training import fit_recipe, load_recipe
-from holdfast.training.loop import Trainer
+from holdfast.training import load_recipe, train
 from holdfast.training.recipe import Recipe, recipe_from
+from holdfast.training.trainer import Trainer
 
 RECIPES = Path(__file__).resolve().parents[1] / "recipes"
 
@@ -44,7 +44,7 @@ def digits():
 
 @pytest.fixture(scope="module")
 def run(digits, tmp_path_factory) -> Path:
-    return fit_recipe(recipe(), digits, tmp_path_factory.mktemp("denoiser") / "run").run
+    return train(recipe(), digits, tmp_path_factory.mktemp("denoiser") / "run").run
 
 
 def test_an_autoencoder_trains_and_is_used_by_name(digits, run):
@@ -85,16 +85,16 @@ def test_adam_goes_on_as_if_nothing_had_happened(digits, run, tmp_path, monkeypa
 
     monkeypatch.setattr(Trainer, "save", stop)
     with pytest.raises(KeyboardInterrupt):
-        fit_recipe(recipe(), digits, tmp_path / "again")
+        train(recipe(), digits, tmp_path / "again")
     monkeypatch.setattr(Trainer, "save", saved)
-    fit_recipe(recipe(), digits, tmp_path / "again")
+    train(recipe(), digits, tmp_path / "again")
     weights = [load_checkpoint(r / "model").state_dict() for r in (run, tmp_path / "again")]
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
 def test_objective_and_architecture_must_belong_together(digits, tmp_path):
     with pytest.raises(InputError, match="trains the architecture 'denoising-autoencoder'"):
-        fit_recipe(recipe(model={"architecture": "small-cnn"}), digits, tmp_path / "run")
+        train(recipe(model={"architecture": "small-cnn"}), digits, tmp_path / "run")
 
 
 @pytest.mark.parametrize(
@@ -102,7 +102,7 @@ def test_objective_and_architecture_must_belong_together(digits, tmp_path):
 )
 def test_every_recipe_for_digits_runs(name, digits, tmp_path):
     changes = ["epochs=0.2", "validation.images=20", "model.arguments.width=4"]
-    result = fit_recipe(load_recipe(RECIPES / f"{name}.yaml", changes), digits, tmp_path / "run")
+    result = train(load_recipe(RECIPES / f"{name}.yaml", changes), digits, tmp_path / "run")
     own = {
         "digits-gaussian": "noisy_accuracy",
         "digits-smoothadv": "noisy_accuracy",

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from holdfast import data
 from holdfast.models.layers import Normalise
 from holdfast.models.registry import NETWORKS
-from holdfast.training import fit_recipe, loop
+from holdfast.training import train
+from holdfast.training import trainer as training_loop
 from holdfast.training.recipe import Recipe, recipe_from
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -60,7 +61,7 @@ def work(run: str, stop_at: int, architecture: str) -> None:
     """Train; with `stop_at`, every process dies before that step."""
     torch.set_num_threads(1)
     NETWORKS["plain"] = Plain
-    step = loop.Trainer._step
+    step = training_loop.Trainer._step
 
     def mortal(self):
         if self.schedule.steps == stop_at:
@@ -68,9 +69,9 @@ def work(run: str, stop_at: int, architecture: str) -> None:
             os._exit(9)
         return step(self)
 
-    loop.Trainer._step = mortal
-    loop.CHECKPOINT_SECONDS = -1
-    fit_recipe(recipe(architecture), data.load("digits"), run, seed=2, device="cpu")
+    training_loop.Trainer._step = mortal
+    training_loop.CHECKPOINT_SECONDS = -1
+    train(recipe(architecture), data.load("digits"), run, seed=2, device="cpu")
 
 
 def started(processes: int, run: Path, stop_at: int = -1, architecture: str = "plain") -> int:

@@ -18,8 +18,8 @@ from holdfast import data, draws
 from holdfast.data.augment import Augment
 from holdfast.data.extra import load_extra
 from holdfast.errors import InputError
-from holdfast.training import fit_recipe
-from holdfast.training.batches import Feed
+from holdfast.training import train
+from holdfast.training.batches import Batches
 
 SHAPE = (3, 4, 5)  # (C, H, W)
 RNG = np.random.default_rng(0)
@@ -155,11 +155,11 @@ def coloured(n: int = 20) -> data.Split:
     return data.Split(images, np.arange(n).astype(str), np.arange(n) % 10, "made up")
 
 
-def feed(extra=None, share=0.0, batch_size=8, **where) -> Feed:
+def feed(extra=None, share=0.0, batch_size=8, **where) -> Batches:
     still = Augment(crop_padding=0, flip="none")
     split = coloured()
     device = torch.device("cpu")
-    return Feed(split, batch_size, still, 5, device, 10, extra=extra, share=share, **where)
+    return Batches(split, batch_size, still, 5, device, 10, extra=extra, share=share, **where)
 
 
 def keys(images: torch.Tensor) -> list[bytes]:
@@ -229,18 +229,20 @@ def test_a_run_with_extra_images_is_known_by_their_content(tmp_path):
     more = first(whole, 120)
     images = more.images[60:].transpose(0, 2, 3, 1).copy()
     file = archive(tmp_path, image=images, label=more.labels[60:])
+    held = digits()  # whose test images may be compared with the extra ones, and no more
+    given = data.DataSet(held.name, held.classes, held.train, held.validation, held.validation)
     recipe = tiny(extra={"file": str(file), "share": 0.5}, epochs=1)
-    fit_recipe(recipe, digits(), tmp_path / "run", seed=1, device="cpu")
-    fit_recipe(tiny(epochs=1), digits(), tmp_path / "plain", seed=1, device="cpu")
+    train(recipe, given, tmp_path / "run", seed=1, device="cpu")
+    train(tiny(epochs=1), digits(), tmp_path / "plain", seed=1, device="cpu")
     with_, without = weights(tmp_path / "run"), weights(tmp_path / "plain")
     assert not torch.equal(with_["linear.weight"], without["linear.weight"])
-    fit_recipe(recipe, digits(), tmp_path / "run", seed=1, device="cpu")  # the same again
+    train(recipe, given, tmp_path / "run", seed=1, device="cpu")  # the same again
     archive(tmp_path, image=images, label=(more.labels[60:] + 1) % 10)
     with pytest.raises(InputError, match="another run"):
-        fit_recipe(recipe, digits(), tmp_path / "run", seed=1, device="cpu")
+        train(recipe, given, tmp_path / "run", seed=1, device="cpu")
     archive(tmp_path, image=images[:, :7], label=more.labels[60:])
     with pytest.raises(InputError, match="'image' must have the shape"):
-        fit_recipe(recipe, digits(), tmp_path / "other", seed=1, device="cpu")
+        train(recipe, given, tmp_path / "other", seed=1, device="cpu")
     assert not (tmp_path / "other").exists()
 
 
@@ -251,7 +253,7 @@ def test_mixed_batches_have_labels_to_match(tmp_path):
     labels = np.arange(20) % 10
     split = data.Split(images, np.arange(20).astype(str), labels, "made up")
     augment = Augment(0, "none", cutmix=0.5)
-    given = Feed(split, 20, augment, 5, torch.device("cpu"), 10)
+    given = Batches(split, 20, augment, 5, torch.device("cpu"), 10)
     batch, again = given.batch(3), given.batch(3)
     assert all(map(torch.equal, batch, again))
     assert torch.allclose(batch.truth.sum(1), torch.ones(20))
@@ -271,7 +273,7 @@ def test_mixed_batches_have_labels_to_match(tmp_path):
 def test_extra_images_are_mixed_among_themselves_too(tmp_path):
     extra = load_extra(archive(tmp_path), SHAPE, 10)
     augment = Augment(0, "none", mixup=1.0)
-    given = Feed(coloured(), 8, augment, 5, torch.device("cpu"), 10, extra=extra, share=0.5)
+    given = Batches(coloured(), 8, augment, 5, torch.device("cpu"), 10, extra=extra, share=0.5)
     batch = given.batch(0)
     assert batch.truth.shape == (8, 10)
     assert float((batch.truth.max(1).values < 1).float().mean()) > 0.5

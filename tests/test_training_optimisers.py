@@ -132,10 +132,10 @@ def test_a_resumed_run_goes_on_bit_for_bit(tmp_path, changes):
     resumed = trainer(tmp_path / "b", recipe)
     assert resumed.restore("latest")
     resumed.model.train()
-    start = copy.deepcopy(resumed._tensors())
+    start = copy.deepcopy(resumed.tensors())
     for one in (whole, resumed):
         for _ in range(3):
             one._step()
             one.schedule.advance(0.1)
-    assert same(whole._tensors(), resumed._tensors())
-    assert not same(start, resumed._tensors())
+    assert same(whole.tensors(), resumed.tensors())
+    assert not same(start, resumed.tensors())

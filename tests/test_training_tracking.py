@@ -11,7 +11,7 @@ import pytest
 from test_training import digits, figures, one_line, same, tiny, weights
 
 from holdfast.errors import InputError
-from holdfast.training import fit_recipe, tracking
+from holdfast.training import tracking, train
 
 
 class Recorder:
@@ -42,8 +42,8 @@ def test_a_tracker_sees_every_row_and_the_run_is_the_same(tmp_path, monkeypatch)
 
     monkeypatch.setitem(tracking.TRACKERS, "recorder", ("json", recorder))
     run = tmp_path / "run"
-    fit_recipe(tiny(), digits(), run, device="cpu", log=["recorder"])
-    fit_recipe(tiny(), digits(), tmp_path / "plain", device="cpu")
+    train(tiny(), digits(), run, device="cpu", log=["recorder"])
+    train(tiny(), digits(), tmp_path / "plain", device="cpu")
     (one,) = made
     assert one.run == run
     rows = figures(run)
@@ -55,7 +55,7 @@ def test_a_tracker_sees_every_row_and_the_run_is_the_same(tmp_path, monkeypatch)
     assert rows == figures(tmp_path / "plain")
     assert same(weights(run), weights(tmp_path / "plain"))
     # It is no part of what identifies the run.
-    fit_recipe(tiny(), digits(), run, device="cpu")
+    train(tiny(), digits(), run, device="cpu")
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_tracker_that_is_not_there_is_one_line_before_anything_is_written(
 ):
     monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=says) as error:
-        fit_recipe(tiny(), digits(), tmp_path / "run", device="cpu", log=[name])
+        train(tiny(), digits(), tmp_path / "run", device="cpu", log=[name])
     one_line(error)
     assert not (tmp_path / "run").exists()
 

@@ -278,7 +278,7 @@ def test_alone_there_is_nobody_to_wait_for():
 
 def test_a_worker_that_never_comes_is_named(monkeypatch):
     monkeypatch.setattr(workers, "ARRIVAL_SECONDS", 0.2)
-    team = workers._Team(torch.distributed.HashStore(), 0, 2)
+    team = workers._Team(0, 2, torch.distributed.HashStore, None)
     with pytest.raises(hf.HoldfastError, match="only 1 of 2 workers began") as refused, team:
         pass
     assert "\n" not in str(refused.value)
@@ -288,8 +288,7 @@ def test_a_worker_that_falls_silent_is_named(monkeypatch):
     store = torch.distributed.HashStore()
     monkeypatch.setattr(workers, "SILENCE_SECONDS", 0.2)
     monkeypatch.setattr(workers, "BEAT_SECONDS", 0.05)
-    team = workers._Team(store, 0, 2)
-    monkeypatch.setattr(type(team.store), "clone", lambda self: self, raising=False)
+    team = workers._Team(0, 2, lambda: store, None)
     team.watcher.start()
     began = time.monotonic()
     while time.monotonic() - began < 20:

@@ -9,7 +9,7 @@ from .. import data as datasets
 from ..report import write_report
 from ..terminal import tell, tell_table
 from ..threat import Threat
-from ..training import fit_recipe
+from ..training import train
 from ..training.recipe import recipe_from
 from .evaluate import evaluate_command
 from .tables import percent
@@ -52,9 +52,7 @@ def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> Path:
     runs, rows = [], []
     for name, recipe in RECIPES.items():
         training = out / name
-        fit_recipe(
-            recipe_from({**SHARED, **recipe}), digits, training, seed=seed, progress=progress
-        )
+        train(recipe_from({**SHARED, **recipe}), digits, training, seed=seed, progress=progress)
         verdict = out / f"{name}-verdict"
         result = evaluate_command(
             str(training),

@@ -166,8 +166,8 @@ class DataSet:
             )
         return said
 
-    def told(self, split: str, first: int) -> dict[str, Any]:
-        """The same as fields of a result's `data`."""
+    def result_fields(self, split: str, first: int) -> dict[str, Any]:
+        """The same for programs: fields of a result's `data`."""
         return {
             "classes_without_images": self.absent(self.split(split).labels[:first]),
             "overlaps": [

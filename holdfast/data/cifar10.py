@@ -59,6 +59,7 @@ class _Layout:
 
     @property
     def missing(self) -> list[str]:
+        """The files that are needed and not there, by their usual names."""
         parts = [(name, f"data_batch_{number}") for number, name in enumerate(self.train, 1)]
         parts.append((self.validation, "data_batch_5"))
         # Without a test batch, one of the rest must be it.

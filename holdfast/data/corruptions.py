@@ -7,6 +7,9 @@ the same, whatever the batch; all severities of a corruption share an image's dr
 is the same fog as severity 1, only thicker. Figures are therefore comparable to published
 CIFAR-10-C figures, not equal to them, and differ most for `frost`, which there pastes photographs
 and here a drawn ice texture. The published files themselves are read by `read_published`.
+
+The package `imagecorruptions` draws from NumPy's global generator, so what it makes of an image
+depends on the images before it. Hence our own, on top of SciPy's filters and Pillow's JPEG.
 """
 
 from __future__ import annotations
@@ -131,6 +134,7 @@ def plasma(seeds: Seeds, height: int, width: int, decay: float) -> Float64[Tenso
 
 
 def gaussian_noise(x: Images, seeds: Seeds, severity: int) -> Images:
+    """Normal noise of standard deviation 0.04 to 0.10 on every value."""
     sigma = (0.04, 0.06, 0.08, 0.09, 0.10)[severity - 1]
     return x + sigma * draws.normal(seeds, 0, x.shape[1:])
 
@@ -187,6 +191,7 @@ def glass_blur(x: Images, seeds: Seeds, severity: int) -> Images:
 
 
 def motion_blur(x: Images, seeds: Seeds, severity: int) -> Images:
+    """A one-sided Gaussian trail in a random direction, within 45° of the horizontal."""
     radius, sigma = ((6, 1.0), (6, 1.5), (6, 2.0), (8, 2.0), (9, 2.5))[severity - 1]
     return _motion_blur(x, radius, sigma, 90 * draws.uniform(seeds, 0) - 45)
 
@@ -251,6 +256,7 @@ def brightness(x: Images, seeds: Seeds, severity: int) -> Images:
 
 
 def contrast(x: Images, seeds: Seeds, severity: int) -> Images:
+    """75 to 15 % of each value's distance from its channel's mean is kept."""
     kept = (0.75, 0.5, 0.4, 0.3, 0.15)[severity - 1]
     mean = x.mean((2, 3), keepdim=True)
     return (x - mean) * kept + mean
@@ -302,6 +308,7 @@ def pixelate(x: Images, seeds: Seeds, severity: int) -> Images:
 
 
 def jpeg_compression(x: Images, seeds: Seeds, severity: int) -> Images:
+    """Written as JPEG of quality 80 to 40, and read again."""
     quality = (80, 65, 58, 50, 40)[severity - 1]
     out = torch.empty_like(x)
     for i, image in enumerate((x * 255).round().byte()):

@@ -1,4 +1,8 @@
-"""Fetching CIFAR-10 from its published address: resumable, checked, and all or nothing."""
+"""Fetching CIFAR-10 from its published address: resumable, checked, and all or nothing.
+
+Pooch, the usual library for this, checks and retries too, but begins anew after every break, and
+writes what a server sends without end. So the connection is our own.
+"""
 
 from __future__ import annotations
 

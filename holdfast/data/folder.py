@@ -8,6 +8,10 @@ Pictures become RGB as follows: palettes and grey are spread out, CMYK is conver
 profile, transparency is dropped (the colours under it show), the first picture of a moving or a
 many-paged file is taken, and photographs are turned upright as their EXIF entry says. What RGB of
 8 bits cannot hold, such as 16 bits a channel, is refused.
+
+Torchvision's `ImageFolder` reads such folders too. It keeps the order of the file system's names,
+class after class, holds nothing out, cuts 16 bits to 8 without a word, and fails on a damaged file
+in the middle of the work. Decoding itself is Pillow's, there and here.
 """
 
 from __future__ import annotations

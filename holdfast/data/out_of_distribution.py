@@ -182,8 +182,8 @@ def _mat_array(raw: bytes, name: bytes) -> np.ndarray | None:
             continue
         flags, sides, called, content = (part for _, part in parts)
         shape = struct.unpack(f"{order}{len(sides) // 4}i", sides)
-        (told,) = struct.unpack_from(f"{order}I", flags)
-        if called != name or told & 0xFF != _UINT8_CLASS or told & _COMPLEX or len(shape) != 4:
+        (bits,) = struct.unpack_from(f"{order}I", flags)
+        if called != name or bits & 0xFF != _UINT8_CLASS or bits & _COMPLEX or len(shape) != 4:
             continue
         if min(shape) < 0 or math.prod(shape) != len(content):
             raise ValueError("an array is not as long as its shape says")

@@ -2,6 +2,9 @@
 
 Müller & Hutter, "TrivialAugment: tuning-free yet state-of-the-art data augmentation", ICCV 2021,
 with its smaller ranges (those of RandAugment).
+
+Torchvision's `TrivialAugmentWide` draws one operation for a whole batch, from torch's global
+generator. Here each image has an operation of its own, which its seed decides.
 """
 
 from __future__ import annotations
@@ -36,22 +39,27 @@ def _affine(images: Images, **entries: Tensor) -> Images:
 
 
 def shear_x(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """Rows are shifted in proportion to their height: by up to 0.3 pixels a pixel."""
     return _affine(images, m01=sign * 0.3 * strength)
 
 
 def shear_y(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """Columns are shifted in proportion to their place: by up to 0.3 pixels a pixel."""
     return _affine(images, m10=sign * 0.3 * strength)
 
 
 def translate_x(images: Images, strength: Tensor, sign: Tensor) -> Images:
-    return _affine(images, m02=sign * 0.6 * strength)  # 0.3 of the width
+    """Shifted sideways by up to 0.3 of the width."""
+    return _affine(images, m02=sign * 0.6 * strength)  # the width is 2
 
 
 def translate_y(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """Shifted up or down by up to 0.3 of the height."""
     return _affine(images, m12=sign * 0.6 * strength)
 
 
 def rotate(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """Turned about the centre by up to 30°."""
     angle = sign * strength * (torch.pi / 6)
     return _affine(images, m00=angle.cos(), m01=-angle.sin(), m10=angle.sin(), m11=angle.cos())
 
@@ -68,18 +76,22 @@ def _grey(images: Images) -> Float[Tensor, "n 1 h w"]:
 
 
 def brightness(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """0.1 to 1.9 times as bright."""
     return _blend(images, torch.zeros_like(images), strength, sign)
 
 
 def colour(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """0.1 to 1.9 times as far from grey."""
     return _blend(images, _grey(images).expand_as(images), strength, sign)
 
 
 def contrast(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """0.1 to 1.9 times as far from the image's mean grey."""
     return _blend(images, _grey(images).mean((2, 3), keepdim=True), strength, sign)
 
 
 def sharpness(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """0.1 to 1.9 times as far from the softened image."""
     channels = images.shape[1]
     kernel = images.new_ones(3, 3)
     kernel[1, 1] = 5
@@ -100,6 +112,7 @@ def solarise(images: Images, strength: Tensor, sign: Tensor) -> Images:
 
 
 def autocontrast(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """Each channel's darkest value becomes 0 and its brightest 1."""
     low, high = images.amin((2, 3), keepdim=True), images.amax((2, 3), keepdim=True)
     return torch.where(high > low, (images - low) / (high - low).clamp_min(1e-6), images)
 
@@ -119,6 +132,7 @@ def equalise(images: Images, strength: Tensor, sign: Tensor) -> Images:
 
 
 def identity(images: Images, strength: Tensor, sign: Tensor) -> Images:
+    """Nothing is changed."""
     return images
 
 

@@ -3,7 +3,7 @@
 `Jpeg(model, quality=75)` or `parse("jpeg:quality=75")(model)`; `base` says what a defence is.
 """
 
-from ..draws import fixed_draws, fresh_seeds, repeated_draws
+from ..draws import fixed_draws, new_seeds, repeated_draws
 from ..models.chain import onto, undefended
 from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
 from .base import Declaration, Defence, declared, replace_backward, smooth_round, steps
@@ -39,8 +39,8 @@ __all__ = [
     "chain",
     "declared",
     "fixed_draws",
-    "fresh_seeds",
     "load_autoencoder",
+    "new_seeds",
     "onto",
     "parse",
     "repeated_draws",

@@ -102,7 +102,7 @@ def what_was_measured(
             "first": first,
             "pixels": pixels or dataset.split(split).pixels,
             "seen_in_training": seen_in_training(str(card.get("trained_on", "")), split, first),
-            **dataset.told(split, first),
+            **dataset.result_fields(split, first),
         },
     }
 

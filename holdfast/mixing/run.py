@@ -175,7 +175,7 @@ def mix_command(
                 "name": dataset.name,
                 "split": "validation",
                 "pixels": split.pixels,
-                **dataset.told("validation", count),
+                **dataset.result_fields("validation", count),
             },
             "seed": seed,
             "figures": {

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal, plain lines elsewhere."""
+"""Progress of long work: rich's bar on a terminal, plain lines elsewhere, which rich lacks."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from ..data.augment import Augment
 from ..data.base import Split
 from ..data.extra import ExtraImages
 from ..errors import InputError
+from .job import TrainingJob
 from .objectives import Batch
 
 FORMAT = torch.channels_last  # of images and weights: what fast convolutions want
@@ -67,7 +68,7 @@ class _Source:
         return Batch(images, labels, seeds, truth)
 
 
-class Feed:
+class Batches:
     """Batches of the data's own images, with a share of extra ones mixed into each.
 
     Args:
@@ -128,6 +129,23 @@ class Feed:
 
             other_seed = int(draws.item_seeds(seed, "extra"))
             self.sources.append(_Source(more, len(extra), others, augment, other_seed, classes))
+
+    @classmethod
+    def of(cls, job: TrainingJob) -> Batches:
+        """The batches of a run."""
+        recipe, fabric = job.recipe, job.fabric
+        return cls(
+            job.split,
+            recipe.batch_size,
+            recipe.augment.operations(),
+            job.seed,
+            fabric.device,
+            len(job.data.classes),
+            extra=job.extra,
+            share=recipe.extra.share,
+            rank=fabric.global_rank,
+            world=fabric.world_size,
+        )
 
     def batch(self, step: int, whole: bool = False, strength: float = 1.0) -> Batch:
         """This process's share of the batch that belongs to a step, or all of it.

@@ -27,6 +27,7 @@ class Checkpoints:
         self.folder = folder
 
     def file(self, name: str) -> Path:
+        """Where the checkpoint of that name is, or would be."""
         return self.folder / f"{name}.safetensors"
 
     def save(self, name: str, tensors: dict[str, Tensor], progress: dict[str, Any]) -> None:

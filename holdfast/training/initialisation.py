@@ -8,13 +8,12 @@ import torch
 from torch import nn
 
 from .. import draws
-from ..data.base import DataSet
 from ..errors import InputError
 from ..models import arguments_of, build
-from .recipe import Recipe
+from .job import TrainingJob
 
 
-def initial_network(recipe: Recipe, data: DataSet, seed: int) -> tuple[nn.Module, dict[str, Any]]:
+def initial_network(job: TrainingJob) -> tuple[nn.Module, dict[str, Any]]:
     """A network as the recipe asks for, its weights drawn from the run's seed, and its arguments.
 
     The number of classes is the data's; images of another number of channels than three are
@@ -23,7 +22,7 @@ def initial_network(recipe: Recipe, data: DataSet, seed: int) -> tuple[nn.Module
     Raises:
         InputError: an architecture or argument that does not exist or does not fit the data.
     """
-    spec = recipe.model
+    spec, data = job.recipe.model, job.data
     known = arguments_of(spec.architecture)
     classes = spec.arguments.get("classes", len(data.classes))
     if classes != len(data.classes):
@@ -41,7 +40,7 @@ def initial_network(recipe: Recipe, data: DataSet, seed: int) -> tuple[nn.Module
         arguments["std"] = [round(float(s), 4) for s in flat.std(1)]
     # Drawn on the CPU from the run's own stream: the same on every device.
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(draws.item_seeds(seed, "weights")))
+        torch.manual_seed(int(draws.item_seeds(job.seed, "weights")))
         model = build(spec.architecture, arguments)
     normalised = model.get_buffer("normalise.mean").shape[1] if "mean" in known else channels
     if normalised != channels:

@@ -65,6 +65,9 @@ class Muon(torch.optim.Optimizer):
     (used without orthogonalising only).
     """
 
+    # `torch.optim.Muon` takes matrices only, not the four-dimensional filters that are to be
+    # orthogonalised here; nor does it keep filters at their norm.
+
     def __init__(
         self,
         groups: Iterable[dict[str, Any]],

@@ -25,8 +25,8 @@ from ..models import arguments_of
 from ..parsing import nearest
 from ..runs.files import read_text
 from ..threat import Threat
-from .budget import parse_seconds
 from .objectives import objective_named
+from .schedule import parse_seconds
 
 # Keys that came after the first runs: left out of what is written while they are at their default,
 # so that a run from before is still known as the same run.

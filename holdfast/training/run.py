@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from torch import nn
 
+from .. import data as datasets
 from ..data.base import DataSet
 from ..errors import HoldfastError, InputError
 from ..inputs import checked_device
@@ -21,9 +21,10 @@ from ..runs.environment import circumstances
 from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import digest, identity
 from ..runs.progress import ProgressLine
-from .loop import Trainer
-from .recipe import Recipe
+from .job import TrainingJob
+from .recipe import Recipe, load_recipe
 from .tracking import check_trackers
+from .trainer import Trainer
 from .validation import kept
 
 if TYPE_CHECKING:
@@ -46,84 +47,119 @@ class TrainingResult:
     finished: str = ""  # when, ISO 8601, UTC
 
 
-def fit_recipe(
-    recipe: Recipe,
-    data: DataSet,
-    out: Path | str,
+def train(
+    recipe: Recipe | Path | str,
+    data: DataSet | Path | str = "datasets",
+    out: Path | str = "runs/train",
     *,
+    changes: Sequence[str] = (),
     seed: int = 0,
     device: str | None = None,
     progress: bool = False,
     log: Sequence[str] = (),
-    held_out: Mapping[str, np.ndarray] | None = None,
 ) -> TrainingResult:
-    """Train by a recipe into a run folder, or go on where the same command was interrupted.
+    """Train a model by a recipe, or go on where the same call was interrupted.
 
     Under torchrun or Slurm, all processes train one model together; another number of them may go
     on with a run.
 
     Args:
-        recipe: fixes the run completely, together with data and seed.
-        data: images and labels; `validation` chooses the weights that are kept, `test` is not
-            looked at.
+        recipe: a YAML file, or a `Recipe`. It fixes the run completely, together with data and
+            seed.
+        data: a folder (see `holdfast.data.load`), `digits`, or a loaded data set. Its `validation`
+            chooses the weights that are kept. Its `test` is looked at for one thing alone: whether
+            a recipe's extra images are among it.
         out: the run folder: `model/`, `metrics.csv`, `result.json`, `checkpoints/`.
+        changes: `key=value` overrides of a recipe file, dots for nesting.
         seed: of initial weights, order, augmentation and attacks.
         device: `cpu`, `cuda`, …; by default the best there is.
         progress: show a progress bar (plain lines where there is no terminal).
         log: trackers besides metrics.csv: `tensorboard`, `mlflow`.
-        held_out: further images, uint8 (M, C, H, W) by what they are called, of which it is said
-            if they are among the extra images; nothing else is done with them.
+
+    Returns:
+        the trained model, in eval mode, and its validation figures.
 
     Raises:
-        InputError: `out` holds another run; a bad recipe; a budget too short for one epoch; a
-            tracker that is not installed.
+        InputError (a ValueError): a bad recipe; bad data; `out` holds another run; a budget too
+            short for one epoch; a tracker that is not installed.
+        HoldfastError: training diverged.
+
+    Example:
+        result = hf.train("recipes/cifar10-cpu.yaml", "datasets", "runs/mine", changes=["epochs=3"])
+        result.validation["standard_accuracy"], result.validation["pgd_accuracy"]
     """
+    if not isinstance(recipe, Recipe):
+        recipe = load_recipe(recipe, changes)
+    if not isinstance(data, DataSet):
+        data = datasets.load(data)
     check_trackers(log)
-    fabric = fabric_for(recipe, device)
-    split = data.split(recipe.train_on)
-    run = Path(out)
+    job = TrainingJob(recipe, data, Path(out), fabric_for(recipe, device), seed, log)
     # It refuses a recipe that does not fit the data, so it comes before anything is written.
-    trainer = Trainer(recipe, data, run, seed, fabric, log)
-    chosen_by = data.validation
-    asked = {
-        "recipe": recipe.to_dict(),
-        "seed": seed,
-        "data": data.name,
-        "images": digest(split.images, split.labels, chosen_by.images, chosen_by.labels),
+    trainer = Trainer(job)
+    _note_overlaps(trainer)
+    with claimed(job.run) if job.leads else nullcontext():
+        return _trained_once(trainer, progress)
+
+
+def _asked(trainer: Trainer) -> dict[str, Any]:
+    """What decides the outcome: the run's identity is a hash of it."""
+    job = trainer.job
+    chosen_by = job.data.validation
+    return {
+        "recipe": job.recipe.to_dict(),
+        "seed": job.seed,
+        "data": job.data.name,
+        "images": digest(job.split.images, job.split.labels, chosen_by.images, chosen_by.labels),
         # What a recipe names by its place is known by its content.
-        **({"extra": trainer.extra.digest} if trainer.extra else {}),
+        **({"extra": job.extra.digest} if job.extra else {}),
         **({"helper": trainer.objective.fingerprint} if trainer.objective.fingerprint else {}),
     }
-    key = identity(**asked)
-    told = {"asked": asked, "pixels": split.pixels, **circumstances(fabric.device)}
-    about = data.told("validation", len(trainer.validator))
-    if trainer.extra is not None:
-        for name, images in {"validation": data.validation.images, **(held_out or {})}.items():
-            trainer.found_in_extra(name, trainer.extra.holds(images))
-    with claimed(run) if fabric.is_global_zero else nullcontext():
-        return _fit(trainer, key, told, about, progress)
 
 
-def _fit(
-    trainer: Trainer, key: str, told: dict[str, Any], about: dict[str, Any], progress: bool
-) -> TrainingResult:
-    """Train in a run folder that no other process works on."""
-    recipe, fabric, run = trainer.recipe, trainer.fabric, trainer.run
+def _note_overlaps(trainer: Trainer) -> None:
+    """Note where extra images are held-out ones, which models are judged by."""
+    job = trainer.job
+    if job.extra is None:
+        return
+    for name in ("validation", "test"):
+        found = job.extra.holds(getattr(job.data, name).images)
+        if found:
+            trainer.history.note(
+                0.0,
+                "held-out-images-in-extra",
+                f"{found} {name} images are among the extra images, pixel for pixel, so figures on "
+                f"{name} images flatter this model; remove them from {job.recipe.extra.file}",
+            )
+
+
+def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
+    """Train in a run folder that no other process works on, or read what it holds."""
+    job = trainer.job
+    request = {
+        "asked": _asked(trainer),
+        "pixels": job.split.pixels,
+        **circumstances(job.fabric.device),
+    }
+    key = identity(**request["asked"])
     done: dict[str, Any] | None = None
-    if fabric.is_global_zero:
-        _, begun = open_run(run, "train", key, told)
-        done = finished(run) if begun else None
-    done = fabric.broadcast(done)
-    with ProgressLine(
-        f"training {recipe.model.architecture}", progress and fabric.is_global_zero
-    ) as line:
+    if job.leads:
+        _, begun = open_run(job.run, "train", key, request)
+        done = finished(job.run) if begun else None
+    done = job.fabric.broadcast(done)
+    title = f"training {job.recipe.model.architecture}"
+    with ProgressLine(title, progress and job.leads) as line:
         if done is None:
-            done = _trained(trainer, key, told, about, line)
+            _train(trainer, line)
+            done = _result(trainer, key)
+            if job.leads:
+                done = finish(job.run, done, FILES)
+            done = job.fabric.broadcast(done)
         else:
-            line.say(f"{run} was finished on {on_date(done['finished'])}: read, not trained again")
+            day = on_date(done["finished"])
+            line.say(f"{job.run} was finished on {day}: read, not trained again")
     return TrainingResult(
-        run,
-        load_checkpoint(run / "model"),
+        job.run,
+        load_checkpoint(job.run / "model"),
         done["epochs"],
         done["steps"],
         done["seconds"],
@@ -133,50 +169,46 @@ def _fit(
     )
 
 
-def _trained(
-    trainer: Trainer,
-    key: str,
-    told: dict[str, Any],
-    about: dict[str, Any],
-    line: ProgressLine,
-) -> dict[str, Any]:
-    """Train to the end, and write `result.json`: what it holds, on every process."""
-    recipe, fabric, run = trainer.recipe, trainer.fabric, trainer.run
-    for event in trainer.events:
+def _train(trainer: Trainer, line: ProgressLine) -> None:
+    """From the last checkpoint, or the start, to the end."""
+    job = trainer.job
+    for event in trainer.history.events:
         line.say(event["detail"])
     if trainer.restore("latest") or trainer.restore("good"):
         epoch = trainer.schedule.steps / trainer.steps_per_epoch
-        line.say(f"going on from epoch {epoch:.2f} in {run}")
+        line.say(f"going on from epoch {epoch:.2f} in {job.run}")
     try:
         trainer.fit(line)
     except HoldfastError:
-        if fabric.is_global_zero:
-            withdraw_run(run)
+        if job.leads:
+            withdraw_run(job.run)
         raise
-    schedule = trainer.schedule
-    result = {
+
+
+def _result(trainer: Trainer, key: str) -> dict[str, Any]:
+    """What `result.json` holds of a run at its end."""
+    job, schedule, history = trainer.job, trainer.schedule, trainer.history
+    return {
         "schema": "holdfast/training/1",
         "status": "complete",
         "identity": key,
         "model": "model",
         "data": {
-            "name": told["asked"]["data"],
-            "split": recipe.train_on,
-            "pixels": told["pixels"],
-            **about,
+            "name": job.data.name,
+            "split": job.recipe.train_on,
+            "pixels": job.split.pixels,
+            **job.data.result_fields("validation", len(trainer.validator)),
         },
         "epochs": schedule.steps / trainer.steps_per_epoch,
         "steps": schedule.steps,
         "seconds": schedule.spent_seconds,
-        "images_per_second": sum(r["images_per_second"] for r in trainer.rows) / len(trainer.rows),
-        "best_epoch": trainer.best["epoch"],
-        "validation": {**kept(trainer.best), "n": len(trainer.validator)},
-        "events": trainer.events,
-        "seed": trainer.seed,
+        "images_per_second": sum(row["images_per_second"] for row in history.rows)
+        / len(history.rows),
+        "best_epoch": history.best["epoch"],
+        "validation": {**kept(history.best), "n": len(trainer.validator)},
+        "events": history.events,
+        "seed": job.seed,
     }
-    if fabric.is_global_zero:
-        result = finish(run, result, FILES)
-    return fabric.broadcast(result)
 
 
 def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
@@ -210,8 +242,8 @@ def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
 
 def _launched() -> tuple[int, int]:
     """Processes and nodes, as torchrun or Slurm started them; (1, 1) for one by itself."""
-    told = os.environ
-    if "WORLD_SIZE" in told:
-        processes = int(told["WORLD_SIZE"])
-        return processes, processes // int(told.get("LOCAL_WORLD_SIZE", processes))
-    return int(told.get("SLURM_NTASKS", 1)), int(told.get("SLURM_NNODES", 1))
+    environment = os.environ
+    if "WORLD_SIZE" in environment:
+        processes = int(environment["WORLD_SIZE"])
+        return processes, processes // int(environment.get("LOCAL_WORLD_SIZE", processes))
+    return int(environment.get("SLURM_NTASKS", 1)), int(environment.get("SLURM_NNODES", 1))

@@ -76,5 +76,6 @@ class Tracking:
             tracker.save()
 
     def close(self) -> None:
+        """Tell the trackers that the run is over."""
         for tracker in self.open or ():
             tracker.finalize("success")

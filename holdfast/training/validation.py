@@ -16,8 +16,8 @@ from ..attacks.losses import margin
 from ..data.base import Split
 from ..threat import Images, Threat
 from .batches import FORMAT
+from .job import TrainingJob
 from .objectives import Batch, Objective
-from .recipe import ValidationSpec
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -30,24 +30,20 @@ BATCH_SIZE = 250
 class Validator:
     """Accuracies on the first images of the validation split, the same in every process.
 
-    Args:
-        split: validation images.
-        trained: what is trained on: as many of its first images show how much the network knows by
-            heart, `KNOWN_IMAGES` at most.
+    Beside them stand those on as many of the first training images, `KNOWN_IMAGES` at most: they
+    show how much the network knows by heart.
+
+    Attributes:
+        images, labels: that are measured, on the run's device.
+        known: training images and labels.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        trained: Split,
-        spec: ValidationSpec,
-        threat: Threat,
-        seed: int,
-        fabric: Fabric,
-    ):
-        self.steps, self.threat, self.seed, self.fabric = spec.steps, threat, seed, fabric
-        self.images, self.labels = self._first(split, spec.images)
-        self.known = self._first(trained, min(spec.images, KNOWN_IMAGES))
+    def __init__(self, job: TrainingJob):
+        spec = job.recipe.validation
+        self.steps, self.threat, self.seed = spec.steps, job.threat, job.seed
+        self.fabric = job.fabric
+        self.images, self.labels = self._first(job.data.validation, spec.images)
+        self.known = self._first(job.split, min(spec.images, KNOWN_IMAGES))
 
     def _first(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
         images = torch.from_numpy(split.images[:count]).to(self.fabric.device)

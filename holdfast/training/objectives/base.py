@@ -51,6 +51,8 @@ class Batch(NamedTuple):
 
 
 class Loss(NamedTuple):
+    """What a step minimises, and what the model answered on the way."""
+
     value: Float[Tensor, ""]
     # Detached, one row an image of the batch; None for networks that classify nothing.
     logits: Float[Tensor, "n k"] | None

@@ -32,19 +32,19 @@ class AWP(Objective):
         self.classifies, self.chosen_by = objective.classifies, objective.chosen_by
         self.mixes = objective.mixes
 
-    def _told(self) -> Objective:
-        """The objective inside, told what this one was told."""
+    def _inner(self) -> Objective:
+        """The objective inside, with this one's caution and progress."""
         self.objective.caution, self.objective.progress = self.caution, self.progress
         return self.objective
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
-        return self._told().attacked(model, batch, threat)
+        return self._inner().attacked(model, batch, threat)
 
     def points(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
-        return self._told().points(model, batch, threat)
+        return self._inner().points(model, batch, threat)
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
-        objective = self._told()
+        objective = self._inner()
         if self.progress < self.warmup:
             return objective.loss(model, points, batch)
         assert isinstance(model, nn.Module)
@@ -65,7 +65,7 @@ class AWP(Objective):
         return moves
 
     def held_out(self, model: nn.Module, batch: Batch, threat: Threat) -> dict[str, float]:
-        return self._told().held_out(model, batch, threat)
+        return self._inner().held_out(model, batch, threat)
 
     def observe(self, batch: Batch, loss: Loss) -> None:
         self.objective.observe(batch, loss)

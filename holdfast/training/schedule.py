@@ -1,4 +1,4 @@
-"""Sizing a schedule to the wall clock."""
+"""The schedule of a run: by steps, or sized to the wall clock; and the learning rate along it."""
 
 from __future__ import annotations
 
@@ -60,6 +60,7 @@ class Schedule:
 
     @property
     def done(self) -> bool:
+        """Whether the run is at its end."""
         return self.progress >= 1 - 1e-9
 
     def remaining_steps(self) -> float:
@@ -105,9 +106,11 @@ class Schedule:
         self.validation_seconds = seconds
 
     def state(self) -> dict[str, float | int | None]:
+        """All that a resumed run needs to go on from here."""
         return dict(vars(self))
 
     def restore(self, state: dict[str, float | int | None]) -> None:
+        """Go back to what `state` gave."""
         vars(self).update(state)
 
 
