@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -14,6 +16,7 @@ from .base import Batch, Loss, Network, inside
 from .trades import TRADES
 
 
+@dataclass(kw_only=True, eq=False)
 class DAJAT(TRADES):
     """The mean of TRADES over a simple and `views` complex augmentations + `js` × Jensen–Shannon.
 
@@ -29,20 +32,11 @@ class DAJAT(TRADES):
         js: weight of the Jensen–Shannon divergence.
     """
 
-    def __init__(
-        self,
-        *,
-        beta: float = 11.0,
-        js: float = 2.0,
-        views: int = 1,
-        steps: int = 2,
-        step_size: float = 1.0,
-        label_smoothing: float = 0.0,
-    ):
-        super().__init__(
-            beta=beta, steps=steps, step_size=step_size, label_smoothing=label_smoothing
-        )
-        self.js, self.views = js, views
+    beta: float = 11.0
+    js: float = 2.0
+    views: int = 1
+    steps: int = 2
+    step_size: float = 1.0
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         # At progress 0 there would be no ball at all.

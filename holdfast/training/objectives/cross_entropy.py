@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from torch import nn
 
 from ...attacks import FGSM, PGD
@@ -9,11 +11,11 @@ from ...threat import Images, Threat
 from .base import Batch, Loss, Network, Objective, perturb
 
 
+@dataclass(kw_only=True, eq=False)
 class Standard(Objective):
     """Cross-entropy on clean images."""
 
-    def __init__(self, *, label_smoothing: float = 0.0):
-        self.label_smoothing = label_smoothing
+    label_smoothing: float = 0.0
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         logits = model(points)
@@ -21,6 +23,7 @@ class Standard(Objective):
         return Loss(value, logits.detach())
 
 
+@dataclass(kw_only=True, eq=False)
 class NFGSM(Standard):
     """N-FGSM: noise of ±`noise` ε, then one step of `step` ε, nothing clipped to the ball.
 
@@ -29,9 +32,8 @@ class NFGSM(Standard):
     several parts.
     """
 
-    def __init__(self, *, noise: float = 2.0, step: float = 1.0, label_smoothing: float = 0.0):
-        super().__init__(label_smoothing=label_smoothing)
-        self.noise, self.step = noise, step
+    noise: float = 2.0
+    step: float = 1.0
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         parts = 1 + self.caution
@@ -39,12 +41,12 @@ class NFGSM(Standard):
         return perturb(model, batch, attack, threat, parts)
 
 
+@dataclass(kw_only=True, eq=False)
 class PGDTraining(Standard):
     """Madry et al., ICLR 2018: cross-entropy on the end of `steps` PGD steps of `step_size` ε."""
 
-    def __init__(self, *, steps: int = 10, step_size: float = 0.25, label_smoothing: float = 0.0):
-        super().__init__(label_smoothing=label_smoothing)
-        self.steps, self.step_size = steps, step_size
+    steps: int = 10
+    step_size: float = 0.25
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         attack = PGD(steps=self.steps, step_size=self.step_size)

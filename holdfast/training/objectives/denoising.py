@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -23,6 +25,7 @@ def psnr(denoised: Images, clean: Images) -> float:
     return float((-10 * error.clamp_min(1e-10).log10()).mean())
 
 
+@dataclass(kw_only=True, eq=False)
 class Denoising(Objective):
     """Mean squared error of an autoencoder that is shown noisy images, clamped to [0, 1].
 
@@ -37,10 +40,11 @@ class Denoising(Objective):
     mixes = False
     chosen_by = ("validation_psnr",)
 
-    def __init__(self, *, sigma: float = 0.1):
-        if sigma <= 0:
-            raise InputError(f"objective 'denoising': sigma must be above 0, not {sigma!r}")
-        self.sigma = sigma
+    sigma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0:
+            raise InputError(f"objective 'denoising': sigma must be above 0, not {self.sigma!r}")
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         _check(model, DenoisingAutoencoder, "denoising", "denoising-autoencoder")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -26,6 +27,7 @@ class _FromCorner(PGD):
         return state
 
 
+@dataclass(kw_only=True, eq=False)
 class _Guided(Objective):
     """Cross-entropy on clean images + λ × how much the attack changes the model's answer.
 
@@ -33,8 +35,8 @@ class _Guided(Objective):
     several parts). The published programs leave the second term out in every other batch.
     """
 
-    def __init__(self, guide: float, label_smoothing: float):
-        self.guide, self.label_smoothing = guide, label_smoothing
+    guide: float
+    label_smoothing: float = 0.0
 
     @abstractmethod
     def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
@@ -62,6 +64,7 @@ class _Guided(Objective):
         return Loss(value + self.weight() * self.change(clean, attacked), clean.detach())
 
 
+@dataclass(kw_only=True, eq=False)
 class GAT(_Guided):
     """Guided adversarial training: the change is ‖p(clean) − p(attacked)‖₂² of probabilities.
 
@@ -69,8 +72,7 @@ class GAT(_Guided):
     defenses", NeurIPS 2020. λ is `guide`, and four times that in the last 15 % of the schedule.
     """
 
-    def __init__(self, *, guide: float = 10.0, label_smoothing: float = 0.0):
-        super().__init__(guide, label_smoothing)
+    guide: float = 10.0
 
     def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
         return (clean.softmax(1) - attacked.softmax(1)).square().sum(1).mean()
@@ -79,6 +81,7 @@ class GAT(_Guided):
         return self.guide * (4 if self.progress >= 0.85 else 1)
 
 
+@dataclass(kw_only=True, eq=False)
 class NuAT(_Guided):
     """Nuclear-norm adversarial training: the change is ‖z(clean) − z(attacked)‖_* / N of logits.
 
@@ -87,8 +90,7 @@ class NuAT(_Guided):
     to `guide` over the first 90 % of the schedule.
     """
 
-    def __init__(self, *, guide: float = 4.5, label_smoothing: float = 0.0):
-        super().__init__(guide, label_smoothing)
+    guide: float = 4.5
 
     def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
         difference = (clean - attacked).float()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -16,6 +18,7 @@ from .base import Batch, Loss, Network, inside
 from .trades import TRADES
 
 
+@dataclass(kw_only=True, eq=False)
 class HAT(TRADES):
     """TRADES + `gamma` × cross-entropy on helper examples, x + `reach` × (attacked − x).
 
@@ -30,22 +33,13 @@ class HAT(TRADES):
     The helper's pass leaves batch-norm statistics alone: nobody is evaluated there.
     """
 
-    def __init__(
-        self,
-        *,
-        helper: str,
-        beta: float = 2.5,
-        gamma: float = 0.5,
-        reach: float = 3.5,
-        steps: int = 10,
-        step_size: float = 0.25,
-        label_smoothing: float = 0.0,
-    ):
-        super().__init__(
-            beta=beta, steps=steps, step_size=step_size, label_smoothing=label_smoothing
-        )
-        self.helper, self.gamma, self.reach = helper, gamma, reach
-        self.standard: nn.Module | None = None
+    helper: str
+    beta: float = 2.5
+    gamma: float = 0.5
+    reach: float = 3.5
+
+    def __post_init__(self) -> None:
+        self.standard: nn.Module | None = None  # the helper, once `prepare` was called
 
     def prepare(self, images: Images, classes: int) -> None:
         try:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -11,6 +13,7 @@ from ...threat import Images, Threat
 from .base import Batch, Loss, Network, Objective, inside
 
 
+@dataclass(kw_only=True, eq=False)
 class IntervalBounds(Objective):
     """κ × clean cross-entropy + (1 − κ) × that of the worst logits that the bounds allow.
 
@@ -30,13 +33,16 @@ class IntervalBounds(Objective):
     only_answers = False
     mixes = False  # the bounds are of one label's margins
 
-    def __init__(self, *, clean_share: float = 0.5, warmup: float = 0.05, ramp: float = 0.6):
-        if not (clean_share <= 1 and warmup < ramp <= 1):
+    clean_share: float = 0.5
+    warmup: float = 0.05
+    ramp: float = 0.6
+
+    def __post_init__(self) -> None:
+        if not (self.clean_share <= 1 and self.warmup < self.ramp <= 1):
             raise InputError(
                 "objective 'interval': clean_share must be at most 1, and warmup below ramp, "
-                f"which is at most 1, not {clean_share!r}, {warmup!r} and {ramp!r}"
+                f"which is at most 1, not {self.clean_share!r}, {self.warmup!r} and {self.ramp!r}"
             )
-        self.clean_share, self.warmup, self.ramp = clean_share, warmup, ramp
         self.eps = 0.0  # at the present point of the schedule
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -11,6 +13,7 @@ from ...threat import Images, Threat
 from .base import Batch, Loss, Network, Objective, perturb
 
 
+@dataclass(kw_only=True, eq=False)
 class MART(Objective):
     """Boosted cross-entropy on attacked images + `beta` × KL(clean ‖ attacked) × (1 − p_y(clean)).
 
@@ -19,8 +22,9 @@ class MART(Objective):
     attack is PGD on the cross-entropy. There is no label smoothing: the loss is a margin.
     """
 
-    def __init__(self, *, beta: float = 5.0, steps: int = 10, step_size: float = 0.25):
-        self.beta, self.steps, self.step_size = beta, steps, step_size
+    beta: float = 5.0
+    steps: int = 10
+    step_size: float = 0.25
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         attack = PGD(steps=self.steps, step_size=self.step_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -13,6 +15,7 @@ from ...threat import Images, Threat
 from .base import Batch, Loss, Network, Objective, inside, perturb
 
 
+@dataclass(kw_only=True, eq=False)
 class Gaussian(Objective):
     """Cross-entropy on images with Gaussian noise, which is not clamped.
 
@@ -24,12 +27,13 @@ class Gaussian(Objective):
     """
 
     chosen_by = ("validation_noisy_accuracy",)
+    samples = 1  # noisy copies of each image
 
-    def __init__(self, *, sigma: float = 0.25):
-        if sigma <= 0:
-            raise InputError(f"objective: sigma must be above 0, not {sigma!r}")
-        self.sigma = sigma
-        self.samples = 1  # noisy copies of each image
+    sigma: float = 0.25
+
+    def __post_init__(self) -> None:
+        if self.sigma <= 0:
+            raise InputError(f"objective: sigma must be above 0, not {self.sigma!r}")
 
     def noise(self, batch: Batch) -> Tensor:
         """One draw for each copy, all copies of an image together: (N · samples, C, H, W)."""
@@ -51,6 +55,7 @@ class Gaussian(Objective):
         return {"validation_noisy_accuracy": float(right.float().mean())}
 
 
+@dataclass(kw_only=True, eq=False)
 class SmoothAdv(Gaussian):
     """Cross-entropy on noisy copies of images that were attacked as the smoothed classifier's.
 
@@ -65,11 +70,9 @@ class SmoothAdv(Gaussian):
         step_size: of each step, in units of ε.
     """
 
-    def __init__(
-        self, *, sigma: float = 0.25, samples: int = 2, steps: int = 2, step_size: float = 1.0
-    ):
-        super().__init__(sigma=sigma)
-        self.samples, self.steps, self.step_size = samples, steps, step_size
+    samples: int = 2
+    steps: int = 2
+    step_size: float = 1.0
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         noise = self.noise(batch)

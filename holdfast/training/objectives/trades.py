@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
@@ -12,24 +14,25 @@ from ...threat import Images, Threat
 from .base import Batch, Loss, Network, Objective, clean_logits, mean_over_processes, perturb
 
 
+@dataclass(kw_only=True, eq=False)
 class TRADES(Objective):
     """Cross-entropy on clean images + `beta` × KL(clean ‖ attacked).
 
     Zhang et al., "Theoretically principled trade-off between robustness and accuracy", ICML
     2019. The inner attack climbs the same divergence. Clean and attacked images pass through
     the model as one batch, so that batch norm sees the mixture it is evaluated on.
+
+    Args:
+        beta: weight of the divergence; at least 0.
+        steps: of the attack, PGD.
+        step_size: of each step, in units of ε.
+        label_smoothing: of the cross-entropy, in [0, 1).
     """
 
-    def __init__(
-        self,
-        *,
-        beta: float = 6.0,
-        steps: int = 10,
-        step_size: float = 0.25,
-        label_smoothing: float = 0.0,
-    ):
-        self.beta, self.steps, self.step_size = beta, steps, step_size
-        self.label_smoothing = label_smoothing
+    beta: float = 6.0
+    steps: int = 10
+    step_size: float = 0.25
+    label_smoothing: float = 0.0
 
     def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         clean = clean_logits(model, batch.images).softmax(1)
@@ -73,6 +76,7 @@ def weighted_square_error(
     return 0.5 * (weights * (difference - mean).square()).sum(1).mean()
 
 
+@dataclass(kw_only=True, eq=False)
 class IKL(TRADES):
     """Cross-entropy + `alpha` × soft cross-entropy + `beta` × weighted square error of logits.
 
@@ -85,19 +89,10 @@ class IKL(TRADES):
 
     MEMORY = 0.99  # of the class means, per step
 
-    def __init__(
-        self,
-        *,
-        alpha: float = 1.0,
-        beta: float = 15.0,
-        steps: int = 10,
-        step_size: float = 0.25,
-        label_smoothing: float = 0.0,
-    ):
-        super().__init__(
-            beta=beta, steps=steps, step_size=step_size, label_smoothing=label_smoothing
-        )
-        self.alpha = alpha
+    alpha: float = 1.0
+    beta: float = 15.0
+
+    def __post_init__(self) -> None:
         self.means: Tensor | None = None  # (K, K): row c is the mean probabilities of class c
 
     def divergence(self, clean: Tensor, attacked: Tensor, batch: Batch) -> Float[Tensor, ""]:
