@@ -24,7 +24,7 @@ import holdfast as hf
 from holdfast import data as datasets
 from holdfast import draws
 from holdfast.attacks import APGD, Items, Oracle
-from holdfast.attacks.base import Model, State
+from holdfast.attacks.base import Model
 from holdfast.evaluation.cards import threat_of
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import make_folder, write_result
@@ -48,9 +48,9 @@ class Subject:
     threat: hf.Threat
 
     def margins(self, attack: APGD, rows: Tensor, targets: Tensor | None, seed: int) -> Tensor:
-        """The smallest margin so far after each look, (len(rows), steps + 1); a run ends where it
-        is below 0."""
-        found = torch.full((len(rows), attack.looks), torch.nan)
+        """The smallest margin so far after each iteration, (len(rows), steps + 1); a run ends
+        where it is below 0."""
+        found = torch.full((len(rows), attack.iterations), torch.nan)
         oracle = Oracle(self.fast_copy)
         for part in torch.arange(len(rows)).split(BATCH):
             image = rows[part]
@@ -62,17 +62,17 @@ class Subject:
                 self.threat.radii(self.images[image]),
                 draws.item_seeds(seed, image),
             )
-            state: State = attack.start(items, self.threat)
-            for look in range(attack.looks):
+            state = attack.start(items, self.threat)
+            for k in range(attack.iterations):
                 state = attack.step(oracle, state, self.threat)
-                found[part, look] = state["score"]
-                going = state["score"] >= 0
-                part, state = part[going], {k: v[going] for k, v in state.items()}
+                found[part, k] = state.score
+                going = state.score >= 0
+                part, state = part[going], state.select(going)
                 if not len(part):
                     break
-        for look in range(1, attack.looks):  # what ended keeps its last margin
-            ended = found[:, look].isnan()
-            found[:, look] = torch.where(ended, found[:, look - 1], found[:, look])
+        for k in range(1, attack.iterations):  # what ended keeps its last margin
+            ended = found[:, k].isnan()
+            found[:, k] = torch.where(ended, found[:, k - 1], found[:, k])
         return found
 
 

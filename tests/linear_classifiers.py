@@ -111,20 +111,19 @@ def assert_items_are_independent(attack, model: Linear, threat, iterations: int 
 
     def stepped(state, count):
         for _ in range(count):
-            before = {key: value.clone() for key, value in state.items()}
+            before = {name: value.clone() for name, value in state.tensors().items()}
             after = attack.step(oracle, state, threat)
-            assert after.keys() == state.keys()
-            assert all(len(value) == len(state["age"]) for value in after.values())
-            assert all(torch.equal(value, before[key]) for key, value in state.items())
+            assert type(after) is type(state)
+            assert all(len(value) == len(state) for value in after.tensors().values())
+            assert all(torch.equal(v, before[name]) for name, v in state.tensors().items())
             state = after
         return state
 
     old = stepped(attack.start(items.select(rows[:2]), threat), iterations // 2)
     young = attack.start(items.select(rows[2:3]), threat)
-    together = stepped({k: torch.cat([old[k], young[k]]) for k in old}, iterations // 2)
+    together = stepped(old.join(young), iterations // 2)
     whole = stepped(attack.start(items.select(rows[:3]), threat), iterations // 2)
-    young_alone = {key: value[2:3] for key, value in whole.items()}
-    old_alone = {key: value[:2] for key, value in stepped(whole, iterations // 2).items()}
-    for key, value in together.items():
-        alone = torch.cat([old_alone[key], young_alone[key]])
-        torch.testing.assert_close(value, alone, rtol=1e-4, atol=1e-5, msg=f"{key} differs")
+    old_alone = stepped(whole, iterations // 2).select(rows[:2])
+    alone = old_alone.join(whole.select(rows[2:3])).tensors()
+    for name, value in together.tensors().items():
+        torch.testing.assert_close(value, alone[name], rtol=1e-4, atol=1e-5, msg=f"{name} differs")

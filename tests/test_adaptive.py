@@ -12,7 +12,18 @@ from torch import nn
 
 import holdfast as hf
 from holdfast import draws
-from holdfast.attacks import APGD, PGD, HopSkipJump, Oracle, Square, Stage, Suite, adaptive
+from holdfast.attacks import (
+    APGD,
+    PGD,
+    HopSkipJump,
+    Items,
+    Oracle,
+    Square,
+    Stage,
+    State,
+    Suite,
+    adaptive,
+)
 from holdfast.attacks.losses import margin_loss
 from holdfast.attacks.suite import UNDEFENDED
 from holdfast.attacks.suites import suite_named
@@ -179,17 +190,21 @@ def test_twenty_draws_are_one_batch_and_cost_twenty_passes():
 def test_a_look_is_the_mean_over_draws_that_belong_to_the_item():
     net, x = models.Net(), models.images(6)
     noisy = Noise(net, sigma=0.2)
-    state = {"seeds": torch.arange(6), "age": torch.tensor([0, 3, 1, 0, 2, 5])}
+    labels = torch.zeros(6, dtype=torch.int64)
+    items = Items(
+        images=x, labels=labels, targets=labels - 1, eps=torch.ones(6), seeds=torch.arange(6)
+    )
+    state = State.begin(items, x, iteration=torch.tensor([0, 3, 1, 0, 2, 5]))
 
     def look(rows, samples=20):
         oracle = Oracle(noisy, samples)
-        oracle.prepare({key: value[rows] for key, value in state.items()})
+        oracle.prepare(state.select(rows))
         return oracle.logits(x[rows])
 
     together = look(torch.arange(6))
     assert torch.allclose(look(torch.tensor([4, 1])), together[[4, 1]], atol=1e-6)
     assert not torch.allclose(look(torch.arange(6), 1), together, atol=1e-3)
-    state["age"] += 1
+    state = state.replace(iteration=state.iteration + 1)
     assert not torch.allclose(look(torch.arange(6)), together, atol=1e-3)
     # Over many draws it settles, as means of independent draws do.
     settled = look(torch.arange(6), 1000)

@@ -11,8 +11,7 @@ from linear_classifiers import Linear, linear
 from torch import Tensor
 
 from holdfast import draws
-from holdfast.attacks import APGD, FGSM, PGD, Attack, Items, Oracle, Square, suite_named
-from holdfast.attacks.base import State, common_state, observe
+from holdfast.attacks import APGD, FGSM, PGD, Attack, Items, Oracle, Square, State, suite_named
 from holdfast.attacks.losses import margin, margin_loss
 from holdfast.errors import InputError
 from holdfast.threat import Threat
@@ -52,10 +51,10 @@ def found(attack: Attack, problem: Linear, norm: str, factor: float) -> Tensor:
     items = items_for(problem.images, problem.labels, factor * optimum, targets)
     threat = Threat(norm, 1)
     state = steps_of(attack, problem, items, threat, attack.iterations)
-    assert state["finished"].all()
-    assert threat.contains(state["best"], items.images, items.eps).all()
-    broken = problem(state["best"]).argmax(1) != problem.labels
-    assert torch.equal(state["score"] < 0, broken)
+    assert state.finished.all()
+    assert threat.contains(state.best, items.images, items.eps).all()
+    broken = problem(state.best).argmax(1) != problem.labels
+    assert torch.equal(state.score < 0, broken)
     return broken
 
 
@@ -72,13 +71,12 @@ class Nothing(Attack):
     name, norms, iterations = "nothing", frozenset(NORMS), 5
 
     def start(self, items, threat):
-        return common_state(items, items.images)
+        return State.begin(items, items.images)
 
     def step(self, model, state, threat):
-        best, score = observe(state, model.logits(state["point"]))
-        age = state["age"] + 1
-        finished = age >= self.iterations
-        return {**state, "best": best, "score": score, "age": age, "finished": finished}
+        state = state.observe(model.logits(state.point))
+        iteration = state.iteration + 1
+        return state.replace(iteration=iteration, finished=iteration >= self.iterations)
 
 
 class Backwards(PGD):
@@ -161,9 +159,9 @@ def net_items(n: int, norm: str, targeted: bool) -> tuple[models.Net, Items]:
 
 
 def assert_same(a: State, b: State) -> None:
-    assert a.keys() == b.keys()
-    for key in a:
-        assert torch.equal(a[key], b[key]), key
+    assert type(a) is type(b)
+    for name, value in a.tensors().items():
+        assert torch.equal(value, b.tensors()[name]), name
 
 
 @pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
@@ -175,13 +173,13 @@ def test_items_of_different_ages_share_a_batch(attack, norm):
     # The second item leaves, two fresh ones come, and the order is turned around.
     fresh = attack.start(late, threat)
     rows = torch.tensor([5, 4, 3, 2, 0])
-    state = {key: torch.cat([state[key], fresh[key]])[rows] for key in state}
+    state = state.join(fresh).select(rows)
     oracle = Oracle(model)
     for _ in range(7):
         state = attack.step(oracle, state, threat)
     for row, (item, age) in enumerate([(5, 7), (4, 7), (3, 9), (2, 9), (0, 9)]):
         alone = steps_of(attack, model, items.select(torch.tensor([item])), threat, age)
-        assert_same({k: v[row : row + 1] for k, v in state.items()}, alone)
+        assert_same(state.select(torch.tensor([row])), alone)
 
 
 @pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
@@ -190,9 +188,9 @@ def test_steps_leave_the_old_state_alone(attack, norm):
     model, items = net_items(3, norm, attack.targeted)
     oracle, state = Oracle(model), attack.start(items, threat)
     for _ in range(6):
-        kept = {key: value.clone() for key, value in state.items()}
+        kept = {name: value.clone() for name, value in state.tensors().items()}
         new = attack.step(oracle, state, threat)
-        assert_same(state, kept)
+        assert_same(state, state.replace(**kept))
         state = new
 
 
@@ -202,7 +200,7 @@ def test_an_attack_costs_what_it_says(attack, norm):
     model, items = net_items(2, norm, attack.targeted)
     counted = models.Counted(model)
     oracle, state, iterations = Oracle(counted), attack.start(items, threat), 0
-    while not state["finished"].all():
+    while not state.finished.all():
         state, iterations = attack.step(oracle, state, threat), iterations + 1
     assert iterations == attack.iterations == oracle.forwards
     assert counted.forwards == 2 * iterations
@@ -211,7 +209,7 @@ def test_an_attack_costs_what_it_says(attack, norm):
         == 2 * oracle.backwards
         == (2 * iterations if attack.needs_gradient else 0)
     )
-    assert torch.equal(state["age"], torch.full((2,), iterations))
+    assert torch.equal(state.iteration, torch.full((2,), iterations))
 
 
 @pytest.mark.parametrize(("attack", "norm"), ALL, ids=repr)
@@ -220,12 +218,12 @@ def test_best_is_the_least_margin_that_was_looked_at(attack, norm):
     model, items = net_items(4, norm, attack.targeted)
     state, seen = attack.start(items, threat), []
     for _ in range(attack.iterations):
-        if norm != "l1" or threat.contains(state["point"], items.images, items.eps).all():
-            seen.append(margin(model(state["point"]), items.labels))
+        if norm != "l1" or threat.contains(state.point, items.images, items.eps).all():
+            seen.append(margin(model(state.point), items.labels))
         state = attack.step(Oracle(model), state, threat)
     least = torch.stack(seen).amin(0)
-    assert torch.equal(state["score"], least)
-    assert torch.equal(margin(model(state["best"]), items.labels), least)
+    assert torch.equal(state.score, least)
+    assert torch.equal(margin(model(state.best), items.labels), least)
 
 
 # -- APGD as published ------------------------------------------------------------------------
@@ -241,8 +239,8 @@ def test_apgd_looks_back_at_the_papers_checkpoints():
     attack, threat = APGD(steps=100), Threat("linf", 1)
     state, seen = attack.start(items, threat), []
     for look in range(attack.iterations):
-        old, state = state["until_checkpoint"], attack.step(Oracle(model), state, threat)
-        if look and (state["until_checkpoint"] != old - 1).all():
+        old, state = state.until_checkpoint, attack.step(Oracle(model), state, threat)
+        if look and (state.until_checkpoint != old - 1).all():
             seen.append(look)
     assert seen == expected == [22, 41, 57, 70, 80, 87, 93, 99]
 
@@ -295,10 +293,10 @@ def test_apgd_walks_as_the_published_algorithm(norm):
     model, items = net_items(4, norm, False)
     attack = APGD(steps=steps)
     state = attack.start(items, threat)
-    start, values = state["point"], []
+    start, values = state.point, []
     for _ in range(attack.iterations):
         state = attack.step(Oracle(model), state, threat)
-        values.append(state["last_loss"])
+        values.append(state.last_loss)
     for i in range(4):
         one = slice(i, i + 1)
         expected = published_apgd(
@@ -322,9 +320,9 @@ def test_l1_apgd_shrinks_its_ball_and_counts_only_points_of_the_last_one():
     model, items = net_items(3, "l1", False)
     state, radii = attack.start(items, threat), []
     for look in range(attack.iterations):
-        radii.append((threat.distance(state["point"], items.images) / items.eps).amax().item())
+        radii.append((threat.distance(state.point, items.images) / items.eps).amax().item())
         state = attack.step(Oracle(model), state, threat)
-        assert bool(state["score"].isinf().all()) == (look < 12)
+        assert bool(state.score.isinf().all()) == (look < 12)
     assert max(radii[:6]) <= 3 * (1 + 1e-5) and max(radii[:6]) > 2
     assert max(radii[6:12]) <= 2 * (1 + 1e-5)
     assert max(radii[12:]) <= 1 + 1e-5
@@ -415,7 +413,7 @@ def test_without_gradient_apgd_looks_somewhere_else_every_time(norm):
     alone = items_for(x[:1], items.labels[:1], threat.eps)
     apart = steps_of(APGD(steps=20), flat, alone, threat, 20)
     together = steps_of(APGD(steps=20), flat, items, threat, 20)
-    torch.testing.assert_close(apart["best"][0], together["best"][0])
+    torch.testing.assert_close(apart.best[0], together.best[0])
 
 
 def test_expectation_over_transformation_averages_and_counts_copies():

@@ -147,9 +147,9 @@ def test_the_threat_model_reaches_the_library_and_the_result_is_checked(fake, ca
     # The step keeps the library's own ratio to ε, 1 : 4.
     assert SEEN["eps"] == 0.2 and SEEN["alpha"] == pytest.approx(0.05)
     assert SEEN["steps"] == 5 and SEEN["loss"] == "dlr" and isinstance(SEEN["seed"], int)
-    wrong = models.answers(model, state["best"]) != labels
-    assert wrong.any() and torch.equal(state["score"] < 0, wrong)
-    assert threat.contains(state["best"], x).all() and state["finished"].all()
+    wrong = models.answers(model, state.best) != labels
+    assert wrong.any() and torch.equal(state.score < 0, wrong)
+    assert threat.contains(state.best, x).all() and state.finished.all()
     assert (oracle.forwards, oracle.backwards) == (3, 1)  # the library's, the first and the last
     assert capsys.readouterr().out == ""
 
@@ -175,11 +175,11 @@ def test_points_outside_are_dropped_and_rounding_is_repaired(fake, further, insi
     model, x, labels, threat = problem()
     SEEN["further"] = further
     state, _ = stepped(foreign("torchattacks:Outside"), model, x, labels, threat)
-    assert threat.contains(state["best"], x).all()
-    assert bool((state["score"] < 0).any()) == inside
+    assert threat.contains(state.best, x).all()
+    assert bool((state.score < 0).any()) == inside
     if not inside:
-        assert torch.equal(state["best"], x)
-    torch.testing.assert_close(Threat("linf", 0.2).distance(state["best"], x).amax() > 0.19,
+        assert torch.equal(state.best, x)
+    torch.testing.assert_close(Threat("linf", 0.2).distance(state.best, x).amax() > 0.19,
                                torch.tensor(inside))  # fmt: skip
 
 
@@ -321,7 +321,7 @@ def test_foolbox_and_art_are_spoken_to_in_their_own_words(monkeypatch):
     assert attack.norms == {"linf"}
     state, _ = stepped(attack, model, x, labels, threat)
     assert SEEN == {"steps": 4, "rel_stepsize": None, "eps": 0.2, "bounds": (0, 1)}
-    assert threat.contains(state["best"], x).all()
+    assert threat.contains(state.best, x).all()
 
     class EvasionAttack:
         pass
@@ -372,10 +372,10 @@ def test_real_attacks_break_what_can_be_broken(text, norm, eps):
     labels = models.answers(model, x)
     threat, counted = Threat(norm, eps), models.Counted(model)
     state, oracle = stepped(foreign(text), counted, x, labels, threat)
-    assert threat.contains(state["best"], x).all()
-    wrong = models.answers(model, state["best"]) != labels
-    clear = state["score"].abs() > 1e-5  # not right on the boundary, where DeepFool ends
-    assert wrong.any() and torch.equal(state["score"][clear] < 0, wrong[clear])
+    assert threat.contains(state.best, x).all()
+    wrong = models.answers(model, state.best) != labels
+    clear = state.score.abs() > 1e-5  # not right on the boundary, where DeepFool ends
+    assert wrong.any() and torch.equal(state.score[clear] < 0, wrong[clear])
     # Rounded up to whole passes over the batch, nothing is missing.
     assert 0 <= 4 * oracle.forwards - counted.forwards < 4
     assert 0 <= 4 * oracle.backwards - counted.backwards < 4

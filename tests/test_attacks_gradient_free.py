@@ -27,14 +27,14 @@ def items_of(model, eps):
 
 
 def run(attack, model, items, threat, iterations=None):
-    """The states after each look, and the oracle."""
+    """The states after each step, the points queried, and the oracle."""
     oracle = Oracle(model)
-    state, states = attack.start(items, threat), []
+    state, states, looked = attack.start(items, threat), [], []
     for _ in range(iterations or attack.iterations):
-        before = state
+        looked.append(state.point)
         state = attack.step(oracle, state, threat)
-        states.append(state | {"looked": before["point"]})
-    return states, oracle
+        states.append(state)
+    return states, looked, oracle
 
 
 def broken(attack, model, threat):
@@ -68,10 +68,10 @@ def test_breaks_what_can_be_broken_and_nothing_else(attack, norm, room):
 def test_an_attack_that_does_nothing_breaks_nothing():
     class Nothing(Square):
         def start(self, items, threat):
-            return super().start(items, threat) | {"point": items.images}
+            return super().start(items, threat).replace(point=items.images)
 
         def step(self, model, state, threat):
-            return super().step(model, state, threat) | {"point": state["x"]}
+            return super().step(model, state, threat).replace(point=state.images)
 
     model = linear(2, "free", shape=(3, 8, 8), count=4)
     assert broken(Nothing(queries=5), model, Threat("linf", 1.5 * model.optimum("linf").max())) == 0
@@ -83,25 +83,25 @@ def test_square_stays_in_ball_and_box_and_uses_the_ball(norm, shape):
     model = linear(3, "binding", shape=shape, count=5)
     eps = {"linf": 0.1, "l2": 0.5, "l1": 2.0}[norm]
     threat = Threat(norm, eps)
-    states, oracle = run(Square(queries=40), model, items_of(model, eps), threat)
+    states, looked, oracle = run(Square(queries=40), model, items_of(model, eps), threat)
     assert (oracle.forwards, oracle.backwards) == (41, 0)
-    for state in states:
-        assert threat.contains(state["looked"], model.images).all()
+    for point in looked:
+        assert threat.contains(point, model.images).all()
     for before, state in itertools.pairwise(states):
-        assert (state["score"] <= before["score"]).all()
-    assert (states[-1]["score"] < states[0]["score"]).any()
+        assert (state.score <= before.score).all()
+    assert (states[-1].score < states[0].score).any()
     if shape[2] > 2:  # the box cuts some of the ball off, but no search crouches at the centre
-        assert (threat.distance(states[-1]["best"], model.images) > 0.3 * eps).all()
+        assert (threat.distance(states[-1].best, model.images) > 0.3 * eps).all()
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2"])  # L1's projection drops most of a window
 def test_square_queries_shrink_with_age(norm):
     """A late query changes fewer pixels than an early one."""
     model = linear(3, "free", shape=(3, 12, 12), count=3)
-    states, _ = run(Square(queries=100), model, items_of(model, 0.5), Threat(norm, 0.5))
+    states, looked, _ = run(Square(queries=100), model, items_of(model, 0.5), Threat(norm, 0.5))
     changed = [
-        float(((after["looked"] - before["best"]).abs().amax(1) > 0.01).float().mean())
-        for before, after in itertools.pairwise(states)
+        float(((after - before.best).abs().amax(1) > 0.01).float().mean())
+        for before, after in zip(states, looked[1:], strict=False)
     ]
     assert sum(changed[-10:]) / 10 < sum(changed[:5]) / 5 / 2
 
@@ -114,7 +114,8 @@ def test_square_moves_the_norm_of_two_windows_into_one(norm):
     delta = 0.1 * direction / length
     attack = Square(queries=10)
     state = attack.start(items_of(model, 0.1), Threat(norm, 0.1))
-    state |= {"best": model.images + delta, "age": torch.full((5,), 9)}  # windows of 3 × 3
+    # Windows of 3 × 3.
+    state = state.replace(best=model.images + delta, iteration=torch.full((5,), 9))
     after = attack._windows(state, NORMS[norm]) - model.images
     # The ball was used up, and is again; nothing changes but the two windows.
     torch.testing.assert_close(NORMS[norm].distance(after), torch.full((5,), 0.1))
@@ -151,8 +152,8 @@ def test_spsa_costs_as_documented():
 def test_spsa_moves_along_the_gradient():
     model = linear(2, "free", shape=(1, 3, 3), count=3)
     attack = SPSA(steps=1, samples=300, length=1e-3)
-    states, _ = run(attack, model, items_of(model, 0.1), Threat("linf", 0.1))
-    moves = (states[1]["looked"] - states[0]["looked"]).flatten(1)
+    _, looked, _ = run(attack, model, items_of(model, 0.1), Threat("linf", 0.1))
+    moves = (looked[1] - looked[0]).flatten(1)
     slope = model.weights[1] - model.weights[0]
     uphill = torch.where(model.labels[:, None] == 0, slope, -slope)
     large = slope.abs() > 0.2
@@ -188,36 +189,37 @@ def test_hop_skip_jump_sees_decisions_alone():
 
 def test_hop_skip_jump_costs_one_forward_a_look_and_never_gets_worse():
     model = linear(3, "free", shape=(1, 4, 4), count=3)
-    states, oracle = run(
+    states, looked, oracle = run(
         HopSkipJump(queries=120, probes=10), model, items_of(model, 0.1), Threat("l2", 0.1)
     )
     assert (oracle.forwards, oracle.backwards) == (120, 0)
     for before, state in itertools.pairwise(states):
-        assert (state["distance"] <= before["distance"]).all()
-        assert state["looked"].min() >= 0 and state["looked"].max() <= 1
-    assert states[-1]["finished"].all() and not states[-2]["finished"].any()
+        assert (state.distance <= before.distance).all()
+    for point in looked:
+        assert point.min() >= 0 and point.max() <= 1
+    assert states[-1].finished.all() and not states[-2].finished.any()
     # Several rounds were made, by items that are not in step.
-    assert (states[-1]["round"] >= 2).all()
-    assert any(len(state["phase"].unique()) > 1 for state in states)
+    assert (states[-1].round >= 2).all()
+    assert any(len(state.phase.unique()) > 1 for state in states)
 
 
 def test_hop_skip_jump_without_an_adversarial_point():
     model = linear(2, "free", shape=(1, 4, 4), count=2)
     attack = HopSkipJump(queries=30)
-    states, _ = run(
+    states, _, _ = run(
         attack,
         lambda x: torch.eye(2)[model.labels],
         items_of(model, 0.1),
         Threat("l2", 0.1),
     )
-    assert states[-1]["distance"].isinf().all() and torch.equal(states[-1]["best"], model.images)
+    assert states[-1].distance.isinf().all() and torch.equal(states[-1].best, model.images)
 
 
 # -- states and settings ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
-    ("attack", "norm", "looks"),
+    ("attack", "norm", "iterations"),
     [
         *((Square(queries=30), norm, 30) for norm in SQUARE_NORMS),
         (HopSkipJump(queries=200, probes=4), "l2", 90),

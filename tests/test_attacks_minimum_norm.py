@@ -99,7 +99,7 @@ class Nothing(MinimumNorm):
         return self.begin(items, items.images)
 
     def step(self, model, state, threat):
-        return self.record(state, model.logits(state["point"]), threat)[0]
+        return self.record(state, model.logits(state.point), threat)[0]
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))
@@ -163,25 +163,25 @@ def test_score_is_distance_less_eps(name, norm):
     eps = 1.0 if norm == "l0" else float(np.median(model.optimum(norm)))
     states, _ = run(attack, model, items_of(model, eps), Threat(norm, eps), attack.iterations)
     for before, state in itertools.pairwise(states):
-        assert (state["distance"] <= before["distance"]).all()
+        assert (state.distance <= before.distance).all()
     for state in states:
-        found = state["distance"].isfinite()
-        distance = NORMS[norm].distance(state["best"] - state["x"])
-        assert torch.equal(distance[found], state["distance"][found])
-        assert (distance[~found] == 0).all() and state["score"][~found].isinf().all()
+        found = state.distance.isfinite()
+        distance = NORMS[norm].distance(state.best - state.images)
+        assert torch.equal(distance[found], state.distance[found])
+        assert (distance[~found] == 0).all() and state.score[~found].isinf().all()
         inside = distance <= eps if norm == "l0" else distance < eps
-        assert torch.equal(state["score"] < 0, found & inside)
-        assert not model(state["best"]).argmax(1).eq(state["labels"])[found].any()
-    assert states[-1]["finished"].all() and not states[-2]["finished"].any()
-    assert int((states[-1]["score"] < 0).sum()) > 0, "no image is inside: the test shows nothing"
+        assert torch.equal(state.score < 0, found & inside)
+        assert not model(state.best).argmax(1).eq(state.labels)[found].any()
+    assert states[-1].finished.all() and not states[-2].finished.any()
+    assert int((states[-1].score < 0).sum()) > 0, "no image is inside: the test shows nothing"
 
 
 def test_stop_inside_false_hides_success_until_the_end():
     model, threat = linear(2, "free"), Threat("l2", 1.0)
     attack = FAB(steps=10, **WHOLE)
     states, _ = run(attack, model, items_of(model, 1.0), threat, attack.iterations)
-    assert all((state["score"] > 0).all() for state in states[:-1])
-    assert (states[-1]["score"] < 0).all()
+    assert all((state.score > 0).all() for state in states[:-1])
+    assert (states[-1].score < 0).all()
     # Stopping early is what the default does, and it costs distance.
     early = FAB(steps=10)(model, model.images, model.labels, threat)
     late = attack(model, model.images, model.labels, threat)
@@ -206,8 +206,8 @@ def test_costs_are_as_documented():
 def test_deepfool_stops_at_the_first_adversarial_point():
     model = linear(2, "free")
     states, _ = run(DeepFool(), model, items_of(model, 1e-4), Threat("l2", 1e-4), 2)
-    assert not states[0]["finished"].any() and states[1]["finished"].all()
-    assert (states[1]["score"] > 0).all()
+    assert not states[0].finished.any() and states[1].finished.all()
+    assert (states[1].score > 0).all()
 
 
 @pytest.mark.parametrize(("name", "norm"), cases())
@@ -219,21 +219,21 @@ def test_a_classifier_that_cannot_be_fooled(name, norm):
     attack = make(name, targeted=name not in UNTARGETED_ONLY)
     items = items_of(model, 0.1, torch.tensor([1, 2]))
     states, _ = run(attack, model, items, Threat(norm, 0.1), 8)
-    assert states[-1]["point"].isfinite().all() and states[-1]["distance"].isinf().all()
-    assert torch.equal(states[-1]["best"], model.images)
+    assert states[-1].point.isfinite().all() and states[-1].distance.isinf().all()
+    assert torch.equal(states[-1].best, model.images)
 
 
 @pytest.mark.parametrize("norm", ["linf", "l2", "l1"])
 def test_fab_starts_at_half_the_radius(norm):
     model, threat = linear(2, "free"), Threat(norm, 0.1)
     items = items_of(model, 0.1)
-    start = FAB(start="random").start(items, threat)["point"]
+    start = FAB(start="random").start(items, threat).point
     torch.testing.assert_close(
         threat.distance(start, model.images), torch.full((len(items),), 0.05), rtol=1e-3, atol=0
     )
     moves = (start - model.images).flatten(1)
     assert not torch.allclose(moves[0], moves[1])
-    assert torch.equal(FAB().start(items, threat)["point"], model.images)
+    assert torch.equal(FAB().start(items, threat).point, model.images)
 
 
 # -- the projection -----------------------------------------------------------------------

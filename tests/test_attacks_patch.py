@@ -27,10 +27,10 @@ def run(attack, model, x, labels, threat, targets=None):
     )
     oracle, state = Oracle(model), attack.start(items, threat)
     for _ in range(attack.iterations):
-        assert not state["finished"].any()
+        assert not state.finished.any()
         state = attack.step(oracle, state, threat)
-        assert threat.contains(state["point"], x).all()
-    assert state["finished"].all() and threat.contains(state["best"], x).all()
+        assert threat.contains(state.point, x).all()
+    assert state.finished.all() and threat.contains(state.best, x).all()
     return state, oracle
 
 
@@ -58,12 +58,12 @@ def test_place_and_values_are_optimal_on_a_linear_classifier(side):
         (row, column), gain = best_by_hand(slope, x[i], side)
         logits = model(x[i : i + 1])[0]
         best = float(logits[label] - logits[1 - label]) - gain
-        assert float(state["score"][i]) == pytest.approx(best, abs=1e-4)
+        assert float(state.score[i]) == pytest.approx(best, abs=1e-4)
         inside = torch.zeros(SHAPE, dtype=torch.bool)
         inside[:, row : row + side, column : column + side] = True
-        assert torch.equal(state["best"][i][~inside], x[i][~inside])
+        assert torch.equal(state.best[i][~inside], x[i][~inside])
         wanted = torch.where(slope > 0, 1.0, 0.0)
-        assert torch.equal(state["best"][i][inside], wanted[inside])
+        assert torch.equal(state.best[i][inside], wanted[inside])
 
 
 def test_targets_reach_the_best_over_all_classes():
@@ -75,7 +75,7 @@ def test_targets_reach_the_best_over_all_classes():
         targets = (problem.labels + shift) % 4
         attack = Patch(steps=0, places=1, trials=1, targeted=True)
         state, _ = run(attack, problem, problem.images, problem.labels, threat, targets)
-        best = best.minimum(state["score"])
+        best = best.minimum(state.score)
     for i, (x, label) in enumerate(zip(problem.images, problem.labels.tolist(), strict=True)):
         by_hand = []
         for other in set(range(4)) - {label}:
@@ -118,10 +118,10 @@ def test_a_chosen_place_is_kept():
     state, _ = run(attack, model, x, labels, Threat("l0", 30))
     outside = torch.ones(SHAPE, dtype=torch.bool)
     outside[:, 5:7, 1:3] = False
-    assert torch.equal(state["best"][:, outside], x[:, outside])
+    assert torch.equal(state.best[:, outside], x[:, outside])
     clean = model(x).gather(1, labels[:, None]).squeeze(1)
     margin = clean - model(x).scatter(1, labels[:, None], -torch.inf).amax(1)
-    assert (state["score"] < margin).all()
+    assert (state.score < margin).all()
 
 
 def test_gradient_steps_improve_on_the_first_order_guess():
@@ -136,8 +136,8 @@ def test_gradient_steps_improve_on_the_first_order_guess():
     few, _ = run(Patch(places=1, trials=1, steps=0), answer, x, labels, Threat("l0", 12))
     more, _ = run(Patch(places=1, trials=5, steps=30), answer, x, labels, Threat("l0", 12))
     best = 10 - 12 * ((1 / 1.8 - 0.2) - 0.9 * (1 / 1.8**2 - 0.04))  # every component at 1 / 1.8
-    assert (more["score"] < few["score"] - 0.5).all()
-    torch.testing.assert_close(more["score"], torch.full((2,), best), atol=0.02, rtol=0)
+    assert (more.score < few.score - 0.5).all()
+    torch.testing.assert_close(more.score, torch.full((2,), best), atol=0.02, rtol=0)
 
 
 def test_random_places_need_no_slope():
@@ -150,9 +150,9 @@ def test_random_places_need_no_slope():
     x, labels = 0.2 * models.images(3, SHAPE), torch.zeros(3, dtype=torch.int64)
     threat = Threat("l0", 12)
     blind, _ = run(Patch(places=1, trials=1, steps=0), answer, x, labels, threat)
-    assert (blind["score"] > 0).all()
+    assert (blind.score > 0).all()
     lucky, _ = run(Patch(places=150, trials=4, steps=5, start="random"), answer, x, labels, threat)
-    assert (lucky["score"] < 0).all()
+    assert (lucky.score < 0).all()
 
 
 def test_places_are_apart_and_the_best_first():
@@ -171,7 +171,7 @@ def test_the_side_is_the_largest_that_fits(eps, side):
     model, x = models.linear(2, SHAPE), models.images(1, SHAPE)
     threat = Threat("l0", eps)
     state, _ = run(Patch(places=1, trials=1, steps=0), model, x, models.answers(model, x), threat)
-    changed = (state["best"] != x).any(1)[0]
+    changed = (state.best != x).any(1)[0]
     assert int(changed.any(1).sum()) == int(changed.any(0).sum()) == side
 
 

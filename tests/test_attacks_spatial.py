@@ -32,11 +32,11 @@ def run(attack, model, x, labels, threat):
     )
     oracle, state, looked = Oracle(model), attack.start(items, threat), []
     for _ in range(attack.iterations):
-        looked.append(state["parameters"])
-        assert threat.contains(state["point"], x, witness=state["parameters"]).all()
+        looked.append(state.parameters)
+        assert threat.contains(state.point, x, witness=state.parameters).all()
         state = attack.step(oracle, state, threat)
-    assert state["finished"].all()
-    assert threat.contains(state["best"], x, witness=state["witness"]).all()
+    assert state.finished.all()
+    assert threat.contains(state.best, x, witness=state.witness).all()
     return state, torch.stack(looked, 1), oracle
 
 
@@ -151,8 +151,8 @@ def test_finds_the_best_of_all_moves_on_a_linear_classifier():
         others = logits.clone()
         others[:, label] = -torch.inf
         margins = logits[:, label] - others.amax(1)
-        assert float(state["score"][i]) == pytest.approx(float(margins.min()), abs=1e-4)
-        torch.testing.assert_close(state["witness"][i], looked[i, margins.argmin()])
+        assert float(state.score[i]) == pytest.approx(float(margins.min()), abs=1e-4)
+        torch.testing.assert_close(state.witness[i], looked[i, margins.argmin()])
 
 
 def bar_reader(angle: float):
@@ -174,12 +174,12 @@ def test_gradient_steps_find_the_angle_between_the_points_of_the_grid(angle):
     label = torch.zeros(1, dtype=torch.int64)
     turns = Threat("spatial", 1, degrees=30, pixels=0)
     coarse, _, _ = run(RotationTranslation(grid=(5, 1)), answer, bar, label, turns)
-    assert float(coarse["score"]) > 0, "the grid alone must not be enough"
+    assert float(coarse.score) > 0, "the grid alone must not be enough"
     attack = RotationTranslation(grid=(5, 1), steps=60)
     assert attack.iterations == 65 and attack.needs_gradient
     fine, _, oracle = run(attack, answer, bar, label, turns)
-    assert float(fine["witness"][0, 0]) == pytest.approx(angle, abs=1)
-    assert float(fine["score"]) < 0
+    assert float(fine.witness[0, 0]) == pytest.approx(angle, abs=1)
+    assert float(fine.score) < 0
     assert (oracle.forwards, oracle.backwards) == (65, 65)
 
 
@@ -259,7 +259,7 @@ class Liar(RotationTranslation):
 
     def step(self, model, state, threat):
         state = super().step(model, state, threat)
-        return {**state, "best": 1 - state["x"], "score": torch.full_like(state["score"], -1.0)}
+        return state.replace(best=1 - state.images, score=torch.full_like(state.score, -1.0))
 
 
 def test_a_lie_about_the_parameters_counts_for_nothing():

@@ -63,9 +63,9 @@ def test_the_later_runs_go_for_the_next_classes_from_where_the_search_stands():
     begins = [5, 11, 17, 23, 29, 37]  # the looks that end a run begin the next
     # 1 stands 0.3 − 0.05 behind, 3 stands 0.65 − 0.2, 2 stands 0.6 − 0.05; the long runs go for
     # the closest again, and for any.
-    assert [states[k]["targets"].tolist() for k in begins] == [[t, t] for t in (-1, 1, 3, 2, 1, -1)]
-    assert [states[k]["run"][0].item() for k in begins] == [1, 2, 3, 4, 5, 6]
-    assert states[-1]["finished"].all() and not states[-2]["finished"].any()
+    assert [states[k].targets.tolist() for k in begins] == [[t, t] for t in (-1, 1, 3, 2, 1, -1)]
+    assert [states[k].run[0].item() for k in begins] == [1, 2, 3, 4, 5, 6]
+    assert states[-1].finished.all() and not states[-2].finished.any()
     left = [int(attack.iterations_left(s)[0]) for s in states]
     # A run's end is stepped over into the next one's start.
     assert left == list(range(attack.iterations - 1, -1, -1))
@@ -76,8 +76,8 @@ def test_targets_that_do_not_exist_are_passed_over():
     attack = Swift(steps=5, targets=9, near=0.99, long_steps=7, long_runs=1)
     iterations = 5 * 6 + 8  # there are 3 wrong classes
     states = stepped(attack, slopes, x, y, Threat("linf", 0.5), iterations)
-    assert states[29]["run"].tolist() == [attack.short_runs] * 2
-    assert states[-1]["finished"].all() and not states[-2]["finished"].any()
+    assert states[29].run.tolist() == [attack.short_runs] * 2
+    assert states[-1].finished.all() and not states[-2].finished.any()
 
 
 def test_only_what_comes_near_is_searched_long():
@@ -85,10 +85,10 @@ def test_only_what_comes_near_is_searched_long():
     ball = Threat("linf", 0.9 * float(model.optimum("linf").min()))
     attack = Swift(steps=5, targets=3, near=0.3, long_steps=9)
     states = stepped(attack, model, model.images, model.labels, ball, 30)
-    share = states[-1]["score"] / states[0]["first_margin"]
+    share = states[-1].score / states[0].first_margin
     assert 0 < int((share <= 0.3).sum()) < 40
-    assert torch.equal(states[-1]["finished"], share > 0.3)
-    assert torch.equal(states[-1]["moves"], torch.where(share > 0.3, 5, 9))
+    assert torch.equal(states[-1].finished, share > 0.3)
+    assert torch.equal(states[-1].moves, torch.where(share > 0.3, 5, 9))
 
 
 def test_two_classes_are_enough():

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
-from holdfast.attacks.base import common_state, observe
+from holdfast.attacks.state import State
 from holdfast.errors import InputError
 from holdfast.search import CLEAN, STANDING, FastCopy, Journal, Ledger, Level, Search
 from holdfast.search import scheduler as search
@@ -182,21 +182,20 @@ class Scripted(Attack):
         self.when, self.iterations = torch.tensor(when), iterations
 
     def start(self, items, threat):
-        return self._next(common_state(items, items.images))
+        return self._next(State.begin(items, items.images))
 
     def _next(self, state):
-        reached = (self.when[state["targets"]] == state["age"] + 1).view(-1, 1, 1, 1)
-        corner = torch.zeros_like(state["x"]).flatten(1)
-        corner.scatter_(1, state["targets"][:, None], 1.0)
-        point = torch.where(reached, corner.view_as(state["x"]), state["x"])
-        return {**state, "point": point}
+        reached = (self.when[state.targets] == state.iteration + 1).view(-1, 1, 1, 1)
+        corner = torch.zeros_like(state.images).flatten(1)
+        corner.scatter_(1, state.targets[:, None], 1.0)
+        point = torch.where(reached, corner.view_as(state.images), state.images)
+        return state.replace(point=point)
 
     def step(self, model, state, threat):
-        best, score = observe(state, model.logits(state["point"]))
-        age = state["age"] + 1
-        finished = age >= self.iterations
-        state = {**state, "best": best, "score": score, "age": age, "finished": finished}
-        return self._next(state)
+        state = state.observe(model.logits(state.point))
+        iteration = state.iteration + 1
+        finished = iteration >= self.iterations
+        return self._next(state.replace(iteration=iteration, finished=finished))
 
 
 def scripted(when: tuple[int, ...], n: int = 1, **settings):
@@ -388,17 +387,16 @@ class Outside(Attack):
         self.value = value
 
     def start(self, items, threat):
-        return common_state(items, items.images)
+        return State.begin(items, items.images)
 
     def step(self, model, state, threat):
-        model.logits(state["point"])
-        return {
-            **state,
-            "best": torch.full_like(state["x"], self.value),
-            "score": torch.full_like(state["score"], -5.0) - state["age"],
-            "age": state["age"] + 1,
-            "finished": state["age"] >= 2,
-        }
+        model.logits(state.point)
+        return state.replace(
+            best=torch.full_like(state.images, self.value),
+            score=torch.full_like(state.score, -5.0) - state.iteration,
+            iteration=state.iteration + 1,
+            finished=state.iteration >= 2,
+        )
 
 
 @pytest.mark.parametrize("value", [0.0, 1.0, 7.0, float("nan")])

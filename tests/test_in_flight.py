@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from holdfast import draws
-from holdfast.attacks import APGD, FAB, PGD, Attack, Square, Stage, Suite
-from holdfast.attacks.base import common_state, observe
+from holdfast.attacks import APGD, FAB, PGD, Attack, Square, Stage, State, Suite
 from holdfast.errors import InputError
 from holdfast.search import FastCopy, Journal, Ledger, Level, Search
 from holdfast.search import scheduler as engine
@@ -175,12 +174,12 @@ class Recording(Attack):
 
     def start(self, items, threat):
         self.seeds.append(items.seeds)
-        return common_state(items, items.images)
+        return State.begin(items, items.images)
 
     def step(self, model, state, threat):
-        best, score = observe(state, model.logits(state["point"]))
-        age = state["age"] + 1
-        return {**state, "best": best, "score": score, "age": age, "finished": age > 0}
+        state = state.observe(model.logits(state.point))
+        iteration = state.iteration + 1
+        return state.replace(iteration=iteration, finished=iteration > 0)
 
 
 def test_a_stage_that_comes_again_draws_other_numbers_and_all_others_the_same():

@@ -286,9 +286,9 @@ class Escapes(FMN):
 
     def step(self, model, state, threat):
         state = super().step(model, state, threat)
-        rows = [int((self.known == x).flatten(1).all(1).nonzero()[0]) for x in state["x"]]
-        best = state["x"] + 50 * self.toward[rows]
-        return {**state, "best": best, "distance": threat.distance(best, state["x"])}
+        rows = [int((self.known == x).flatten(1).all(1).nonzero()[0]) for x in state.images]
+        best = state.images + 50 * self.toward[rows]
+        return state.replace(best=best, distance=threat.distance(best, state.images))
 
 
 def test_a_point_outside_the_box_is_no_closest_one():

@@ -3,13 +3,14 @@
 from .adapters import Foreign, foreign
 from .adaptive import adaptive
 from .apgd import APGD
-from .base import Attack, Items, Oracle, State
+from .base import Attack, Oracle, run
 from .carlini_wagner import CarliniWagner
 from .ddn import DDN
 from .deepfool import DeepFool
 from .fab import FAB
 from .fgsm import FGSM
 from .fmn import FMN
+from .gradient_ascent import GradientAscent
 from .hop_skip_jump import HopSkipJump
 from .minimum_norm import MinimumNorm
 from .patch import Patch
@@ -18,6 +19,7 @@ from .rotation_translation import RotationTranslation
 from .sigma_zero import SigmaZero
 from .spsa import SPSA
 from .square import Square
+from .state import Items, State
 from .suite import Stage, Suite
 from .suites import SUITES, suite_named
 from .swift import Swift
@@ -35,6 +37,7 @@ __all__ = [
     "CarliniWagner",
     "DeepFool",
     "Foreign",
+    "GradientAscent",
     "HopSkipJump",
     "Items",
     "MinimumNorm",
@@ -49,5 +52,6 @@ __all__ = [
     "Swift",
     "adaptive",
     "foreign",
+    "run",
     "suite_named",
 ]

@@ -2,37 +2,47 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TypeVar
+
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from ..threat import Images, per_item
-from .base import State
+from .state import State
 
-FIRST_DECAY, SECOND_DECAY = 0.9, 0.999
-
-
-def adam_start(like: Images) -> State:
-    """The keys that an attack's state needs for `adam_move`."""
-    return {"mean": torch.zeros_like(like), "mean_square": torch.zeros_like(like)}
+BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8
 
 
-def adam_move(
-    state: State, gradient: Images, count: Int64[Tensor, " n"]
-) -> tuple[State, Float[Tensor, "n c h w"]]:
-    """Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdamState(State):
+    """What Adam remembers; begin with `no_moments`."""
+
+    m: Float[Tensor, "n c h w"]  # the mean of the gradients
+    v: Float[Tensor, "n c h w"]  # the mean of their squares
+
+
+S = TypeVar("S", bound=AdamState)
+
+
+def no_moments(like: Images) -> dict[str, Images]:
+    """m₀ = v₀ = 0, in the shape of an image."""
+    return {"m": torch.zeros_like(like), "v": torch.zeros_like(like)}
+
+
+def adam(state: S, gradient: Images, t: Int64[Tensor, " n"]) -> tuple[S, Float[Tensor, "n c h w"]]:
+    """Kingma & Ba, "Adam: a method for stochastic optimization", ICLR 2015, algorithm 1.
 
     Args:
-        state: holds the moments.
         gradient: (N, C, H, W).
-        count: how many gradients each item has seen, this one included.
+        t: (N,), how many gradients each item has seen, this one included.
 
     Returns:
-        The new moments, and the move along the gradient for a step length of 1.
+        The state with the new moments, and the move along the gradient for a step size of 1.
     """
-    mean = state["mean"].lerp(gradient, 1 - FIRST_DECAY)
-    mean_square = state["mean_square"].lerp(gradient.square(), 1 - SECOND_DECAY)
-    first = per_item(1 - FIRST_DECAY**count, gradient)
-    second = per_item(1 - SECOND_DECAY**count, gradient)
-    move = (mean / first) / ((mean_square / second).sqrt() + 1e-8)
-    return {"mean": mean, "mean_square": mean_square}, move
+    m = state.m.lerp(gradient, 1 - BETA_1)
+    v = state.v.lerp(gradient.square(), 1 - BETA_2)
+    m_hat = m / per_item(1 - BETA_1**t, gradient)
+    v_hat = v / per_item(1 - BETA_2**t, gradient)
+    return state.replace(m=m, v=v), m_hat / (v_hat.sqrt() + TINY)

@@ -29,7 +29,8 @@ from torch import Tensor, nn
 from ..errors import HoldfastError, InputError
 from ..parsing import check_known, nearest, split_options, typed
 from ..threat import NORMS, Images, Threat
-from .base import Attack, Items, Model, Oracle, State, common_state, observe, pick
+from .base import Attack, Model, Oracle
+from .state import Items, State, pick
 
 # Points this little outside the ball (relative) are brought back: other libraries round otherwise.
 ROUNDING = 1e-3
@@ -240,7 +241,7 @@ LIBRARIES = {
 # -- the adapter ----------------------------------------------------------------------------
 
 
-class Foreign(Attack):
+class Foreign(Attack[State]):
     """An attack of another library.
 
     Its random numbers are drawn for a batch as a whole, from generators seeded by all its items:
@@ -280,37 +281,31 @@ class Foreign(Attack):
 
     def start(self, items: Items, threat: Threat) -> State:
         self.check_norm(threat)
-        return common_state(items, items.images)
+        return State.begin(items, items.images)
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x = state["x"]
-        logits = model.logits(x)
-        best, score = observe(state, logits)
-        state = {**state, "best": best, "score": score}
+    def step(self, oracle: Oracle, state: State, threat: Threat) -> State:
+        x = state.images
+        logits = oracle.logits(x)
+        state = state.observe(logits)
         with (
-            _seeded(state["seeds"]) as seed,
-            _frozen(model.model),
+            _seeded(state.seeds) as seed,
+            _frozen(oracle.model),
             _silent(),
-            model.lent(x) as lent,
+            oracle.lent(x) as lent,
         ):
-            batch = Batch(lent, x, state["labels"], threat, logits.shape[1], seed)
+            batch = Batch(lent, x, state.labels, threat, logits.shape[1], seed)
             found = self._run(batch).detach().to(x)
         if found.shape != x.shape:
             raise HoldfastError(
                 f"{self.name} returned images of shape {tuple(found.shape)}, not {tuple(x.shape)}"
             )
-        beyond = threat.distance(found, x) / state["eps"]
-        found = pick(beyond <= 1 + ROUNDING, threat.project(found, x, state["eps"]), found)
-        inside = threat.contains(found, x, state["eps"])
-        state["point"] = pick(inside, found, x)
-        best, score = observe(state, model.logits(state["point"]))
-        return {
-            **state,
-            "best": best,
-            "score": score,
-            "age": state["age"] + 1,
-            "finished": torch.ones_like(state["finished"]),
-        }
+        beyond = threat.distance(found, x) / state.eps
+        found = pick(beyond <= 1 + ROUNDING, threat.project(found, x, state.eps), found)
+        inside = threat.contains(found, x, state.eps)
+        state = state.replace(point=pick(inside, found, x))
+        return state.observe(oracle.logits(state.point)).replace(
+            iteration=state.iteration + 1, finished=torch.ones_like(state.finished)
+        )
 
     def _run(self, batch: Batch) -> Tensor:
         parameters = inspect.signature(self.attack).parameters

@@ -1,23 +1,24 @@
-"""What an attack is: `start` and `step` over a batch-first state.
+"""What an attack is: `start` and `step` over a record of tensors, one row an item.
 
 An attack never loops. It describes one step of a search for many items at once; somebody else
-(the engine, the training loop, `Attack.__call__`) decides how often to step, which items to drop
-and which to add. Everything an attack remembers is therefore *per item*: a tensor whose first
-dimension is the item, so items of different ages can share a batch.
+(the scheduler in `holdfast.search`, or `run` here) decides how often to step, which items to drop
+and which to add. Everything that an attack remembers is therefore *per item*, in its `State`, so
+items of different iterations can share a batch.
 """
 
 from __future__ import annotations
 
+import itertools
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from .. import draws
 from ..errors import InputError
@@ -31,32 +32,10 @@ from ..inputs import (
 )
 from ..models.wrapper import own_defaults, wrapped
 from ..threat import Images, Threat
-from . import losses
+from .state import Items, State
 
 Model = Callable[[Images], Float[Tensor, "n k"]]
-# Tensors with the item first. Every attack's state holds the keys that `common_state` lists.
-State = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Items:
-    """What an attack is asked to break: one row an item.
-
-    An item is an image together with a restart and a target; the same image may stand in
-    several rows.
-    """
-
-    images: Images  # clean, [0, 1]
-    labels: Int64[Tensor, " n"]
-    targets: Int64[Tensor, " n"]  # the class to reach, −1 where any wrong class will do
-    eps: Float[Tensor, " n"]  # radius in image units
-    seeds: Int64[Tensor, " n"]  # the item's own random stream, see `holdfast.draws`
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def select(self, rows: Tensor) -> Items:
-        return Items(*(getattr(self, field.name)[rows] for field in fields(self)))
+S = TypeVar("S", bound=State, default=Any)  # the state of one kind of attack
 
 
 class Oracle:
@@ -79,11 +58,11 @@ class Oracle:
         self.backwards = 0
 
     def prepare(self, state: State) -> None:
-        """Let random defences draw from the items' own streams, afresh at every age.
+        """Let random defences draw from the items' own streams, afresh at every iteration.
 
         So what an item sees depends neither on its batch nor on what was interrupted when.
         """
-        self.seeds = draws.item_seeds(0, "look", state["seeds"].cpu(), state["age"].cpu())
+        self.seeds = draws.item_seeds(0, "look", state.seeds.cpu(), state.iteration.cpu())
 
     @contextmanager
     def _drawing(self) -> Iterator[None]:
@@ -201,41 +180,50 @@ def _or_zero(values: Tensor) -> Tensor:
     return torch.where(values.isnan(), 0.0, values)
 
 
-def pick(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
-    """a where the item's row is true, b elsewhere; rows (N,), a and b (N, …)."""
-    return torch.where(rows.view(-1, *([1] * (a.ndim - 1))), a, b)
-
-
-class Attack(ABC):
+class Attack(ABC, Generic[S]):
     """A search for an adversarial example inside a threat model.
 
-    A subclass gives `start`, `step` and the class attributes. In one `step`, an attack looks at
-    the model at `state["point"]`, calls `observe`, and moves on; so a state that was stepped k
-    times has looked at k points.
+    A subclass gives `start`, `step` and the class attributes. One `step` queries the model at
+    `state.point`, keeps what was found (`State.observe`) and moves on; so a state that was stepped
+    k times knows of k points.
+
+    Attributes:
+        name: stable: it is part of random seeds and of reports.
+        norms: the norms of the threat models that it knows.
+        targeted: whether an item needs a target class.
+        needs_gradient: whether it differentiates the model.
+        decisions: whether it uses nothing of an answer but the predicted class.
+        minimum_norm: whether the score is a distance less ε rather than a margin.
+        iterations: steps until an item is finished, at most.
+        settings: of the constructor, as reports and a run's identity state them.
     """
 
-    name: str  # stable: it is part of random seeds and of reports
+    name: str
     norms: ClassVar[frozenset[str]]
-    targeted: bool = False  # whether an item needs a target class
+    targeted: bool = False
     needs_gradient: bool = True
-    decisions: bool = False  # whether it looks at nothing but the predicted class
-    minimum_norm: bool = False  # whether the score is a distance less ε rather than a margin
-    iterations: int = 1  # steps until an item is finished: what it costs at most
+    decisions: bool = False
+    minimum_norm: bool = False
+    iterations: int = 1
 
     def __init__(self, **settings: Any):
         self.settings = settings
 
     @abstractmethod
-    def start(self, items: Items, threat: Threat) -> State:
-        """The state before the first step. Draws come from `items.seeds` alone."""
+    def start(self, items: Items, threat: Threat) -> S:
+        """The state before the first step. Draws come from `items.seeds` alone.
+
+        Raises:
+            InputError: a threat model that the attack does not know.
+        """
 
     @abstractmethod
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        """The state after one more look at the model; the old state is not changed."""
+    def step(self, oracle: Oracle, state: S, threat: Threat) -> S:
+        """The state after one more iteration; the old state is not changed."""
 
-    def iterations_left(self, state: State) -> Int64[Tensor, " n"]:
-        """How many more looks each item takes at most."""
-        return self.iterations - state["age"]
+    def iterations_left(self, state: S) -> Int64[Tensor, " n"]:
+        """How many more iterations each item takes at most, (N,)."""
+        return self.iterations - state.iteration
 
     def describe(self) -> dict[str, Any]:
         """Name and settings: what a run's identity is made of."""
@@ -246,6 +234,7 @@ class Attack(ABC):
         return f"{type(self).__name__}({settings})"
 
     def check_norm(self, threat: Threat) -> None:
+        """InputError if the attack does not know the threat model's norm."""
         if threat.norm not in self.norms:
             raise InputError(
                 f"{self.name} knows the norms {', '.join(sorted(self.norms))}, not {threat.norm}"
@@ -289,7 +278,7 @@ class Attack(ABC):
             model = wrapped(model)
             images, labels = checked_data(images, labels)
             labels = labels.to(images.device)
-            if not self.minimum_norm:  # which look for the closest point, whatever ε is
+            if not self.minimum_norm:  # those search for the closest point, whatever ε is
                 threat.check_reach(images)
             check_count("batch_size", batch_size)
             if targets is not None:
@@ -343,50 +332,46 @@ class Attack(ABC):
                 seeds=draws.item_seeds(seed, index, self.name, 0, 0).to(x.device),
             )
             wrong = logits.argmax(1) != y
-            results.append(pick(wrong, x, self._search(Oracle(model), items, threat, ~wrong)))
+            rows = (~wrong).nonzero().squeeze(1)
+            found = run(self, Oracle(model), items.select(rows), threat).best
+            results.append(x.index_copy(0, rows, found))
         return torch.cat(results)
 
-    def _search(self, model: Oracle, items: Items, threat: Threat, open_: Tensor) -> Images:
-        best = items.images.clone()
-        rows = open_.nonzero().squeeze(1)
-        state = self.start(items.select(rows), threat)
-        while len(rows):
-            model.prepare(state)
-            state = self.step(model, state, threat)
-            best[rows] = state["best"]
-            going = ~(state["finished"] | (state["score"] < 0))
-            rows, state = rows[going], {key: value[going] for key, value in state.items()}
-        return best
 
+def run(
+    attack: Attack[S],
+    oracle: Oracle,
+    items: Items,
+    threat: Threat,
+    *,
+    steps: int | None = None,
+    own_draws: bool = True,
+) -> S:
+    """Drive one attack alone, all items in one batch.
 
-def common_state(items: Items, point: Images) -> State:
-    """The keys that every state has.
+    Args:
+        steps: exactly so many steps of every item, whatever comes of them; None: until each item
+            is broken (its score is below 0) or finished, which is then stepped no more.
+        own_draws: whether random defences draw from the items' own streams, so that an item's
+            search does not depend on those beside it (see `Oracle.prepare`).
 
-    x, labels, targets, eps, seeds: the item (see `Items`).
-    point: (N, C, H, W) where the next step looks.
-    age: int64 (N,) steps done.
-    score: float32 (N,) below 0 once the attack believes that `best` breaks the image. For
-        attacks inside a ball it is the smallest margin seen; for minimum-norm attacks the
-        smallest adversarial distance less ε.
-    best: (N, C, H, W) the point that score belongs to, inside ball and box.
-    finished: bool (N,) the attack has spent its budget.
+    Returns:
+        The state of all items, in their order.
     """
-    return {
-        "x": items.images,
-        "labels": items.labels,
-        "targets": items.targets,
-        "eps": items.eps,
-        "seeds": items.seeds,
-        "point": point,
-        "age": torch.zeros_like(items.labels),
-        "score": torch.full_like(items.eps, torch.inf),
-        "best": items.images,
-        "finished": torch.zeros_like(items.labels, dtype=torch.bool),
-    }
-
-
-def observe(state: Mapping[str, Tensor], logits: Tensor) -> tuple[Tensor, Tensor]:
-    """`best` and `score` after the model answered `logits` at `point`."""
-    margin = losses.margin(logits, state["labels"])
-    better = margin < state["score"]
-    return pick(better, state["point"], state["best"]), torch.where(better, margin, state["score"])
+    state = attack.start(items, threat)
+    rows = torch.arange(len(items), device=items.labels.device)  # of those that go on
+    left: list[S] = []  # those that do not,
+    places: list[Tensor] = []  # and their rows
+    for _ in itertools.count() if steps is None else range(steps):
+        if not len(rows):
+            break
+        if own_draws:
+            oracle.prepare(state)
+        state = attack.step(oracle, state, threat)
+        if steps is None and bool((leaves := state.finished | (state.score < 0)).any()):
+            left.append(state.select(leaves))
+            places.append(rows[leaves])
+            rows, state = rows[~leaves], state.select(~leaves)
+    if not left:
+        return state
+    return state.join(*left).select(torch.cat([rows, *places]).argsort())

@@ -2,21 +2,40 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Threat, per_item
-from .adam import adam_move, adam_start
-from .base import Items, Oracle, State, pick
-from .losses import margin_loss
-from .minimum_norm import MinimumNorm
+from ..threat import Images, Threat, per_item
+from .adam import AdamState, adam, no_moments
+from .base import Oracle
+from .losses import Logits, Values, margin_loss
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .state import Items, pick
 
 INSIDE = 1 - 1e-6  # the box's own edge lies at infinity in the new variables
 CHECKS = 10  # times a search asks whether it still improves
 IMPROVED = 0.9999  # factor on the loss that counts as improvement
 
 
-class CarliniWagner(MinimumNorm):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CarliniWagnerState(AdamState, MinimumNormState):
+    """What a search over c remembers."""
+
+    w: Float[Tensor, "n c h w"]  # x + δ = (tanh w + 1) / 2
+    c: Float[Tensor, " n"]  # the weight of the margin
+    too_small: Float[Tensor, " n"]  # the largest c that failed; 0 where none did
+    enough: Float[Tensor, " n"]  # the smallest c that did not; ∞ where there is none
+    succeeded: Bool[Tensor, " n"]  # whether this search found an adversarial point
+    search: Int64[Tensor, " n"]  # searches done
+    moves: Int64[Tensor, " n"]  # in this search
+    loss_before: Float[Tensor, " n"]  # at the last check
+
+
+class CarliniWagner(MinimumNorm[CarliniWagnerState]):
     """Carlini & Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, L2.
 
     Adam on ‖δ‖² + c · max(margin, 0) in variables w with x + δ = (tanh w + 1) / 2, so that the
@@ -70,62 +89,64 @@ class CarliniWagner(MinimumNorm):
         self.steps, self.searches, self.length, self.weight = steps, searches, length, weight
         self.iterations = steps * searches
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> CarliniWagnerState:
         self.check_norm(threat)
-        inner = torch.atanh((items.images * 2 - 1) * INSIDE)
-        return (
-            self.begin(items, items.images)
-            | adam_start(inner)
-            | {
-                "inner": inner,
-                "weight": torch.full_like(items.eps, self.weight),
-                "too_small": torch.zeros_like(items.eps),  # the largest c that failed
-                "enough": torch.full_like(items.eps, torch.inf),  # the smallest c that did not
-                "succeeded": torch.zeros_like(items.labels, dtype=torch.bool),  # in this search
-                "search": torch.zeros_like(items.labels),
-                "moves": torch.zeros_like(items.labels),  # in this search
-                "loss_before": torch.full_like(items.eps, torch.inf),  # at the last check
-            }
+        zeros, w = torch.zeros_like(items.eps), _unbounded(items.images)
+        return CarliniWagnerState.begin(
+            items,
+            items.images,
+            w=w,
+            c=torch.full_like(zeros, self.weight),
+            too_small=zeros,
+            enough=torch.full_like(zeros, torch.inf),
+            succeeded=torch.zeros_like(items.labels, dtype=torch.bool),
+            search=torch.zeros_like(items.labels),
+            moves=torch.zeros_like(items.labels),
+            loss_before=torch.full_like(zeros, torch.inf),
+            **no_moments(w),
         )
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, weight = state["x"], state["point"], state["weight"]
-        gradient, logits, value = model.gradient(
-            looked,
-            lambda z: (-margin_loss(z, state["labels"], state["targets"])).clamp_min(0),
-        )
-        delta = looked - x
-        loss = delta.flatten(1).square().sum(1) + weight * value
-        moves = state["moves"] + 1
+    def value(self, logits: Logits, state: CarliniWagnerState) -> Values:
+        return (-margin_loss(logits, state.labels, state.targets)).clamp_min(0)
+
+    def step(self, oracle: Oracle, state: CarliniWagnerState, threat: Threat) -> CarliniWagnerState:
+        x, point, c = state.images, state.point, state.c
+        gradient, logits, value = oracle.gradient(point, lambda z: self.value(z, state))
+        delta = point - x
+        loss = delta.flatten(1).square().sum(1) + c * value
+        moves = state.moves + 1
         check = moves % max(self.steps // CHECKS, 1) == 0
-        over = (moves >= self.steps) | (check & (loss > IMPROVED * state["loss_before"]))
-        last = over & (state["search"] == self.searches - 1)
+        over = (moves >= self.steps) | (check & (loss > IMPROVED * state.loss_before))
+        last = over & (state.search == self.searches - 1)
         state, fooled = self.record(state, logits, threat, gave_up=last)
-        succeeded = state["succeeded"] | fooled
+        succeeded = state.succeeded | fooled
 
         # In w: dx/dw = 2x(1 − x).
-        gradient = (2 * delta + per_item(weight, x) * gradient) * 2 * looked * (1 - looked)
-        moments, move = adam_move(state, gradient, moves)
-        inner = state["inner"] - self.length * move
+        gradient = (2 * delta + per_item(c, x) * gradient) * 2 * point * (1 - point)
+        state, move = adam(state, gradient, moves)
+        w = state.w - self.length * move
 
         # Where a search is over, the next one starts at the image with another c.
-        enough = torch.where(over & succeeded, state["enough"].minimum(weight), state["enough"])
-        too_small = torch.where(over & ~succeeded, weight, state["too_small"])
-        next_weight = torch.where(enough.isinf(), weight * 10, (too_small + enough) / 2)
-        inner = pick(over, torch.atanh((x * 2 - 1) * INSIDE), inner)
-        moments = {key: pick(over, torch.zeros_like(v), v) for key, v in moments.items()}
-        return {
-            **state,
-            **moments,
-            "inner": inner,
-            "weight": torch.where(over, next_weight, weight),
-            "too_small": too_small,
-            "enough": enough,
-            "succeeded": succeeded & ~over,
-            "search": state["search"] + over,
-            "moves": torch.where(over, 0, moves),
-            "loss_before": torch.where(
-                over, torch.inf, torch.where(check, loss, state["loss_before"])
-            ),
-            "point": ((inner.tanh() + 1) / 2).clamp(0, 1),
-        }
+        enough = torch.where(over & succeeded, state.enough.minimum(c), state.enough)
+        too_small = torch.where(over & ~succeeded, c, state.too_small)
+        next_c = torch.where(enough.isinf(), c * 10, (too_small + enough) / 2)
+        w = pick(over, _unbounded(x), w)
+        return state.replace(
+            m=pick(over, torch.zeros_like(w), state.m),
+            v=pick(over, torch.zeros_like(w), state.v),
+            w=w,
+            c=torch.where(over, next_c, c),
+            too_small=too_small,
+            enough=enough,
+            succeeded=succeeded & ~over,
+            search=state.search + over,
+            moves=torch.where(over, 0, moves),
+            loss_before=torch.where(over, torch.inf, torch.where(check, loss, state.loss_before)),
+            point=((w.tanh() + 1) / 2).clamp(0, 1),
+            iteration=state.iteration + 1,
+        )
+
+
+def _unbounded(x: Images) -> Float[Tensor, "n c h w"]:
+    """w with x = (tanh w + 1) / 2, a little inside the box."""
+    return torch.atanh((x * 2 - 1) * INSIDE)

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Threat, per_item
-from .base import Items, Oracle, State
-from .losses import loss_named
-from .minimum_norm import MinimumNorm, cosine
+from ..threat import Images, Threat, per_item
+from .losses import Logits, Values, loss_named
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .schedules import cosine
+from .state import Items
 
 
-class DDN(MinimumNorm):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DDNState(MinimumNormState):
+    """What DDN remembers."""
+
+    radius: Float[Tensor, " n"]  # ε_k of the paper: of the sphere, image units
+
+
+class DDN(MinimumNorm[DDNState]):
     """Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial
     attacks and defenses", CVPR 2019.
 
@@ -66,19 +78,27 @@ class DDN(MinimumNorm):
         self.loss, self.targeted = loss_named(loss), targeted
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> DDNState:
         self.check_norm(threat)
-        return self.begin(items, items.images) | {"radius": torch.full_like(items.eps, self.radius)}
+        radius = torch.full_like(items.eps, self.radius)
+        return DDNState.begin(items, items.images, radius=radius)
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, age = state["x"], state["point"], state["age"]
-        gradient, logits, _ = model.gradient(
-            looked, lambda z: self.loss(z, state["labels"], state["targets"])
+    def value(self, logits: Logits, state: DDNState) -> Values:
+        return self.loss(logits, state.labels, state.targets)
+
+    def move(
+        self,
+        state: DDNState,
+        gradient: Images,
+        value: Values,
+        fooled: Bool[Tensor, " n"],
+        threat: Threat,
+    ) -> DDNState:
+        x = state.images
+        alpha = cosine(state.iteration, self.steps, 1.0, 0.01)
+        delta = state.point - x + per_item(alpha, x) * threat.table.steepest(gradient)
+        radius = state.radius * torch.where(fooled, 1 - self.rate, 1 + self.rate)
+        onto_sphere = radius / threat.table.distance(delta).clamp_min(1e-12)
+        return state.replace(
+            radius=radius, point=(x + per_item(onto_sphere, x) * delta).clamp(0, 1)
         )
-        state, fooled = self.record(state, logits, threat)
-        length = cosine(age, self.steps, 1.0, 0.01)
-        delta = looked - x + per_item(length, x) * threat.table.steepest(gradient)
-        state["radius"] = state["radius"] * torch.where(fooled, 1 - self.rate, 1 + self.rate)
-        grow = state["radius"] / threat.table.distance(delta).clamp_min(1e-12)
-        state["point"] = (x + per_item(grow, x) * delta).clamp(0, 1)
-        return state

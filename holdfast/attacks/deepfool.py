@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
 from ..errors import InputError
 from ..threat import Threat
-from .base import Items, Oracle, State
+from .base import Oracle
 from .hyperplane import nearest_hyperplane
 from .losses import margin
-from .minimum_norm import MinimumNorm
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .state import Items
 
 
-class DeepFool(MinimumNorm):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DeepFoolState(MinimumNormState):
+    """What DeepFool remembers."""
+
+    path: Float[Tensor, "n c h w"]  # x + Σ r_i, the point before it was overshot
+
+
+class DeepFool(MinimumNorm[DeepFoolState]):
     """Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool: a simple and accurate method to fool deep
     neural networks", CVPR 2016.
 
@@ -40,17 +53,20 @@ class DeepFool(MinimumNorm):
         self.overshoot = overshoot
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> DeepFoolState:
         self.check_norm(threat)
-        return self.begin(items, items.images) | {"path": items.images}
+        return DeepFoolState.begin(items, items.images, path=items.images)
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked = state["x"], state["point"]
-        normals, values, logits = model.class_differences(looked, state["labels"])
-        fooled = margin(logits, state["labels"]) < 0
+    def step(self, oracle: Oracle, state: DeepFoolState, threat: Threat) -> DeepFoolState:
+        x = state.images
+        normals, values, logits = oracle.class_differences(state.point, state.labels)
+        fooled = margin(logits, state.labels) < 0
         state, _ = self.record(state, logits, threat, gave_up=fooled)
-        _, move = nearest_hyperplane(looked, normals, values, threat.norm)
+        _, r = nearest_hyperplane(state.point, normals, values, threat.norm)
         # The path keeps the way without the overshoot, which would else grow with every step.
-        state["path"] = state["path"] + move
-        state["point"] = (x + (1 + self.overshoot) * (state["path"] - x)).clamp(0, 1)
-        return state
+        path = state.path + r
+        return state.replace(
+            path=path,
+            point=(x + (1 + self.overshoot) * (path - x)).clamp(0, 1),
+            iteration=state.iteration + 1,
+        )

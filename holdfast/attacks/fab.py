@@ -8,13 +8,14 @@ from torch import Tensor
 from .. import draws
 from ..errors import InputError
 from ..threat import Threat, per_item
-from .base import Items, Oracle, State, pick
+from .base import Oracle
 from .hyperplane import nearest_hyperplane, shortest_move
 from .losses import margin_loss
-from .minimum_norm import MinimumNorm
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .state import Items, pick
 
 
-class FAB(MinimumNorm):
+class FAB(MinimumNorm[MinimumNormState]):
     """Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
     attack", ICML 2020: projections onto the linearised decision boundary inside the box, drawn
     towards the image.
@@ -77,27 +78,27 @@ class FAB(MinimumNorm):
         self.image_share, self.overshoot, self.pull_back = image_share, overshoot, pull_back
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> MinimumNormState:
         self.check_norm(threat)
         norm = threat.table
         x = items.images
         if not self.random_start:
-            return self.begin(items, x)
+            return MinimumNormState.begin(items, x)
         if threat.norm == "linf":
             noise = draws.uniform(items.seeds, 0, x.shape[1:]) * 2 - 1
         else:
             noise = draws.normal(items.seeds, 0, x.shape[1:])
         length = items.eps / 2 / norm.distance(noise).clamp_min(1e-12)
-        return self.begin(items, (x + per_item(length, x) * noise).clamp(0, 1))
+        return MinimumNormState.begin(items, (x + per_item(length, x) * noise).clamp(0, 1))
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, labels = state["x"], state["point"], state["labels"]
+    def step(self, oracle: Oracle, state: MinimumNormState, threat: Threat) -> MinimumNormState:
+        x, looked, labels = state.images, state.point, state.labels
         if self.targeted:
-            normal, logits, value = model.gradient(
-                looked, lambda z: margin_loss(z, labels, state["targets"])
+            normal, logits, value = oracle.gradient(
+                looked, lambda z: margin_loss(z, labels, state.targets)
             )
         else:
-            normals, values, logits = model.class_differences(looked, labels)
+            normals, values, logits = oracle.class_differences(looked, labels)
         state, fooled = self.record(state, logits, threat)
         point = pick(fooled, x + self.pull_back * (looked - x), looked)
         back = torch.where(fooled, 1 - self.pull_back, 0.0)  # share of the way to the image
@@ -115,10 +116,8 @@ class FAB(MinimumNorm):
         near_length = threat.table.distance(near)
         both = (near_length + threat.table.distance(far)).clamp_min(1e-12)
         share = per_item((near_length / both).clamp_max(self.image_share), x)
-        state["point"] = (
-            (1 - share) * (point + self.overshoot * near) + share * (x + self.overshoot * far)
-        ).clamp(0, 1)
-        return state
+        moved = (1 - share) * (point + self.overshoot * near) + share * (x + self.overshoot * far)
+        return state.replace(point=moved.clamp(0, 1), iteration=state.iteration + 1)
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:

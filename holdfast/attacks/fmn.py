@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
 from ..threat import Images, Threat, per_item
-from .base import Items, Oracle, State
-from .losses import margin_loss
-from .minimum_norm import MinimumNorm, cosine
+from .losses import Values
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .schedules import cosine
+from .state import Items
 
 
-class FMN(MinimumNorm):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FMNState(MinimumNormState):
+    """What FMN remembers."""
+
+    # ε_k of the paper: of the ball, image units; a number of components in L0.
+    radius: Float[Tensor, " n"]
+
+
+class FMN(MinimumNorm[FMNState]):
     """Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive
     norm constraints", NeurIPS 2021.
 
@@ -70,37 +82,39 @@ class FMN(MinimumNorm):
         self.steps, self.length, self.rate, self.last_rate = steps, length, rate, last_rate
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> FMNState:
         self.check_norm(threat)
         first = 1.0 if threat.norm == "l0" else torch.inf
-        return self.begin(items, items.images) | {"radius": torch.full_like(items.eps, first)}
+        return FMNState.begin(items, items.images, radius=torch.full_like(items.eps, first))
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, age = state["x"], state["point"], state["age"]
-        gradient, logits, value = model.gradient(
-            looked, lambda z: margin_loss(z, state["labels"], state["targets"])
-        )
-        state, fooled = self.record(state, logits, threat)
-        rate = cosine(age, self.steps, self.rate, self.last_rate)
+    def move(
+        self,
+        state: FMNState,
+        gradient: Images,
+        value: Values,
+        fooled: Bool[Tensor, " n"],
+        threat: Threat,
+    ) -> FMNState:
+        x, k = state.images, state.iteration
+        gamma = cosine(k, self.steps, self.rate, self.last_rate)
         if threat.norm == "l0":
-            radius = _next_count(state["radius"], fooled, rate)
+            radius = _next_count(state.radius, fooled, gamma)
         else:
-            reach = threat.distance(looked, x) + value.abs() / _dual(gradient, threat.norm)
+            reach = threat.distance(state.point, x) + value.abs() / _dual(gradient, threat.norm)
             # Growing from the estimate, too, gets across a boundary that it only touches.
-            found = state["distance"].isfinite()
-            grown = torch.where(found, state["radius"], reach) * (1 + rate)
-            shrunk = (state["radius"] * (1 - rate)).minimum(state["distance"])
+            found = state.distance.isfinite()
+            grown = torch.where(found, state.radius, reach) * (1 + gamma)
+            shrunk = (state.radius * (1 - gamma)).minimum(state.distance)
             radius = torch.where(fooled, shrunk, grown)
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
         first = self.length or (2 * x[0].numel() ** 0.5 if threat.norm == "l0" else 1.0)
-        length = cosine(age, self.steps, first, first / 100) / size
-        moved = looked + per_item(length, x) * gradient
-        state["radius"] = radius
+        alpha = cosine(k, self.steps, first, first / 100) / size
+        moved = state.point + per_item(alpha, x) * gradient
         if threat.norm == "l0":
-            state["point"] = _keep_useful(moved, x, gradient, radius)
+            point = _keep_useful(moved, x, gradient, radius)
         else:
-            state["point"] = threat.project(moved, x, radius)
-        return state
+            point = threat.project(moved, x, radius)
+        return state.replace(radius=radius, point=point)
 
 
 def _next_count(count: Tensor, fooled: Tensor, rate: Tensor) -> Tensor:

@@ -2,35 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
 from ..threat import Images, Threat, per_item
-from .base import Items, Oracle, State, pick
-from .minimum_norm import MinimumNorm
+from .base import Oracle
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .state import Items, pick
 
-# What an item is doing; each look at the model serves one of these.
+# What an item is doing; each query serves one of these.
 SEEK, BISECT, PROBE, LEAP = range(4)
 FIRST_RADIUS = 0.1  # of the first probes, image units
 FINEST = 1e-6  # a bisection cannot be finer than float32
 SHORTEST_LEAP = 1e-3  # of the distance; below it the direction is given up
 
 
-class HopSkipJump(MinimumNorm):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class HopSkipJumpState(MinimumNormState):
+    """What HopSkipJump remembers."""
+
+    phase: Int64[Tensor, " n"]  # SEEK, BISECT, PROBE or LEAP: what the next query serves
+    round: Int64[Tensor, " n"]  # t of the paper: times that the boundary was reached
+    outer: Float[Tensor, "n c h w"]  # adversarial; bisection runs from the image to here
+    low: Float[Tensor, " n"]  # share of that way at which the point is not adversarial
+    high: Float[Tensor, " n"]  # share at which it is
+    edge: Float[Tensor, "n c h w"]  # x_t of the paper: adversarial, at the boundary
+    reach: Float[Tensor, " n"]  # distance of the edge from the image
+    probed: Float[Tensor, " n"]  # probes of this round
+    answers: Float[Tensor, " n"]  # sum of their answers φ = ±1
+    sum: Float[Tensor, "n c h w"]  # of their offsets u
+    signed_sum: Float[Tensor, "n c h w"]  # of φ · u
+    direction: Float[Tensor, "n c h w"]  # of the next leap
+    length: Float[Tensor, " n"]  # ξ of the paper: of the next leap
+
+
+class HopSkipJump(MinimumNorm[HopSkipJumpState]):
     """Chen, Jordan & Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack",
-    S&P 2020. Looks at nothing but the predicted class.
+    S&P 2020, algorithm 2. Uses nothing but the predicted class.
 
     From a misclassified random image, each round goes to the boundary by bisection towards the
     clean image, estimates the boundary's normal from `probes` · √round random points around, and
     leaps along it, half as far until the point is adversarial.
 
-    Every look is one forward pass, whatever the item is doing; so items in different rounds
+    Every query is one forward pass, whatever the item is doing; so items in different rounds
     share a batch.
 
     Args:
-        queries: looks in all. Under a thousand rarely suffices.
+        queries: in all. Under a thousand rarely suffices.
         probes: points of the first round's estimate.
         most_probes: of any round's.
         stop_inside: see `MinimumNorm`.
@@ -66,61 +89,61 @@ class HopSkipJump(MinimumNorm):
         self.probes, self.most_probes = probes, most_probes
         self.iterations = queries
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> HopSkipJumpState:
         self.check_norm(threat)
         x, zeros = items.images, torch.zeros_like(items.eps)
-        return self.begin(items, _random_images(items.seeds, 0 * items.labels, x)) | {
-            "phase": torch.full_like(items.labels, SEEK),
-            "round": torch.zeros_like(items.labels),
-            "outer": x,  # adversarial; bisection runs from the image to here
-            "low": zeros,  # shares of that way: not adversarial here,
-            "high": zeros,  # adversarial here
-            "edge": x,  # adversarial, at the boundary
-            "reach": zeros,  # distance of the edge
-            "asked": zeros,  # probes of this round, the sum of their answers ±1,
-            "answers": zeros,
-            "sum": torch.zeros_like(x),  # of their offsets,
-            "signed_sum": torch.zeros_like(x),  # and of answer × offset
-            "direction": torch.zeros_like(x),
-            "length": zeros,  # of the next leap
-        }
+        return HopSkipJumpState.begin(
+            items,
+            _random_images(items.seeds, torch.zeros_like(items.labels), x),
+            phase=torch.full_like(items.labels, SEEK),
+            round=torch.zeros_like(items.labels),
+            outer=x,
+            low=zeros,
+            high=zeros,
+            edge=x,
+            reach=zeros,
+            probed=zeros,
+            answers=zeros,
+            sum=torch.zeros_like(x),
+            signed_sum=torch.zeros_like(x),
+            direction=torch.zeros_like(x),
+            length=zeros,
+        )
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, phase = state["x"], state["point"], state["phase"]
+    def step(self, oracle: Oracle, state: HopSkipJumpState, threat: Threat) -> HopSkipJumpState:
+        x, looked, phase = state.images, state.point, state.phase
         size = x[0].numel()
         finest = max(size ** (-2.0 if threat.norm == "linf" else -1.5), FINEST)
-        state, fooled = self.record(state, model.logits(looked), threat)
+        state, fooled = self.record(state, oracle.logits(looked), threat)
         seeks, bisects, probes, leaps = (phase == p for p in (SEEK, BISECT, PROBE, LEAP))
 
         # A found or leapt-to adversarial point is the far end of a new bisection.
         landed = (seeks | leaps) & fooled
-        outer = pick(landed, looked, state["outer"])
-        middle = (state["low"] + state["high"]) / 2
-        high = torch.where(bisects & fooled, middle, state["high"])
-        low = torch.where(bisects & ~fooled, middle, state["low"])
+        outer = pick(landed, looked, state.outer)
+        middle = (state.low + state.high) / 2
+        high = torch.where(bisects & fooled, middle, state.high)
+        low = torch.where(bisects & ~fooled, middle, state.low)
         low, high = torch.where(landed, 0.0, low), torch.where(landed, 1.0, high)
         arrived = bisects & (high - low <= finest)
-        edge = pick(arrived, _toward(outer, x, high, threat), state["edge"])
-        reach = torch.where(arrived, threat.distance(edge, x), state["reach"])
+        edge = pick(arrived, _toward(outer, x, high, threat), state.edge)
+        reach = torch.where(arrived, threat.distance(edge, x), state.reach)
 
         # Offsets are measured after the box cut them.
-        radius = self._radius(state["round"], state["reach"], size)
+        radius = self._radius(state.round, state.reach, size)
         answer = torch.where(fooled, 1.0, -1.0)
-        offset = (looked - state["edge"]) / per_item(radius.clamp_min(1e-30), x)
-        total = pick(probes, state["sum"] + offset, state["sum"])
-        signed = pick(
-            probes, state["signed_sum"] + per_item(answer, x) * offset, state["signed_sum"]
-        )
-        answers = torch.where(probes, state["answers"] + answer, state["answers"])
-        asked = state["asked"] + probes
-        wanted = (self.probes * state["round"].sqrt()).floor().clamp(1, self.most_probes)
-        estimated = probes & (asked >= wanted)
-        mean = answers / asked.clamp_min(1)
+        offset = (looked - state.edge) / per_item(radius.clamp_min(1e-30), x)
+        total = pick(probes, state.sum + offset, state.sum)
+        signed = pick(probes, state.signed_sum + per_item(answer, x) * offset, state.signed_sum)
+        answers = torch.where(probes, state.answers + answer, state.answers)
+        probed = state.probed + probes
+        wanted = (self.probes * state.round.sqrt()).floor().clamp(1, self.most_probes)
+        estimated = probes & (probed >= wanted)
+        mean = answers / probed.clamp_min(1)
         # The mean answer is a baseline; where all answers agree, it would leave nothing.
         baseline = torch.where(mean.abs() < 1, mean, 0.0)
         normal = threat.table.steepest(signed - per_item(baseline, x) * total)
-        direction = pick(estimated, normal, state["direction"])
-        length = torch.where(estimated, reach / state["round"].clamp_min(1).sqrt(), state["length"])
+        direction = pick(estimated, normal, state.direction)
+        length = torch.where(estimated, reach / state.round.clamp_min(1).sqrt(), state.length)
         length = torch.where(leaps & ~fooled, length / 2, length)
         lost = leaps & ~fooled & (length < SHORTEST_LEAP * reach)
 
@@ -128,45 +151,45 @@ class HopSkipJump(MinimumNorm):
         phase = torch.where(landed, BISECT, phase)
         phase = torch.where(fresh, PROBE, phase)
         phase = torch.where(estimated, LEAP, phase)
-        state |= {
-            "phase": phase,
-            "round": state["round"] + fresh,
-            "outer": outer,
-            "low": low,
-            "high": high,
-            "edge": edge,
-            "reach": reach,
-            "asked": torch.where(fresh, 0.0, asked),
-            "answers": torch.where(fresh, 0.0, answers),
-            "sum": pick(fresh, torch.zeros_like(x), total),
-            "signed_sum": pick(fresh, torch.zeros_like(x), signed),
-            "direction": direction,
-            "length": length,
-        }
-        state["point"] = self._next(state, threat)
-        return state
+        state = state.replace(
+            iteration=state.iteration + 1,
+            phase=phase,
+            round=state.round + fresh,
+            outer=outer,
+            low=low,
+            high=high,
+            edge=edge,
+            reach=reach,
+            probed=torch.where(fresh, 0.0, probed),
+            answers=torch.where(fresh, 0.0, answers),
+            sum=pick(fresh, torch.zeros_like(x), total),
+            signed_sum=pick(fresh, torch.zeros_like(x), signed),
+            direction=direction,
+            length=length,
+        )
+        return state.replace(point=self._next(state, threat))
 
     def _radius(self, round_: Tensor, reach: Tensor, size: int) -> Tensor:
         """How far the probes of a round lie from the edge."""
         return torch.where(round_ <= 1, FIRST_RADIUS, reach / size)
 
-    def _next(self, state: State, threat: Threat) -> Images:
-        """Where to look next, by what each item is doing."""
-        x, phase, seeds, age = state["x"], state["phase"], state["seeds"], state["age"]
-        point = _toward(state["outer"], x, (state["low"] + state["high"]) / 2, threat)
-        leap = state["edge"] + per_item(state["length"], x) * state["direction"]
+    def _next(self, state: HopSkipJumpState, threat: Threat) -> Images:
+        """The next query, by what each item is doing."""
+        x, phase, seeds, k = state.images, state.phase, state.seeds, state.iteration
+        point = _toward(state.outer, x, (state.low + state.high) / 2, threat)
+        leap = state.edge + per_item(state.length, x) * state.direction
         point = pick(phase == LEAP, leap, point)
         if bool((phase == PROBE).any()):
             if threat.norm == "l2":
-                offset = draws.normal(seeds, age, x.shape[1:])
+                offset = draws.normal(seeds, k, x.shape[1:])
             else:
-                offset = draws.uniform(seeds, age, x.shape[1:]) * 2 - 1
-            radius = self._radius(state["round"], state["reach"], x[0].numel())
+                offset = draws.uniform(seeds, k, x.shape[1:]) * 2 - 1
+            radius = self._radius(state.round, state.reach, x[0].numel())
             scale = radius / offset.flatten(1).norm(dim=1).clamp_min(1e-12)
-            probe = state["edge"] + per_item(scale, x) * offset
+            probe = state.edge + per_item(scale, x) * offset
             point = pick(phase == PROBE, probe, point)
         if bool((phase == SEEK).any()):
-            point = pick(phase == SEEK, _random_images(seeds, age, x), point)
+            point = pick(phase == SEEK, _random_images(seeds, k, x), point)
         return point.clamp(0, 1)
 
 
@@ -179,8 +202,8 @@ def _toward(outer: Images, x: Images, share: Tensor, threat: Threat) -> Images:
     return x + delta.maximum(-cut).minimum(cut)
 
 
-def _random_images(seeds: Tensor, age: Tensor, like: Images) -> Images:
-    """Noise at even ages, one colour all over at odd ones: some classifiers see one class in all
-    noise."""
-    noise = draws.uniform(seeds, age, like.shape[1:])
-    return pick(age % 2 == 0, noise, noise[:, :, :1, :1].expand_as(noise))
+def _random_images(seeds: Tensor, k: Tensor, like: Images) -> Images:
+    """Noise at even iterations k, one colour all over at odd ones: some classifiers see one class
+    in all noise."""
+    noise = draws.uniform(seeds, k, like.shape[1:])
+    return pick(k % 2 == 0, noise, noise[:, :, :1, :1].expand_as(noise))

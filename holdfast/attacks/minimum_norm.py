@@ -2,29 +2,51 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Self
 
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+from typing_extensions import TypeVar
 
 from ..threat import Images, Threat
 from . import losses
-from .base import Attack, Items, State, common_state, pick
+from .base import Attack, Oracle
+from .losses import Logits, Values
+from .state import Items, State, pick
 
 
-class MinimumNorm(Attack):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class MinimumNormState(State):
+    """What every search for the closest adversarial point remembers.
+
+    Attributes:
+        distance: float32 (N,), from the image to `best`, the closest adversarial point found; ∞,
+            and `best` the image itself, while there is none.
+    """
+
+    distance: Float[Tensor, " n"]
+
+    @classmethod
+    def begin(cls, items: Items, point: Images, **own: Tensor) -> Self:
+        return super().begin(items, point, distance=torch.full_like(items.eps, torch.inf), **own)
+
+
+S = TypeVar("S", bound=MinimumNormState, default=Any)
+
+
+class MinimumNorm(Attack[S]):
     """An attack that looks for the closest adversarial point, wherever the ball ends.
 
-    To the keys that every state has (see `common_state`) it adds
+    Its score is the smallest adversarial distance less ε, so `best` lies inside the ball exactly
+    when the score says that the image is broken, and may lie outside it before. Called alone, such
+    an attack returns the closest point that it found, in the box but perhaps outside the ball, and
+    the image itself where it found none.
 
-    distance: float32 (N,) from the image to `best`, the closest adversarial point found; ∞, and
-        `best` the image itself, while there is none.
-
-    The score is that distance less ε, so `best` lies inside the ball exactly when the score says
-    that the image is broken, and may lie outside it before. Called alone, such an attack returns
-    the closest point that it found, in the box but perhaps outside the ball, and the image itself
-    where it found none.
+    A subclass that follows a gradient fills in `start`, `value` (a function of the logits) and
+    `move` (where to go from a point whose answer and gradient are known). One that asks the model
+    for something else writes `step` itself, calls `record` on each answer, and counts iterations.
 
     Args:
         stop_inside: believe in a success as soon as a point inside the ball is found. If False,
@@ -38,47 +60,66 @@ class MinimumNorm(Attack):
         super().__init__(stop_inside=stop_inside, **settings)
         self.stop_inside = stop_inside
 
-    def begin(self, items: Items, point: Images) -> State:
-        """The state before anything was looked at; the first look is at `point`."""
-        state = common_state(items, point)
-        state["distance"] = torch.full_like(items.eps, torch.inf)
-        return state
+    # -- hooks ----------------------------------------------------------------------------
+
+    def value(self, logits: Logits, state: S) -> Values:
+        """What `move` gets the gradient of, (N,): by default z_t − z_y, for the target class t or
+        the best wrong one, which is above 0 where the point is adversarial."""
+        return losses.margin_loss(logits, state.labels, state.targets)
+
+    def move(
+        self,
+        state: S,
+        gradient: Images,
+        value: Values,
+        fooled: Bool[Tensor, " n"],
+        threat: Threat,
+    ) -> S:
+        """The state with the next `point`.
+
+        Args:
+            state: after `record`; `state.iteration` is the number of moves so far.
+            gradient, value: of `value`, at `state.point`.
+            fooled: whether that point is adversarial.
+        """
+        raise NotImplementedError
+
+    # -- the algorithm --------------------------------------------------------------------
+
+    def step(self, oracle: Oracle, state: S, threat: Threat) -> S:
+        gradient, logits, value = oracle.gradient(state.point, lambda z: self.value(z, state))
+        state, fooled = self.record(state, logits, threat)
+        moved = self.move(state, gradient, value, fooled, threat)
+        return moved.replace(iteration=moved.iteration + 1)
 
     def record(
         self,
-        state: State,
+        state: S,
         logits: Float[Tensor, "n k"],
         threat: Threat,
-        gave_up: Tensor | None = None,
-    ) -> tuple[State, Bool[Tensor, " n"]]:
+        gave_up: Bool[Tensor, " n"] | None = None,
+    ) -> tuple[S, Bool[Tensor, " n"]]:
         """The state after the model answered `logits` at `point`, and whether each was fooled.
 
         `point` becomes `best` where it is adversarial and closer than all before. Items are
-        finished after `looks` looks; `gave_up` (N,) adds those whose search is over already.
+        finished after `iterations` queries; `gave_up` adds those whose search is over already.
         """
-        fooled = losses.margin(logits, state["labels"]) < 0
-        distance = threat.distance(state["point"], state["x"])
-        closer = fooled & (distance < state["distance"])
-        distance = torch.where(closer, distance, state["distance"])
-        finished = state["age"] >= self.iterations - 1
+        fooled = losses.margin(logits, state.labels) < 0
+        distance = threat.distance(state.point, state.images)
+        closer = fooled & (distance < state.distance)
+        distance = torch.where(closer, distance, state.distance)
+        finished = state.iteration >= self.iterations - 1
         if gave_up is not None:
             finished = finished | gave_up
         # Counts are whole, and a distance of ε is inside the ball.
         inside = 0.5 if threat.norm == "l0" else 0.0
-        score = distance - (state["eps"] + inside)
+        score = distance - (state.eps + inside)
         if not self.stop_inside:
             score = torch.where(finished, score, torch.inf)
-        return {
-            **state,
-            "best": pick(closer, state["point"], state["best"]),
-            "distance": distance,
-            "score": score,
-            "age": state["age"] + 1,
-            "finished": finished,
-        }, fooled
-
-
-def cosine(age: Tensor, steps: int, first: float, last: float) -> Float[Tensor, " n"]:
-    """From `first` at age 0 to `last` at age `steps` and after; age int64 (N,)."""
-    share = (age / steps).clamp_max(1)
-    return last + (first - last) * (1 + (torch.pi * share).cos()) / 2
+        recorded = state.replace(
+            best=pick(closer, state.point, state.best),
+            distance=distance,
+            score=score,
+            finished=finished,
+        )
+        return recorded, fooled

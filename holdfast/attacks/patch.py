@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
@@ -10,16 +12,27 @@ from torch import Tensor
 from .. import draws
 from ..errors import InputError
 from ..threat import Images, Threat, per_item
-from .base import Attack, Items, Oracle, State, common_state, observe, pick
+from .base import Attack, Oracle
 from .losses import margin_loss
-from .minimum_norm import cosine
+from .schedules import cosine
+from .state import Items, State, pick
 
 # Steps in image units, from the first to the last of a place's share and of the final search.
 TRIAL_LENGTHS = (0.5, 0.1)
 FINAL_LENGTHS = (0.25, 0.01)
 
 
-class Patch(Attack):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PatchState(State):
+    """What the search for a patch remembers."""
+
+    slope: Float[Tensor, "n c h w"]  # of the loss at the image
+    corners: Int64[Tensor, "n places 2"]  # (row, column) of the top left pixels to be tried
+    corner: Int64[Tensor, "n 2"]  # of the patch at `point`
+    best_corner: Int64[Tensor, "n 2"]  # of the patch at `best`
+
+
+class Patch(Attack[PatchState]):
     """One square of pixels, all channels, set to any values in the box; after Brown et al.,
     "Adversarial patch", 2017, but one patch an image, at the place where it harms that image most.
 
@@ -83,7 +96,7 @@ class Patch(Attack):
         self.places = places if corner is None else 1
         self.iterations = 1 + self.places * trials + steps
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> PatchState:
         self.check_norm(threat)
         x = items.images
         side = self._side(x, threat.eps)
@@ -97,62 +110,56 @@ class Patch(Attack):
                     f"{x.shape[2]} × {x.shape[3]} pixels"
                 )
             corners = corners + torch.tensor(self.corner, device=x.device)
-        return common_state(items, x) | {
-            "slope": torch.zeros_like(x),  # of the loss at the image
-            "corners": corners,  # (N, places, 2) to be tried
-            "corner": here,  # (N, 2) of the patch at `point`
-            "best_corner": here,  # of the one at `best`
-        }
-
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, age = state["x"], state["point"], state["age"]
-        side = self._side(x, threat.eps)
-        gradient, logits, _ = model.gradient(
-            looked, lambda z: margin_loss(z, state["labels"], state["targets"])
+        return PatchState.begin(
+            items, x, slope=torch.zeros_like(x), corners=corners, corner=here, best_corner=here
         )
-        best, score = observe(state, logits)
-        best_corner = pick(score < state["score"], state["corner"], state["best_corner"])
-        first = age == 0
-        slope = pick(first, gradient, state["slope"])
-        corners = state["corners"]
+
+    def step(self, oracle: Oracle, state: PatchState, threat: Threat) -> PatchState:
+        x, looked, k = state.images, state.point, state.iteration
+        side = self._side(x, threat.eps)
+        gradient, logits, _ = oracle.gradient(
+            looked, lambda z: margin_loss(z, state.labels, state.targets)
+        )
+        seen = state.observe(logits)
+        best_corner = pick(seen.score < state.score, state.corner, state.best_corner)
+        first = k == 0
+        slope = pick(first, gradient, state.slope)
+        corners = state.corners
         if bool(first.any()) and self.corner is None:
-            found = self._choose(x, gradient, state["seeds"], side)
+            found = self._choose(x, gradient, state.seeds, side)
             corners = pick(first, found, corners)
         # The clean image has no patch: from there a search would go on at the first place.
         best_corner = pick(first, corners[:, 0], best_corner)
 
-        # What the next look, the (age + 1)-th after the first, belongs to.
-        place = (age // self.trials).clamp_max(self.places - 1)
-        searching = age >= self.places * self.trials
-        opening = ~searching & (age % self.trials == 0)
-        closing = age == self.places * self.trials
+        # What the next query, the (k + 1)-th after the first, belongs to.
+        place = (k // self.trials).clamp_max(self.places - 1)
+        searching = k >= self.places * self.trials
+        opening = ~searching & (k % self.trials == 0)
+        closing = k == self.places * self.trials
         fresh = corners.gather(1, place.view(-1, 1, 1).expand(-1, 1, 2)).squeeze(1)
-        corner = pick(opening, fresh, pick(closing, best_corner, state["corner"]))
+        corner = pick(opening, fresh, pick(closing, best_corner, state.corner))
 
         length = torch.where(
             searching,
-            cosine(age - self.places * self.trials, max(self.steps, 1), *FINAL_LENGTHS),
-            cosine(age % self.trials, self.trials, *TRIAL_LENGTHS),
+            cosine(k - self.places * self.trials, max(self.steps, 1), *FINAL_LENGTHS),
+            cosine(k % self.trials, self.trials, *TRIAL_LENGTHS),
         )
         moved = looked + per_item(length, x) * gradient.sign()
         if self.random_start:
-            filled = draws.uniform(state["seeds"], 2 * place + 1, x.shape[1:])
+            filled = draws.uniform(state.seeds, 2 * place + 1, x.shape[1:])
         else:
             filled = torch.where(slope == 0, x, (slope > 0).to(x))
-        point = pick(opening, filled, pick(closing, best, moved)).clamp(0, 1)
-        return {
-            **state,
-            "best": best,
-            "score": score,
-            "best_corner": best_corner,
-            "slope": slope,
-            "corners": corners,
-            "corner": corner,
+        point = pick(opening, filled, pick(closing, seen.best, moved)).clamp(0, 1)
+        return seen.replace(
+            best_corner=best_corner,
+            slope=slope,
+            corners=corners,
+            corner=corner,
             # Outside of the patch the components are the image's own, bit for bit.
-            "point": torch.where(_square(corner, side, x), point, x),
-            "age": age + 1,
-            "finished": age >= self.iterations - 1,
-        }
+            point=torch.where(_square(corner, side, x), point, x),
+            iteration=k + 1,
+            finished=k >= self.iterations - 1,
+        )
 
     def _side(self, x: Images, eps: float) -> int:
         channels, height, width = x.shape[1:]

@@ -1,30 +1,49 @@
-"""Projected gradient ascent with a fixed step."""
+"""PGD: projected gradient descent on the model's accuracy, with a fixed step."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
 from ..errors import InputError
-from ..threat import Threat, per_item
-from .base import Attack, Items, Oracle, State, common_state, observe
-from .losses import Loss, loss_named
+from ..threat import Images, Threat, per_item
+from .gradient_ascent import GradientAscent
+from .losses import Loss
+from .state import Items, State
 
 
-class PGD(Attack):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class PGDState(State):
+    """What PGD remembers."""
+
+    g: Float[Tensor, "n c h w"]  # the accumulated gradient; stays 0 without momentum
+
+
+class PGD(GradientAscent[PGDState]):
     """`steps` projected steps of length `step_size` × ε from a random start.
 
     Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018;
-    with `momentum`, Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018.
+    with `momentum`, Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018,
+    algorithm 1.
 
     Args:
-        steps: moves; each is one forward and one backward. The end is looked at too.
+        steps: moves; each is one forward and one backward. The end is queried too.
         step_size: in units of ε; by default 2.5 / steps, which can cross the ball.
         start: `random` in the ball, or `clean`.
-        momentum: of the gradients, each divided by its mean absolute value; 0 for none.
+        momentum: μ, of the gradients, each divided by its mean absolute value; 0 for none.
         loss: `ce`, `dlr`, `margin`, or a function of (logits, labels, targets) to one value an
             image.
+
+    Cost: steps + 1 forwards and as many backwards.
+
+    Raises:
+        InputError: steps below 1, an unknown start or loss.
     """
 
     name = "pgd"
-    norms = frozenset({"linf", "l2", "l1"})
 
     def __init__(
         self,
@@ -35,47 +54,29 @@ class PGD(Attack):
         momentum: float = 0.0,
         loss: str | Loss = "ce",
     ):
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, not {steps}")
+        super().__init__(
+            steps=steps, step_size=step_size, start=start, momentum=momentum, loss=loss
+        )
         if start not in ("random", "clean"):
             raise InputError(f"start must be 'random' or 'clean', not {start!r}")
-        super().__init__(
-            steps=steps,
-            step_size=step_size,
-            start=start,
-            momentum=momentum,
-            loss=loss if isinstance(loss, str) else getattr(loss, "__qualname__", repr(loss)),
-        )
-        self.steps, self.iterations = steps, steps + 1
         self.length = 2.5 / steps if step_size is None else step_size
-        self.random_start = start == "random"
-        self.momentum = momentum
-        self.loss = loss_named(loss) if isinstance(loss, str) else loss
+        self.random_start, self.momentum = start == "random", momentum
 
-    def start(self, items: Items, threat: Threat) -> State:
-        self.check_norm(threat)
-        norm = threat.table
-        state = common_state(items, items.images)
-        if self.random_start:
-            noise = norm.noise(items.seeds, 0, items.images)
-            noisy = items.images + per_item(items.eps, items.images) * noise
-            state["point"] = threat.project(noisy, items.images, items.eps)
-        if self.momentum:
-            state["velocity"] = items.images.new_zeros(items.images.shape)
-        return state
+    def first_point(self, items: Items, threat: Threat) -> Images:
+        return super().first_point(items, threat) if self.random_start else items.images
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        gradient, logits, _ = model.gradient(
-            state["point"], lambda z: self.loss(z, state["labels"], state["targets"])
-        )
-        best, score = observe(state, logits)
-        new = {**state, "best": best, "score": score, "age": state["age"] + 1}
+    def begin(self, items: Items, point: Images) -> PGDState:
+        return PGDState.begin(items, point, g=torch.zeros_like(items.images))
+
+    def direction(
+        self, gradient: Images, state: PGDState, threat: Threat
+    ) -> tuple[Images, PGDState]:
         if self.momentum:
+            # Dong et al., eq. 6: g_{k+1} = μ · g_k + ∇ / ‖∇‖₁, here with the mean for the sum.
             size = gradient.flatten(1).abs().mean(1).clamp_min(1e-30)
-            gradient = self.momentum * state["velocity"] + gradient / per_item(size, gradient)
-            new["velocity"] = gradient
-        length = per_item(state["eps"] * self.length, state["x"])
-        moved = state["point"] + length * threat.table.steepest(gradient, state["point"])
-        new["point"] = threat.project(moved, state["x"], state["eps"])
-        new["finished"] = state["age"] >= self.steps
-        return new
+            gradient = self.momentum * state.g + gradient / per_item(size, gradient)
+            state = state.replace(g=gradient)
+        return super().direction(gradient, state, threat)
+
+    def step_size(self, state: PGDState) -> Float[Tensor, " n"]:
+        return state.eps * self.length

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import draws as random_draws
 from ..errors import InputError
 from ..spatial import PARAMETERS, moved
 from ..threat import Images, Threat
-from .base import Attack, Items, Oracle, State, common_state, observe, pick
+from .base import Attack, Oracle
 from .losses import margin_loss
-from .minimum_norm import cosine
+from .schedules import cosine
+from .state import Items, State, pick
 
 LENGTHS = (0.2, 0.01)  # of gradient steps, in units of what the threat model allows
 
 
-class RotationTranslation(Attack):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class RotationTranslationState(State):
+    """What the search remembers; `witness` (N, 3) are the parameters of `best`."""
+
+    parameters: Float[Tensor, "n 3"]  # of `point`: degrees, pixels down, pixels right
+
+
+class RotationTranslation(Attack[RotationTranslationState]):
     """Engstrom et al., "Exploring the landscape of spatial robustness", ICML 2019: the worst of a
     grid of rotations and shifts, of random ones, and of gradient steps from the best of these.
 
@@ -59,68 +69,65 @@ class RotationTranslation(Attack):
         kind = "-gradient" if steps else "" if self.on_grid else "-random"
         self.name = f"rotation-translation{kind}"
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> RotationTranslationState:
         self.check_norm(threat)
-        state = common_state(items, items.images)
         still = torch.zeros(len(items), PARAMETERS, device=items.images.device)
-        return state | self._look(state, still, threat) | {"witness": still}
+        state = RotationTranslationState.begin(items, items.images, parameters=still, witness=still)
+        return self._turned(state, still, threat)
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        age, looked = state["age"], state["parameters"]
-        climbing = age + 1 > self.on_grid + self.draws
+    def step(
+        self, oracle: Oracle, state: RotationTranslationState, threat: Threat
+    ) -> RotationTranslationState:
+        k, parameters = state.iteration, state.parameters
         if self.steps:
-            slope, logits, _ = model.gradient(
-                state["point"], lambda z: margin_loss(z, state["labels"], state["targets"])
+            slope, logits, _ = oracle.gradient(
+                state.point, lambda z: margin_loss(z, state.labels, state.targets)
             )
         else:
-            logits = model.logits(state["point"])
-        best, score = observe(state, logits)
-        witness = pick(score < state["score"], looked, state["witness"])
-        state = {
-            **state,
-            "best": best,
-            "score": score,
-            "witness": witness,
-            "age": age + 1,
-            "finished": age >= self.iterations - 1,
-        }
-        following = looked
+            logits = oracle.logits(state.point)
+        seen = state.observe(logits)
+        seen = seen.replace(
+            witness=pick(seen.score < state.score, parameters, state.witness),
+            iteration=k + 1,
+            finished=k >= self.iterations - 1,
+        )
+        climbing = k + 1 > self.on_grid + self.draws
         if self.steps and bool(climbing.any()):
-            following = self._climb(state, looked, slope, threat)
-        return state | self._look(state, following, threat)
+            parameters = self._climb(seen, parameters, slope, threat)
+        return self._turned(seen, parameters, threat)
 
-    def _look(
-        self, state: State, following: Float[Tensor, "n 3"], threat: Threat
-    ) -> dict[str, Images]:
-        """`parameters` and `point` of the next look: `following` where the climb goes on."""
-        limits, age = threat.limits(state["eps"]), state["age"]
-        drawn = random_draws.uniform(state["seeds"], age, (PARAMETERS,)) * 2 - 1
-        parameters = pick(age < self.on_grid, self._grid_point(age), drawn) * limits
+    def _turned(
+        self, state: RotationTranslationState, climbed: Float[Tensor, "n 3"], threat: Threat
+    ) -> RotationTranslationState:
+        """The state with the next `parameters` and `point`: `climbed` where a climb goes on."""
+        limits, k = threat.limits(state.eps), state.iteration
+        drawn = random_draws.uniform(state.seeds, k, (PARAMETERS,)) * 2 - 1
+        parameters = pick(k < self.on_grid, self._grid_point(k), drawn) * limits
         first = self.on_grid + self.draws
-        parameters = pick(age == first, state.get("witness", following), parameters)
-        parameters = pick(age > first, following, parameters)
-        return {"parameters": parameters, "point": moved(state["x"], parameters)}
+        parameters = pick(k == first, state.witness, parameters)
+        parameters = pick(k > first, climbed, parameters)
+        return state.replace(parameters=parameters, point=moved(state.images, parameters))
 
-    def _grid_point(self, age: Tensor) -> Float[Tensor, "n 3"]:
-        """The age-th point of the grid, (N, 3) in [−1, 1]; anything once the grid is done."""
+    def _grid_point(self, k: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:
+        """The k-th point of the grid, (N, 3) in [−1, 1]; anything once the grid is done."""
         places = []
         for count in (self.shifts, self.shifts, self.rotations):
-            place = age % max(count, 1)
+            place = k % max(count, 1)
             # One value alone stands in the middle.
             places.append(place * 2 / (count - 1) - 1 if count > 1 else 0.0 * place)
-            age = age // max(count, 1)
+            k = k // max(count, 1)
         right, down, angle = places
         return torch.stack([angle, down, right], 1).float()
 
     def _climb(
-        self, state: State, looked: Tensor, slope: Images, threat: Threat
+        self, state: State, parameters: Float[Tensor, "n 3"], slope: Images, threat: Threat
     ) -> Float[Tensor, "n 3"]:
         """A signed step along the loss's gradient in the parameters, inside what is allowed."""
         with torch.enable_grad():
-            parameters = looked.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(moved(state["x"], parameters), parameters, slope)
-        limits = threat.limits(state["eps"])
+            leaf = parameters.detach().requires_grad_()
+            (gradient,) = torch.autograd.grad(moved(state.images, leaf), leaf, slope)
+        limits = threat.limits(state.eps)
         first = self.on_grid + self.draws
-        length = cosine((state["age"] - first - 1).clamp_min(0), self.steps, *LENGTHS)[:, None]
+        length = cosine((state.iteration - first - 1).clamp_min(0), self.steps, *LENGTHS)[:, None]
         step = length * limits * gradient.nan_to_num(0.0, 0.0, 0.0).sign()
-        return torch.minimum(torch.maximum(looked + step, -limits), limits)
+        return torch.minimum(torch.maximum(parameters + step, -limits), limits)

@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Threat, per_item
-from .adam import adam_move, adam_start
-from .base import Items, Oracle, State
-from .losses import margin_loss
-from .minimum_norm import MinimumNorm, cosine
+from ..threat import Images, Threat, per_item
+from .adam import AdamState, adam, no_moments
+from .losses import Logits, Values, margin_loss
+from .minimum_norm import MinimumNorm, MinimumNormState
+from .schedules import cosine
+from .state import Items
 
 
-class SigmaZero(MinimumNorm):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SigmaZeroState(AdamState, MinimumNormState):
+    """What σ-zero remembers."""
+
+    threshold: Float[Tensor, " n"]  # τ: smaller changes are set back, image units
+
+
+class SigmaZero(MinimumNorm[SigmaZeroState]):
     """Cinà et al., "σ-zero: gradient-based optimization of ℓ0-norm adversarial examples",
     ICLR 2025.
 
@@ -72,36 +84,37 @@ class SigmaZero(MinimumNorm):
         self.threshold, self.rate = threshold, rate
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> State:
+    def start(self, items: Items, threat: Threat) -> SigmaZeroState:
         self.check_norm(threat)
-        state = self.begin(items, items.images) | adam_start(items.images)
-        return state | {"threshold": torch.full_like(items.eps, self.threshold)}
+        threshold = torch.full_like(items.eps, self.threshold)
+        x = items.images
+        return SigmaZeroState.begin(items, x, threshold=threshold, **no_moments(x))
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, age = state["x"], state["point"], state["age"]
-        gradient, logits, _ = model.gradient(
-            looked,
-            lambda z: (-margin_loss(z, state["labels"], state["targets"])).clamp_min(0),
-        )
-        state, fooled = self.record(state, logits, threat)
-        delta = looked - x
+    def value(self, logits: Logits, state: SigmaZeroState) -> Values:
+        return (-margin_loss(logits, state.labels, state.targets)).clamp_min(0)
+
+    def move(
+        self,
+        state: SigmaZeroState,
+        gradient: Images,
+        value: Values,
+        fooled: Bool[Tensor, " n"],
+        threat: Threat,
+    ) -> SigmaZeroState:
+        x, k, sigma = state.images, state.iteration, self.smoothness
+        delta = state.point - x
         # d/dδ of the mean of δ² / (δ² + σ).
-        shrink = 2 * delta * self.smoothness / (delta.square() + self.smoothness).square()
+        shrink = 2 * delta * sigma / (delta.square() + sigma).square()
         gradient = gradient + shrink / x[0].numel()
         largest = gradient.flatten(1).abs().amax(1).clamp_min(1e-12)
         gradient = gradient / per_item(largest, x)
 
-        length = cosine(age, self.steps, self.length, self.length / 10)
-        moments, move = adam_move(state, gradient, age + 1)
-        moved = (looked - per_item(length, x) * move).clamp(0, 1)
+        eta = cosine(k, self.steps, self.length, self.length / 10)
+        state, direction = adam(state, gradient, k + 1)
+        moved = (state.point - per_item(eta, x) * direction).clamp(0, 1)
 
-        change = torch.where(fooled, self.rate, -self.rate) * length
-        threshold = (state["threshold"] + change).clamp(0, 1)
-        kept = (moved - x).abs() >= per_item(threshold, x)
+        change = torch.where(fooled, self.rate, -self.rate) * eta
+        tau = (state.threshold + change).clamp(0, 1)
+        kept = (moved - x).abs() >= per_item(tau, x)
         # Components set back must be the image's own, bit for bit.
-        return {
-            **state,
-            **moments,
-            "threshold": threshold,
-            "point": torch.where(kept, moved, x),
-        }
+        return state.replace(threshold=tau, point=torch.where(kept, moved, x))

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Threat, per_item
-from .adam import adam_move, adam_start
-from .base import Attack, Items, Oracle, State, common_state, observe
-from .losses import margin_loss
+from ..threat import Images, Threat, per_item
+from .adam import AdamState, adam, no_moments
+from .base import Oracle
+from .gradient_ascent import GradientAscent
+from .losses import Logits
+from .state import Items
 
 
-class SPSA(Attack):
+class SPSA(GradientAscent[AdamState]):
     """Uesato, O'Donoghue, van den Oord & Kohli, "Adversarial risk and the dangers of evaluating
     against weak attacks", ICML 2018: simultaneous perturbation stochastic approximation (Spall,
     1992) of the margin's gradient, for models without usable gradients.
@@ -45,44 +49,35 @@ class SPSA(Attack):
         for name, value in (("radius", radius), ("length", length)):
             if value <= 0:
                 raise InputError(f"{name} must be above 0, not {value}")
-        super().__init__(steps=steps, samples=samples, radius=radius, length=length)
-        self.steps, self.samples, self.radius, self.length = steps, samples, radius, length
-        self.iterations = steps + 1
+        super().__init__(steps=steps, loss="margin")
+        self.settings = {"steps": steps, "samples": samples, "radius": radius, "length": length}
+        self.samples, self.radius, self.length = samples, radius, length
 
-    def start(self, items: Items, threat: Threat) -> State:
-        self.check_norm(threat)
-        norm = threat.table
-        x = items.images
-        noisy = x + per_item(items.eps, x) * norm.noise(items.seeds, 0, x)
-        return common_state(items, threat.project(noisy, x, items.eps)) | adam_start(x)
+    def begin(self, items: Items, point: Images) -> AdamState:
+        return AdamState.begin(items, point, **no_moments(point))
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        x, looked, age = state["x"], state["point"], state["age"]
-        best, score = observe(state, model.logits(looked))
+    def gradient(self, oracle: Oracle, state: AdamState) -> tuple[Images, Logits]:
+        """Spall's estimate of the margin's gradient."""
+        x, r = state.point, self.radius
+        logits = oracle.logits(x)
         gradient = torch.zeros_like(x)
-        for sample in range(self.samples):
+        for i in range(self.samples):
             # Counters 0 and 1 belong to the start.
-            counter = 2 + age * self.samples + sample
-            signs = (draws.uniform(state["seeds"], counter, x.shape[1:]) < 0.5).float() * 2 - 1
+            counter = 2 + state.iteration * self.samples + i
+            v = (draws.uniform(state.seeds, counter, x.shape[1:]) < 0.5).float() * 2 - 1
             ahead, behind = (
-                margin_loss(
-                    model.logits((looked + side * self.radius * signs).clamp(0, 1)),
-                    state["labels"],
-                    state["targets"],
-                )
-                for side in (1, -1)
+                self.value(oracle.logits((x + side * r * v).clamp(0, 1)), state) for side in (1, -1)
             )
-            slope = (ahead - behind) / (2 * self.radius * self.samples)
+            slope = (ahead - behind) / (2 * r * self.samples)
             # NaN where the model answers nothing on one side: that says nothing of the slope.
-            gradient += per_item(slope.nan_to_num(0.0, 0.0, 0.0), x) * signs
+            gradient += per_item(slope.nan_to_num(0.0, 0.0, 0.0), x) * v
+        return gradient, logits
 
-        moments, move = adam_move(state, gradient, age + 1)
-        return {
-            **state,
-            **moments,
-            "best": best,
-            "score": score,
-            "point": threat.project(looked + self.length * move, x, state["eps"]),
-            "age": age + 1,
-            "finished": age >= self.steps,
-        }
+    def direction(
+        self, gradient: Images, state: AdamState, threat: Threat
+    ) -> tuple[Images, AdamState]:
+        state, direction = adam(state, gradient, state.iteration + 1)
+        return direction, state
+
+    def step_size(self, state: AdamState) -> Float[Tensor, " n"]:
+        return torch.full_like(state.eps, self.length)

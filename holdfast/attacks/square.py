@@ -8,7 +8,8 @@ from torch import Tensor
 from .. import draws
 from ..errors import InputError
 from ..threat import Images, Norm, Threat, per_item
-from .base import Attack, Items, Oracle, State, common_state, observe
+from .base import Attack, Oracle
+from .state import Items, State
 
 # From these shares of the queries on, the squares' area is halved once more.
 HALVINGS = (0.001, 0.005, 0.02, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
@@ -16,7 +17,7 @@ TILES = 5  # an L2 or L1 search starts from about 5 × 5 tiles
 SMALLEST_WINDOW = 3  # side in L2 and L1
 
 
-class Square(Attack):
+class Square(Attack[State]):
     """Andriushchenko, Croce, Flammarion & Hein, "Square attack: a query-efficient black-box
     adversarial attack via random search", ECCV 2020, on the margin.
 
@@ -57,49 +58,47 @@ class Square(Attack):
             start = x + per_item(items.eps, x) * _signs(items.seeds, 0, (x.shape[1], 1, x.shape[3]))
         else:
             start = x + _to_length(_tiles(items.seeds, x, norm), items.eps, norm)
-        return common_state(items, threat.project(start, x, items.eps))
+        return State.begin(items, threat.project(start, x, items.eps))
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        best, score = observe(state, model.logits(state["point"]))
-        state = {**state, "best": best, "score": score}
+    def step(self, oracle: Oracle, state: State, threat: Threat) -> State:
+        state = state.observe(oracle.logits(state.point))
         move = self._square if threat.norm == "linf" else self._windows
-        return {
-            **state,
-            "point": threat.project(move(state, threat.table), state["x"], state["eps"]),
-            "age": state["age"] + 1,
-            "finished": state["age"] >= self.queries,
-        }
+        return state.replace(
+            point=threat.project(move(state, threat.table), state.images, state.eps),
+            iteration=state.iteration + 1,
+            finished=state.iteration >= self.queries,
+        )
 
     def _side(self, state: State) -> Tensor:
         """The squares' side before rounding, float (N,)."""
-        area = torch.full_like(state["eps"], self.area)
+        area = torch.full_like(state.eps, self.area)
         for share in HALVINGS:
-            area = torch.where(state["age"] > share * self.queries, area / 2, area)
-        height, width = state["x"].shape[2:]
+            area = torch.where(state.iteration > share * self.queries, area / 2, area)
+        height, width = state.images.shape[2:]
         return (area * height * width).sqrt()
 
     def _square(self, state: State, norm: Norm) -> Images:
         """L∞: a random square at ±ε by channel."""
-        x, age, seeds = state["x"], state["age"], state["seeds"]
+        x, k, seeds = state.images, state.iteration, state.seeds
         height, width = x.shape[2:]
         side = self._side(state).round().long().clamp(1, min(height, width))
-        corner = draws.uniform(seeds, 3 * age + 1, (2,))
+        corner = draws.uniform(seeds, 3 * k + 1, (2,))
         _, _, inside = _window(corner, side, height, width)
-        signs = _signs(seeds, 3 * age + 2, (x.shape[1], 1, 1))
+        signs = _signs(seeds, 3 * k + 2, (x.shape[1], 1, 1))
         # 2ε so that the square ends at ±ε whatever was there before.
-        return state["best"] + torch.where(inside, 2 * per_item(state["eps"], x) * signs, 0.0)
+        return state.best + torch.where(inside, 2 * per_item(state.eps, x) * signs, 0.0)
 
     def _windows(self, state: State, norm: Norm) -> Images:
         """L2, L1: bumps into one random window, with the norm of a second one, which is cleared."""
-        x, eps, age, seeds = state["x"], state["eps"], state["age"], state["seeds"]
+        x, eps, k, seeds = state.images, state.eps, state.iteration, state.seeds
         channels, height, width = x.shape[1:]
         side = self._side(state).round().long().clamp_min(SMALLEST_WINDOW)
         side = (side + (side % 2 == 0)).clamp_max(min(height, width))
-        chance = draws.uniform(seeds, 3 * age + 1, (5,))
+        chance = draws.uniform(seeds, 3 * k + 1, (5,))
         row, column, inside = _window(chance[:, 0:2], side, height, width)
         _, _, cleared = _window(chance[:, 2:4], side, height, width)
 
-        delta = state["best"] - x
+        delta = state.best - x
         here = torch.where(inside, delta, 0.0)
         both = norm.distance(torch.where(inside | cleared, delta, 0.0))
         spent = norm.distance(delta)
@@ -109,7 +108,7 @@ class Square(Attack):
         else:
             budget = (eps - spent).clamp_min(0) / channels + both
         bumps = _bumps(row, column, side, chance[:, 4] < 0.5, norm) * inside
-        bumps = bumps * _signs(seeds, 3 * age + 2, (channels, 1, 1))
+        bumps = bumps * _signs(seeds, 3 * k + 2, (channels, 1, 1))
         fresh = bumps + here / _by_channel(here, norm).clamp_min(1e-12)
         fresh = fresh / _by_channel(fresh, norm).clamp_min(1e-12) * per_item(budget, x)
         delta = torch.where(inside, fresh, torch.where(cleared, 0.0, delta))

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
 from ..threat import Threat
-from .apgd import APGD
-from .base import Items, Oracle, State
+from .apgd import APGD, APGDState
+from .base import Oracle
 from .losses import Logits, Values, cross_entropy, margin, margin_loss
+from .state import Items
 
 LONGER_IN_L1 = 4  # times: there the ball shrinks to ε in the course of a run
 
 
-class Swift(APGD):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SwiftState(APGDState):
+    """What a sequence of runs of APGD remembers; `targets` and `seeds` are those of the run."""
+
+    run: Int64[Tensor, " n"]  # which of the runs this is
+    first_margin: Float[Tensor, " n"]  # at the very first point
+    # Classes by how close they came in the first two runs; −1 where there are not as many.
+    close: Int64[Tensor, "n short_runs"]
+    rival: Int64[Tensor, " n"]  # the strongest wrong class at `best`
+    own_seeds: Int64[Tensor, " n"]  # the item's, from which each run's are drawn
+
+
+class Swift(APGD[SwiftState]):
     """A short run of APGD for each way to be wrong, and long runs where that almost sufficed.
 
     At a step of 2ε, a handful of looks tells how far a run will come; what another run finds
@@ -45,6 +61,8 @@ class Swift(APGD):
         InputError: a setting outside its range.
     """
 
+    state_type = SwiftState
+
     def __init__(
         self,
         *,
@@ -73,91 +91,105 @@ class Swift(APGD):
         self.run_moves = [steps] * self.short_runs + [long_steps] * long_runs
         self.iterations = sum(moves + 1 for moves in self.run_moves)
 
-    def _moves(self, run: Tensor, threat: Threat) -> Tensor:
+    def _moves(self, run: Int64[Tensor, " n"], threat: Threat) -> Int64[Tensor, " n"]:
         factor = LONGER_IN_L1 if threat.norm == "l1" else 1
         return factor * torch.tensor(self.run_moves, device=run.device)[run]
 
-    def start(self, items: Items, threat: Threat) -> State:
-        run = torch.zeros_like(items.labels)
-        return self.begin(items, threat, self._moves(run, threat)) | {
-            "run": run,
-            "first_margin": torch.full_like(items.eps, torch.inf),
-            # Classes by how close they came in the first two runs; −1 where there are not as many.
-            "close": torch.full_like(items.labels, -1)[:, None].repeat(1, self.short_runs),
-            "rival": torch.full_like(items.labels, -1),  # the strongest wrong class at `best`
-            "own_seeds": items.seeds,
-        }
-
-    def iterations_left(self, state: State) -> Tensor:
-        iterations = torch.tensor(self.run_moves, device=state["run"].device) + 1
-        later = iterations.flip(0).cumsum(0).flip(0)[state["run"]] - iterations[state["run"]]
-        return later + state["moves"] + 1 - state["age"]
-
-    def values(self, logits: Logits, state: State) -> Values:
-        """What is climbed: cross-entropy in the second run, a margin in the others."""
-        return torch.where(
-            state["run"] == 1,
-            cross_entropy(logits, state["labels"], state["targets"]),
-            margin_loss(logits, state["labels"], state["targets"]),
+    def start(self, items: Items, threat: Threat) -> SwiftState:
+        run, unknown = torch.zeros_like(items.labels), torch.full_like(items.labels, -1)
+        return self.begin(
+            items,
+            threat,
+            self._moves(run, threat),
+            run=run,
+            first_margin=torch.full_like(items.eps, torch.inf),
+            close=unknown[:, None].repeat(1, self.short_runs),
+            rival=unknown,
+            own_seeds=items.seeds,
         )
 
-    def observed(self, logits: Logits, state: State) -> State:
-        """Take down what the runs to come need of this look."""
-        labels = state["labels"]
+    def iterations_left(self, state: SwiftState) -> Int64[Tensor, " n"]:
+        iterations = torch.tensor(self.run_moves, device=state.run.device) + 1
+        later = iterations.flip(0).cumsum(0).flip(0)[state.run] - iterations[state.run]
+        return later + state.moves + 1 - state.iteration
+
+    def value(self, logits: Logits, state: SwiftState) -> Values:
+        """What is climbed: cross-entropy in the second run, a margin in the others."""
+        return torch.where(
+            state.run == 1,
+            cross_entropy(logits, state.labels, state.targets),
+            margin_loss(logits, state.labels, state.targets),
+        )
+
+    def observe(self, logits: Logits, state: SwiftState) -> SwiftState:
+        """Take down what the runs to come need of this answer."""
+        labels = state.labels
         now = margin(logits, labels)
-        first = (state["run"] == 0) & (state["age"] == 0)
+        first = (state.run == 0) & (state.iteration == 0)
         count = min(self.short_runs, logits.shape[1] - 1)
         others = logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
-        close = state["close"].clone()
+        close = state.close.clone()
         close[:, :count] = others
-        nearer = now <= state["score"]
-        orders = nearer & (state["run"] < 2)
-        return {
-            **state,
-            "first_margin": torch.where(first, now, state["first_margin"]),
-            "close": torch.where(orders[:, None], close, state["close"]),
-            "rival": torch.where(nearer, others[:, 0], state["rival"]),
-        }
+        nearer = now <= state.score
+        orders = nearer & (state.run < 2)
+        return state.replace(
+            first_margin=torch.where(first, now, state.first_margin),
+            close=torch.where(orders[:, None], close, state.close),
+            rival=torch.where(nearer, others[:, 0], state.rival),
+        )
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        state = super().step(model, state, threat)
+    def step(self, oracle: Oracle, state: SwiftState, threat: Threat) -> SwiftState:
+        state = super().step(oracle, state, threat)
         following = self._following(state)
         # What began on the wrong side or without a margin is always near.
-        far = state["score"] > self.near * state["first_margin"].clamp_min(0)
+        far = state.score > self.near * state.first_margin.clamp_min(0)
         ends = far & (following == self.short_runs) | (following == len(self.run_moves))
-        goes_on = state["finished"] & ~ends
+        goes_on = state.finished & ~ends
         rows = goes_on.nonzero().squeeze(1)
-        state["finished"] = state["finished"] & ~goes_on
-        if len(rows):
-            self._begin_run(state, rows, following[rows], threat)
-        return state
+        return self._begin_run(state, rows, following[rows], threat) if len(rows) else state
 
-    def _following(self, state: State) -> Tensor:
+    def _following(self, state: SwiftState) -> Int64[Tensor, " n"]:
         """The run after each item's; targets that do not exist are passed over."""
-        following = state["run"] + 1
+        following = state.run + 1
         exists = self._target(state, following) >= 0
         passed = (following >= 2) & (following < self.short_runs) & ~exists
         return torch.where(passed, self.short_runs, following)
 
-    def _target(self, state: State, run: Tensor) -> Tensor:
-        """What a run goes for; −1 for whichever class is closest at each look."""
+    def _target(self, state: SwiftState, run: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        """What a run goes for; −1 for whichever class is closest at each point."""
         rank = (run - 2).clamp(0, self.short_runs - 1)
-        ranked = state["close"].gather(1, rank[:, None]).squeeze(1)
+        ranked = state.close.gather(1, rank[:, None]).squeeze(1)
         target = torch.where((run >= 2) & (run < self.short_runs), ranked, -1)
-        return torch.where(run == self.short_runs, state["rival"], target)
+        return torch.where(run == self.short_runs, state.rival, target)
 
-    def _begin_run(self, state: State, rows: Tensor, run: Tensor, threat: Threat) -> None:
-        """Start the next run of some rows, in place."""
-        chosen = {key: state[key][rows] for key in ("close", "rival")}
+    def _begin_run(
+        self,
+        state: SwiftState,
+        rows: Int64[Tensor, " m"],
+        run: Int64[Tensor, " m"],
+        threat: Threat,
+    ) -> SwiftState:
+        """The state with the next run of some rows begun."""
+        over = state.select(rows)
+        seeds = draws.item_seeds(0, over.own_seeds.cpu(), run.cpu()).to(run.device)
         items = Items(
-            images=state["x"][rows],
-            labels=state["labels"][rows],
-            targets=self._target(chosen, run),
-            eps=state["eps"][rows],
-            seeds=draws.item_seeds(0, state["own_seeds"][rows].cpu(), run.cpu()).to(run.device),
+            images=over.images,
+            labels=over.labels,
+            targets=self._target(over, run),
+            eps=over.eps,
+            seeds=seeds,
         )
-        started = self.begin(items, threat, self._moves(run, threat)) | {"run": run}
-        for key in ("best", "score"):  # of all runs
-            del started[key]
-        for key, value in started.items():
-            state[key] = state[key].index_copy(0, rows, value.to(state[key].dtype))
+        begun = self.begin(
+            items,
+            threat,
+            self._moves(run, threat),
+            run=run,
+            # Of all runs:
+            best=over.best,
+            score=over.score,
+            first_margin=over.first_margin,
+            close=over.close,
+            rival=over.rival,
+            own_seeds=over.own_seeds,
+        )
+        return state.restore(rows, begun.tensors())

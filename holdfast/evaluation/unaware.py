@@ -7,8 +7,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from .. import draws
-from ..attacks import PGD
-from ..attacks.base import Items, Model, Oracle
+from ..attacks import PGD, Items, Oracle, run
+from ..attacks.base import Model
 from ..intervals import clopper_pearson
 from ..search import Verifier
 from ..threat import Images, Threat
@@ -29,12 +29,15 @@ def unaware_points(
     Cost: `STEPS` + 1 forwards and backwards of the network.
     """
     attack = PGD(steps=STEPS)
-    none = torch.full_like(labels, -1)
-    items = Items(images, labels, none, threat.radii(images), seeds.to(images.device))
-    oracle, state = Oracle(network), attack.start(items, threat)
-    for _ in range(attack.iterations):
-        state = attack.step(oracle, state, threat)
-    return state["best"]
+    items = Items(
+        images=images,
+        labels=labels,
+        targets=torch.full_like(labels, -1),
+        eps=threat.radii(images),
+        seeds=seeds.to(images.device),
+    )
+    oracle = Oracle(network)
+    return run(attack, oracle, items, threat, steps=attack.iterations, own_draws=False).best
 
 
 def unaware_accuracy(

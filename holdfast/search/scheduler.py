@@ -27,7 +27,9 @@ import torch
 from torch import Tensor
 
 from .. import draws
-from ..attacks.base import Items, Model, Oracle, State
+from ..attacks.base import Model, Oracle
+from ..attacks.minimum_norm import MinimumNormState
+from ..attacks.state import Items, State
 from ..attacks.suite import Stage, Suite
 from ..errors import InputError
 from ..inputs import check_logits
@@ -287,27 +289,26 @@ class Search:
         rows: list[tuple[int, int]] = []  # (item, image) of each row of the batch
         passes = torch.zeros(0, 2, dtype=torch.int64)  # forwards, backwards of each row
         checked = torch.zeros(0)  # score at which each row was last refused
-        state: State = {}
+        state: State | None = None
         while True:
             fresh = self._take(queue, images, size - len(rows))
             if fresh:
                 started, spent, refused = self._begin(number, fresh, flying)
-                state = (
-                    {k: torch.cat([v, started[k]]) for k, v in state.items()} if rows else started
-                )
+                state = started if state is None else state.join(started)
                 rows = rows + fresh
                 passes, checked = torch.cat([passes, spent]), torch.cat([checked, refused])
             if not rows:
                 with self.journal.transaction():
                     self.journal.fly(number, level_number, {})
                 return
+            assert state is not None
             if self.verifier.draws > 1:
                 oracle.prepare(state)
             before = (oracle.forwards, oracle.backwards)
             state = attack.step(oracle, state, self.threat)
             passes += torch.tensor([oracle.forwards - before[0], oracle.backwards - before[1]])
-            score = state["score"].float().cpu()
-            finished = state["finished"].cpu()
+            score = state.score.float().cpu()
+            finished = state.finished.cpu()
             # A point on which the fast copy may be wrong is looked at before its item gives up.
             error = 0.0 if attack.minimum_norm else level.fast_copy.error
             slack = torch.where(finished, 2 * error, 0.0)
@@ -323,14 +324,11 @@ class Search:
                 blank = believed & ~won & (score == -inf)
                 if bool(blank.any()):
                     checked, score = (torch.where(blank, inf, t) for t in (checked, score))
-                    state = {
-                        **state,
-                        "score": state["score"].masked_fill(blank.to(self.device), inf),
-                    }
+                    state = state.replace(score=state.score.masked_fill(blank.to(self.device), inf))
             if self.suite.closest and bool(finished.any()):
                 state, asked = self._confirm(state, finished.nonzero().squeeze(1))
                 passes[finished, 0] += asked
-                score = state["score"].float().cpu()
+                score = state.score.float().cpu()
 
             leaving = won | finished
             if bool(leaving.any()):
@@ -346,8 +344,8 @@ class Search:
                             bool(won[row]),
                             passes[row],
                             float(score[row]),
-                            state["best"][row],
-                            self._witness(state, row),
+                            state.best[row],
+                            state.witness[row],
                             scores,
                         )
                     # What an earlier item of the same image has won needs no later ones.
@@ -358,8 +356,7 @@ class Search:
                             images[image].open_items.discard(item)
                             self.journal.spend(number, 0.0, *passes[row].tolist())
                 stay = (~leaving).nonzero().squeeze(1)
-                index = stay.to(self.device)
-                state = {k: v[index] for k, v in state.items()}
+                state = state.select(stay.to(self.device))
                 rows = [rows[i] for i in stay.tolist()]
                 passes, checked = passes[stay], checked[stay]
             if rows and self.journal.path and time.monotonic() >= self.next_checkpoint:
@@ -399,13 +396,14 @@ class Search:
         passes = torch.zeros(len(fresh), 2, dtype=torch.int64)
         refused = torch.full((len(fresh),), torch.inf)
         kept = [(row, flying.pop(key)) for row, key in enumerate(fresh) if key in flying]
-        if kept:
-            state = {name: value.clone() for name, value in state.items()}  # they may be shared
         for row, item in kept:
             passes[row, 0], passes[row, 1] = item.forwards, item.backwards
             refused[row] = item.refused
-            for name, value in item.state.items():
-                state[name][row] = value.to(self.device)
+        if kept:
+            rows = torch.tensor([row for row, _ in kept], device=self.device)
+            names = state.tensors()
+            stored = {name: torch.stack([item.state[name] for _, item in kept]) for name in names}
+            state = state.restore(rows, stored)
         return state, passes, refused
 
     def _checkpoint(
@@ -420,7 +418,7 @@ class Search:
     ) -> None:
         """Keep the batch as it is between two steps, and what waits to go on from before."""
         began = time.monotonic()
-        here = {name: value.cpu() for name, value in state.items()}
+        here = state.to("cpu").tensors()
         batch = {
             key: FlyingItem(
                 int(passes[row, 0]),
@@ -468,19 +466,13 @@ class Search:
         """Whether the original misclassifies each row's best point, and it is a legal one; and the
         forwards that it took to say so."""
         index = rows.to(self.device)
-        point, x = state["best"][index], state["x"][index]
-        legal = self.threat.contains(point, x, state["eps"][index], self._witness(state, index))
-        age, own = state["age"][index].cpu(), state["seeds"][index].cpu()
+        point, x = state.best[index], state.images[index]
+        legal = self.threat.contains(point, x, state.eps[index], state.witness[index])
+        iteration, own = state.iteration[index].cpu(), state.seeds[index].cpu()
         fooled, asked = self.verifier.fooled(
-            point, state["labels"][index], draws.item_seeds(0, "verdict", own, age)
+            point, state.labels[index], draws.item_seeds(0, "verdict", own, iteration)
         )
         return (legal & fooled).cpu(), asked.cpu()
-
-    def _witness(self, state: State, rows: Tensor | int) -> Tensor:
-        """What shows that the best points of these rows are legal; empty in the balls of norms."""
-        if not self.threat.witness_size:
-            return torch.zeros(len(state["x"]), 0, device=self.device)[rows]
-        return state["witness"][rows]
 
     def _confirm(self, state: State, rows: Tensor) -> tuple[State, Tensor]:
         """The closest points of finished rows, as far as the original agrees, with their distance
@@ -490,26 +482,29 @@ class Search:
         does not agree, one a little further along is tried.
         """
         index = rows.to(self.device)
-        x, best, eps = (state[key][index] for key in ("x", "best", "eps"))
-        labels, age, own = (state[key][index] for key in ("labels", "age", "seeds"))
-        seeds = draws.item_seeds(0, "verdict", own.cpu(), age.cpu())
+        some = state.select(index)
+        assert isinstance(some, MinimumNormState)
+        x, best, eps = some.images, some.best.clone(), some.eps
+        seeds = draws.item_seeds(0, "verdict", some.seeds.cpu(), some.iteration.cpu())
         score, asked = torch.full_like(eps, inf), torch.zeros(len(rows), dtype=torch.int64)
         for further in FURTHER:
-            left = (score.isinf() & state["distance"][index].isfinite()).nonzero().squeeze(1)
+            left = (score.isinf() & some.distance.isfinite()).nonzero().squeeze(1)
             if not len(left):
                 break
             point = best[left]
             if further != 1:
                 point = (x[left] + further * (point - x[left])).clamp(0, 1)
-            fooled, passes = self.verifier.fooled(point, labels[left], seeds[left.cpu()])
+            fooled, passes = self.verifier.fooled(point, some.labels[left], seeds[left.cpu()])
             asked[left.cpu()] += passes.cpu()
             held = fooled & self.threat.contains(point, x[left], eps[left] + inf)
             distance = self.threat.distance(point, x[left])
             best[left[held]] = point[held]
             score[left[held]] = (distance - eps[left])[held]
-        changed = {"best": state["best"].clone(), "score": state["score"].clone()}
-        changed["best"][index], changed["score"][index] = best, score.to(changed["score"])
-        return {**state, **changed}, asked
+        confirmed = state.replace(
+            best=state.best.index_copy(0, index, best),
+            score=state.score.index_copy(0, index, score.to(state.score)),
+        )
+        return confirmed, asked
 
     def _settle(self) -> None:
         """Broken are the images whose closest adversarial point lies in the ball."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -16,18 +17,27 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .. import draws
-from ..attacks.base import Attack, Items, Model, Oracle, State, common_state, pick
+from ..attacks import GradientAscent, Items, Oracle, State
+from ..attacks.base import Model
+from ..attacks.state import pick
 from ..errors import InputError
 from ..inputs import checked_data
 from ..models.wrapper import own_defaults, wrapped
-from ..threat import Images, Threat, per_item
+from ..threat import Images, Threat
 from ..types import Report
-from .goals import Goal, Outputs
+from .goals import Goal, Outputs, Values
 
 BACKTRACKS = 5  # halvings of the way to a point that the original refused
 
 
-class Ascent(Attack):
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AscentState(State):
+    """What an ascent remembers; `score` falls below 0 once the aim is exceeded."""
+
+    value: Float[Tensor, " n"]  # of the goal at `best`; −∞ while its condition held nowhere
+
+
+class Ascent(GradientAscent[AscentState]):
     """Projected ascent on a goal among the points where its condition holds.
 
     Where the condition does not hold, the step restores it instead: the *selective* variant of
@@ -44,13 +54,11 @@ class Ascent(Attack):
         slack: by how much the condition must hold during the search, in its own units: what a
             fast copy may be wrong by.
 
-    In its state, `targets` are the classes answered on the clean images, `value` is the best
-    value so far, and `score` falls below 0 once the aim is exceeded.
+    It starts at `items.start`; `items.targets` are the classes answered on the clean images.
 
     Cost: steps + 1 forwards and as many backwards; twice that with `orthogonal`.
     """
 
-    norms = frozenset({"linf", "l2", "l1"})
     targeted = True
     FIRST, LAST = 0.5, 0.02  # lengths of the first and the last step, in ε
 
@@ -63,52 +71,59 @@ class Ascent(Attack):
         aim: float | None = None,
         slack: float = 0.0,
     ):
-        if steps < 1:
-            raise InputError(f"steps must be at least 1, not {steps}")
-        super().__init__(goal=goal.name, steps=steps, orthogonal=orthogonal, aim=aim, slack=slack)
-        self.goal, self.steps, self.orthogonal, self.slack = goal, steps, orthogonal, slack
+        super().__init__(steps=steps)
+        self.settings = {
+            "goal": goal.name,
+            "steps": steps,
+            "orthogonal": orthogonal,
+            "aim": aim,
+            "slack": slack,
+        }
+        self.goal, self.orthogonal, self.slack = goal, orthogonal, slack
         self.aim = torch.inf if aim is None else aim
         self.name = goal.name + ("-orthogonal" if orthogonal else "")
-        self.iterations = steps + 1
         # From a table: computed in a batch, powers depend on its size in their last bit.
         ratio = self.LAST / self.FIRST
         self.lengths = torch.tensor([self.FIRST * ratio ** (k / steps) for k in range(steps + 1)])
 
-    def start(self, items: Items, threat: Threat) -> State:
-        self.check_norm(threat)
+    def first_point(self, items: Items, threat: Threat) -> Images:
+        return items.start
+
+    def begin(self, items: Items, point: Images) -> AscentState:
         nothing = torch.full_like(items.eps, -torch.inf)
-        return common_state(items, items.images) | {"value": nothing}
+        return AscentState.begin(items, point, best=point, value=nothing)
 
-    def step(self, model: Oracle, state: State, threat: Threat) -> State:
-        goal, point = self.goal, state["point"]
+    def value(self, outputs: Outputs, state: AscentState) -> Values:
+        """The goal where its condition holds, the condition elsewhere."""
+        kept = self.goal.kept(outputs, state)
+        return torch.where(kept > self.slack, self.goal.value(outputs, state), kept)
 
-        def climbed(outputs: Outputs) -> Tensor:
-            kept = goal.kept(outputs, state)
-            return torch.where(kept > self.slack, goal.value(outputs, state), kept)
-
-        gradient, outputs, _ = model.gradient(point, climbed)
-        holds = goal.kept(outputs, state) > self.slack
+    def gradient(self, oracle: Oracle, state: AscentState) -> tuple[Images, Outputs]:
+        gradient, outputs = super().gradient(oracle, state)
         if self.orthogonal:
+            holds = self.goal.kept(outputs, state) > self.slack
 
             def undone(outputs: Outputs) -> Tensor:
-                return torch.where(holds, goal.kept(outputs, state), goal.value(outputs, state))
+                kept, value = self.goal.kept(outputs, state), self.goal.value(outputs, state)
+                return torch.where(holds, kept, value)
 
-            gradient = _orthogonal(gradient, model.gradient(point, undone)[0])
-        value = torch.where(holds, goal.value(outputs, state), -torch.inf)
+            gradient = _orthogonal(gradient, oracle.gradient(state.point, undone)[0])
+        return gradient, outputs
+
+    def observe(self, outputs: Outputs, state: AscentState) -> AscentState:
+        holds = self.goal.kept(outputs, state) > self.slack
+        value = torch.where(holds, self.goal.value(outputs, state), -torch.inf)
         value = value.nan_to_num(-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        better = value > state["value"]
-        best_value = torch.where(better, value, state["value"])
-        length = state["eps"] * self.lengths.to(state["eps"])[state["age"]]
-        moved = point + per_item(length, point) * threat.table.steepest(gradient, point)
-        return {
-            **state,
-            "value": best_value,
-            "best": pick(better, point, state["best"]),
-            "score": torch.where(best_value > self.aim, -1.0, 1.0),
-            "point": threat.project(moved, state["x"], state["eps"]),
-            "finished": state["age"] >= self.steps,
-            "age": state["age"] + 1,
-        }
+        better = value > state.value
+        best_value = torch.where(better, value, state.value)
+        return state.replace(
+            value=best_value,
+            best=pick(better, state.point, state.best),
+            score=torch.where(best_value > self.aim, -1.0, 1.0),
+        )
+
+    def step_size(self, state: AscentState) -> Float[Tensor, " n"]:
+        return state.eps * self.lengths.to(state.eps)[state.iteration]
 
     def __call__(
         self,
@@ -226,9 +241,10 @@ def seek(
         targets=held,
         eps=threat.radii(images),
         seeds=draws.item_seeds(seed, items, attack.name, 0, held),
+        start=begin,
     )
     oracle = Oracle(search or model, samples)
-    best = _climb(attack, oracle, wanted, begin, threat, batch_size, device, report)
+    best = _climb(attack, oracle, wanted, threat, batch_size, device, report)
     return _verified(attack.goal, ask, wanted, begin, first, best, threat)
 
 
@@ -236,46 +252,35 @@ def _climb(
     attack: Ascent,
     oracle: Oracle,
     wanted: Items,
-    begin: Images,
     threat: Threat,
     batch_size: int,
     device: torch.device | str,
     report: Report,
 ) -> Images:
     """The best point that the search believes in; the start where it believes in none."""
-    best = begin.clone()
+    best = wanted.start.clone()
     queue = deque(range(len(wanted)))
     rows = torch.zeros(0, dtype=torch.int64)
-    state: State = {}
+    state: AscentState | None = None
     total, looked = len(wanted) * attack.iterations, 0
     while queue or len(rows):
         room = min(batch_size - len(rows), len(queue))
         if room > 0:
             fresh = torch.tensor([queue.popleft() for _ in range(room)])
-            part = wanted.select(fresh)
-            on_device = Items(
-                images=part.images.to(device),
-                labels=part.labels.to(device),
-                targets=part.targets.to(device),
-                eps=part.eps.to(device),
-                seeds=part.seeds.to(device),
-            )
-            started = attack.start(on_device, threat)
-            started["point"] = started["best"] = begin[fresh].to(device)
-            state = (
-                {k: torch.cat([v, started[k]]) for k, v in state.items()} if len(rows) else started
-            )
+            started = attack.start(wanted.select(fresh).to(device), threat)
+            state = started if state is None else state.join(started)
             rows = torch.cat([rows, fresh])
+        assert state is not None
         oracle.prepare(state)
         state = attack.step(oracle, state, threat)
         looked += len(rows)
-        leaving = (state["finished"] | (state["score"] < 0)).cpu()
+        leaving = (state.finished | (state.score < 0)).cpu()
         if bool(leaving.any()):
-            best[rows[leaving]] = state["best"][leaving.to(device)].cpu()
+            left = state.select(leaving.to(device))
+            best[rows[leaving]] = left.best.cpu()
             # What those that leave early do not need any more counts as done.
-            looked += int((attack.iterations - state["age"].cpu()[leaving]).clamp_min(0).sum())
-            rows = rows[~leaving]
-            state = {k: v[~leaving.to(device)] for k, v in state.items()}
+            looked += int(attack.iterations_left(left).clamp_min(0).sum())
+            rows, state = rows[~leaving], state.select(~leaving.to(device))
         report(min(looked / total, 1.0))
     return best
 
@@ -292,8 +297,8 @@ def _verified(
     """The best points as far as the original accepts them."""
 
     def judged(outputs: Outputs, rows: Tensor) -> tuple[Tensor, Tensor]:
-        state = {"labels": wanted.labels[rows], "targets": wanted.targets[rows]}
-        return goal.kept(outputs, state) > 0, goal.value(outputs, state)
+        items = wanted.select(rows)
+        return goal.kept(outputs, items) > 0, goal.value(outputs, items)
 
     everything = torch.arange(len(wanted))
     images, outputs = begin.clone(), first.clone()

@@ -2,21 +2,21 @@
 
 A goal reads a model's *outputs*: logits (N, K), or, where a detector watches the model
 (`detection.Watched`), (N, K + 1) with the detector's score in the last column. Of an item it
-knows what every attack's state holds: `labels`, the true classes, and `targets`, here the classes
-that the model answers on the clean images. `attacks.Ascent` climbs a goal.
+knows its `labels`, the true classes, and its `targets`, here the classes that the model answers on
+the clean images. `attacks.Ascent` climbs a goal.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..attacks import Items
 from ..attacks.losses import best_other, margin
 from ..errors import InputError
 
@@ -42,10 +42,10 @@ class Goal(ABC):
     holds_answers: ClassVar[bool] = False
 
     @abstractmethod
-    def value(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
+    def value(self, outputs: Outputs, items: Items) -> Values:
         """Higher is better for the attacker; differentiable."""
 
-    def kept(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
+    def kept(self, outputs: Outputs, items: Items) -> Values:
         """Above 0 where the condition holds; raised first where it does not. None by default."""
         return torch.full_like(outputs[:, 0], math.inf)
 
@@ -63,12 +63,12 @@ class Miscalibrate(Goal):
     name = "miscalibrate"
     holds_answers = True
 
-    def value(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
-        confidence = log_odds(outputs, state["targets"])
-        return torch.where(state["targets"] == state["labels"], -confidence, confidence)
+    def value(self, outputs: Outputs, items: Items) -> Values:
+        confidence = log_odds(outputs, items.targets)
+        return torch.where(items.targets == items.labels, -confidence, confidence)
 
-    def kept(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
-        return margin(outputs, state["targets"])
+    def kept(self, outputs: Outputs, items: Items) -> Values:
+        return margin(outputs, items.targets)
 
 
 class Evade(Goal):
@@ -76,11 +76,11 @@ class Evade(Goal):
 
     name = "evade"
 
-    def value(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
+    def value(self, outputs: Outputs, items: Items) -> Values:
         return -outputs[:, -1]
 
-    def kept(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
-        return -margin(outputs[:, :-1], state["labels"])
+    def kept(self, outputs: Outputs, items: Items) -> Values:
+        return -margin(outputs[:, :-1], items.labels)
 
 
 class LookFamiliar(Goal):
@@ -88,7 +88,7 @@ class LookFamiliar(Goal):
 
     name = "look-familiar"
 
-    def value(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
+    def value(self, outputs: Outputs, items: Items) -> Values:
         return log_odds(outputs, outputs.detach().argmax(1))
 
 
@@ -97,10 +97,10 @@ class Miscover(Goal):
 
     name = "miscover"
 
-    def value(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
+    def value(self, outputs: Outputs, items: Items) -> Values:
         # The best wrong class alone, once it leads: pushing all of them at once wastes the step.
-        best = best_other(outputs, state["labels"])
-        return best - outputs.gather(1, state["labels"][:, None]).squeeze(1)
+        best = best_other(outputs, items.labels)
+        return best - outputs.gather(1, items.labels[:, None]).squeeze(1)
 
 
 class Enlarge(Goal):
@@ -120,7 +120,7 @@ class Enlarge(Goal):
             raise InputError(f"threshold must lie in [0, 1), not {threshold}")
         self.log_threshold = math.log(max(threshold, 1e-12))
 
-    def value(self, outputs: Outputs, state: Mapping[str, Tensor]) -> Values:
+    def value(self, outputs: Outputs, items: Items) -> Values:
         above = (outputs.log_softmax(1) - self.log_threshold).sort(1, descending=True).values
         count = (above >= 0).sum(1, keepdim=True)
         # Those that are in, and the next one: raised only until they are safely in, so that

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from ...attacks import Attack, Items, Oracle, losses
+from ...attacks import Attack, Items, Oracle, losses, run
 from ...threat import Images, Threat
 from ..averaging import frozen_statistics
 
@@ -153,19 +153,16 @@ def perturb(model: nn.Module, batch: Batch, attack: Attack, threat: Threat, step
             logits, reduction="none"
         )
     items = Items(
-        batch.images,
-        batch.labels,
-        torch.full_like(batch.labels, -1),
-        threat.radii(batch.images),
-        batch.seeds,
+        images=batch.images,
+        labels=batch.labels,
+        targets=torch.full_like(batch.labels, -1),
+        eps=threat.radii(batch.images),
+        seeds=batch.seeds,
     )
     module = inside(model)
-    oracle = Oracle(module)
     with frozen_statistics(module):
-        state = attack.start(items, threat)
-        for _ in range(steps):
-            state = attack.step(oracle, state, threat)
-    return state["point"].detach()
+        state = run(attack, Oracle(module), items, threat, steps=steps, own_draws=False)
+    return state.point.detach()
 
 
 @torch.no_grad()

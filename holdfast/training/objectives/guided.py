@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from ... import draws
 from ...attacks import PGD, Items
-from ...attacks.base import State
 from ...threat import Images, Threat, per_item
 from .base import Batch, Loss, Network, Objective, clean_logits, perturb
 
@@ -19,12 +18,10 @@ from .base import Batch, Loss, Network, Objective, clean_logits, perturb
 class _FromCorner(PGD):
     """PGD from half-way to a random corner: for L∞, each component ±ε/2 (Bernoulli noise)."""
 
-    def start(self, items: Items, threat: Threat) -> State:
-        state = super().start(items, threat)
+    def first_point(self, items: Items, threat: Threat) -> Images:
         draw = draws.uniform(items.seeds, 0, items.images.shape[1:]) - 0.5
         start = items.images + per_item(items.eps / 2, draw) * threat.table.steepest(draw)
-        state["point"] = threat.project(start, items.images, items.eps)
-        return state
+        return threat.project(start, items.images, items.eps)
 
 
 @dataclass(kw_only=True, eq=False)
@@ -55,7 +52,7 @@ class _Guided(Objective):
             )
 
         parts = 1 + self.caution
-        attack = _FromCorner(steps=parts, step_size=1 / parts, start="clean", loss=climbed)
+        attack = _FromCorner(steps=parts, step_size=1 / parts, loss=climbed)
         return torch.cat([batch.images, perturb(model, batch, attack, threat, parts)])
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
