@@ -20,6 +20,7 @@ from holdfast.attacks import (
     suite_named,
 )
 from holdfast.attacks.hyperplane import shortest_move
+from holdfast.attacks.minimum_norm import MinimumNormState
 from holdfast.errors import InputError
 from holdfast.threat import NORMS, Threat, per_item
 
@@ -96,10 +97,11 @@ class Nothing(MinimumNorm):
     name, norms, iterations = "nothing", frozenset(NORMS), 1
 
     def start(self, items, threat):
-        return self.begin(items, items.images)
+        return MinimumNormState.begin(items, items.images)
 
     def step(self, model, state, threat):
-        return self.record(state, model.logits(state.point), threat)[0]
+        recorded, _ = self.record(state, model.logits(state.point), threat)
+        return recorded.replace(iteration=state.iteration + 1)
 
 
 @pytest.mark.parametrize("norm", sorted(NORMS))

@@ -8,7 +8,7 @@ import torch
 from models import Net, digits, images, linear
 from torch import nn
 
-from holdfast.attacks import PGD
+from holdfast.attacks import PGD, Items
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError
 from holdfast.threat import Threat
@@ -236,7 +236,8 @@ def test_random_models_draw_from_their_items(read):
     assert torch.equal(first.images, again.images)
     other = seek(attack, noisy, x, y, threat, samples=2, seed=1)
     assert not torch.equal(first.images, other.images)
-    assert (goals.Miscover().value(first.outputs, {"labels": y})).mean() > -2
+    items = Items(x, labels=y, targets=y, eps=threat.radii(x), seeds=y)
+    assert (goals.Miscover().value(first.outputs, items)).mean() > -2
 
 
 def test_bad_input(read):
