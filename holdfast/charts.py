@@ -165,7 +165,12 @@ def _percent(share: float) -> str:
 
 
 def ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """Round values (1, 2 or 5 times a power of ten apart) within [low, high], at most `most`."""
+    """Round values (1, 2 or 5 times a power of ten apart) within [low, high], at most `most`.
+
+    Example:
+        >>> ticks(0, 24)
+        [0.0, 5.0, 10.0, 15.0, 20.0]
+    """
     if not high > low:
         return [low]
     step = 10.0 ** math.floor(math.log10((high - low) / most))

@@ -46,6 +46,11 @@ def item_seeds(seed: int, *parts: int | str | Tensor) -> Tensor:
 
     Returns:
         int64 tensor of shape (N,), or (1,) when every part is a scalar.
+
+    Example:
+        >>> seeds = item_seeds(0, "pgd", torch.arange(1000))
+        >>> torch.equal(seeds[7:8], item_seeds(0, "pgd", 7))  # alone or among others
+        True
     """
     h = _mix(torch.tensor([seed], dtype=torch.int64) + _GOLDEN)
     for part in parts:
@@ -66,6 +71,11 @@ def uniform(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> 
 
     Returns:
         float32 (N, *shape), multiples of 2⁻²⁴.
+
+    Example:
+        >>> noise = uniform(item_seeds(0, torch.arange(4)), 0, (3, 32, 32))
+        >>> noise.shape, bool((noise < 1).all())
+        (torch.Size([4, 3, 32, 32]), True)
     """
     size = math.prod(shape)
     stream = _mix(seeds + (torch.as_tensor(counter, device=seeds.device) + 1) * _GOLDEN)
@@ -81,7 +91,9 @@ def normal(seeds: Tensor, counter: int | Tensor, shape: Sequence[int] = ()) -> T
     return torch.special.ndtri(u)
 
 
-def integers(seeds: Tensor, counter: int | Tensor, high: Tensor | int, shape: Sequence[int] = ()):
+def integers(
+    seeds: Tensor, counter: int | Tensor, high: Tensor | int, shape: Sequence[int] = ()
+) -> Tensor:
     """Uniform integers in [0, high), int64 (N, *shape); `high` broadcasts against that shape."""
     return (uniform(seeds, counter, shape) * high).floor().to(torch.int64)
 

@@ -52,6 +52,11 @@ def load(
     Raises:
         InputError: nothing there, files missing, unreadable, damaged or of the wrong content.
         HoldfastError: the download failed.
+
+    Example:
+        >>> digits = load("digits")
+        >>> digits.train.images.shape, len(digits.test)
+        ((1197, 1, 8, 8), 300)
     """
     if isinstance(source, DataSet):
         return _fixed_size(source, size)
@@ -112,6 +117,10 @@ def to_tensor(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n c h w"]:
 
     Raises:
         InputError: images that are not uint8.
+
+    Example:
+        >>> float(to_tensor(np.full((1, 3, 2, 2), 255, np.uint8)).max())
+        1.0
     """
     if images.dtype != np.uint8:
         raise InputError(f"images must be uint8, not {images.dtype}")

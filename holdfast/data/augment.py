@@ -71,6 +71,11 @@ class Augment:
     Raises:
         InputError: a number out of its range, an unknown `flip` or `pad_mode`, or `crop_shift`
             beside a `crop_padding`.
+
+    Example:
+        >>> images = torch.zeros(8, 3, 32, 32, dtype=torch.uint8)
+        >>> Augment(crop_padding=4)(images, torch.arange(8), epoch=0, seed=0).shape
+        torch.Size([8, 3, 32, 32])
     """
 
     crop_padding: int = 4

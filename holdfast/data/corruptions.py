@@ -376,6 +376,11 @@ def corrupt(
 
     Raises:
         InputError: unknown name or severity; images of another shape, or outside [0, 1].
+
+    Example:
+        >>> grey = torch.full((2, 3, 32, 32), 0.5)
+        >>> bool((corrupt(grey, "gaussian_noise", 1) != corrupt(grey, "gaussian_noise", 5)).any())
+        True
     """
     _check_name_and_severity(name, severity)
     check_images(images)

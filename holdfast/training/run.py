@@ -25,7 +25,7 @@ from .job import TrainingJob
 from .recipe import Recipe, load_recipe
 from .tracking import check_trackers
 from .trainer import Trainer
-from .validation import kept
+from .validation import averaged_figures
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -205,7 +205,7 @@ def _result(trainer: Trainer, key: str) -> dict[str, Any]:
         "images_per_second": sum(row["images_per_second"] for row in history.rows)
         / len(history.rows),
         "best_epoch": history.best["epoch"],
-        "validation": {**kept(history.best), "n": len(trainer.validator)},
+        "validation": {**averaged_figures(history.best), "n": len(trainer.validator)},
         "events": history.events,
         "seed": job.seed,
     }

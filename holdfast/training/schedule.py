@@ -17,6 +17,10 @@ def parse_seconds(text: str | float) -> float:
 
     Raises:
         InputError: anything else, or nothing above 0.
+
+    Example:
+        >>> parse_seconds("1h30m")
+        5400.0
     """
     said = str(text).strip()
     if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", said):

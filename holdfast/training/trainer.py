@@ -24,7 +24,7 @@ from .objectives import objective_named
 from .optimisers import STATE, optimiser_for
 from .schedule import Schedule, one_cycle, parse_seconds
 from .tracking import Tracking
-from .validation import Validator, collapsed, in_words, kept
+from .validation import Validator, averaged_figures, collapsed, in_words
 
 CHECKPOINT_SECONDS = 60.0  # between checkpoints inside an epoch
 _MOMENTUM = {"momentum_buffer": "momentum"}  # shorter in a checkpoint
@@ -232,7 +232,7 @@ class Trainer:
             self.tracking.log(history.rows)
         line.say(
             f"epoch {epoch:6.2f}  {clock(row['seconds']):>8}  loss {row['train_loss']:.3f}  "
-            f"{in_words(kept(row))}{self._known}{self._beside(row)}  "
+            f"{in_words(averaged_figures(row))}{self._known}{self._beside(row)}  "
             f"{row['images_per_second']:.0f} images/s"
         )
 
@@ -272,7 +272,7 @@ class Trainer:
                 "trained_on": self.recipe.train_on,
                 "figures": {
                     "validation": {
-                        **kept(self.history.best),
+                        **averaged_figures(self.history.best),
                         "n": len(self.validator),
                         "epoch": self.history.best["epoch"],
                         "measured": f"first validation images{self._known}, "

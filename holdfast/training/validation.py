@@ -138,7 +138,7 @@ def standing(
 _USUAL = {"validation_accuracy": "standard_accuracy", "validation_pgd_accuracy": "pgd_accuracy"}
 
 
-def kept(row: Mapping[str, Any]) -> dict[str, float]:
+def averaged_figures(row: Mapping[str, Any]) -> dict[str, float]:
     """The figures of the averaged weights in a row of metrics.csv, as results and cards name them:
     `standard_accuracy`, `pgd_accuracy`, and the objective's own."""
     return {
@@ -149,7 +149,7 @@ def kept(row: Mapping[str, Any]) -> dict[str, float]:
 
 
 def in_words(figures: Mapping[str, float]) -> str:
-    """What `kept` gives, on one line: accuracies in per cent."""
+    """What `averaged_figures` gives, on one line: accuracies in per cent."""
     return ", ".join(
         f"{name.removesuffix('_accuracy').replace('_', ' ').replace('pgd', 'PGD')} "
         + (f"{value:.1%}" if name.endswith("accuracy") else f"{value:.2f}")
