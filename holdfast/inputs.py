@@ -174,7 +174,9 @@ def checked_images(images: Any, name: str = "images") -> Float[Tensor, "n c h w"
     return x
 
 
-def checked_labels(labels: Any, count: int, name: str = "labels") -> Int64[Tensor, " n"]:
+def checked_labels(
+    labels: Any, count: int, name: str = "labels", classes: int | None = None
+) -> Int64[Tensor, " n"]:
     """Labels alone, checked; as in `taken`."""
     y = _tensor(labels, name).detach()
     if y.is_complex() or (
@@ -190,7 +192,7 @@ def checked_labels(labels: Any, count: int, name: str = "labels") -> Int64[Tenso
     elif y.ndim == 2 and y.shape == (count, 1):
         y = y.squeeze(1)
     y = y.long()
-    check_labels(y, count, name=name)
+    check_labels(y, count, classes, name=name)
     return y
 
 

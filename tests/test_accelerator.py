@@ -69,9 +69,8 @@ from holdfast.training.recipe import OptimiserSpec
 from holdfast.uncertainty import conformal, goals, metrics, scores
 from holdfast.uncertainty.attacks import Ascent, seek
 from holdfast.uncertainty.calibration import IsotonicScaling, TemperatureScaling, VectorScaling
-from holdfast.uncertainty.run import measurements as searches
-from holdfast.uncertainty.run import metrics as tables
-from holdfast.uncertainty.run import probed as subject
+from holdfast.uncertainty.run import figures as run_figures
+from holdfast.uncertainty.run import measurements, probed_model
 
 CPU = torch.device("cpu")
 
@@ -431,7 +430,7 @@ def test_scores_are_the_same():
             "mahalanobis": scores.Mahalanobis(last, images, y, classes=10),
             "nearest": scores.NearestNeighbour(last, images, k=3),
         }
-        return {name: score.over(images[:5]).cpu() for name, score in every.items()}
+        return {name: score.in_batches(images[:5]).cpu() for name, score in every.items()}
 
     here, there = on_both(scored)
     for name in here:
@@ -452,7 +451,7 @@ def test_what_is_fitted_on_logits_takes_them_from_anywhere():
             sets = conformal.SplitConformal.fit(z.softmax(1), y, 0.1, score=score)
             said.append(torch.as_tensor(sets.sets(z.softmax(1))))
         p, wrong = z.softmax(1), z.argmax(1) != y
-        said.append(metrics.expected_calibration_error(p, y))
+        said.append(metrics.ece(p, y))
         said.append(metrics.brier_score(p, y))
         said.append(metrics.auroc(1 - p.amax(1), wrong))
         return said
@@ -470,7 +469,7 @@ def test_robust_sets_are_the_same():
         robust = conformal.RobustConformal.fit(
             home, images, labels.to(device), 0.3, radius=0.01, sigma=0.1
         )
-        noisy = conformal.Noisy(home, 0.1)(images)
+        noisy = conformal.NoisyModel(home, 0.1)(images)
         assert noisy.device == device
         return torch.as_tensor(robust.sets(images))
 
@@ -481,18 +480,18 @@ def test_robust_sets_are_the_same():
 @pytest.mark.slow
 def test_the_uncertainty_command(tmp_path, monkeypatch):
     for module, name, value in (
-        (searches, "STEPS", 3),
-        (searches, "SET_STEPS", 2),
-        (searches, "CURVE_IMAGES", 6),
-        (searches, "CURVE_STEPS", 2),
-        (searches, "FOREIGN_ATTACKED", 6),
-        (searches, "ROBUST_STEPS", 2),
+        (measurements, "STEPS", 3),
+        (measurements, "SET_STEPS", 2),
+        (measurements, "CURVE_IMAGES", 6),
+        (measurements, "CURVE_STEPS", 2),
+        (measurements, "OOD_ATTACKED", 6),
+        (measurements, "ROBUST_STEPS", 2),
         (command, "FOREIGN", 10),
         (command, "TRAINING", 200),
-        (tables, "RESAMPLES", 10),
+        (run_figures, "RESAMPLES", 10),
     ):
         monkeypatch.setattr(module, name, value)
-    for module in (levels, subject):  # the same number format on both
+    for module in (levels, probed_model):  # the same number format on both
         monkeypatch.setattr(module, "has_fast_bf16", lambda device: False)
     model = small_cnn(tmp_path)
 

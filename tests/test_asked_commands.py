@@ -21,8 +21,8 @@ from holdfast.cli import uncertainty as command
 from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError
 from holdfast.mixing import run as mix
-from holdfast.uncertainty.run import measurements as searches
-from holdfast.uncertainty.run import metrics as tables
+from holdfast.uncertainty.run import figures as run_figures
+from holdfast.uncertainty.run import measurements
 
 HERE = __name__
 WRITES = "writes-to-its-input"
@@ -33,15 +33,15 @@ def small():
     """Budgets of a test; every stage runs all the same."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (searches, "STEPS", 2),
-            (searches, "SET_STEPS", 2),
-            (searches, "CURVE_IMAGES", 6),
-            (searches, "CURVE_STEPS", 1),
-            (searches, "FOREIGN_ATTACKED", 4),
-            (searches, "ROBUST_STEPS", 1),
+            (measurements, "STEPS", 2),
+            (measurements, "SET_STEPS", 2),
+            (measurements, "CURVE_IMAGES", 6),
+            (measurements, "CURVE_STEPS", 1),
+            (measurements, "OOD_ATTACKED", 4),
+            (measurements, "ROBUST_STEPS", 1),
             (command, "FOREIGN", 10),
             (command, "TRAINING", 200),
-            (tables, "RESAMPLES", 10),
+            (run_figures, "RESAMPLES", 10),
         ):
             patch.setattr(module, name, value)
         yield
@@ -145,7 +145,7 @@ def test_uncertainty_says_at_the_start_what_is_wrong(tmp_path, model, message):
 
 
 def test_uncertainty_says_where_a_model_answers_nothing(tmp_path):
-    with pytest.raises(InputError, match=r"on \d+ of 12 images .* answers nothing"):
+    with pytest.raises(InputError, match=r"on \d+ of 12 images .* predicts nothing"):
         uncertainty("silent_off_the_grid", tmp_path / "run")
 
 

@@ -83,7 +83,7 @@ def test_percentiles_miss_the_measured_figure_itself() -> None:
     true, said = drawn("calibrated", 1000, 0)
     y = labels_of(true, 0)
     drawn_again = [
-        m.classwise_calibration_error(said[rows], y[rows])
+        m.classwise_ece(said[rows], y[rows])
         for rows in np.random.default_rng(0).integers(1000, size=(60, 1000))
     ]
     found = calibration_interval(said, y, classwise=True, resamples=100)
@@ -98,8 +98,8 @@ def test_the_value_is_that_of_the_metric(binning) -> None:
     y = torch.from_numpy(labels_of(true, 3))
     p = torch.from_numpy(said)
     for classwise, metric in (
-        (False, m.expected_calibration_error),
-        (True, m.classwise_calibration_error),
+        (False, m.ece),
+        (True, m.classwise_ece),
     ):
         found = calibration_interval(p, y, classwise=classwise, binning=binning, resamples=20)
         assert found.value == pytest.approx(metric(p, y, binning=binning))

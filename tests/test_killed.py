@@ -32,8 +32,8 @@ from holdfast.models import build, save_checkpoint
 from holdfast.search import scheduler as search
 from holdfast.training import trainer as training_loop
 from holdfast.training.recipe import recipe_from
-from holdfast.uncertainty.run import measurements as searches
-from holdfast.uncertainty.run import metrics as tables
+from holdfast.uncertainty.run import figures as run_figures
+from holdfast.uncertainty.run import measurements
 
 RECIPE = {
     "model": {"architecture": "small-cnn", "arguments": {"width": 4}},
@@ -100,17 +100,17 @@ COMMANDS: dict[str, Callable[[Path, Path], None]] = {
 def small() -> None:
     """Budgets of a test; items in flight, rows and checkpoints are kept all the time."""
     for module, name, value in (
-        (searches, "STEPS", 2),
-        (searches, "SET_STEPS", 2),
-        (searches, "CURVE_IMAGES", 8),
-        (searches, "CURVE_STEPS", 2),
-        (searches, "FOREIGN_ATTACKED", 6),
-        (searches, "FOREIGN_STEPS", 2),
-        (searches, "ROBUST_STEPS", 2),
+        (measurements, "STEPS", 2),
+        (measurements, "SET_STEPS", 2),
+        (measurements, "CURVE_IMAGES", 8),
+        (measurements, "CURVE_STEPS", 2),
+        (measurements, "OOD_ATTACKED", 6),
+        (measurements, "OOD_STEPS", 2),
+        (measurements, "ROBUST_STEPS", 2),
         (command, "FOREIGN", 10),
         (command, "TRAINING", 60),
         (command, "MORE", 2),
-        (tables, "RESAMPLES", 10),
+        (run_figures, "RESAMPLES", 10),
         (search, "CHECKPOINT_SECONDS", 0.0),
         (search, "CHECKPOINT_SHARE", float("inf")),
         (certify, "WRITE_SECONDS", 0.0),

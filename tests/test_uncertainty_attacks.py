@@ -14,9 +14,14 @@ from holdfast.errors import InputError
 from holdfast.threat import Threat
 from holdfast.uncertainty import goals
 from holdfast.uncertainty.attacks import Ascent, _orthogonal, seek
-from holdfast.uncertainty.conformal import Noisy, SplitConformal, report_sets
-from holdfast.uncertainty.detection import Watched, last_linear, threshold_at, verifier
-from holdfast.uncertainty.metrics import auroc, expected_calibration_error
+from holdfast.uncertainty.conformal import NoisyModel, SplitConformal, report_sets
+from holdfast.uncertainty.detection import (
+    WithDetector,
+    evaluate_detector,
+    last_linear,
+    threshold_at_fpr,
+)
+from holdfast.uncertainty.metrics import auroc, ece
 from holdfast.uncertainty.scores import LayerFeatures, LogitScore, Mahalanobis, max_softmax
 
 THREATS = [Threat("linf", 0.15), Threat("l2", 1.0)]
@@ -50,8 +55,8 @@ def test_miscalibration_moves_confidence_and_no_answer(read, threat):
     was, now = confidence(before), confidence(after)
     assert now[right].mean() < was[right].mean() - 0.3
     assert now[~right].mean() > max(was[~right].mean() + 0.02, 0.97)
-    raised = expected_calibration_error(after.softmax(1), y)
-    assert raised > expected_calibration_error(before.softmax(1), y) + 0.2
+    raised = ece(after.softmax(1), y)
+    assert raised > ece(before.softmax(1), y) + 0.2
 
 
 def test_confidence_of_a_linear_model_falls_by_what_the_ball_allows():
@@ -96,10 +101,10 @@ def test_a_detector_that_looks_good_falls_to_who_knows_it(read, name, eps):
     detector = detectors(model, known, torch.from_numpy(train.labels))[name]
     adversarial, broken = broken_by_pgd(model, x, y, threat)
     assert broken.sum() > 40
-    clean = detector.over(x[broken])
+    clean = detector.in_batches(x[broken])
     positive = torch.arange(2 * len(clean)) >= len(clean)
-    unaware = auroc(torch.cat([clean, detector.over(adversarial)]), positive)
-    watched = Watched(model, detector).eval()
+    unaware = auroc(torch.cat([clean, detector.in_batches(adversarial)]), positive)
+    watched = WithDetector(model, detector).eval()
     scores = []
     for orthogonal in (False, True):
         found = seek(
@@ -113,7 +118,7 @@ def test_a_detector_that_looks_good_falls_to_who_knows_it(read, name, eps):
         logits, score = found.outputs[:, :-1], found.outputs[:, -1]
         assert found.holds.all()
         assert (logits.argmax(1) != y[broken]).all()
-        assert torch.allclose(score, detector.over(found.images), rtol=1e-3, atol=1e-5)
+        assert torch.allclose(score, detector.in_batches(found.images), rtol=1e-3, atol=1e-5)
         assert threat.contains(found.images, x[broken]).all()
         scores.append(score)
     aware = auroc(torch.cat([clean, torch.stack(scores).amin(0)]), positive)
@@ -124,7 +129,7 @@ def test_a_detector_that_looks_good_falls_to_who_knows_it(read, name, eps):
 def test_evading_breaks_labels_by_itself(read):
     """Without starts that are broken, the condition is reached first, and the score lowered."""
     model, x, y = read
-    watched = Watched(model, LogitScore(model)).eval()
+    watched = WithDetector(model, LogitScore(model)).eval()
     found = seek(Ascent(goals.Evade()), watched, x, y, Threat("linf", 0.3))
     wrong = found.outputs[:, :-1].argmax(1) != y
     assert torch.equal(found.holds, wrong)
@@ -228,7 +233,7 @@ def test_foreign_images_come_to_look_familiar(read):
 
 def test_random_models_draw_from_their_items(read):
     model, x, y = read
-    noisy = Noisy(model, 0.1).eval()
+    noisy = NoisyModel(model, 0.1).eval()
     attack, threat = Ascent(goals.Miscover(), steps=3), Threat("l2", 0.5)
     first, again = (
         seek(attack, noisy, x, y, threat, samples=2, batch_size=size) for size in (13, 13)
@@ -251,9 +256,9 @@ def test_bad_input(read):
         (lambda: seek(Ascent(goals.Miscover()), model, x * 2, y, threat), "outside [0, 1]"),
         (lambda: seek(Ascent(goals.Miscover()), model, x, y[:3], threat), "labels"),
         (lambda: seek(Ascent(goals.Miscover()), model, x, y, Threat("l0", 3)), "not l0"),
-        (lambda: threshold_at(torch.rand(10), 1.0), "strictly between 0 and 1"),
-        (lambda: threshold_at(torch.full((10,), torch.nan), 0.5), "NaN"),
-        (lambda: threshold_at(torch.ones(10), 0.5), "constant"),
+        (lambda: threshold_at_fpr(torch.rand(10), 1.0), "strictly between 0 and 1"),
+        (lambda: threshold_at_fpr(torch.full((10,), torch.nan), 0.5), "NaN"),
+        (lambda: threshold_at_fpr(torch.ones(10), 0.5), "constant"),
     ]:
         with pytest.raises(InputError) as error:
             call()
@@ -266,17 +271,17 @@ def test_bad_input(read):
 
 def test_thresholds_and_robust_error_by_hand():
     validation = torch.arange(1.0, 11.0)  # 1 … 10
-    assert threshold_at(validation, 0.5) == 5  # five of ten lie above
-    assert threshold_at(validation, 0.15) == 9  # one lies above, two would be too many
+    assert threshold_at_fpr(validation, 0.5) == 5  # five of ten lie above
+    assert threshold_at_fpr(validation, 0.15) == 9  # one lies above, two would be too many
     clean = torch.tensor([2.0, 6.0, 3.0, 4.0])
     attacked = torch.tensor([5.0, 1.0, 9.0, 5.5])
     wrong = torch.tensor([True, False, True, True])
-    verdict = verifier(validation, clean, attacked, wrong, 0.5)
+    verdict = evaluate_detector(validation, clean, attacked, wrong, 0.5)
     assert verdict.robust_error == 0.25  # the first alone is wrong and not above 5
     assert verdict.clean_rejected == 0.25
     assert verdict.threshold == 5 and verdict.n == 4
     with pytest.raises(InputError, match="one shape"):
-        verifier(validation, clean[:3], attacked, wrong, 0.5)
+        evaluate_detector(validation, clean[:3], attacked, wrong, 0.5)
 
 
 def test_a_watched_model_says_what_both_say(read):
@@ -287,7 +292,7 @@ def test_a_watched_model_says_what_both_say(read):
             lambda *_, calls=calls: calls.__setitem__(0, 1 + calls[0])
         )
         with torch.no_grad():
-            outputs = Watched(model, detector).eval()(x)
+            outputs = WithDetector(model, detector).eval()(x)
         hook.remove()
         assert calls[0] == 1  # one pass for both
         with torch.no_grad():

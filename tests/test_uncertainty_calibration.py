@@ -77,8 +77,8 @@ def test_calibrates_images_it_was_not_fitted_on(kind):
     z, y = sample(6000, 4)
     new, labels = sample(6000, 5)
     fitted = kind.fit((3 * z).float(), y)
-    before = metrics.expected_calibration_error((3 * new).softmax(1), labels)
-    after = metrics.expected_calibration_error(fitted((3 * new).float()).softmax(1), labels)
+    before = metrics.ece((3 * new).softmax(1), labels)
+    after = metrics.ece(fitted((3 * new).float()).softmax(1), labels)
     assert before > 0.1
     # One against the rest, isotonic scaling cannot undo a temperature exactly.
     assert after < (0.05 if kind is IsotonicScaling else 0.03)
@@ -121,9 +121,9 @@ def test_logits_that_say_the_opposite_leave_a_positive_temperature():
     [
         (lambda z, y: (z, y.where(y != 2, 0)), "no image of class 2"),
         (lambda z, y: (z.where(y[:, None] != 2, torch.nan), y), "NaN or infinite"),
-        (lambda z, y: (z, y + 1), "label 4 of image"),
-        (lambda z, y: (z, y[1:]), "labels have shape (99,)"),
-        (lambda z, y: (z, y.float()), "must be integers"),
+        (lambda z, y: (z, y + 1), "is 4, out of range"),
+        (lambda z, y: (z, y[1:]), "labels must have shape (100,), not (99,)"),
+        (lambda z, y: (z, y + 0.5), "must be whole numbers"),
         (lambda z, y: (z[:, 0], y), "shape (N, K)"),
     ],
 )

@@ -29,10 +29,10 @@ from holdfast.runs.files import read_json
 from holdfast.runs.parts import Stages
 from holdfast.runs.progress import ProgressLine
 from holdfast.uncertainty.calibration import TemperatureScaling
-from holdfast.uncertainty.run import measurements as searches
-from holdfast.uncertainty.run import metrics as tables
+from holdfast.uncertainty.run import figures as run_figures
+from holdfast.uncertainty.run import measurements
 from holdfast.uncertainty.run.output import figures, summary_lines
-from holdfast.uncertainty.run.probed import Subject
+from holdfast.uncertainty.run.probed_model import ProbedModel
 
 N = 40
 
@@ -54,15 +54,15 @@ def small():
     """Budgets of a test; every stage runs all the same."""
     with pytest.MonkeyPatch.context() as patch:
         for module, name, value in (
-            (searches, "STEPS", 6),
-            (searches, "SET_STEPS", 4),
-            (searches, "CURVE_IMAGES", 12),
-            (searches, "CURVE_STEPS", 3),
-            (searches, "FOREIGN_ATTACKED", 12),
-            (searches, "ROBUST_STEPS", 3),
+            (measurements, "STEPS", 6),
+            (measurements, "SET_STEPS", 4),
+            (measurements, "CURVE_IMAGES", 12),
+            (measurements, "CURVE_STEPS", 3),
+            (measurements, "OOD_ATTACKED", 12),
+            (measurements, "ROBUST_STEPS", 3),
             (command, "FOREIGN", 20),
             (command, "TRAINING", 300),
-            (tables, "RESAMPLES", 20),
+            (run_figures, "RESAMPLES", 20),
         ):
             patch.setattr(module, name, value)
         yield
@@ -91,8 +91,8 @@ def finished(checkpoint, tmp_path_factory):
     people = str(human_file(folder))
     worked: list[str] = []
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("break_labels", "miscalibrate", "evade", "attack_sets"):
-            whole = getattr(searches, name)
+        for name in ("attack_predictions", "attack_confidence", "attack_detector", "attack_sets"):
+            whole = getattr(measurements, name)
 
             def counted(*arguments, whole=whole, name=name, **named):
                 worked.append(name)
@@ -100,7 +100,7 @@ def finished(checkpoint, tmp_path_factory):
                     raise KeyboardInterrupt
                 return whole(*arguments, **named)
 
-            patch.setattr(searches, name, counted)
+            patch.setattr(measurements, name, counted)
         with pytest.raises(KeyboardInterrupt):
             ask(checkpoint, folder / "run", human=people)
         assert not (folder / "run" / "result.json").exists()
@@ -114,10 +114,10 @@ def finished(checkpoint, tmp_path_factory):
 def test_an_interrupted_run_goes_on_from_its_last_stage(finished):
     _, _, worked = finished
     assert worked == [
-        "break_labels",
-        "miscalibrate",
-        "evade",
-        "evade",
+        "attack_predictions",
+        "attack_confidence",
+        "attack_detector",
+        "attack_detector",
         "attack_sets",
         "attack_sets",
     ]
@@ -156,7 +156,7 @@ def test_figures_say_what_the_attacks_did(finished):
     assert result["confidence"]["answers_changed"] == 0
     right = result["confidence"]["right"]
     assert right["after"] < right["before"] - 0.15
-    for name in searches.AWARE:
+    for name in measurements.AWARE:
         told = result["detectors"][name]
         assert told["aware"]["told"]["auroc"]["value"] < told["unaware"]["told"]["auroc"]["value"]
         for rate in ("0.05", "0.5"):
@@ -177,7 +177,7 @@ def test_figures_say_what_the_attacks_did(finished):
         curve = score["against_eps"]
         assert curve["coverage"] == sorted(curve["coverage"], reverse=True)
         assert curve["mean_size"] == sorted(curve["mean_size"])
-        assert len(score["splits"]["coverages"]) == tables.SPLITS
+        assert len(score["splits"]["coverages"]) == run_figures.SPLITS
     robust = result["robust_sets"]
     assert robust["inside"]["coverage"]["high"] >= robust["promise"]
     assert robust["alpha_within"] < 0.1
@@ -349,15 +349,17 @@ def test_stages_are_remembered_whole_or_not_at_all(tmp_path):
 
 def test_a_metric_without_a_value_is_none():
     logits, labels = torch.tensor([[2.0, 0.0], [3.0, 0.0]]), torch.tensor([0, 0])
-    told = tables.answers(logits, labels, seed=0)
+    told = run_figures.prediction_metrics(logits, labels, seed=0)
     assert told["mistakes_auroc"] is None  # nothing is wrong
     assert told["accuracy"]["value"] == 1
     assert told["nll"]["value"] == pytest.approx(
         (math.log1p(math.exp(-2)) + math.log1p(math.exp(-3))) / 2
     )
     same = torch.zeros(2, 2)
-    assert tables.answers(same, labels, seed=0)["aurc"] is None  # a constant ranks nothing
-    assert tables.drawings(same, labels)["risk_coverage"] is None
+    assert (
+        run_figures.prediction_metrics(same, labels, seed=0)["aurc"] is None
+    )  # a constant ranks nothing
+    assert run_figures.diagrams(same, labels)["risk_coverage"] is None
 
 
 def test_only_images_that_no_model_was_trained_on_are_fitted_on():
@@ -381,9 +383,9 @@ def test_a_search_that_could_not_be_faster_says_why():
     model, x, labels = digits(24)
     part = SimpleNamespace(floats=x, labels=labels)
     asked: Any = SimpleNamespace(test=part, device=torch.device("cpu"), classes=range(10))
-    subject = Subject(asked, TemperatureScaling(1.0))
-    assert subject.fast_copy("steady", model).name != "original"
-    assert subject.log == []
+    probed = ProbedModel(asked, TemperatureScaling(1.0))
+    assert probed.fast_copy("steady", model).name != "original"
+    assert probed.log == []
     shaky = Wrapped(model, before=lambda z: z + 0.3 * torch.randn_like(z)).eval()
-    assert subject.fast_copy("shaky", shaky).name == "original"
-    assert any(line.startswith("no plain float32 copy: ") for line in subject.log)
+    assert probed.fast_copy("shaky", shaky).name == "original"
+    assert any(line.startswith("no plain float32 copy: ") for line in probed.log)

@@ -10,7 +10,7 @@ from torch import nn
 
 from holdfast.errors import InputError
 from holdfast.uncertainty.conformal import (
-    MISFITS,
+    NONCONFORMITY_SCORES,
     RobustConformal,
     SplitConformal,
     coverage_interval,
@@ -44,14 +44,14 @@ def test_threshold_is_the_exact_order_statistic(n, alpha, k):
 def test_misfits_by_hand():
     p = np.array([[0.2, 0.5, 0.3]])
     u = np.array([0.5])
-    assert MISFITS["lac"](p, u)[0] == pytest.approx([0.8, 0.5, 0.7])
-    assert MISFITS["aps"](p, u)[0] == pytest.approx([0.9, 0.25, 0.65])
-    assert MISFITS["raps"](p, u)[0] == pytest.approx([0.9 + 0.1, 0.25, 0.65])
-    assert MISFITS["aps"](p, np.array([1.0]))[0] == pytest.approx([1.0, 0.5, 0.8])
+    assert NONCONFORMITY_SCORES["lac"](p, u)[0] == pytest.approx([0.8, 0.5, 0.7])
+    assert NONCONFORMITY_SCORES["aps"](p, u)[0] == pytest.approx([0.9, 0.25, 0.65])
+    assert NONCONFORMITY_SCORES["raps"](p, u)[0] == pytest.approx([0.9 + 0.1, 0.25, 0.65])
+    assert NONCONFORMITY_SCORES["aps"](p, np.array([1.0]))[0] == pytest.approx([1.0, 0.5, 0.8])
 
 
 @pytest.mark.parametrize("class_conditional", [False, True])
-@pytest.mark.parametrize("score", MISFITS)
+@pytest.mark.parametrize("score", NONCONFORMITY_SCORES)
 def test_promise_over_20_random_splits(score, class_conditional):
     probs, labels = sample(4000, 1)
     rng = np.random.default_rng(2)

@@ -49,8 +49,11 @@ def every_score(models, images, labels):
     last = s.LayerFeatures(model, "2")
     return {
         **{name: s.LogitScore(model, name) for name in s.LOGIT_SCORES},
-        **{f"ensemble {name}": s.deep_ensemble(models, name) for name in s.OPINION_SCORES},
-        **{f"dropout {name}": s.mc_dropout(model, name, samples=8) for name in s.OPINION_SCORES},
+        **{f"ensemble {name}": s.deep_ensemble(models, name) for name in s.DISAGREEMENT_MEASURES},
+        **{
+            f"dropout {name}": s.mc_dropout(model, name, samples=8)
+            for name in s.DISAGREEMENT_MEASURES
+        },
         "smoothing": s.smoothing_spread(model, 0.15, samples=8),
         "mahalanobis": s.Mahalanobis(last, images, labels, classes=10),
         "nearest neighbour": s.NearestNeighbour(last, images, k=5),
@@ -62,7 +65,7 @@ NAMES = [
     "entropy",
     "margin",
     "energy",
-    *(f"{kind} {name}" for kind in ("ensemble", "dropout") for name in s.OPINION_SCORES),
+    *(f"{kind} {name}" for kind in ("ensemble", "dropout") for name in s.DISAGREEMENT_MEASURES),
     "smoothing",
     "mahalanobis",
     "nearest neighbour",
@@ -86,7 +89,7 @@ def test_polarity_higher_is_less_sure(name, scores, digits):
     unclear = ((clear + others) / 2)[different]
     if name in ("mahalanobis", "nearest neighbour"):  # these tell the foreign, not the ambiguous
         unclear = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    found = torch.cat([scores[name].over(clear), scores[name].over(unclear)])
+    found = torch.cat([scores[name].in_batches(clear), scores[name].in_batches(unclear)])
     unsure = torch.arange(len(found)) >= len(clear)
     assert auroc(found, unsure) > 0.8
 
@@ -95,11 +98,13 @@ def test_polarity_higher_is_less_sure(name, scores, digits):
 def test_a_score_is_an_images_own(name, scores, digits):
     """One number an image, whatever the batch it is in, and differentiable in the image."""
     images = digits[0][600:640]
-    whole = scores[name].over(images, batch_size=40)
+    whole = scores[name].in_batches(images, batch_size=40)
     assert whole.shape == (40,)
-    assert torch.allclose(scores[name].over(images, batch_size=7), whole, rtol=1e-4, atol=1e-6)
+    assert torch.allclose(
+        scores[name].in_batches(images, batch_size=7), whole, rtol=1e-4, atol=1e-6
+    )
     backwards = torch.arange(39, -1, -1)
-    again = scores[name].over(images[backwards], backwards)
+    again = scores[name].in_batches(images[backwards], backwards)
     assert torch.allclose(again[backwards], whole, rtol=1e-4, atol=1e-6)
 
     x = images[:4].clone().requires_grad_()
@@ -129,7 +134,7 @@ def test_models_are_evaluated_in_eval_mode_and_handed_back(digits):
     assert torch.equal(score(images), score(images))
     assert model.training and not norm.training
     norm.train()
-    s.LogitScore(model).over(images)
+    s.LogitScore(model).in_batches(images)
     assert norm.training and torch.equal(norm.running_mean, before)
 
 
@@ -175,13 +180,13 @@ def test_dropout_keeps_its_share_and_its_mean(layer, per_channel):
 
 
 def test_a_random_defence_draws_from_its_seeds(digits):
-    """`repeated` on a defence whose answer is its draw: the variance of a uniform p is known."""
+    """A defence whose logits are its draws: the variance of a uniform p is known."""
 
     def member(images, seeds):
         p = draws.uniform(seeds, 0).clamp(1e-6, 1 - 1e-6)
         return torch.stack([p.log(), (1 - p).log()], 1)
 
-    found = s.repeated(member, samples=400)(digits[0][:20])
+    found = s.draws_disagreement(member, samples=400)(digits[0][:20])
     assert found.numpy() == pytest.approx(np.full(20, 2 / 12), abs=0.03)
 
 
@@ -195,7 +200,7 @@ def test_mahalanobis_agrees_with_sklearn(models, digits):
     means = np.stack([train_f[y == k].mean(0) for k in range(10)])
     tied = LedoitWolf(assume_centered=True).fit(train_f - means[y])
     expected = np.min([tied.mahalanobis(f - mean) for mean in means], axis=0)
-    assert score.over(images[600:620]).numpy() == pytest.approx(expected, rel=1e-3)
+    assert score.in_batches(images[600:620]).numpy() == pytest.approx(expected, rel=1e-3)
 
 
 def test_nearest_neighbour_agrees_with_sklearn(models, digits):
@@ -205,15 +210,15 @@ def test_nearest_neighbour_agrees_with_sklearn(models, digits):
     with torch.no_grad():
         bank, f = (F.normalize(features(x), dim=1).numpy() for x in (images[:600], images[600:620]))
     expected = NearestNeighbors(n_neighbors=7).fit(bank).kneighbors(f)[0][:, -1]
-    assert score.over(images[600:620]).numpy() == pytest.approx(expected, rel=1e-4)
+    assert score.in_batches(images[600:620]).numpy() == pytest.approx(expected, rel=1e-4)
     first = s.NearestNeighbour(features, images[:600], k=1)
-    assert first.over(images[:50]).max() < 1e-4  # a training image is its own neighbour
+    assert first.in_batches(images[:50]).max() < 1e-4  # a training image is its own neighbour
 
 
 def test_stored_images_are_scaled(models, digits):
     stored = (digits[0][:20] * 255).round().byte()
     score = s.LogitScore(models[0])
-    assert torch.allclose(score.over(stored), score.over(stored.float() / 255))
+    assert torch.allclose(score.in_batches(stored), score.in_batches(stored.float() / 255))
 
 
 def test_layer_features(models, digits):
@@ -256,14 +261,14 @@ def test_bad_input(models, digits):
         (lambda: s.LayerFeatures(Unused(), "spare")(images), "gave no tensor"),
         (lambda: s.LayerFeatures(model, "0", take="gradient"), "must be 'output' or 'input'"),
         (lambda: s.Mahalanobis(flat, images, labels % 9, classes=10), "no image of class 9"),
-        (lambda: s.Mahalanobis(flat, images, labels, classes=9), "is not one of the classes"),
+        (lambda: s.Mahalanobis(flat, images, labels, classes=9), "is 9, out of range"),
         (lambda: s.Mahalanobis(nan_features, images, labels, classes=10), "NaN or infinite"),
         (lambda: s.Mahalanobis(constant, images, labels, classes=10), "do not vary"),
         (lambda: s.NearestNeighbour(nan_features, images), "NaN or infinite"),
         (lambda: s.NearestNeighbour(flat, images, k=51), "1 … 50"),
-        (lambda: s.LogitScore(model).over(images[:0]), "no images"),
-        (lambda: s.LogitScore(model).over(images * 255), "outside [0, 1]"),
-        (lambda: s.LogitScore(model).over(images, torch.arange(3)), "50 integers"),
+        (lambda: s.LogitScore(model).in_batches(images[:0]), "no images"),
+        (lambda: s.LogitScore(model).in_batches(images * 255), "outside [0, 1]"),
+        (lambda: s.LogitScore(model).in_batches(images, torch.arange(3)), "50 integers"),
     ]
     for call, says in cases:
         with pytest.raises(InputError) as error:

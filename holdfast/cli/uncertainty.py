@@ -26,9 +26,9 @@ from ..inputs import checked_device
 from ..load import load
 from ..uncertainty.conformal import robust_alpha
 from ..uncertainty.human import read_human
-from ..uncertainty.inputs import check_share
+from ..uncertainty.inputs import checked_share
 from ..uncertainty.run.measure import measure
-from ..uncertainty.run.probed import Part, Question
+from ..uncertainty.run.request import LabelledImages, Request
 
 USUAL_SUITE = "swift" if "swift" in SUITES else "apgd"
 CALIBRATION = 2000  # validation images: half for scalings, half for thresholds and sets
@@ -38,22 +38,18 @@ MORE = 10  # images that are only looked at, for each that is attacked
 COVERAGE = 0.8  # what abstaining promises to answer
 
 
-def _drawn(split: Split, count: int, seed: int, name: str) -> Part:
+def _drawn(split: Split, count: int, seed: int, name: str) -> LabelledImages:
     """Images of a split at random, in random order."""
     keys = draws.uniform(draws.item_seeds(seed, "split", name, torch.arange(len(split))), 0)
     rows = keys.argsort(stable=True)[:count]
-    return Part(
+    return LabelledImages(
         torch.from_numpy(split.images[rows.numpy()]),
         torch.from_numpy(split.labels[rows.numpy()]),
         rows,
     )
 
 
-def _part(whole: Part, rows: slice) -> Part:
-    return Part(whole.images[rows], whole.labels[rows], whole.items[rows])
-
-
-def _check_every_class(dataset: DataSet, part: Part, *, whole: bool) -> None:
+def _check_every_class(dataset: DataSet, part: LabelledImages, *, whole: bool) -> None:
     """InputError if a class is missing from a half of the calibration images."""
     absent = dataset.absent(part.labels.numpy())
     if absent:
@@ -72,8 +68,8 @@ def _check_every_class(dataset: DataSet, part: Part, *, whole: bool) -> None:
 def _checked(
     alpha: float, risk: float, radius: float, sigma: float, limit: int | None, calibration: int
 ) -> None:
-    check_share("alpha", alpha)
-    check_share("risk", risk)
+    checked_share("alpha", alpha)
+    checked_share("risk", risk)
     robust_alpha(alpha, radius, sigma)
     if radius <= 0:
         raise InputError(f"--radius must be above 0, not {radius}")
@@ -149,16 +145,16 @@ def uncertainty_command(
     remark(dataset, "test", first)
     shuffled = _drawn(validation, len(validation), seed, "validation")
     drawn = min(calibration, len(shuffled))
-    tuning, held = _part(shuffled, slice(0, drawn // 2)), _part(shuffled, slice(drawn // 2, drawn))
-    for part in (tuning, held):
+    fitting, calibrating = shuffled[: drawn // 2], shuffled[drawn // 2 : drawn]
+    for part in (fitting, calibrating):
         _check_every_class(dataset, part, whole=drawn == len(shuffled))
-    if len(held) * alpha < 1:
+    if len(calibrating) * alpha < 1:
         raise InputError(
-            f"{len(held)} calibration images are too few for alpha = {alpha}: "
+            f"{len(calibrating)} calibration images are too few for alpha = {alpha}: "
             f"--calibration at least {2 * math.ceil(1 / alpha)}"
         )
     more = min(len(test), MORE * first)
-    more_test = Part(
+    more_test = LabelledImages(
         torch.from_numpy(test.images[:more]),
         torch.from_numpy(test.labels[:more].copy()),
         torch.arange(more),
@@ -173,19 +169,19 @@ def uncertainty_command(
     for each in (network, *members):
         if isinstance(each, torch.nn.Module):
             each.to(where)
-    question = Question(
+    request = Request(
         model=network,
         members=members,
         threat=threat,
         suite=suite,
-        test=_part(more_test, slice(0, first)),
-        tuning=tuning,
-        held=held,
+        test=more_test[:first],
+        fitting=fitting,
+        calibration=calibrating,
         more_test=more_test,
-        more_held=_part(shuffled, slice(drawn // 2, max(drawn, MORE * first))),
+        more_calibration=shuffled[drawn // 2 : max(drawn, MORE * first)],
         training=_drawn(dataset.train, TRAINING, seed, "training"),
         classes=tuple(dataset.classes),
-        foreign=[
+        out_of_distribution=[
             foreigners.load(source, shape, FOREIGN, seed=seed)
             for source in dict.fromkeys([*usual, *ood])
         ],
@@ -199,4 +195,4 @@ def uncertainty_command(
         device=where,
     )
     described = what_was_measured(model, network, dataset, "test", first, pixels)
-    return measure(question, out, described=described, progress=progress)
+    return measure(request, out, described=described, progress=progress)

@@ -1,7 +1,18 @@
-"""Calibration: maps from logits to better-calibrated logits, fitted on validation images.
+"""Calibrators: maps from logits to better calibrated logits, fitted on the fitting split.
 
-Each has `fit(logits, labels)`, is called on logits (N, K), and wraps a model through
-`Calibrated`. What comes out are logits again, so that every score works on a calibrated model too.
+Each has `fit(logits, labels)` and is called on logits (N, K). The result is logits again, so that
+every score works on a calibrated model too (`Calibrated`).
+
+Example:
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> logits = torch.randn(500, 3, generator=generator)
+    >>> labels = torch.multinomial(logits.softmax(1), 1, generator=generator).squeeze(1)
+    >>> overconfident = 4 * logits
+    >>> temperature = TemperatureScaling.fit(overconfident, labels)
+    >>> 3.5 < temperature.temperature < 4.5
+    True
+    >>> temperature(overconfident).shape
+    torch.Size([500, 3])
 """
 
 from __future__ import annotations
@@ -18,7 +29,7 @@ from sklearn.isotonic import IsotonicRegression
 from torch import Tensor, nn
 
 from ..types import Labels, Logits
-from .inputs import check_calibration_split, check_labels, check_logits
+from .inputs import check_every_class, checked_labels, checked_logits
 
 
 class Calibrator(Protocol):
@@ -28,7 +39,17 @@ class Calibrator(Protocol):
 
 
 class Calibrated(nn.Module):
-    """A model whose logits go through a calibrator."""
+    """A model behind a calibrator: images to calibrated logits.
+
+    Args:
+        model: images to logits.
+        calibrator: logits to logits.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> Calibrated(model, TemperatureScaling(2.0))(torch.rand(5, 1, 2, 2)).shape
+        torch.Size([5, 3])
+    """
 
     def __init__(self, model: Callable[[Tensor], Logits], calibrator: Calibrator) -> None:
         super().__init__()
@@ -39,19 +60,20 @@ class Calibrated(nn.Module):
 
 
 def _check_split(logits: Logits, labels: Labels) -> tuple[Float64[Tensor, "n k"], Labels]:
-    z = check_logits(logits)
-    y = check_labels(labels, *z.shape)
-    check_calibration_split(y, z.shape[1])
+    z = checked_logits(logits)
+    y = checked_labels(labels, *z.shape)
+    check_every_class(y, z.shape[1])
     return torch.from_numpy(z), torch.from_numpy(y)
 
 
 def _minimise_nll(
     calibrated: Callable[[], Logits], parameters: list[Tensor], labels: Labels
 ) -> None:
-    """LBFGS in float64 on the negative log-likelihood, from and around the identity at 0.
+    """Minimise the negative log-likelihood by L-BFGS, from parameters 0: the identity.
 
-    The pull to the identity moves no digit that matters, except where the likelihood has no
-    maximum: on images that are all right, a sharper model is always likelier.
+    A penalty of 10⁻⁶ on the squared parameters decides where the likelihood has no maximum: if
+    every prediction is right, a smaller temperature is always likelier. Elsewhere its effect is
+    far below the sampling error.
     """
     optimizer = torch.optim.LBFGS(
         parameters,
@@ -63,8 +85,8 @@ def _minimise_nll(
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        pull = sum(parameter.square().sum() for parameter in parameters)
-        loss = F.cross_entropy(calibrated(), labels) + 1e-6 * pull
+        penalty = sum(parameter.square().sum() for parameter in parameters)
+        loss = F.cross_entropy(calibrated(), labels) + 1e-6 * penalty
         loss.backward()
         return loss
 
@@ -73,16 +95,24 @@ def _minimise_nll(
 
 @dataclass(frozen=True)
 class TemperatureScaling:
-    """z / T: one positive temperature, which changes no prediction.
+    """z / T, with one temperature T above 0. It changes no prediction.
 
     Guo, Pleiss, Sun & Weinberger, "On calibration of modern neural networks", ICML 2017.
+
+    Example:
+        >>> TemperatureScaling(2.0)(torch.tensor([[4.0, 1.0]]))
+        tensor([[2.0000, 0.5000]])
     """
 
     temperature: float
 
     @classmethod
     def fit(cls, logits: Logits, labels: Labels) -> Self:
-        """The temperature of the highest likelihood on validation images.
+        """The temperature of the highest likelihood.
+
+        Args:
+            logits: (N, K) of the fitting split.
+            labels: (N,) in 0 … K−1.
 
         Raises:
             InputError: logits that are NaN or infinite; labels out of range; a class without
@@ -99,14 +129,22 @@ class TemperatureScaling:
 
 @dataclass(frozen=True)
 class VectorScaling:
-    """w_k · z_k + b_k: a positive slope and an offset a class (Guo et al. 2017)."""
+    """w_k · z_k + b_k, with a slope w_k above 0 and an offset b_k for each class.
+
+    Guo et al. 2017, who allow any slope.
+
+    Example:
+        >>> scaling = VectorScaling(torch.tensor([1.0, 0.5]), torch.tensor([0.0, 1.0]))
+        >>> scaling(torch.tensor([[4.0, 1.0]]))
+        tensor([[4.0000, 1.5000]])
+    """
 
     slope: Float[Tensor, " k"]
     offset: Float[Tensor, " k"]
 
     @classmethod
     def fit(cls, logits: Logits, labels: Labels) -> Self:
-        """The slopes and offsets of the highest likelihood; errors as for the temperature."""
+        """The slopes and offsets of the highest likelihood; as `TemperatureScaling.fit`."""
         z, y = _check_split(logits, labels)
         log_slope, offset = (
             torch.zeros(z.shape[1], dtype=torch.float64, requires_grad=True) for _ in range(2)
@@ -120,21 +158,31 @@ class VectorScaling:
 
 @dataclass(frozen=True)
 class IsotonicScaling:
-    """One rising curve a class, from its probability to how often it came true.
+    """For each class, an increasing curve from its probability to how often it is the true class.
 
-    One against the rest, scaled to sum to 1: Zadrozny & Elkan, "Transforming classifier scores
-    into accurate multiclass probability estimates", KDD 2002. The curves differ, so predictions
-    may change. They are linear between their knots, mostly flat, and constant beyond: gradients
-    through them are mostly 0, so an attack differentiates the model underneath.
+    Each class is calibrated against the rest, and probabilities are scaled to sum to 1: Zadrozny &
+    Elkan, "Transforming classifier scores into accurate multiclass probability estimates", KDD
+    2002. The curves differ between classes, so predictions may change. Between their knots the
+    curves are linear, and flat for the most part, so most gradients through them are 0: attacks
+    differentiate the model without them.
+
+    Attributes:
+        knots: probabilities and frequencies (M,), 0..1, class by class.
+
+    Example:
+        >>> logits = torch.tensor([[2.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]])
+        >>> isotonic = IsotonicScaling.fit(logits, torch.tensor([0, 1, 1, 1]))
+        >>> isotonic(logits).softmax(1)[:, 0]
+        tensor([0.8889, 0.1111, 0.1111, 0.1111])
     """
 
     knots: list[tuple[Float64[Tensor, " m"], Float64[Tensor, " m"]]]  # (probability, frequency)
 
     @classmethod
     def fit(cls, logits: Logits, labels: Labels) -> Self:
-        """The least-squares rising curves on validation images; errors as for the temperature."""
+        """The increasing curves of the least squared error; as `TemperatureScaling.fit`."""
         z, y = _check_split(logits, labels)
-        # Nothing seen 0 times among N images is impossible: no frequency below half an image.
+        # A class that is never true among N images is not impossible: its frequency is 0.5 / N.
         least = 0.5 / len(z)
         knots = []
         for k, p in enumerate(z.softmax(1).T):

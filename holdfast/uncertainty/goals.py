@@ -1,7 +1,7 @@
 """What an attacker on uncertainty wants: a number to raise, and a condition that must hold.
 
 A goal reads a model's *outputs*: logits (N, K), or, where a detector watches the model
-(`detection.Watched`), (N, K + 1) with the detector's score in the last column. Of an item it
+(`detection.WithDetector`), (N, K + 1) with the detector's score in the last column. Of an item it
 knows its `labels`, the true classes, and its `targets`, here the classes that the model answers on
 the clean images. `attacks.Ascent` climbs a goal.
 """

@@ -1,8 +1,8 @@
-"""People as the yardstick: what a model is unsure of, against what people disagree on.
+"""A model's uncertainty compared with people's: is it unsure where people disagree?
 
 Human label distributions, such as CIFAR-10H (Peterson, Battleday, Griffiths & Russakovsky, "Human
-uncertainty makes classification more robust", ICCV 2019), are about test images. They are
-measured against, and nothing is ever trained, tuned or chosen on them.
+uncertainty makes classification more robust", ICCV 2019), are of test images. They are compared
+with, and nothing is ever trained, fitted or chosen on them.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from scipy.stats import spearmanr
 
 from ..data.arrays import Header, Wrong, read_array
 from ..errors import InputError
-from .inputs import Array, check_labels, check_probabilities, check_scores, check_share
+from .inputs import Array, checked_labels, checked_probabilities, checked_scores, checked_share
 from .metrics import auroc
 
 Distributions = Float64[np.ndarray, "n k"]
@@ -26,8 +26,9 @@ def read_human(path: str | Path, labels: Int64[Array, " n"], *, classes: int = 1
     """Human label distributions from an `.npy` file, or an `.npz` file with `probs`.
 
     Args:
-        path: the file; (N, K), one row an image in the order of `labels`.
-        labels: (N,) of the data set it is about, by which its order is checked.
+        path: a file of an array (N, K): one row an image in the order of `labels`, one column a
+            class, the share of people who chose it.
+        labels: (N,) of the same data set, by which the order of rows and columns is checked.
         classes: K.
 
     Returns:
@@ -38,7 +39,7 @@ def read_human(path: str | Path, labels: Int64[Array, " n"], *, classes: int = 1
             distribution; rows or columns in another order than the labels.
     """
     file = Path(path)
-    y = check_labels(labels, len(labels), classes)
+    y = checked_labels(labels, len(labels), classes)
 
     def check(header: Header) -> None:
         if header.shape != (len(y), classes):
@@ -49,48 +50,47 @@ def read_human(path: str | Path, labels: Int64[Array, " n"], *, classes: int = 1
         if header.dtype.kind not in "fiu":
             raise Wrong(f"holds {header.dtype}, not numbers")
 
-    human = check_probabilities(read_array(file, "probs", check), f"the rows of {file}")
+    human = checked_probabilities(read_array(file, "probs", check), f"the rows of {file}")
     _check_order(human, y, file)
     return human
 
 
 def _check_order(human: Distributions, labels: Int64[np.ndarray, " n"], file: Path) -> None:
-    """People mostly agree with the labels, image by image and class by class.
+    """InputError where people's choices do not agree with the labels.
 
-    Rows in another order agree as often as chance; columns in another order show as a class whose
-    images people, on average, call something else.
+    If rows are in another order, people's first choice is the label no more often than by chance.
+    If columns are in another order, people mostly choose another class for the images of a class.
     """
     classes = human.shape[1]
-    said = human.argmax(1)
-    agreement = (said == labels).mean()
-    share_said, share_labels = (np.bincount(v, minlength=classes) for v in (said, labels))
-    chance = (share_said * share_labels).sum() / len(labels) ** 2
+    choice = human.argmax(1)
+    agreement = (choice == labels).mean()
+    of_choice, of_labels = (np.bincount(v, minlength=classes) for v in (choice, labels))
+    chance = (of_choice * of_labels).sum() / len(labels) ** 2
     if agreement < chance + 0.25 * (1 - chance):
         raise InputError(
             f"{file} is not in the order of the labels: people's first choice is the label for "
             f"{agreement:.1%} of the images, and {chance:.1%} would be chance"
         )
     for k in np.unique(labels):
-        called = int(human[labels == k].mean(0).argmax())
-        if called != k:
+        chosen = int(human[labels == k].mean(0).argmax())
+        if chosen != k:
             raise InputError(
                 f"{file} has its columns in another order than the classes: people mostly call "
-                f"images of class {k} class {called}"
+                f"images of class {k} class {chosen}"
             )
 
 
 class HumanComparison(NamedTuple):
-    """A model beside people, on N images.
+    """A model's probabilities p and people's choices h, compared on N images.
 
     Attributes:
         n: number of images.
-        cross_entropy: −(1/N) Σ_n Σ_k h_k log p_k in nats, 0..∞, lower is better; the people's own
-            entropy is the least that any model can reach.
-        human_entropy: that least, in nats.
-        entropy_correlation: Spearman's rank correlation of model and human entropies, −1..1.
+        cross_entropy: −(1/N) Σ_n Σ_k h_k log p_k in nats, 0..∞, lower is better.
+        human_entropy: −(1/N) Σ_n Σ_k h_k log h_k in nats, the lowest cross-entropy of any model.
+        entropy_correlation: Spearman's rank correlation of the entropies of p and h, −1..1.
         disagreement_auroc: how well the model's score finds the images on which people disagree,
             0..1; 0.5 is guessing.
-        disagreed: number of those images.
+        disagreed: number of images on which people disagree.
     """
 
     n: int
@@ -102,10 +102,22 @@ class HumanComparison(NamedTuple):
 
 
 def disagreed(human: Float[Array, "n k"], majority: float = 0.8) -> Bool[np.ndarray, " n"]:
-    """Images whose most frequent answer came from less than this share of the people."""
-    check_share("majority", majority)
+    """Whether people disagree on each image: fewer than `majority` of them made the same choice.
+
+    Args:
+        human: (N, K), the share of people who chose each class.
+        majority: in (0, 1).
+
+    Returns:
+        bool (N,).
+
+    Example:
+        >>> disagreed([[0.9, 0.1], [0.5, 0.5]])
+        array([False,  True])
+    """
+    checked_share("majority", majority)
     # 40 of 50 is 0.8, whatever a file in float32 makes of it.
-    return check_probabilities(human, "human distributions").max(1) < majority - 1e-6
+    return checked_probabilities(human, "human distributions").max(1) < majority - 1e-6
 
 
 def compare(
@@ -115,31 +127,38 @@ def compare(
     *,
     majority: float = 0.8,
 ) -> HumanComparison:
-    """Model against human uncertainty.
+    """Compare a model's uncertainty with people's.
 
     Args:
-        probs: (N, K) of the model.
-        human: (N, K), in the same order (`read_human` checks it).
-        scores: (N,), higher = less sure, for the detection of disagreement; None: the entropy of
-            `probs`.
-        majority: people disagree where their most frequent answer has a smaller share.
+        probs: (N, K) of the model, rows summing to 1.
+        human: (N, K), the share of people who chose each class, in the same order.
+        scores: (N,), higher = less sure, which should find the images on which people disagree;
+            None: the entropy of `probs`.
+        majority: as in `disagreed`.
 
     Raises:
-        InputError: arrays of different shape; entropies that are constant; people who always
-            or never disagree.
+        InputError: arrays of different shape; entropies that are all equal; people who disagree
+            on all images, or on none.
+
+    Example:
+        >>> probabilities = [[0.8, 0.2], [0.5, 0.5], [0.9, 0.1]]
+        >>> people = [[0.9, 0.1], [0.6, 0.4], [1.0, 0.0]]
+        >>> compared = compare(probabilities, people)
+        >>> compared.disagreed, compared.disagreement_auroc, round(compared.entropy_correlation, 3)
+        (1, 1.0, 1.0)
     """
-    p = check_probabilities(probs)
-    h = check_probabilities(human, "human distributions")
+    p = checked_probabilities(probs)
+    h = checked_probabilities(human, "human distributions")
     if p.shape != h.shape:
         raise InputError(f"probabilities {p.shape} and human distributions {h.shape} must agree")
-    model_entropy = check_scores(_cross_entropies(p, p), "entropies of the model")
-    human_entropy = check_scores(_cross_entropies(h, h), "entropies of people")
+    model_entropy = checked_scores(_cross_entropies(p, p), "entropies of the model")
+    human_entropy = checked_scores(_cross_entropies(h, h), "entropies of people")
     contested = disagreed(h, majority)
     return HumanComparison(
         len(p),
         float(_cross_entropies(h, p).mean()),
         float(human_entropy.mean()),
-        # Where 49 of 50 agree, it is a tie whatever the classes: rounding must not untie it.
+        # Two images on which 49 of 50 people agree tie, whatever the classes: undo rounding errors.
         float(spearmanr(model_entropy.round(6), human_entropy.round(6)).statistic),
         auroc(model_entropy if scores is None else scores, contested),
         int(contested.sum()),

@@ -1,7 +1,7 @@
-"""What every part of this package asks of its input, and the one-line errors where it fails.
+"""Checks of what metrics, calibrators and conformal sets are given: logits, scores, shares.
 
-Everything here turns tensors into NumPy arrays in float64: metrics are computed once, on few
-numbers, and are compared to 1e-6.
+Each check returns its argument as a NumPy array, in float64 where it holds real numbers, or raises
+`InputError` with one line. Labels are read as everywhere (`holdfast.inputs.checked_labels`).
 """
 
 from __future__ import annotations
@@ -14,31 +14,43 @@ import torch
 from jaxtyping import Bool, Float64, Int64
 from torch import Tensor
 
+from .. import inputs
 from ..errors import InputError
 
 Array = Tensor | np.ndarray
 
 
 def as_array(values: Array) -> np.ndarray:
+    """A tensor, an array or a list as an array, on the CPU and without gradients."""
     if isinstance(values, Tensor):
         values = values.detach().cpu()
         return values.float().numpy() if values.dtype == torch.bfloat16 else values.numpy()
     return np.asarray(values)
 
 
-def check_share(name: str, share: float) -> Fraction:
-    """A number strictly between 0 and 1, as the decimal its author wrote (0.1, not 0.1000…055)."""
+def checked_share(name: str, share: float) -> Fraction:
+    """A number strictly between 0 and 1, as the exact fraction that was written.
+
+    Example:
+        >>> checked_share("alpha", 0.1)
+        Fraction(1, 10)
+    """
     if not 0 < share < 1:
         raise InputError(f"{name} must lie strictly between 0 and 1, not {share}")
     return Fraction(repr(float(share)))
 
 
 def ceil_share(share: Fraction, n: int) -> int:
-    """⌈share · n⌉, exactly: rounding must not turn 0.55 · 100 = 55 into 56."""
+    """⌈share · n⌉, exactly: in floating point, 0.55 · 100 exceeds 55, and ⌈0.55 · 100⌉ is 56."""
     return math.ceil(share * n)
 
 
-def check_logits(logits: Array, what: str = "logits") -> Float64[np.ndarray, "n k"]:
+def checked_logits(logits: Array, what: str = "logits") -> Float64[np.ndarray, "n k"]:
+    """Finite logits (N, K), N ≥ 1 and K ≥ 2.
+
+    Args:
+        what: their name in an error.
+    """
     z = as_array(logits).astype(np.float64)
     if z.ndim != 2 or len(z) == 0 or z.shape[1] < 2:
         raise InputError(
@@ -53,13 +65,13 @@ def check_logits(logits: Array, what: str = "logits") -> Float64[np.ndarray, "n 
     return z
 
 
-def check_probabilities(probs: Array, what: str = "probabilities") -> Float64[np.ndarray, "n k"]:
+def checked_probabilities(probs: Array, what: str = "probabilities") -> Float64[np.ndarray, "n k"]:
     """Rows that are distributions, to 1e-3 (what half-precision files leave), scaled to sum to 1.
 
     Raises:
         InputError: another shape; NaN; a negative value; a row that does not sum to 1.
     """
-    p = check_logits(probs, what)
+    p = checked_logits(probs, what)
     sums = p.sum(1)
     bad = (p.min(1) < 0) | (np.abs(sums - 1) > 1e-3)
     if bad.any():
@@ -71,23 +83,13 @@ def check_probabilities(probs: Array, what: str = "probabilities") -> Float64[np
     return p / sums[:, None]
 
 
-def check_labels(labels: Array, n: int, classes: int) -> Int64[np.ndarray, " n"]:
-    y = as_array(labels)
-    if y.shape != (n,):
-        raise InputError(f"labels have shape {y.shape}, not ({n},): give one label an image")
-    if y.dtype.kind not in "iu":
-        raise InputError(f"labels must be integers, not {y.dtype}")
-    bad = (y < 0) | (y >= classes)
-    if bad.any():
-        raise InputError(
-            f"label {y[bad.argmax()]} of image {bad.argmax()} is not one of the classes "
-            f"0 … {classes - 1}"
-        )
-    return y.astype(np.int64)
+def checked_labels(labels: Array, n: int, classes: int) -> Int64[np.ndarray, " n"]:
+    """Labels (N,) in 0 … K−1; as `holdfast.inputs.checked_labels` reads them."""
+    return as_array(inputs.checked_labels(labels, n, classes=classes))
 
 
-def check_calibration_split(labels: Int64[np.ndarray, " n"], classes: int) -> None:
-    """No class may be missing from the images that something is fitted on."""
+def check_every_class(labels: Int64[np.ndarray, " n"], classes: int) -> None:
+    """InputError where a class has no image in the split that something is fitted on."""
     empty = np.flatnonzero(np.bincount(labels, minlength=classes) == 0)
     if len(empty):
         raise InputError(
@@ -96,8 +98,8 @@ def check_calibration_split(labels: Int64[np.ndarray, " n"], classes: int) -> No
         )
 
 
-def check_scores(scores: Array, what: str = "scores") -> Float64[np.ndarray, " n"]:
-    """Scores (N,) that can rank: none NaN, not all the same."""
+def checked_scores(scores: Array, what: str = "scores") -> Float64[np.ndarray, " n"]:
+    """Scores (N,) by which images can be ranked: none is NaN, and not all are equal."""
     s = as_array(scores).astype(np.float64)
     if s.ndim != 1 or len(s) == 0:
         raise InputError(f"{what} must have shape (N,) with N ≥ 1, not {s.shape}")
@@ -112,8 +114,8 @@ def check_scores(scores: Array, what: str = "scores") -> Float64[np.ndarray, " n
     return s
 
 
-def check_items(items: Tensor | None, n: int) -> Int64[Tensor, " n"]:
-    """The number of each image in its data set, on the CPU; None: 0 … N−1."""
+def checked_items(items: Tensor | None, n: int) -> Int64[Tensor, " n"]:
+    """The number of each image in its data set, int64 (N,) on the CPU; None: 0 … N−1."""
     if items is None:
         return torch.arange(n)
     if items.shape != (n,) or items.is_floating_point():
@@ -121,7 +123,7 @@ def check_items(items: Tensor | None, n: int) -> Int64[Tensor, " n"]:
     return items.cpu()
 
 
-def check_flags(name: str, flags: Array, n: int) -> Bool[np.ndarray, " n"]:
+def checked_flags(name: str, flags: Array, n: int) -> Bool[np.ndarray, " n"]:
     """Booleans (N,)."""
     b = as_array(flags)
     if b.shape != (n,) or b.dtype != np.bool_:

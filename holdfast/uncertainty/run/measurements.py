@@ -1,7 +1,8 @@
-"""What attackers, foreign images and corruptions do to a model: the heavy stages of a run.
+"""The slow part of a run: what attacks, corruptions and out-of-distribution images do to a model.
 
-Each function is one stage: it looks at images and gives back what the original model said, which
-`tables` turns into figures.
+Each function is one step of the run, whose outcome the run folder keeps. It returns figures, as
+JSON holds them, and tensors: what the original model says of the images that it made or found.
+`figures` and `result` turn these into metrics.
 """
 
 from __future__ import annotations
@@ -11,114 +12,139 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ... import draws
-from ...attacks.base import Model
 from ...data.corruptions import SEVERITIES, corrupt
 from ...data.out_of_distribution import Foreign
 from ...evaluation.evaluate import evaluate
 from ...evaluation.unaware import STEPS as UNAWARE_STEPS
 from ...evaluation.unaware import unaware_points, unaware_seeds
 from ...threat import Threat
+from ...types import Images, Model, Report
 from ..abstaining import Threshold
-from ..attacks import Ascent, Found, Report, seek
-from ..conformal import Noisy, RobustConformal, SplitConformal
-from ..detection import threshold_at
+from ..attacks import Ascent, Found, seek
+from ..conformal import NoisyModel, RobustConformal, SplitConformal
+from ..detection import threshold_at_fpr
 from ..goals import Enlarge, Evade, Goal, LookFamiliar, Miscalibrate, Miscover
-from .probed import Subject, wrong
+from .probed_model import ProbedModel, wrong
 
 STEPS = 15
-AWARE = ("max-softmax", "mahalanobis")  # detectors that are attacked by one who knows them
-FALSE_POSITIVES = (0.05, 0.5)
-MULTIPLES = (0.25, 0.5, 1.0, 2.0)  # of ε, where coverage and set size are followed
-SET_STEPS = 10  # these start from images that are attacked already
+AWARE = ("max-softmax", "mahalanobis")  # the detectors that an attacker who knows them evades
+FALSE_POSITIVE_RATES = (0.05, 0.5)  # at which a detector's robust error is measured
+MULTIPLES = (0.25, 0.5, 1.0, 2.0)  # of ε, at which coverage and set size are measured
+SET_STEPS = 10  # fewer, because these start from images that are attacked already
 CURVE_IMAGES, CURVE_STEPS = 200, 6
-FOREIGN_ATTACKED, FOREIGN_STEPS = 200, 10
+OOD_ATTACKED, OOD_STEPS = 200, 10
 ROBUST_STEPS, ROBUST_SAMPLES = 8, 2
 
-Outcome = tuple[dict[str, Any], dict[str, Tensor]]
+Outcome = tuple[dict[str, Any], dict[str, Tensor]]  # figures and tensors of a step
 
 
 def between(report: Report, low: float, high: float) -> Report:
-    """The report of a part of a stage, from share `low` of it to `high`."""
+    """A report of 0 to 1 on a part of a step, as a report from `low` to `high` on the whole."""
     return lambda share: report(low + (high - low) * share)
 
 
-def break_labels(
-    subject: Subject, run: Path | None, described: dict[str, Any], progress: bool
+def attack_predictions(
+    probed: ProbedModel, run: Path | None, described: dict[str, Any], progress: bool
 ) -> Outcome:
-    """The suite: where labels break, and the image that breaks each, or the strongest found.
+    """Run the suite: which predictions break, and the image that breaks each.
 
-    With a run folder, it is an evaluation of its own in its `attack`.
+    With a run folder, this is an evaluation of its own, in the folder `attack` there.
+
+    Returns:
+        tensors `images` (N, C, H, W), where nothing broke the strongest found, and `broken` (N,).
     """
-    q = subject.question
-    verdict = evaluate(
-        q.model,
-        q.test.floats,
-        q.test.labels,
-        q.threat,
-        q.suite,
-        device=q.device,
-        seed=q.seed,
+    request = probed.request
+    evaluation = evaluate(
+        request.model,
+        request.test.floats,
+        request.test.labels,
+        request.threat,
+        request.suite,
+        device=request.device,
+        seed=request.seed,
         run=None if run is None else run / "attack",
         progress=progress,
-        described={**described, "classes": list(q.classes)},
+        described={**described, "classes": list(request.classes)},
     )
-    summary = verdict.summary()
+    summary = evaluation.summary()
     kept = ("attacks", "flags", "forwards", "backwards", "precision")
-    tensors = {"images": verdict.adversarial, "broken": verdict.broken}
+    tensors = {"images": evaluation.adversarial, "broken": evaluation.broken}
     return {name: summary[name] for name in kept}, tensors
 
 
-def climb_unaware(subject: Subject, report: Report) -> Outcome:
-    """The images of an attacker who knows of no detector: PGD, which goes on after a success.
+def attack_unaware(probed: ProbedModel, report: Report) -> Outcome:
+    """Attack as one who knows of no detector: PGD, which goes on after a success.
 
-    The suite's images only just fool the model, which looks unsure of them for that reason alone.
+    The suite stops once a prediction is wrong. Its images are near the decision boundary, where
+    every model is unsure.
+
+    Returns:
+        the tensor `images` (N, C, H, W).
     """
-    q, parts = subject.question, []
-    fast_copy = subject.fast_copy("calibrated", subject.model)
-    for rows in torch.arange(len(q.test)).split(subject.batch_size):
-        images, labels = (t[rows].to(q.device) for t in (q.test.floats, q.test.labels))
-        seeds = unaware_seeds(q.seed, q.test.items[rows])
-        with draws.fixed_draws(q.seed):
-            parts.append(unaware_points(fast_copy.model, images, labels, q.threat, seeds).cpu())
-        report(float(rows[-1] + 1) / len(q.test))
+    request, parts = probed.request, []
+    fast_copy = probed.fast_copy("calibrated", probed.model)
+    for rows in torch.arange(len(request.test)).split(probed.batch_size):
+        images, labels = (
+            tensor[rows].to(request.device) for tensor in (request.test.floats, request.test.labels)
+        )
+        seeds = unaware_seeds(request.seed, request.test.items[rows])
+        with draws.fixed_draws(request.seed):
+            points = unaware_points(fast_copy.model, images, labels, request.threat, seeds)
+        parts.append(points.cpu())
+        report(float(rows[-1] + 1) / len(request.test))
     return {"steps": UNAWARE_STEPS, "search": fast_copy.name}, {"images": torch.cat(parts)}
 
 
-def know(subject: Subject, suite: Tensor, unaware: Tensor, report: Report) -> Outcome:
-    """Logits and every score of validation, clean and attacked images (N, C, H, W)."""
-    q = subject.question
+def score_images(probed: ProbedModel, suite: Images, unaware: Images, report: Report) -> Outcome:
+    """Logits and every detector's score of calibration images, clean and attacked test images.
+
+    Args:
+        suite: (N, C, H, W), of `attack_predictions`.
+        unaware: (N, C, H, W), of `attack_unaware`.
+
+    Returns:
+        the figure `scores`, which lists the detectors, and tensors `WHERE/logits` and
+        `WHERE/DETECTOR`, WHERE being `calibration`, `clean`, `suite` or `unaware`.
+    """
+    request = probed.request
     places = (
-        ("held", q.held.images, q.held.items),
-        ("clean", q.test.images, q.test.items),
-        ("suite", suite, q.test.items),
-        ("unaware", unaware, q.test.items),
+        ("calibration", request.calibration.images, request.calibration.items),
+        ("clean", request.test.images, request.test.items),
+        ("suite", suite, request.test.items),
+        ("unaware", unaware, request.test.items),
     )
     tensors = {}
     for number, (where, images, items) in enumerate(places):
-        known = subject.know(images, items)
-        tensors[f"{where}/logits"] = known.logits
-        tensors |= {f"{where}/{name}": score for name, score in known.scores.items()}
+        scored = probed.score(images, items)
+        tensors[f"{where}/logits"] = scored.logits
+        tensors |= {f"{where}/{name}": score for name, score in scored.scores.items()}
         report((number + 1) / len(places))
-    return {"scores": list(subject.detectors)}, tensors
+    return {"scores": list(probed.detectors)}, tensors
 
 
-def miscalibrate(subject: Subject, report: Report) -> Outcome:
-    """Right answers unsure, wrong ones sure, and every answer as it was."""
-    q = subject.question
-    fast_copy = subject.fast_copy("calibrated", subject.model)
+def attack_confidence(probed: ProbedModel, report: Report) -> Outcome:
+    """Make right predictions unsure and wrong ones sure, while every prediction stays the same.
+
+    Returns:
+        tensors `images` (N, C, H, W), `logits` (N, K) on them and `moved` (N,): whether the
+        attack found anything better than the clean image.
+    """
+    request = probed.request
+    fast_copy = probed.fast_copy("calibrated", probed.model)
     found = seek(
         Ascent(Miscalibrate(), steps=STEPS, slack=fast_copy.error),
-        subject.model,
-        q.test.floats,
-        q.test.labels,
-        q.threat,
+        probed.model,
+        request.test.floats,
+        request.test.labels,
+        request.threat,
         search=fast_copy.model,
-        seed=q.seed,
-        batch_size=subject.batch_size,
-        device=q.device,
+        seed=request.seed,
+        batch_size=probed.batch_size,
+        device=request.device,
         report=report,
     )
     return {"moved": int(found.moved.sum()), "search": fast_copy.name}, {
@@ -128,58 +154,63 @@ def miscalibrate(subject: Subject, report: Report) -> Outcome:
     }
 
 
-def evade(
-    subject: Subject,
+def attack_detector(
+    probed: ProbedModel,
     detector: str,
-    validation: Tensor,
+    calibration: Float[Tensor, " m"],
     thresholds: list[Threshold],
-    attacked: dict[str, Tensor],
-    known: dict[str, Tensor],
+    attacked: dict[str, Images],
+    scored: dict[str, Tensor],
     report: Report,
 ) -> Outcome:
-    """Past one detector by an attacker who knows it: selective, then orthogonal where that fails.
+    """Get wrong predictions past a detector that the attacker knows.
 
-    Only images that some attack broke, or that are misclassified as they are, can be wrong and
-    unseen; the search starts from the least suspicious of the images that break them.
+    Only an image that some attack made wrong, or that is wrong as it is, can be wrong and
+    accepted. Each search starts from the least suspicious image that is wrong: first by the
+    selective attack, then, where that fails, by the orthogonal one (`Ascent`).
 
     Args:
-        validation: the detector's scores of clean validation images.
-        thresholds: of abstaining by the same score, which an evader undercuts too.
-        attacked: the images of other attacks, by name, the usual one first.
-        known: `NAME/logits` and `NAME/DETECTOR` of each.
+        calibration: the detector's scores of the calibration images.
+        thresholds: of abstaining by the same score, which an evader stays below too.
+        attacked: images (N, C, H, W) of other attacks, by name, the usual one first.
+        scored: `NAME/logits` and `NAME/DETECTOR` of each of them.
+
+    Returns:
+        tensors `logits` (N, K) and `scores` (N,) of what the attacker hands in.
     """
-    q = subject.question
+    request = probed.request
+    labels = request.test.labels
     every_logits, every_score = (
-        torch.stack([known[f"{name}/{what}"] for name in attacked]) for what in ("logits", detector)
+        torch.stack([scored[f"{name}/{what}"] for name in attacked])
+        for what in ("logits", detector)
     )
-    breaks = torch.stack([wrong(each, q.test.labels) for each in every_logits])
-    chosen = torch.where(breaks, every_score, torch.inf).argmin(0)  # the first, where none breaks
-    place = chosen, torch.arange(len(chosen))
-    starts = torch.stack(list(attacked.values()))[place]
-    logits, scores = every_logits[place], every_score[place]
+    breaks = torch.stack([wrong(logits, labels) for logits in every_logits])
+    # Where no attack breaks the image, this takes the first.
+    chosen = torch.where(breaks, every_score, torch.inf).argmin(0), torch.arange(len(labels))
+    starts = torch.stack(list(attacked.values()))[chosen]
+    logits, scores = every_logits[chosen], every_score[chosen]
     rows = breaks.any(0).nonzero().squeeze(1)
     by = torch.zeros(len(logits), dtype=torch.int64)  # 1: selective, 2: orthogonal
-    watched, fast_copy = subject.watched(detector)
-    # Below this, an image looks surer than nine clean ones in ten, and is accepted everywhere.
-    wanted = [threshold_at(validation, 0.9), *(t.value for t in thresholds)]
+    both, fast_copy = probed.with_detector(detector)
+    # Below this score, an image looks surer than 9 of 10 clean ones, and is accepted everywhere.
+    wanted = [threshold_at_fpr(calibration, 0.9), *(t.value for t in thresholds)]
     target = min(value for value in wanted if np.isfinite(value))
-    images = q.test.floats
     for number, orthogonal in enumerate((False, True)):
         rows = rows[scores[rows] >= target]
         if not len(rows):
             break
         found = seek(
             Ascent(Evade(), steps=STEPS, orthogonal=orthogonal, aim=-target, slack=fast_copy.error),
-            watched,
-            images[rows],
-            q.test.labels[rows],
-            q.threat,
+            both,
+            request.test.floats[rows],
+            labels[rows],
+            request.threat,
             search=fast_copy.model,
             starts=starts[rows],
-            items=q.test.items[rows],
-            seed=q.seed,
-            batch_size=subject.batch_size,
-            device=q.device,
+            items=request.test.items[rows],
+            seed=request.seed,
+            batch_size=probed.batch_size,
+            device=request.device,
             report=between(report, number / 2, (number + 1) / 2),
         )
         lower = found.moved & (found.outputs[:, -1] < scores[rows])
@@ -195,147 +226,173 @@ def evade(
     return figures, {"logits": logits, "scores": scores}
 
 
-def look_foreign(subject: Subject, foreign: Foreign, report: Report) -> Outcome:
-    """Scores of foreign images, and of some that were attacked to look familiar."""
-    q = subject.question
-    images = torch.from_numpy(foreign.images)
-    known = subject.know(images, torch.arange(len(images)))
+def score_out_of_distribution(probed: ProbedModel, other: Foreign, report: Report) -> Outcome:
+    """Scores of out-of-distribution images, and of some that are attacked to look familiar.
+
+    Returns:
+        tensors `score/DETECTOR` (M,), and `attacked`: logits of the first `OOD_ATTACKED` images
+        once they are attacked.
+    """
+    request = probed.request
+    images = torch.from_numpy(other.images)
+    scored = probed.score(images, torch.arange(len(images)))
     report(0.3)
-    some = images[:FOREIGN_ATTACKED].float() / 255
-    fast_copy = subject.fast_copy("calibrated", subject.model)
+    some = images[:OOD_ATTACKED].float() / 255
+    fast_copy = probed.fast_copy("calibrated", probed.model)
     found = seek(
-        Ascent(LookFamiliar(), steps=FOREIGN_STEPS),
-        subject.model,
+        Ascent(LookFamiliar(), steps=OOD_STEPS),
+        probed.model,
         some,
-        torch.zeros(len(some), dtype=torch.int64),  # foreign images have no class of ours
-        q.threat,
+        torch.zeros(len(some), dtype=torch.int64),  # these images are of none of the classes
+        request.threat,
         search=fast_copy.model,
-        seed=q.seed,
-        batch_size=subject.batch_size,
-        device=q.device,
+        seed=request.seed,
+        batch_size=probed.batch_size,
+        device=request.device,
         report=between(report, 0.3, 1.0),
     )
     return {"n": len(images), "attacked": len(some)}, {
-        **{f"score/{name}": score for name, score in known.scores.items()},
+        **{f"score/{name}": score for name, score in scored.scores.items()},
         "attacked": found.outputs,
     }
 
 
-def look_corrupted(subject: Subject, corruption: str, report: Report) -> Outcome:
-    """Calibrated logits (5, N, K) on one corruption at every severity."""
-    q = subject.question
-    images, parts = q.test.floats, []
-    coarse = subject.fast_copy("calibrated", subject.model)
+def predict_corrupted(probed: ProbedModel, corruption: str, report: Report) -> Outcome:
+    """Calibrated logits of the test images under one corruption, at every severity.
+
+    Returns:
+        the tensor `logits` (5, N, K).
+    """
+    request = probed.request
+    images, parts = request.test.floats, []
+    fast_copy = probed.fast_copy("calibrated", probed.model)
     for number, severity in enumerate(SEVERITIES):
-        corrupted = corrupt(images, corruption, severity, seed=q.seed, items=q.test.items)
-        parts.append(_answers(subject, coarse.model, coarse.error, corrupted))
+        corrupted = corrupt(
+            images, corruption, severity, seed=request.seed, items=request.test.items
+        )
+        parts.append(_logits(probed, fast_copy.model, fast_copy.error, corrupted))
         report((number + 1) / len(SEVERITIES))
-    return {"search": coarse.name}, {"logits": torch.stack(parts)}
+    return {"search": fast_copy.name}, {"logits": torch.stack(parts)}
 
 
-def _answers(subject: Subject, fast_copy: Model, error: float, images: Tensor) -> Tensor:
-    """The fast copy's logits, and the original's wherever the two could answer differently."""
-    device, parts = subject.question.device, []
+def _logits(
+    probed: ProbedModel, fast_copy: Model, error: float, images: Images
+) -> Float[Tensor, "n k"]:
+    """The fast copy's logits, and the original's wherever the two could predict differently."""
+    device, parts = probed.request.device, []
     with torch.no_grad():
-        for part in images.split(subject.batch_size):
+        for part in images.split(probed.batch_size):
             parts.append(fast_copy(part.to(device)).float().cpu())
     logits = torch.cat(parts)
     top = logits.topk(2, dim=1).values
     near = (top[:, 0] - top[:, 1] <= 2 * error).nonzero().squeeze(1)
     if len(near):
-        logits[near] = subject.logits(images[near])
+        logits[near] = probed.logits(images[near])
     return logits
 
 
 def attack_sets(
-    subject: Subject, sets: SplitConformal, suite: Tensor, unsure: Tensor, report: Report
+    probed: ProbedModel, sets: SplitConformal, suite: Images, unsure: Images, report: Report
 ) -> Outcome:
-    """Sets without the label, sets of everything, and both against ε.
+    """Attack conformal sets twice: to miss the true class, and to hold as many classes as can be.
+
+    Both attacks are made at the threat model's ε on all images, and at `MULTIPLES` of it on the
+    first `CURVE_IMAGES`.
 
     Args:
-        sets: of score `lac`, whose threshold the second attack aims at.
-        suite: (N, C, H, W), the suite's images: where the first attack starts.
-        unsure: (N, C, H, W), where the second one starts.
-    """
-    q = subject.question
-    fast_copy = subject.fast_copy("calibrated", subject.model)
-    enlarge = Enlarge(min(max(1 - float(sets.thresholds[0]), 0.0), 1 - 1e-9))
-    images, labels = q.test.floats, q.test.labels
+        sets: with score `lac`, whose threshold the second attack aims at.
+        suite: (N, C, H, W), of `attack_predictions`: the first attack starts there.
+        unsure: (N, C, H, W), of `attack_confidence`: the second attack starts there.
 
-    everything, some = len(images), min(CURVE_IMAGES, len(images))
+    Returns:
+        the figure `eps`, which lists the radii, and tensors of logits: `miscover`, `enlarge`
+        (N, K), and `miscover/i`, `enlarge/i` at the i-th radius.
+    """
+    request = probed.request
+    fast_copy = probed.fast_copy("calibrated", probed.model)
+    enlarge = Enlarge(min(max(1 - float(sets.thresholds[0]), 0.0), 1 - 1e-9))
+    images, labels = request.test.floats, request.test.labels
+    n, curve_n = len(images), min(CURVE_IMAGES, len(images))
 
     def climb(
-        goal: Goal, n: int, threat: Threat, starts: Tensor, steps: int, low: float, high: float
+        goal: Goal, count: int, threat: Threat, starts: Images, steps: int, low: float, high: float
     ) -> Found:
         return seek(
             Ascent(goal, steps=steps),
-            subject.model,
-            images[:n],
-            labels[:n],
+            probed.model,
+            images[:count],
+            labels[:count],
             threat,
             search=fast_copy.model,
-            starts=starts[:n],
-            seed=q.seed,
-            batch_size=subject.batch_size,
-            device=q.device,
+            starts=starts[:count],
+            seed=request.seed,
+            batch_size=probed.batch_size,
+            device=request.device,
             report=between(report, low, high),
         )
 
     tensors = {
-        "miscover": climb(Miscover(), everything, q.threat, suite, SET_STEPS, 0.0, 0.3).outputs,
-        "enlarge": climb(enlarge, everything, q.threat, unsure, SET_STEPS, 0.3, 0.6).outputs,
+        "miscover": climb(Miscover(), n, request.threat, suite, SET_STEPS, 0.0, 0.3).outputs,
+        "enlarge": climb(enlarge, n, request.threat, unsure, SET_STEPS, 0.3, 0.6).outputs,
     }
-    low = high = images[:some]
+    missing = large = images[:curve_n]
     for number, multiple in enumerate(MULTIPLES):
-        ball = q.threat.times(multiple)
+        ball = request.threat.times(multiple)
         after = 0.6 + 0.1 * number
-        # What lies in a ball lies in every larger one: each radius starts from the last.
-        lower = climb(Miscover(), some, ball, low, CURVE_STEPS, after, after + 0.05)
-        higher = climb(enlarge, some, ball, high, CURVE_STEPS, after + 0.05, after + 0.1)
-        low, high = lower.images, higher.images
-        tensors[f"miscover/{number}"], tensors[f"enlarge/{number}"] = lower.outputs, higher.outputs
-    return {"n": everything, "curve_n": some, "eps": [q.threat.eps * m for m in MULTIPLES]}, tensors
+        # A ball lies inside every larger one: each radius starts from the last one's images.
+        missed = climb(Miscover(), curve_n, ball, missing, CURVE_STEPS, after, after + 0.05)
+        enlarged = climb(enlarge, curve_n, ball, large, CURVE_STEPS, after + 0.05, after + 0.1)
+        missing, large = missed.images, enlarged.images
+        tensors[f"miscover/{number}"] = missed.outputs
+        tensors[f"enlarge/{number}"] = enlarged.outputs
+    figures = {"n": n, "curve_n": curve_n, "eps": [request.threat.eps * m for m in MULTIPLES]}
+    return figures, tensors
 
 
-def attack_robust_sets(subject: Subject, report: Report) -> Outcome:
-    """Robust sets: clean, attacked inside their radius, and at the threat model's ε.
+def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
+    """Robust conformal sets: of clean images, of images attacked inside the sets' own radius, and
+    of images attacked inside the threat model's.
 
-    The attacker averages over noise of its own; the draw that decides a set is not known to it.
+    The attacker averages over noise of its own, and does not know the noise that decides a set.
+
+    Returns:
+        tensors of sets, bool (N, K): `clean`, `inside` (the sets' radius) and `beyond` (the threat
+        model's; of the first `CURVE_IMAGES`).
     """
-    q = subject.question
-    device = q.device
-    images, labels = q.test.floats, q.test.labels
+    request = probed.request
+    device = request.device
+    images, labels = request.test.floats, request.test.labels
     robust = RobustConformal.fit(
-        lambda x: subject.model(x.to(device)),
-        q.held.images,
-        q.held.labels,
-        q.alpha,
-        radius=q.radius,
-        sigma=q.sigma,
+        lambda x: probed.model(x.to(device)),
+        request.calibration.images,
+        request.calibration.labels,
+        request.alpha,
+        radius=request.radius,
+        sigma=request.sigma,
         score="lac",
-        seed=q.seed,
-        items=q.held.items,
+        seed=request.seed,
+        items=request.calibration.items,
     )
-    fast_copy = subject.fast_copy("calibrated", subject.model)
-    tensors = {"clean": torch.from_numpy(robust.sets(images, q.test.items))}
-    runs = (
-        ("inside", Threat("l2", q.radius), len(images)),
-        ("beyond", q.threat, min(CURVE_IMAGES, len(images))),
+    fast_copy = probed.fast_copy("calibrated", probed.model)
+    tensors = {"clean": torch.from_numpy(robust.sets(images, request.test.items))}
+    attacks = (
+        ("inside", Threat("l2", request.radius), len(images)),
+        ("beyond", request.threat, min(CURVE_IMAGES, len(images))),
     )
-    for number, (name, ball, n) in enumerate(runs):
+    for number, (name, ball, n) in enumerate(attacks):
         found = seek(
             Ascent(Miscover(), steps=ROBUST_STEPS),
-            Noisy(subject.model, q.sigma).eval(),
+            NoisyModel(probed.model, request.sigma).eval(),
             images[:n],
             labels[:n],
             ball,
-            search=Noisy(fast_copy.model, q.sigma).eval(),
+            search=NoisyModel(fast_copy.model, request.sigma).eval(),
             samples=ROBUST_SAMPLES,
-            items=q.test.items[:n],
-            seed=q.seed,
-            batch_size=max(1, subject.batch_size // ROBUST_SAMPLES),
+            items=request.test.items[:n],
+            seed=request.seed,
+            batch_size=max(1, probed.batch_size // ROBUST_SAMPLES),
             device=device,
             report=between(report, number / 2, (number + 1) / 2),
         )
-        tensors[name] = torch.from_numpy(robust.sets(found.images, q.test.items[:n]))
+        tensors[name] = torch.from_numpy(robust.sets(found.images, request.test.items[:n]))
     return {"alpha_within": robust.plain.alpha}, tensors

@@ -1,8 +1,9 @@
-"""From what the model said to figures: every metric, clean and under attack.
+"""Metrics as a result file holds them: from logits and scores to JSON, with intervals.
 
-Figures are plain JSON. A metric without a value (none of the images is wrong, say) is null, never
-zero; one that has an interval is `{"value", "low", "high"}`, 95 %: of counts by Clopper & Pearson,
-of calibration errors by `calibration_interval`, of all else by bootstrap over images.
+A metric without a value is null, and never zero (detecting mistakes, where no prediction is wrong).
+A metric with a 95 % interval is `{"value", "low", "high"}`. The interval of a fraction is Clopper &
+Pearson's, that of a calibration error is `calibration_interval`'s, all others are bootstrapped over
+images.
 """
 
 from __future__ import annotations
@@ -19,32 +20,32 @@ from torch import Tensor
 from ...errors import InputError
 from ...intervals import clopper_pearson
 from ...types import Labels, Logits
-from .. import human as people
+from .. import human as human_labels
 from .. import metrics
 from ..abstaining import ABSTAIN, Threshold, rates
 from ..calibration import Calibrator
 from ..calibration_intervals import calibration_interval
 from ..conformal import SplitConformal, coverage_interval, report_sets
-from ..detection import verifier
+from ..detection import evaluate_detector
 from ..scores import max_softmax
-from .measurements import FALSE_POSITIVES
-from .probed import wrong
+from .measurements import FALSE_POSITIVE_RATES
+from .probed_model import wrong
 
-RESAMPLES = 300
+RESAMPLES = 300  # bootstrap draws of an interval
 POINTS = 60  # of a risk–coverage curve
 BINS = 20  # of a histogram
-SPLITS = 20
+SPLITS = 20  # random splits over which conformal coverage is measured
 
 Figure = dict[str, float] | None
 
 
-def plain(value: float | None) -> float | None:
+def finite_or_none(value: float | None) -> float | None:
     """A number as JSON holds it: null where it is not finite."""
     return None if value is None or not math.isfinite(value) else float(value)
 
 
-def measured(metric: Callable[..., float], *arrays: Any, seed: int = 0) -> Figure:
-    """A metric with its bootstrap interval; only its value where too few draws have one."""
+def with_interval(metric: Callable[..., float], *arrays: Any, seed: int = 0) -> Figure:
+    """A metric with its bootstrap interval; the value alone where too few draws have a value."""
     try:
         value = metric(*arrays)
     except InputError:
@@ -60,25 +61,25 @@ def measured(metric: Callable[..., float], *arrays: Any, seed: int = 0) -> Figur
     return {"value": found.value, "low": found.low, "high": found.high}
 
 
-def miscalibrated(probs: Tensor, labels: Labels, seed: int, **how: Any) -> Figure:
-    """A calibration error with its interval, and what a calibrated model measures `by_chance`.
+def calibration_error(probs: Tensor, labels: Labels, seed: int, **options: Any) -> Figure:
+    """A calibration error with its interval; `by_chance` is what a calibrated model would measure.
 
     Args:
-        how: `classwise`, `bins`, `binning` of `calibration_interval`.
+        options: `classwise`, `bins` and `binning` of `calibration_interval`.
     """
-    found = calibration_interval(probs, labels, resamples=RESAMPLES, seed=seed, **how)
+    found = calibration_interval(probs, labels, resamples=RESAMPLES, seed=seed, **options)
     return dict(found._asdict())
 
 
-def _or_none(found: Callable[[], metrics.Interval]) -> Figure:
+def _or_none(interval: Callable[[], metrics.Interval]) -> Figure:
     try:
-        return dict(found()._asdict())
+        return dict(interval()._asdict())
     except InputError:
         return None
 
 
-def counted(flags: Bool[Tensor, " n"]) -> dict[str, float]:
-    """A share with its Clopper–Pearson interval."""
+def fraction(flags: Bool[Tensor, " n"]) -> dict[str, float]:
+    """The share of flags that are true, with its Clopper–Pearson interval."""
     count, n = int(flags.sum()), len(flags)
     low, high = clopper_pearson(count, n)
     return {"value": count / n, "low": low, "high": high}
@@ -87,23 +88,23 @@ def counted(flags: Bool[Tensor, " n"]) -> dict[str, float]:
 # --- calibration, selective prediction, own mistakes --------------------------------------------
 
 
-def answers(logits: Logits, labels: Labels, seed: int) -> dict[str, Any]:
-    """All metrics of one set of answers; the score behind ranks is the maximum softmax."""
+def prediction_metrics(logits: Logits, labels: Labels, seed: int) -> dict[str, Any]:
+    """Accuracy, calibration, and how well `max_softmax` finds the wrong predictions."""
     probs, mistakes, scores = logits.double().softmax(1), wrong(logits, labels), max_softmax(logits)
 
     def of(metric: Callable[..., float], *arrays: Any) -> Figure:
-        return measured(metric, *arrays, seed=seed)
+        return with_interval(metric, *arrays, seed=seed)
 
     def found_negative(s: Any, w: Any) -> float:
         return metrics.aupr(s, w, of="negative")
 
     return {
-        "accuracy": counted(~mistakes),
+        "accuracy": fraction(~mistakes),
         "confidence": {"value": float(probs.amax(1).mean())},
-        "ece": miscalibrated(probs, labels, seed),
-        "ece_equal_mass": miscalibrated(probs, labels, seed, binning="equal-mass"),
-        "ece_classwise": miscalibrated(probs, labels, seed, classwise=True),
-        "nll": of(metrics.negative_log_likelihood, probs, labels),
+        "ece": calibration_error(probs, labels, seed),
+        "ece_equal_mass": calibration_error(probs, labels, seed, binning="equal-mass"),
+        "ece_classwise": calibration_error(probs, labels, seed, classwise=True),
+        "nll": of(metrics.nll, probs, labels),
         "brier": of(metrics.brier_score, probs, labels),
         "aurc": of(metrics.aurc, scores, mistakes),
         "excess_aurc": of(metrics.excess_aurc, scores, mistakes),
@@ -118,62 +119,66 @@ def answers(logits: Logits, labels: Labels, seed: int) -> dict[str, Any]:
     }
 
 
-def drawings(logits: Logits, labels: Labels) -> dict[str, Any]:
-    """What the diagrams of one set of answers are drawn from."""
+def diagrams(logits: Logits, labels: Labels) -> dict[str, Any]:
+    """The points of a reliability diagram and of a risk–coverage curve."""
     probs, mistakes, scores = logits.double().softmax(1), wrong(logits, labels), max_softmax(logits)
     diagram = metrics.reliability(probs, labels)
-    drawn: dict[str, Any] = {
+    points: dict[str, Any] = {
         "reliability": {
             "images": diagram.images.tolist(),
-            "confidence": [plain(v) for v in diagram.confidence],
-            "frequency": [plain(v) for v in diagram.frequency],
+            "confidence": [finite_or_none(v) for v in diagram.confidence],
+            "frequency": [finite_or_none(v) for v in diagram.frequency],
         },
         "risk_coverage": None,
     }
     try:
         curve = metrics.risk_coverage(scores, mistakes)
     except InputError:
-        return drawn
+        return points
     places = np.unique(np.linspace(0, len(labels) - 1, POINTS).round().astype(int))
-    drawn["risk_coverage"] = {
+    points["risk_coverage"] = {
         "coverage": curve.coverage[places].tolist(),
         "risk": curve.risk[places].tolist(),
     }
-    return drawn
+    return points
 
 
-def calibrators(
-    methods: Mapping[str, Calibrator], raw: Mapping[str, Logits], labels: Labels
+def calibrator_metrics(
+    calibrators: Mapping[str, Calibrator], raw: Mapping[str, Logits], labels: Labels
 ) -> dict[str, Any]:
-    """ECE, NLL and Brier score of every scaling under every condition."""
+    """ECE, NLL and Brier score of every calibrator under every condition.
+
+    Args:
+        raw: uncalibrated logits, by condition.
+    """
     return {
-        method: {
+        name: {
             condition: {
-                name: plain(metric(scale(logits).double().softmax(1), labels))
-                for name, metric in (
-                    ("ece", metrics.expected_calibration_error),
-                    ("nll", metrics.negative_log_likelihood),
+                metric_name: finite_or_none(metric(calibrate(logits).double().softmax(1), labels))
+                for metric_name, metric in (
+                    ("ece", metrics.ece),
+                    ("nll", metrics.nll),
                     ("brier", metrics.brier_score),
                 )
             }
             for condition, logits in raw.items()
         }
-        for method, scale in methods.items()
+        for name, calibrate in calibrators.items()
     }
 
 
 def calibration_errors(
-    methods: Mapping[str, Calibrator], raw: Logits, labels: Labels, seed: int
+    calibrators: Mapping[str, Calibrator], raw: Logits, labels: Labels, seed: int
 ) -> dict[str, Any]:
-    """ECE of every scaling, with its interval."""
+    """ECE of every calibrator, with its interval."""
     return {
-        method: miscalibrated(scale(raw).double().softmax(1), labels, seed)
-        for method, scale in methods.items()
+        name: calibration_error(calibrate(raw).double().softmax(1), labels, seed)
+        for name, calibrate in calibrators.items()
     }
 
 
-def confidence_moved(before: Logits, after: Logits, labels: Labels) -> dict[str, Any]:
-    """Mean confidence of right answers (pushed down) and of wrong ones (pushed up)."""
+def confidence_change(before: Logits, after: Logits, labels: Labels) -> dict[str, Any]:
+    """Mean confidence before and after an attack, of right and of wrong predictions."""
     was, now = (z.double().softmax(1).amax(1) for z in (before, after))
     mistakes = wrong(before, labels)
     return {
@@ -181,8 +186,8 @@ def confidence_moved(before: Logits, after: Logits, labels: Labels) -> dict[str,
         **{
             name: {
                 "n": int(rows.sum()),
-                "before": plain(float(was[rows].mean())) if bool(rows.any()) else None,
-                "after": plain(float(now[rows].mean())) if bool(rows.any()) else None,
+                "before": finite_or_none(float(was[rows].mean())) if bool(rows.any()) else None,
+                "after": finite_or_none(float(now[rows].mean())) if bool(rows.any()) else None,
             }
             for name, rows in (("right", ~mistakes), ("wrong", mistakes))
         },
@@ -192,28 +197,32 @@ def confidence_moved(before: Logits, after: Logits, labels: Labels) -> dict[str,
 # --- detection ----------------------------------------------------------------------------------
 
 
-def detected(clean: Tensor, other: Tensor, seed: int) -> dict[str, Any]:
-    """How well a score tells `other` images, which should score higher, from clean ones."""
+def detection_metrics(clean: Tensor, other: Tensor, seed: int) -> dict[str, Any]:
+    """How well a score tells `other` images, which should score higher, from clean ones.
+
+    Args:
+        clean, other: scores (N,) and (M,).
+    """
     scores = torch.cat([clean, other])
     positive = torch.arange(len(scores)) >= len(clean)
 
     def value(metric: Callable[[], float]) -> float | None:
         try:
-            return plain(metric())
+            return finite_or_none(metric())
         except InputError:
             return None
 
     return {
         "n": len(other),
-        "auroc": measured(metrics.auroc, scores, positive, seed=seed),
+        "auroc": with_interval(metrics.auroc, scores, positive, seed=seed),
         "aupr": value(lambda: metrics.aupr(scores, positive)),
         "aupr_clean": value(lambda: metrics.aupr(scores, positive, of="negative")),
         "fpr_at_95_tpr": value(lambda: metrics.fpr_at_tpr(scores, positive)),
     }
 
 
-def detector(
-    validation: Tensor,
+def detector_metrics(
+    calibration: Tensor,
     clean: Tensor,
     attacked: Tensor,
     attacked_logits: Logits,
@@ -221,35 +230,43 @@ def detector(
     labels: Labels,
     seed: int,
 ) -> dict[str, Any]:
-    """A detector under one attack: told apart, and robust error at each false positive rate.
+    """A detector under one attack: detection metrics, and robust error at each false positive rate.
 
-    Adversarial images are those that were right and are broken; they are told from the same
-    images, clean.
+    Detection metrics tell adversarial images, whose prediction was right and is now wrong, from the
+    same images before the attack.
+
+    Args:
+        calibration: scores of the calibration images, on which thresholds are chosen.
+        clean, attacked: scores of the test images before and after the attack.
+        attacked_logits: after the attack.
+        right: whether the clean prediction is right.
     """
     mistakes = wrong(attacked_logits, labels)
     broken = mistakes & right
     robust_error: dict[str, Any] = {}
-    for share in FALSE_POSITIVES:
+    for rate in FALSE_POSITIVE_RATES:
         try:
-            verdict = verifier(validation, clean, attacked, mistakes, share)
+            outcome = evaluate_detector(calibration, clean, attacked, mistakes, rate)
         except InputError:
-            robust_error[f"{share:g}"] = None
+            robust_error[f"{rate:g}"] = None
             continue
-        undetected = mistakes & (attacked <= verdict.threshold)
-        robust_error[f"{share:g}"] = {
-            **counted(undetected),
-            "clean_rejected": verdict.clean_rejected,
-            "threshold": verdict.threshold,
+        undetected = mistakes & (attacked <= outcome.threshold)
+        robust_error[f"{rate:g}"] = {
+            **fraction(undetected),
+            "clean_rejected": outcome.clean_rejected,
+            "threshold": outcome.threshold,
         }
-    told = detected(clean[broken], attacked[broken], seed) if bool(broken.any()) else None
-    return {"told": told, "robust_error": robust_error}
+    apart = None
+    if bool(broken.any()):
+        apart = detection_metrics(clean[broken], attacked[broken], seed)
+    return {"told": apart, "robust_error": robust_error}
 
 
 def histograms(scores: Mapping[str, Tensor]) -> dict[str, Any]:
-    """How often each kind of image has which score, as shares on one scale.
+    """Histograms of scores, as shares of the images, over the same bins.
 
     Args:
-        scores: of the same images, clean and attacked: those that an attack breaks.
+        scores: (N,) by kind: of the same images, clean and under each attack.
     """
     joined = torch.cat([s[s.isfinite()] for s in scores.values()]).double()
     low, high = (float(torch.quantile(joined, q)) for q in (0.005, 0.995))
@@ -270,11 +287,11 @@ def histograms(scores: Mapping[str, Tensor]) -> dict[str, Any]:
 # --- corruptions --------------------------------------------------------------------------------
 
 
-def corrupted(by_type: Mapping[str, Tensor], labels: Labels, seed: int) -> dict[str, Any]:
-    """Accuracy and calibration by severity, and accuracy by type.
+def corruption_metrics(by_type: Mapping[str, Tensor], labels: Labels, seed: int) -> dict[str, Any]:
+    """Accuracy and calibration by severity, and accuracy by corruption.
 
     Args:
-        by_type: (5, N, K) logits of each corruption.
+        by_type: logits (5, N, K) of each corruption, at severities 1 to 5.
     """
     rows = []
     for number in range(5):
@@ -286,8 +303,8 @@ def corrupted(by_type: Mapping[str, Tensor], labels: Labels, seed: int) -> dict[
                 "severity": number + 1,
                 "accuracy": float((~wrong(logits, repeated)).double().mean()),
                 "confidence": float(probs.amax(1).mean()),
-                "ece": metrics.expected_calibration_error(probs, repeated),
-                "nll": plain(metrics.negative_log_likelihood(probs, repeated)),
+                "ece": metrics.ece(probs, repeated),
+                "nll": finite_or_none(metrics.nll(probs, repeated)),
             }
         )
     by_name = {
@@ -298,7 +315,9 @@ def corrupted(by_type: Mapping[str, Tensor], labels: Labels, seed: int) -> dict[
     right = torch.stack([~wrong(z, labels) for logits in by_type.values() for z in logits])
     return {
         "n": len(labels),
-        "mean_accuracy": measured(lambda r: float(r.mean()), right.double().mean(0), seed=seed),
+        "mean_accuracy": with_interval(
+            lambda r: float(r.mean()), right.double().mean(0), seed=seed
+        ),
         "by_severity": rows,
         "by_type": by_name,
     }
@@ -307,64 +326,64 @@ def corrupted(by_type: Mapping[str, Tensor], labels: Labels, seed: int) -> dict[
 # --- conformal sets -----------------------------------------------------------------------------
 
 
-def sets_told(sets: Bool[np.ndarray, "n k"], labels: Labels) -> dict[str, Any]:
-    """Coverage with its interval, sizes, and how many sets say nothing."""
-    told = report_sets(sets, labels)
-    held = torch.from_numpy(sets[np.arange(len(labels)), labels.numpy()])
+def set_metrics(sets: Bool[np.ndarray, "n k"], labels: Labels) -> dict[str, Any]:
+    """Coverage with its interval, sizes, and how many sets are empty or hold every class."""
+    report = report_sets(sets, labels)
+    covered = torch.from_numpy(sets[np.arange(len(labels)), labels.numpy()])
     return {
-        "n": told.n,
-        "coverage": counted(held),
-        "mean_size": told.mean_size,
-        "empty": told.empty,
-        "trivial": told.trivial,
+        "n": report.n,
+        "coverage": fraction(covered),
+        "mean_size": report.mean_size,
+        "empty": report.empty,
+        "trivial": report.trivial,
         "by_size": {
             str(size): {"sets": row.sets, "coverage": row.coverage}
-            for size, row in told.by_size.items()
+            for size, row in report.by_size.items()
         },
     }
 
 
 def random_splits(
-    held: Logits,
-    held_labels: Labels,
+    calibration: Logits,
+    calibration_labels: Labels,
     test: Logits,
     labels: Labels,
     alpha: float,
     score: str,
     seed: int,
 ) -> dict[str, Any]:
-    """Coverage over random splits: half of the validation images calibrate, half of the test
-    images are covered or not.
+    """Coverage over `SPLITS` random splits.
 
-    The interval is where the coverage of one such split lies 95 times of 100.
+    Each calibrates on half of the calibration images, drawn at random, and measures coverage on
+    half of the test images. The coverage of a split lies in the interval with probability 95 %.
     """
-    calibration, measuring = len(held) // 2, max(1, len(test) // 2)
+    calibrating, measuring = len(calibration) // 2, max(1, len(test) // 2)
     rng = np.random.default_rng(seed)
     coverages, sizes = [], []
     for number in range(SPLITS):
         own, other = (
             torch.from_numpy(rng.permutation(len(z))[:count])
-            for z, count in ((held, calibration), (test, measuring))
+            for z, count in ((calibration, calibrating), (test, measuring))
         )
         fitted = SplitConformal.fit(
-            held[own].double().softmax(1),
-            held_labels[own],
+            calibration[own].double().softmax(1),
+            calibration_labels[own],
             alpha,
             score=score,
             seed=seed + number,
             items=own,
         )
-        told = report_sets(fitted.sets(test[other].double().softmax(1), other), labels[other])
-        coverages.append(told.coverage)
-        sizes.append(told.mean_size)
-    low, high = coverage_interval(alpha, calibration, measuring)
+        report = report_sets(fitted.sets(test[other].double().softmax(1), other), labels[other])
+        coverages.append(report.coverage)
+        sizes.append(report.mean_size)
+    low, high = coverage_interval(alpha, calibrating, measuring)
     return {
         "coverages": coverages,
         "mean": float(np.mean(coverages)),
         "mean_size": float(np.mean(sizes)),
         "interval": [low, high],
         "inside": sum(low <= c <= high for c in coverages),
-        "calibration": calibration,
+        "calibration": calibrating,
         "measured": measuring,
     }
 
@@ -372,21 +391,21 @@ def random_splits(
 def worst_sets(
     fitted: SplitConformal, candidates: list[Logits], labels: Labels, items: Tensor
 ) -> dict[str, Any]:
-    """What is left of one kind of sets when the attacker picks, image by image.
+    """Coverage and size of the sets when an attacker picks the worst of several images.
 
     Args:
-        candidates: logits of the images that the attacker may choose from.
+        candidates: logits (N, K) of each image that the attacker may pick.
     """
     sets = np.stack([fitted.sets(z.double().softmax(1), items) for z in candidates])
     rows = np.arange(len(labels))
     misses = ~sets[:, rows, labels.numpy()]
     return {
-        "covered": sets_told(sets[misses.argmax(0), rows], labels),
-        "enlarged": sets_told(sets[sets.sum(2).argmax(0), rows], labels),
+        "covered": set_metrics(sets[misses.argmax(0), rows], labels),
+        "enlarged": set_metrics(sets[sets.sum(2).argmax(0), rows], labels),
     }
 
 
-def against_eps(
+def sets_against_eps(
     fitted: SplitConformal,
     clean: Logits,
     miscovered: list[Logits],
@@ -395,7 +414,13 @@ def against_eps(
     labels: Labels,
     items: Tensor,
 ) -> dict[str, Any]:
-    """Coverage and mean size against ε; an image lost at one radius is lost at every larger one."""
+    """Coverage and mean size against ε, at radii that rise.
+
+    What an attack does to an image at one radius, it can do at every larger one.
+
+    Args:
+        miscovered, enlarged: logits (N, K) under each attack, radius by radius.
+    """
     n = len(miscovered[0])
     y, own, rows = labels[:n], items[:n], np.arange(n)
     start = fitted.sets(clean[:n].double().softmax(1), own)
@@ -414,41 +439,45 @@ def against_eps(
 # --- abstaining ---------------------------------------------------------------------------------
 
 
-def abstaining(
+def abstaining_metrics(
     threshold: Threshold, conditions: Mapping[str, Logits], labels: Labels
 ) -> dict[str, Any]:
-    """Right, wrong and abstained under each condition, and when the attacker picks image by image:
-    a wrong answer rather than none, and none rather than a right one."""
+    """Shares of right, wrong and withheld predictions, under each condition and under the worst.
 
-    def said(logits: Logits) -> Tensor:
+    In `worst`, an attacker picks the condition for each image: best one that makes the prediction
+    wrong, else one that makes the model abstain.
+    """
+
+    def predict(logits: Logits) -> Tensor:
         sure = max_softmax(logits) < threshold.value
         return torch.where(sure, logits.argmax(1), ABSTAIN)
 
-    given = {name: said(logits) for name, logits in conditions.items()}
-    everything = torch.stack(list(given.values()))
-    harm = torch.where(everything == labels, 0, torch.where(everything == ABSTAIN, 1, 2))
-    worst = everything.gather(0, harm.argmax(0, keepdim=True)).squeeze(0)
+    predictions = {name: predict(logits) for name, logits in conditions.items()}
+    every = torch.stack(list(predictions.values()))
+    harm = torch.where(every == labels, 0, torch.where(every == ABSTAIN, 1, 2))
+    worst = every.gather(0, harm.argmax(0, keepdim=True)).squeeze(0)
 
-    def told(answer: Tensor) -> dict[str, Any]:
-        found = rates(answer, labels)
+    def shares(prediction: Tensor) -> dict[str, Any]:
+        found = rates(prediction, labels)
         return {
             "right": found.right,
             "wrong": found.wrong,
             "abstained": found.abstained,
-            "risk": plain(found.risk),
+            "risk": finite_or_none(found.risk),
         }
 
     return {
         "promise": threshold.promise,
-        "threshold": plain(threshold.value),
-        "rates": {name: told(answer) for name, answer in given.items()} | {"worst": told(worst)},
+        "threshold": finite_or_none(threshold.value),
+        "rates": {name: shares(prediction) for name, prediction in predictions.items()}
+        | {"worst": shares(worst)},
     }
 
 
 # --- people -------------------------------------------------------------------------------------
 
 
-def beside_people(
+def human_metrics(
     human: Float[Tensor, "n k"],
     conditions: Mapping[str, Logits],
     clean: Logits,
@@ -456,15 +485,22 @@ def beside_people(
     labels: Labels,
     seed: int,
 ) -> dict[str, Any]:
-    """Model against human uncertainty, and whether attacks break ambiguous images first."""
+    """The model's uncertainty against people's, and whether attacks break ambiguous images first.
+
+    Args:
+        human: (N, K), the share of people who chose each class.
+        conditions: logits (N, K) of clean and attacked images.
+        clean: logits (N, K) of clean images.
+        broken: whether the suite broke the prediction.
+    """
     found: dict[str, Any] = {}
     for name, logits in conditions.items():
         try:
-            compared = people.compare(logits.double().softmax(1), human, max_softmax(logits))
+            compared = human_labels.compare(logits.double().softmax(1), human, max_softmax(logits))
         except InputError as error:
             found[name] = {"unavailable": str(error)}
             continue
-        found[name] = {key: plain(value) for key, value in compared._asdict().items()}
+        found[name] = {key: finite_or_none(value) for key, value in compared._asdict().items()}
     right = ~wrong(clean, labels)
     h = human.double()
     entropy = -(h * h.clamp_min(1e-12).log()).sum(1)
@@ -472,5 +508,5 @@ def beside_people(
         "n": len(labels),
         "compared": found,
         # P(people are less sure of a broken image than of one that stands).
-        "broken_first": measured(metrics.auroc, entropy[right], broken[right], seed=seed),
+        "broken_first": with_interval(metrics.auroc, entropy[right], broken[right], seed=seed),
     }

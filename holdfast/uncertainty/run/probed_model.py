@@ -1,0 +1,182 @@
+"""The model that a run probes: calibrated, with every detector, and its fast copies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from torch import Tensor, nn
+
+from ... import draws
+from ...defences.base import declared
+from ...errors import InputError
+from ...models.wrapper import unwrapped
+from ...search.fast_copies import FastCopy, Say, fast_copy_of, has_fast_bf16, original
+from .. import scores
+from ..batches import in_batches
+from ..calibration import Calibrated, TemperatureScaling
+from ..detection import WithDetector, last_linear
+from .request import Request
+
+SPREAD_SAMPLES = 4  # noisy passes an image, for the spread of its predictions
+DROPOUT_SAMPLES = 8  # passes with dropout an image
+NEIGHBOURS = 50  # as published for CIFAR-10, for k-nearest-neighbour distances
+PROBE = 64  # test images on which a fast copy is compared with its original
+COARSE = 0.1  # largest error of a fast copy's output, in standard deviations of that output
+
+
+class Scored(NamedTuple):
+    """Calibrated logits of N images, and every detector's score of them."""
+
+    logits: Float[Tensor, "n k"]
+    scores: dict[str, Float[Tensor, " n"]]  # by detector
+
+
+@dataclass
+class ProbedModel:
+    """A calibrated model with its detectors. Whatever is slow is made when it is first used.
+
+    Attributes:
+        request: the run's.
+        temperature: the calibrator in front of which everything is measured.
+        batch_size: images in a pass.
+        fast_copies: those made so far, by name.
+        log: why a search could not use a faster copy, one line a reason.
+    """
+
+    request: Request
+    temperature: TemperatureScaling
+    batch_size: int = 128
+    fast_copies: dict[str, FastCopy] = field(default_factory=dict)
+    log: list[str] = field(default_factory=list)
+
+    @cached_property
+    def model(self) -> Calibrated:
+        """The model behind its temperature."""
+        return Calibrated(self.request.model, self.temperature).eval()
+
+    @cached_property
+    def features(self) -> scores.LayerFeatures | None:
+        """The input of the last linear layer; None for a model without one."""
+        layer = last_linear(unwrapped(self.request.model))
+        if layer is None:
+            return None
+        features = scores.LayerFeatures(self.model, f"model.{layer}", take="input")
+        try:
+            in_batches(self._on_device(features), self.request.test.images[:2])
+        except InputError:  # a layer that is not run
+            return None
+        return features
+
+    @cached_property
+    def detectors(self) -> dict[str, scores.Score]:
+        """Every score that this model allows, by name."""
+        request, model = self.request, self.model
+        found: dict[str, scores.Score] = {
+            name: scores.LogitScore(model, name) for name in scores.LOGIT_SCORES
+        }
+        if self.features is not None:
+            images = request.training.images.to(request.device)
+            found["mahalanobis"] = scores.Mahalanobis(
+                self.features, images, request.training.labels, classes=len(request.classes)
+            )
+            found["nearest-neighbour"] = scores.NearestNeighbour(
+                self.features, images, k=min(NEIGHBOURS, len(images))
+            )
+        found["smoothing-spread"] = scores.smoothing_spread(
+            model, request.sigma, samples=SPREAD_SAMPLES, seed=request.seed
+        )
+        if request.members:
+            found["ensemble"] = scores.deep_ensemble([request.model, *request.members])
+        if isinstance(request.model, nn.Module) and scores.has_dropout(request.model):
+            found["mc-dropout"] = scores.mc_dropout(
+                model, samples=DROPOUT_SAMPLES, seed=request.seed
+            )
+        if declared(request.model).random:
+            found["defence-spread"] = scores.defence_spread(
+                model, samples=SPREAD_SAMPLES, seed=request.seed
+            )
+        return found
+
+    def score(self, images: Tensor, items: Int64[Tensor, " n"]) -> Scored:
+        """Logits and every score of images (N, C, H, W), by the original in its own precision."""
+        found: dict[str, Tensor] = {}
+        if self.features is None:
+            logits = self.logits(images)
+        else:
+            layer = self.features
+            joined = in_batches(
+                self._on_device(lambda x: torch.cat(layer.with_output(x), 1)), images
+            )
+            split = joined.shape[1] - len(self.request.classes)
+            features, logits = joined[:, :split], joined[:, split:].float()
+        for name, score in self.detectors.items():
+            if isinstance(score, scores.LogitScore):
+                found[name] = score.measure(logits)
+            elif isinstance(score, scores.FeatureScore):
+                parts = features.to(self.request.device).split(1024)
+                found[name] = torch.cat([score.from_features(part).cpu() for part in parts])
+            else:
+                found[name] = in_batches(self._on_device(score), images, items)
+        return Scored(logits, found)
+
+    def logits(self, images: Tensor) -> Float[Tensor, "n k"]:
+        """Calibrated logits of the original model, on the CPU."""
+        return in_batches(self._on_device(self.model), images).float()
+
+    def _on_device(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(images: Tensor, *more: Tensor) -> Tensor:
+            # A model that draws random numbers gives the same logits at every call.
+            with draws.fixed_draws(self.request.seed):
+                return function(images.to(self.request.device), *more).cpu()
+
+        return call
+
+    def with_detector(self, name: str) -> tuple[WithDetector, FastCopy]:
+        """The model with one detector, and the fast copy of both on which to search."""
+        score = self.detectors[name]
+        both = WithDetector(self.model, score).eval()
+        if isinstance(score, scores.LogitScore):
+            fast_copy = self.fast_copy("calibrated", self.model)
+            same = scores.LogitScore(fast_copy.model, name)
+            fast_both = WithDetector(fast_copy.model, same).eval()
+            return both, FastCopy(fast_both, fast_copy.name, fast_copy.error)
+        return both, self.fast_copy(name, both)
+
+    def fast_copy(self, name: str, model: nn.Module) -> FastCopy:
+        """The fastest copy of `model` whose every output stays close; made once for each name.
+
+        Its `error` is the largest that the difference of two logits may be wrong by.
+        """
+        if name not in self.fast_copies:
+            self.fast_copies[name] = _fastest_copy(model, self.request, self.log.append)
+        return self.fast_copies[name]
+
+
+def _fastest_copy(model: nn.Module, request: Request, say: Say) -> FastCopy:
+    probe = request.test.floats[:PROBE].to(request.device)
+    labels = request.test.labels[:PROBE].to(request.device)
+    with torch.no_grad():
+        reference = model(probe).float()
+    for precision in ("bf16", "float32"):
+        if precision == "bf16" and not has_fast_bf16(request.device):
+            continue
+        fast_copy = fast_copy_of(model, probe, labels, precision, say)
+        if fast_copy is None:
+            continue
+        with torch.no_grad():
+            error = (fast_copy.model(probe) - reference).abs().amax(0)
+        if bool((error <= COARSE * reference.std(0)).all()):
+            logits = error[: len(request.classes)]
+            return FastCopy(fast_copy.model, fast_copy.name, 2 * float(logits.max()))
+        say(f"no {precision} copy: some of its outputs are off by {float(error.max()):.2g}")
+    return original(model)
+
+
+def wrong(logits: Float[Tensor, "n k"], labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+    """Whether each prediction is wrong."""
+    return logits.argmax(1) != labels
