@@ -140,6 +140,24 @@ def files(out: Path) -> dict[str, Any]:
     }
 
 
+def exchanged(rank: int) -> dict[str, Any]:
+    """What this worker holds after exchanges with the others, one of them large."""
+    with workers.joined() as me:
+        first = me.share((rank, {"a": [1.5, None]}))
+        large = me.share(bytes(5_000_000) if rank == 0 else b"")
+        return {"shared": repr(first), "large": len(large), "gathered": me.gather(rank * 10)}
+
+
+def vanished(folder: Path, rank: int) -> None:
+    """Worker 1 is gone in the middle, without a word; nobody kills the other one."""
+    workers.SILENCE_SECONDS, workers.BEAT_SECONDS = 1.0, 0.1
+    with workers.joined() as me:
+        if rank == 1:
+            (folder / "said-1").write_text("null")
+            os._exit(0)
+        me.meet()
+
+
 def scenarios(folder: Path) -> dict[str, Any]:
     torch.set_num_threads(1)
     told: dict[str, Any] = {}
@@ -161,6 +179,9 @@ def scenarios(folder: Path) -> dict[str, Any]:
     told["other seeds"] = team(
         folder, 2, lambda rank: evaluated(None, suite=Suite("own", (Stage(PGD(steps=2 + rank)),)))
     )
+
+    told["exchange"] = team(folder, 3, exchanged)
+    told["vanished"] = team(folder, 2, lambda rank: vanished(folder, rank))
 
     # Killed again and again, every time with another number of workers, each keeping its items.
     chance, kills, sizes = random.Random(0), 0, []
@@ -255,6 +276,17 @@ def test_workers_that_were_asked_for_different_things_are_refused(told):
     said = told["other seeds"]
     assert all("worker" in worker["error"] for worker in said)
     assert sorted(worker["silent"] for worker in said) == [False, True]
+
+
+def test_objects_reach_the_others_as_they_are(told):
+    for rank, said in enumerate(told["exchange"]):
+        held = said["result"]
+        assert held["shared"] == repr((0, {"a": [1.5, None]})) and held["large"] == 5_000_000
+        assert held["gathered"] == ([0, 10, 20] if rank == 0 else [])
+
+
+def test_a_worker_that_vanishes_is_missed(told):
+    assert "worker 1 fell silent" in told["vanished"][0]["error"]
 
 
 def test_a_packed_result_is_the_same():
