@@ -107,7 +107,7 @@ def corrupted(result: Result) -> str:
     return f"{share(told['mean_accuracy'])}; calibration error {errors}"
 
 
-def foreign(result: Result, name: str) -> str:
+def out_of_distribution(result: Result, name: str) -> str:
     told = result["foreign"].get(name)
     if told is None:
         return NONE
@@ -181,7 +181,7 @@ def rows(results: list[Result]) -> list[tuple[str, Callable[[Result], str]]]:
             made.append((title, lambda r, p=promise, c=condition: abstaining(r, p, c)))
     for name in dict.fromkeys(name for r in results for name in r["foreign"]):
         title = f"{name} told apart, AUROC: max-softmax; best score; max-softmax attacked"
-        made.append((title, lambda r, n=name: foreign(r, n)))
+        made.append((title, lambda r, n=name: out_of_distribution(r, n)))
     made += [
         ("mean corruption accuracy; calibration error by severity", corrupted),
         ("cross-entropy to people, nats", lambda r: people(r, "cross_entropy")),

@@ -21,8 +21,7 @@ from fuzzing import ODD, damaged, survives
 from PIL import Image
 
 from holdfast import data
-from holdfast.data import cifar10, download, folder
-from holdfast.data import out_of_distribution as foreign
+from holdfast.data import cifar10, download, folder, out_of_distribution
 from holdfast.data.arrays import Header, Wrong, map_npy
 from holdfast.data.extra import load_extra
 from holdfast.data.pickles import parse_pickle
@@ -92,7 +91,7 @@ def batches(rng: random.Random, count: int, write: Write) -> Iterator[Case]:
         path = write(f"cifar/{name}", content)
         yield content, lambda path=path: restored(path, lambda: data.load(path.parent))
         path = write("hundred/test", content)
-        yield content, lambda path=path: foreign.load(path.parent, (3, 8, 8), 4)
+        yield content, lambda path=path: out_of_distribution.load(path.parent, (3, 8, 8), 4)
 
 
 def restored(path: Path, read: Callable[[], object]) -> object:
@@ -262,7 +261,7 @@ def mats(rng: random.Random, count: int, write: Write) -> Iterator[Case]:
         head = rng.choice((128, 200, 300))
         content = damaged(content[:head], rng) + content[head:]
         path = write("house/test_32x32.mat", content)
-        yield content, lambda path=path: foreign.load(path.parent, (3, 8, 8), 4)
+        yield content, lambda path=path: out_of_distribution.load(path.parent, (3, 8, 8), 4)
 
 
 def tars(rng: random.Random, count: int, write: Write) -> Iterator[Case]:

@@ -634,8 +634,8 @@ def test_a_checkpoint_of_another_architecture_is_refused_through_the_front_door(
     wider = tiny(model={"architecture": "small-cnn", "arguments": {"width": 4}})
     run = tmp_path / "run"
     train(tiny(epochs=1), digits(), run, device="cpu")
-    foreign = trainer(tmp_path / "other", wider)
-    foreign.save("latest")
+    wide = trainer(tmp_path / "other", wider)
+    wide.save("latest")
     file = run / "checkpoints" / "latest.safetensors"
     file.write_bytes((tmp_path / "other" / "checkpoints" / "latest.safetensors").read_bytes())
     (run / "result.json").unlink()  # what is finished is read, and needs no checkpoint

@@ -219,7 +219,7 @@ def test_conformal_sets_lose_their_label_and_grow(read):
     assert noisy.mean_size < larger.mean_size - 0.3
 
 
-def test_foreign_images_come_to_look_familiar(read):
+def test_out_of_distribution_images_come_to_look_familiar(read):
     model, x, _ = read
     noise = torch.rand(60, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     nothing = torch.zeros(60, dtype=torch.int64)

@@ -87,7 +87,10 @@ def test_polarity_higher_is_less_sure(name, scores, digits):
     clear, others = images[600:800], images[800:1000]
     different = labels[600:800] != labels[800:1000]
     unclear = ((clear + others) / 2)[different]
-    if name in ("mahalanobis", "nearest neighbour"):  # these tell the foreign, not the ambiguous
+    if name in (
+        "mahalanobis",
+        "nearest neighbour",
+    ):  # these find the out-of-distribution, not the ambiguous
         unclear = torch.rand(200, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     found = torch.cat([scores[name].in_batches(clear), scores[name].in_batches(unclear)])
     unsure = torch.arange(len(found)) >= len(clear)

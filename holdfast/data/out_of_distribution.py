@@ -1,4 +1,4 @@
-"""Foreign images: what a classifier was not made for, brought to the shape that it takes.
+"""Out-of-distribution images: what a classifier was not made for, in the shape that it takes.
 
 Used to ask whether a model notices. No label is read.
 """
@@ -36,8 +36,8 @@ FITTED = "centre cut to the shape, resized bilinearly with antialiasing, 8 bits"
 
 
 @dataclass(frozen=True, eq=False)
-class Foreign:
-    """Foreign images in the model's shape.
+class OutOfDistribution:
+    """Out-of-distribution images in the model's shape.
 
     Attributes:
         name: short, for tables.
@@ -225,8 +225,8 @@ def _chosen(total: int, count: int, seed: int) -> np.ndarray:
     return np.sort(keys.argsort(stable=True)[:count].numpy())
 
 
-def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> Foreign:
-    """Foreign images by name or folder.
+def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> OutOfDistribution:
+    """Out-of-distribution images by name or folder.
 
     Args:
         source: `noise`, `textures` or `digits`; a folder with CIFAR-100's files for Python (`test`
@@ -238,20 +238,26 @@ def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> Fore
     Raises:
         InputError: nothing there; a file that is damaged, hostile or no image; a shape or count
             that images cannot have.
+
+    Example:
+        >>> load("textures", (3, 32, 32), 5).images.shape
+        (5, 3, 32, 32)
     """
     if shape[0] not in (1, 3) or count < 1:
-        raise InputError(f"foreign images have 1 or 3 channels and count ≥ 1, not {shape}, {count}")
+        raise InputError(f"images have 1 or 3 channels and count ≥ 1, not {shape}, {count}")
     text = str(source)
     if text in GENERATED:
         what, generate = GENERATED[text]
         made = generate(count, shape, seed)
-        return Foreign(text, (made.clamp(0, 1) * 255).round().byte().numpy(), what)
+        return OutOfDistribution(text, (made.clamp(0, 1) * 255).round().byte().numpy(), what)
     if text == "digits":
         return _taken(text, digits.load().test.images, shape, count, seed, "scikit-learn's digits")
     place = Path(source)
     if not os.path.isdir(place):  # no error, whatever the name is
         known = ", ".join([*GENERATED, "digits"])
-        raise InputError(f"foreign images {text!r}: no such folder, and none of {known}")
+        raise InputError(
+            f"out-of-distribution images {text!r}: no such folder, and none of {known}"
+        )
     for name in CIFAR100:
         if (place / name).is_file():
             return _taken(
@@ -272,14 +278,14 @@ def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> Fore
         ]
     )
     name = place.resolve().name.encode(errors="replace").decode()
-    return Foreign(
+    return OutOfDistribution(
         name, images, f"own images, {FITTED} (sha256 of the images: {fingerprint(images)})"
     )
 
 
 def _taken(
     name: str, images: np.ndarray, shape: Shape, count: int, seed: int, pixels: str
-) -> Foreign:
+) -> OutOfDistribution:
     fitted = fit(images[_chosen(len(images), count, seed)], shape)
     how = "" if images.shape[1:] == shape else f", {FITTED}"
-    return Foreign(name, fitted, pixels + how)
+    return OutOfDistribution(name, fitted, pixels + how)

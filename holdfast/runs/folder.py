@@ -282,7 +282,7 @@ _CHECKSUMS = {
     "extra": "the extra images are others",
     "helper": "the helper model is another",
     "ensemble": "the models of the ensemble are others",
-    "foreign_images": "the foreign images are others",
+    "foreign_images": "the out-of-distribution images are others",
     "human_labels": "the human labels are others",
     "weights": "the models' weights are others",
 }

@@ -84,7 +84,7 @@ class Evade(Goal):
 
 
 class LookFamiliar(Goal):
-    """A foreign image that the model is sure of, whatever it calls it."""
+    """An out-of-distribution image that the model is sure of, whatever it calls it."""
 
     name = "look-familiar"
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ... import draws
 from ...data.corruptions import SEVERITIES, corrupt
-from ...data.out_of_distribution import Foreign
+from ...data.out_of_distribution import OutOfDistribution
 from ...evaluation.evaluate import evaluate
 from ...evaluation.unaware import STEPS as UNAWARE_STEPS
 from ...evaluation.unaware import unaware_points, unaware_seeds
@@ -226,7 +226,9 @@ def attack_detector(
     return figures, {"logits": logits, "scores": scores}
 
 
-def score_out_of_distribution(probed: ProbedModel, other: Foreign, report: Report) -> Outcome:
+def score_out_of_distribution(
+    probed: ProbedModel, other: OutOfDistribution, report: Report
+) -> Outcome:
     """Scores of out-of-distribution images, and of some that are attacked to look familiar.
 
     Returns:

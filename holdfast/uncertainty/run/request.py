@@ -10,7 +10,7 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ...attacks.suite import Suite
-from ...data.out_of_distribution import Foreign
+from ...data.out_of_distribution import OutOfDistribution
 from ...models.wrapper import wrapped
 from ...threat import Threat
 from ...types import Model
@@ -82,7 +82,7 @@ class Request:
     more_calibration: LabelledImages
     training: LabelledImages
     classes: tuple[str, ...]
-    out_of_distribution: Sequence[Foreign]
+    out_of_distribution: Sequence[OutOfDistribution]
     human: Float[Tensor, "n k"] | None
     alpha: float
     risk: float

@@ -1,4 +1,4 @@
-"""Foreign images: generated, from files of any origin, and in the model's shape."""
+"""Out-of-distribution images: generated, from files of any origin, and in the model's shape."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ import pytest
 import scipy.io
 from PIL import Image
 
-from holdfast.data import out_of_distribution as foreign
+from holdfast.data import out_of_distribution
 from holdfast.errors import InputError
 
 
 @pytest.mark.parametrize("name", ["noise", "textures"])
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 8, 8), (3, 20, 12)])
 def test_generated_images_are_the_same_every_time_and_all_different(name, shape):
-    made = foreign.load(name, shape, 12, seed=3)
+    made = out_of_distribution.load(name, shape, 12, seed=3)
     assert made.images.shape == (12, *shape) and made.images.dtype == np.uint8
-    assert np.array_equal(made.images, foreign.load(name, shape, 12, seed=3).images)
-    assert np.array_equal(made.images[:5], foreign.load(name, shape, 5, seed=3).images)
-    assert not np.array_equal(made.images, foreign.load(name, shape, 12, seed=4).images)
+    assert np.array_equal(made.images, out_of_distribution.load(name, shape, 12, seed=3).images)
+    assert np.array_equal(made.images[:5], out_of_distribution.load(name, shape, 5, seed=3).images)
+    assert not np.array_equal(made.images, out_of_distribution.load(name, shape, 12, seed=4).images)
     assert len(np.unique(made.images.reshape(12, -1), axis=0)) == 12
     assert made.pixels
 
 
 def test_textures_are_smooth_and_noise_is_not():
     def roughness(name: str) -> float:
-        images = foreign.load(name, (3, 32, 32), 40).images.astype(float)
+        images = out_of_distribution.load(name, (3, 32, 32), 40).images.astype(float)
         return float(np.abs(np.diff(images, axis=3)).mean() / images.std())
 
     assert roughness("textures") < 0.5 * roughness("noise")
@@ -41,19 +41,19 @@ def test_textures_are_smooth_and_noise_is_not():
 def test_fitting_by_hand():
     ramp = np.arange(0, 240, 40, dtype=np.uint8)  # 6 columns
     wide = np.broadcast_to(ramp, (1, 1, 4, 6))
-    cut = foreign.fit(wide, (1, 4, 4))  # the middle four columns, untouched
+    cut = out_of_distribution.fit(wide, (1, 4, 4))  # the middle four columns, untouched
     assert np.array_equal(cut[0, 0, 0], ramp[1:5])
-    assert np.array_equal(foreign.fit(wide, (1, 4, 6)), wide)
-    halved = foreign.fit(np.full((2, 3, 64, 64), 77, np.uint8), (3, 32, 32))
+    assert np.array_equal(out_of_distribution.fit(wide, (1, 4, 6)), wide)
+    halved = out_of_distribution.fit(np.full((2, 3, 64, 64), 77, np.uint8), (3, 32, 32))
     assert (halved == 77).all() and halved.shape == (2, 3, 32, 32)
-    grey = foreign.fit(np.array([255, 0, 0], np.uint8).reshape(1, 3, 1, 1), (1, 1, 1))
+    grey = out_of_distribution.fit(np.array([255, 0, 0], np.uint8).reshape(1, 3, 1, 1), (1, 1, 1))
     assert grey.item() == 76  # 0.299 · 255
-    colour = foreign.fit(np.full((1, 1, 8, 8), 9, np.uint8), (3, 8, 8))
+    colour = out_of_distribution.fit(np.full((1, 1, 8, 8), 9, np.uint8), (3, 8, 8))
     assert (colour == 9).all() and colour.shape == (1, 3, 8, 8)
 
 
 def test_digits_and_folders_of_images_however_nested(tmp_path):
-    shown = foreign.load("digits", (3, 32, 32), 20)
+    shown = out_of_distribution.load("digits", (3, 32, 32), 20)
     assert shown.images.shape == (20, 3, 32, 32)
     assert "resized" in shown.pixels
     (tmp_path / "deep" / "er").mkdir(parents=True)
@@ -61,10 +61,10 @@ def test_digits_and_folders_of_images_however_nested(tmp_path):
     for i in range(5):
         picture = Image.new("RGB", (40 + i, 50), (40 * i, 0, 0))
         picture.save((tmp_path / "deep" / "er" if i % 2 else tmp_path) / f"{i}.png")
-    found = foreign.load(tmp_path, (3, 32, 32), 10)
+    found = out_of_distribution.load(tmp_path, (3, 32, 32), 10)
     assert found.name == tmp_path.name
     assert sorted(found.images[:, 0, 0, 0]) == [0, 40, 80, 120, 160]
-    assert len(foreign.load(tmp_path, (3, 32, 32), 3).images) == 3
+    assert len(out_of_distribution.load(tmp_path, (3, 32, 32), 3).images) == 3
 
 
 def test_cifar100_and_svhn_files(tmp_path):
@@ -74,7 +74,7 @@ def test_cifar100_and_svhn_files(tmp_path):
     hundred.mkdir(parents=True)
     with open(hundred / "test", "wb") as file:
         pickle.dump({"data": pixels, "fine_labels": [1] * 7}, file, protocol=2)
-    read = foreign.load(tmp_path / "hundred", (3, 32, 32), 10)
+    read = out_of_distribution.load(tmp_path / "hundred", (3, 32, 32), 10)
     assert read.name == "CIFAR-100"
     assert np.array_equal(read.images, pixels.reshape(7, 3, 32, 32))
 
@@ -84,7 +84,7 @@ def test_cifar100_and_svhn_files(tmp_path):
     for compressed in (False, True):
         file = house / "test_32x32.mat"
         scipy.io.savemat(file, {"X": numbers, "y": np.ones((5, 1))}, do_compression=compressed)
-        read = foreign.load(house, (3, 32, 32), 10)
+        read = out_of_distribution.load(house, (3, 32, 32), 10)
         assert read.name == "SVHN"
         assert np.array_equal(read.images, numbers.transpose(3, 2, 0, 1))
 
@@ -128,16 +128,16 @@ def test_what_cannot_be_read_is_one_line(tmp_path):
     ]
     for source, says in cases:
         with pytest.raises(InputError) as error:
-            foreign.load(source, (3, 32, 32), 4)
+            out_of_distribution.load(source, (3, 32, 32), 4)
         assert says in str(error.value), (source, error.value)
         assert "\n" not in str(error.value)
     assert not ran.exists()
     for name in ("a" * 300, "a\0b"):
         with pytest.raises(InputError, match="no such folder"):
-            foreign.load(name, (3, 32, 32), 4)
+            out_of_distribution.load(name, (3, 32, 32), 4)
     for shape, count in (((4, 32, 32), 4), ((3, 32, 32), 0)):
         with pytest.raises(InputError, match="1 or 3 channels"):
-            foreign.load("noise", shape, count)
+            out_of_distribution.load("noise", shape, count)
 
 
 def test_a_mat_file_that_unpacks_to_gigabytes_does_not(tmp_path):
@@ -155,6 +155,6 @@ def test_a_mat_file_that_unpacks_to_gigabytes_does_not(tmp_path):
     write(tmp_path, "test_32x32.mat", file + struct.pack("<II", 15, len(packed)) + packed)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(InputError, match="no readable"):
-        foreign.load(tmp_path, (3, 8, 8), 4)
+        out_of_distribution.load(tmp_path, (3, 8, 8), 4)
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     assert grown < 900_000, f"{grown} KiB"
