@@ -34,11 +34,11 @@ from holdfast.defences import (
     Median,
     Noise,
     chain,
-    onto,
     shown,
     steps,
     undefended,
     views,
+    with_network,
 )
 from holdfast.errors import InputError
 from holdfast.evaluation.inspection import reason
@@ -114,7 +114,7 @@ def test_views_are_the_backward_passes_that_are_not_in_use():
 def test_the_same_defences_in_front_of_another_network(network):
     x = models.images(3)
     original = chain(models.Net(seed=1), ["bit-depth:bits=2", "median"])
-    moved = onto(original, network)
+    moved = with_network(original, network)
     expected = chain(network, ["bit-depth:bits=2", "median"])
     assert torch.equal(moved(x), expected(x)) and undefended(moved) is network
     assert not torch.equal(original(x), moved(x)[:, :4])

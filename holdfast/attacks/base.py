@@ -30,7 +30,7 @@ from ..inputs import (
     checked_labels,
     checked_threat,
 )
-from ..models.wrapper import own_defaults, wrapped
+from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Images, Threat
 from .state import Items, State
 
@@ -272,7 +272,7 @@ class Attack(ABC, Generic[S]):
                 a model whose logits are not finite at the images or not (N, K), targets for an
                 attack that has none, a ball that holds every image there is.
         """
-        with own_defaults():
+        with standard_defaults():
             threat = checked_threat(threat)
             self.check_norm(threat)
             model = wrapped(model)

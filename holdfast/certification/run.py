@@ -31,7 +31,7 @@ from ..evaluation.result import Flag
 from ..inputs import check_labels, check_logits
 from ..intervals import clopper_pearson
 from ..models.modes import evaluating
-from ..models.wrapper import own_defaults, predicted, wrapped
+from ..models.wrapper import predicted, standard_defaults, wrapped
 from ..runs.environment import circumstances
 from ..runs.files import read_text, write_atomically
 from ..runs.folder import claimed, finish, finished, holds, now, on_date, open_run
@@ -308,7 +308,7 @@ def certify(
     told |= {"settings_sha256": settings_digest(model), "code": code, "n_images": len(images)}
     asked = {**told, "radii": list(radii), **(described or {})}
     path = out / "certificates.csv"
-    with own_defaults(), claimed(out), evaluating(model):
+    with standard_defaults(), claimed(out), evaluating(model):
         done = finished(out) if holds(out, "certify", key) else None
         if done is None:
             method.threat.check_reach(images)

@@ -4,7 +4,7 @@
 """
 
 from ..draws import fixed_draws, new_seeds, repeated_draws
-from ..models.chain import onto, undefended
+from ..models.chain import undefended, with_network
 from .autoencoder import Autoencoder, load_autoencoder, save_autoencoder, train_autoencoder
 from .base import Declaration, Defence, declared, replace_backward, smooth_round, steps
 from .bit_depth import BitDepth
@@ -41,7 +41,6 @@ __all__ = [
     "fixed_draws",
     "load_autoencoder",
     "new_seeds",
-    "onto",
     "parse",
     "repeated_draws",
     "replace_backward",
@@ -52,4 +51,5 @@ __all__ = [
     "train_autoencoder",
     "undefended",
     "views",
+    "with_network",
 ]

@@ -26,7 +26,7 @@ from .. import draws
 from ..draws import fixed_draws, image_seeds
 from ..errors import InputError
 from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
-from ..models.chain import InFront
+from ..models.chain import Preprocessor
 from ..models.checkpoint import checkpoint_in
 from ..types import Images as Images
 from ..types import Model as Model
@@ -50,7 +50,7 @@ def smooth_round(x: Tensor) -> Tensor:
 D = TypeVar("D", bound="Defence")
 
 
-class Defence(InFront, OffersBackwards, ABC):
+class Defence(Preprocessor, OffersBackwards, ABC):
     """A model behind a transformation of its images.
 
     A subclass gives `transform`, the class attributes below, and an `__init__` that takes the

@@ -18,7 +18,7 @@ from ..attacks.adaptive import SAMPLES
 from ..attacks.base import Model
 from ..distributed import Workers, joined
 from ..models.modes import evaluating
-from ..models.wrapper import own_defaults
+from ..models.wrapper import standard_defaults
 from ..runs.folder import claimed
 from ..runs.progress import ProgressLine
 from ..threat import Images, Threat
@@ -101,7 +101,7 @@ def evaluate(
         if moved:
             request.model.to(request.device)
         with (
-            own_defaults(),
+            standard_defaults(),
             evaluating(request.model),
             joined() as workers,
             claimed(run) if run is not None and workers.leads else nullcontext(),

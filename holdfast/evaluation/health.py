@@ -20,7 +20,7 @@ from ..attacks.base import Model
 from ..attacks.losses import margin, margin_loss
 from ..defences import declared
 from ..draws import fixed_draws, item_seeds
-from ..models.wrapper import is_out_of_memory, notes_of, predicted, spread_of
+from ..models.wrapper import is_out_of_memory, predicted, spread_of, traits_of
 from ..threat import Threat
 from .result import AttackCost, Flag
 
@@ -120,7 +120,7 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
 
 def _batch_rounding(model: Model, device: torch.device) -> float:
     """How much rounding may differ between batches, in the logits' standard deviation."""
-    if any(notes.coarse for notes in notes_of(model)):
+    if any(traits.half_precision for traits in traits_of(model)):
         return 0.05
     # Accelerators choose their convolutions by the batch, some in TF32.
     return 1e-4 if device.type == "cpu" else 1e-2
@@ -128,7 +128,7 @@ def _batch_rounding(model: Model, device: torch.device) -> float:
 
 def writes_to_its_input(model: Model) -> Flag:
     """The model wrote to the images that it was given, in any call so far."""
-    fired = any(notes.writes for notes in notes_of(model))
+    fired = any(traits.writes_to_images for traits in traits_of(model))
     return Flag(
         "writes-to-its-input",
         fired,

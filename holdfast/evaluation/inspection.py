@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..attacks import Square, Stage, Suite, adaptive
 from ..attacks.base import Model
 from ..attacks.suite import UNDEFENDED
-from ..defences import declared, onto, steps, undefended, views
+from ..defences import declared, steps, undefended, views, with_network
 from ..draws import fixed_draws, repeated_draws
 from ..errors import InputError
 from ..inputs import check_labels, check_logits
@@ -189,7 +189,7 @@ class Inspection:
 def _in_front(view: Model, level: Level) -> Level:
     """The level of a network, behind the defences of a view."""
     copy = level.fast_copy
-    behind = FastCopy(onto(view, copy.model), copy.name, copy.error)
+    behind = FastCopy(with_network(view, copy.model), copy.name, copy.error)
     return Level(behind, level.near, level.slopes)
 
 

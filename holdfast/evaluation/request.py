@@ -18,7 +18,7 @@ from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
 from ..inputs import check_count, checked_data, checked_device, checked_threat
-from ..models.wrapper import own_defaults, unwrapped, wrapped
+from ..models.wrapper import standard_defaults, unwrapped, wrapped
 from ..threat import Threat
 
 PRECISIONS = ("auto", "bf16", "float32", "original")
@@ -91,7 +91,7 @@ class Request:
             labels, threat = None, labels
         threat = checked_threat(threat)
         model = wrapped(model)
-        with own_defaults():
+        with standard_defaults():
             images, labels = checked_data(images, labels)
         threat.check_reach(images)
         if precision not in PRECISIONS:

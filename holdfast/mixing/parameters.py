@@ -26,7 +26,7 @@ from ..errors import InputError
 from ..inputs import check_logits, checked_data
 from ..models.mixture import Mixture, sharpened
 from ..models.modes import evaluating
-from ..models.wrapper import own_defaults, wrapped
+from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Images
 
 
@@ -221,7 +221,7 @@ def fit_mixture(
     whole_number("mixture", "rounds", rounds, 1)
     if cost != 0:
         real_number("mixture", "cost", cost, above=0, at_most=1)
-    with own_defaults(), evaluating(robust, accurate), torch.no_grad():
+    with standard_defaults(), evaluating(robust, accurate), torch.no_grad():
         points = Points(robust, accurate, images, labels)
         attacked = [ROBUST_ALONE]
         report(0.0, "the robust model alone")

@@ -1,4 +1,4 @@
-"""Modules that offer an attacker several backward passes for one and the same answer."""
+"""Modules with several backward passes for one forward pass, of which an attacker may choose."""
 
 from __future__ import annotations
 
@@ -22,21 +22,28 @@ class _ReplaceBackward(torch.autograd.Function):
 
 
 def replace_backward(value: Tensor, stand_in: Tensor) -> Tensor:
-    """`value`, bit for bit, with the gradient of `stand_in` (of the same shape).
+    """`value`, bit for bit, with the gradient of `stand_in`, which has the same shape.
 
-    Backward-pass differentiable approximation (Athalye, Carlini & Wagner, "Obfuscated gradients
-    give a false sense of security", ICML 2018).
+    This is backward pass differentiable approximation, BPDA (Athalye, Carlini & Wagner, "Obfuscated
+    gradients give a false sense of security", ICML 2018).
+
+    Example:
+        >>> x = torch.tensor([0.4, 0.7], requires_grad=True)
+        >>> rounded = replace_backward(x.round(), x)
+        >>> rounded.sum().backward()
+        >>> rounded.detach(), x.grad
+        (tensor([0., 1.]), tensor([1., 1.]))
     """
     return _ReplaceBackward.apply(value, stand_in)
 
 
 class OffersBackwards(nn.Module):
-    """A module whose gradient may be that of something else.
+    """A module whose backward pass may be that of another function.
 
     Attributes:
-        backwards: what an attacker may choose from, the default first: `exact`, the module's own
-            gradient; `identity`, straight through, as if it did nothing; `surrogate`, the gradient
-            of a smooth or learned stand-in.
+        backwards: the backward passes that an attacker may choose, the default first. `exact` is
+            the module's own gradient. `identity` passes the gradient straight through, as if the
+            module did nothing. `surrogate` is the gradient of a smooth or learned stand-in.
         backward: the one in use.
     """
 
@@ -48,7 +55,7 @@ class OffersBackwards(nn.Module):
 
 
 def offering(model: Any) -> list[OffersBackwards]:
-    """The modules inside a model that offer a choice of backward passes, itself among them."""
+    """Every `OffersBackwards` inside a model, the model itself among them."""
     if not isinstance(model, nn.Module):
         return []
     return [module for module in model.modules() if isinstance(module, OffersBackwards)]
@@ -58,15 +65,15 @@ M = TypeVar("M", bound=nn.Module)
 
 
 def with_backward(module: M, backward: str) -> M:
-    """The same module (weights shared), where whatever offers this backward pass takes it."""
+    """The same module, weights shared; every part that offers this backward pass now uses it."""
     if not any(backward in inner.backwards for inner in offering(module)):
         return module
-    # Shallow copies of the modules on the way there; everything else stays shared.
-    fast_copy = copy.copy(module)
-    fast_copy._modules = {
+    # Only modules on the way to such a part are copied; all others are shared.
+    shallow = copy.copy(module)
+    shallow._modules = {
         name: child if child is None else with_backward(child, backward)
         for name, child in module._modules.items()
     }
-    if isinstance(fast_copy, OffersBackwards) and backward in fast_copy.backwards:
-        fast_copy.backward = backward
-    return fast_copy
+    if isinstance(shallow, OffersBackwards) and backward in shallow.backwards:
+        shallow.backward = backward
+    return shallow

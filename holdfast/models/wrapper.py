@@ -1,8 +1,9 @@
-"""Somebody's model as Holdfast asks it: the one place that every call of it goes through.
+"""`WrappedModel`, through which Holdfast calls every model that a user brings.
 
-Models come from everywhere. One writes to the images that it is given, the next takes half
-precision or one batch size only, or has logits of −∞; some raise whatever their authors thought of.
-`WrappedModel` stands between them and everything else, so that nothing behind it has to know.
+Models differ. Some write to the images that they are given, some take half precision or one batch
+size only, some have logits of −∞, and each raises its own errors. `wrapped(model)` is a module that
+hides these differences: it takes any batch of float32 images, leaves them as they are, returns
+float32 logits in one form, and raises `InputError` with one line.
 """
 
 from __future__ import annotations
@@ -24,43 +25,58 @@ from torch import Tensor, nn
 from ..errors import HoldfastError, InputError, OutOfMemory
 from ..parsing import said
 from ..types import Images, Model
-from .chain import InFront, onto, undefended
+from .chain import Preprocessor, undefended, with_network
 
-NO_PREDICTION = -1  # no class has this number: a model that answers nothing is never right
-MASKED = 1000.0  # at least so far below the finite logits of its image is a logit of −∞
-# Batch sizes that are tried where a model refuses the one it was given.
+NO_PREDICTION = -1  # in place of a class: no class has this number, so it is never right
+MASKED = 1000.0  # a logit of −∞ becomes one that is at least so far below the image's finite logits
+# Batch sizes that are tried, in this order, where a model does not take the one it was given.
 USUAL_SIZES = (2, 1, 4, 8, 16, 32, 64, 128, 256, 10, 20, 25, 50, 100, 200, 250, *range(3, 65))
 LARGEST_SIZE = 4096
-FITTING_SECONDS = 5.0  # after which no more sizes are tried
+TRYING_SECONDS = 5.0  # after this time, no further size is tried
 
 
 def predicted(logits: Float[Tensor, "*n k"]) -> Int64[Tensor, "*n"]:
-    """The class that a model answers; `NOTHING` (−1) where its logits are NaN."""
+    """The predicted class, which has the largest logit; `NO_PREDICTION` (−1) where one is NaN.
+
+    Example:
+        >>> predicted(torch.tensor([[0.0, 3.0], [torch.nan, 1.0]]))
+        tensor([ 1, -1])
+    """
     return torch.where(logits.isnan().any(-1), NO_PREDICTION, logits.argmax(-1))
 
 
-# --- surroundings ------------------------------------------------------------------------------
+# --- torch's defaults ---------------------------------------------------------------------------
 
-_theirs: ContextVar[tuple[torch.dtype, torch.device] | None] = ContextVar("theirs", default=None)
+_callers_defaults: ContextVar[tuple[torch.dtype, torch.device] | None] = ContextVar(
+    "callers_defaults", default=None
+)
 
 
 @contextmanager
-def own_defaults() -> Iterator[None]:
-    """Inside, tensors are made in float32 on the CPU and can take part in gradients, whatever
-    the caller's default type, default device or inference mode. Models still see the caller's
-    defaults when they are asked."""
-    theirs = torch.get_default_dtype(), torch.get_default_device()
-    token = _theirs.set(theirs if _theirs.get() is None else _theirs.get())
+def standard_defaults() -> Iterator[None]:
+    """Inside, new tensors are float32, on the CPU, and can have gradients.
+
+    Outside, the caller may have set another default dtype or device, or inference mode. These come
+    back afterwards; a `WrappedModel` calls its model with the caller's dtype and device.
+
+    Example:
+        >>> with torch.device("meta"), standard_defaults():
+        ...     print(torch.zeros(2).device)
+        cpu
+    """
+    current = torch.get_default_dtype(), torch.get_default_device()
+    # Where one of these contexts is inside another, the caller's are those outside of both.
+    token = _callers_defaults.set(_callers_defaults.get() or current)
     try:
         with torch.inference_mode(False), _defaults(torch.float32, torch.device("cpu")):
             yield
     finally:
-        _theirs.reset(token)
+        _callers_defaults.reset(token)
 
 
 @contextmanager
 def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
-    """Inside, torch's defaults are these; nothing is done where they are already."""
+    """Inside, torch makes tensors of this dtype on this device; changes nothing if it does so."""
     before = torch.get_default_dtype()
     with ExitStack() as stack:
         if torch.get_default_device() != device:
@@ -71,209 +87,230 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         yield
 
 
-# --- asking ------------------------------------------------------------------------------------
+# --- calling a model ---------------------------------------------------------------------------
 
 
 @dataclass
-class Notes:
-    """What calls have shown of a model.
+class Traits:
+    """How a model behaves, as its calls so far have shown.
 
     Attributes:
-        writes: it writes to the images that it is given.
-        masks: some of its logits are −∞.
-        classes: how many logits it answers; None before its first answer.
+        writes_to_images: whether it has written to the images that it was given.
+        masks_classes: whether some of its logits are −∞.
+        classes: the number of its logits; None before the first call.
         dtype: what it takes images in.
-        refused: batch sizes that it cannot take.
-        size: one that it can; None where it was not looked for.
-        calls: how often it answered.
-        coarse: its answers come in half precision.
+        refused_sizes: batch sizes that it does not take.
+        batch_size: a batch size that it takes; None where any size was taken so far.
+        calls: number of calls that returned logits.
+        half_precision: whether its logits come in half precision.
     """
 
-    writes: bool = False
-    masks: bool = False
+    writes_to_images: bool = False
+    masks_classes: bool = False
     classes: int | None = None
     dtype: torch.dtype = torch.float32
-    refused: set[int] = field(default_factory=set)
-    size: int | None = None
+    refused_sizes: set[int] = field(default_factory=set)
+    batch_size: int | None = None
     calls: int = 0
-    coarse: bool = False
+    half_precision: bool = False
 
 
-class _Squeezed(InputError):
-    """The answer to one image has lost the images' dimension: that to two may keep it."""
+class _BatchDimensionLost(InputError):
+    """For one image, the model returned (K,) and not (1, K). For two it may return (2, K)."""
 
 
 class WrappedModel(nn.Module):
-    """A model that may do what it likes with what it is given.
+    """A model that takes any batch of images and always returns logits of one form.
 
-    It gets images of its own to write to, in the number format and in batches of the size that it
-    takes. Its answers are float32 (N, K): of each image either finite, a logit of −∞ standing
-    `MASKED` below the others, or NaN all over, where the model answers nothing: where a logit is
-    NaN or +∞, or all are −∞. For a model that needs none of this, nothing changes, bit for bit.
+    - The inner model gets a copy of the images, so it may write to them.
+    - It gets them in the number format, and in batches of the size, that it takes.
+    - Logits are returned as float32 (N, K) on the images' device. A row is finite, or NaN
+      throughout: then the model predicts nothing for this image.
+    - The model predicts nothing where a logit is NaN or +∞, or all are −∞. Some logits of −∞ are
+      replaced by finite ones, at least `MASKED` below the image's other logits.
+
+    Where a model needs none of this, its logits are returned unchanged, bit for bit.
+
+    Attributes:
+        inner: the model itself.
+        traits: how it behaves; shallow copies share them.
 
     Raises (on a call):
-        InputError: whatever the model raised, in one line, with what it was asked.
-        OutOfMemory: memory did not suffice.
+        InputError: one line with what the model raised, and for which images.
+        OutOfMemory: not enough memory.
+
+    Example:
+        >>> model = WrappedModel(lambda images: images.mul_(2).flatten(1).half())
+        >>> images = torch.full((1, 1, 1, 2), 0.25)
+        >>> model(images), images.max(), model.traits.writes_to_images
+        (tensor([[0.5000, 0.5000]]), tensor(0.2500), True)
     """
 
     def __init__(self, inner: Model):
         super().__init__()
         self.inner = inner
-        self.notes = Notes()  # shallow copies share it
+        self.traits = Traits()
 
     def train(self, mode: bool = True) -> WrappedModel:
-        """Every part in this mode, also those that do not let themselves be asked for it."""
+        """Set the mode of every part, also of parts whose own `train` does nothing or raises."""
         for part in self.modules():
             if hasattr(part, "training"):
                 part.training = mode
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the model alone: copies are traced, folded and taken apart."""
+        """A copy of the inner model alone, because copies are traced, folded and taken apart."""
         return copy.deepcopy(self.inner, memo)
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
-        notes, count = self.notes, len(images)
-        size = notes.size
-        if not count and notes.classes is not None:  # no model needs to know how to answer nothing
-            return images.new_zeros(0, notes.classes)
-        # What refuses two sizes takes one only.
-        if size is not None and (count in notes.refused or len(notes.refused) > 1):
-            return self._answer(images, size)
+        traits, count = self.traits, len(images)
+        if not count and traits.classes is not None:  # many models cannot take an empty batch
+            return images.new_zeros(0, traits.classes)
+        size, refused = traits.batch_size, traits.refused_sizes
+        # A model that refused two sizes takes one size only.
+        if size is not None and (count in refused or len(refused) > 1):
+            return self._in_batches(images, size)
         try:
-            return self._ask(images, notes.dtype)
+            return self._call(images, traits.dtype)
         except Exception as error:
-            _raise_own(error, images)
-            found = self._another_way(images, error)
-            if found is None:
-                raise _refusal(error, images) from error
-        if found != count:
-            notes.refused.add(count)
-            notes.size = found
-        return self._answer(images, found)
+            _raise_known(error, images)
+            size = self._size_it_takes(images, error)
+            if size is None:
+                raise _input_error(error, images) from error
+        if size != count:
+            refused.add(count)
+            traits.batch_size = size
+        return self._in_batches(images, size)
 
-    def _answer(self, images: Images, size: int) -> Float[Tensor, "n k"]:
-        """The answer in batches of one size, the last one filled up with its own images."""
+    def _in_batches(self, images: Images, size: int) -> Float[Tensor, "n k"]:
+        """Logits in batches of exactly this size; the last batch repeats its images to fill up."""
         try:
             parts = []
             for part in images.split(size):
                 rows = torch.arange(size, device=part.device) % len(part)
-                parts.append(self._ask(part[rows], self.notes.dtype)[: len(part)])
+                parts.append(self._call(part[rows], self.traits.dtype)[: len(part)])
             return torch.cat(parts)
         except Exception as error:
-            _raise_own(error, images)
-            raise _refusal(error, images) from error
+            _raise_known(error, images)
+            raise _input_error(error, images) from error
 
-    def _ask(self, images: Images, dtype: torch.dtype) -> Float[Tensor, "n k"]:
-        """One call, as it is."""
-        notes = self.notes
-        # A copy, and no leaf: where gradients are wanted, a leaf could not be written to.
-        own = images.to(dtype, copy=True)
-        theirs = _theirs.get()
-        if theirs is None:
-            answer = self.inner(own)
+    def _call(self, images: Images, dtype: torch.dtype) -> Float[Tensor, "n k"]:
+        """One call of the inner model."""
+        traits = self.traits
+        # The copy is no leaf: a leaf that requires gradients cannot be written to.
+        copied = images.to(dtype, copy=True)
+        callers = _callers_defaults.get()
+        if callers is None:
+            output = self.inner(copied)
         else:
-            with _defaults(*theirs):
-                answer = self.inner(own)
-        logits = self._checked(answer, len(images)).to(images.device, torch.float32, copy=True)
-        # Writing through NumPy leaves no trace but the values.
-        if own._version or (notes.calls < 2 and not torch.equal(own.detach(), images.to(dtype))):
-            notes.writes = True
-        notes.calls += 1
-        return self._settled(logits)
+            with _defaults(*callers):
+                output = self.inner(copied)
+        logits = self._checked(output, len(images)).to(images.device, torch.float32, copy=True)
+        # torch does not count what is written through NumPy: then only the values tell.
+        changed = copied._version or (
+            traits.calls < 2 and not torch.equal(copied.detach(), images.to(dtype))
+        )
+        if changed:
+            traits.writes_to_images = True
+        traits.calls += 1
+        return self._finite_or_nan(logits)
 
-    def _checked(self, answer: Any, count: int) -> Tensor:
-        if not isinstance(answer, Tensor):
+    def _checked(self, output: Any, count: int) -> Tensor:
+        """The output, where it is (count, K) logits of as many classes as before."""
+        if not isinstance(output, Tensor):
             raise InputError(
-                f"the model returned a {type(answer).__name__}, not a tensor of logits"
+                f"the model returned a {type(output).__name__}, not a tensor of logits"
             )
-        shape = tuple(answer.shape)
-        told = (
+        shape = tuple(output.shape)
+        message = (
             f"the model returned shape {shape} for {count} images; logits must be (N, K) with K ≥ 2"
         )
-        if count == 1 and answer.ndim == 1 and len(answer) > 1:
-            raise _Squeezed(told)
-        if answer.ndim != 2 or shape[0] != count or shape[1] < 2 or answer.is_complex():
-            raise InputError(told)
-        if self.notes.classes not in (None, shape[1]):
+        if count == 1 and output.ndim == 1 and len(output) > 1:
+            raise _BatchDimensionLost(message)
+        if output.ndim != 2 or shape[0] != count or shape[1] < 2 or output.is_complex():
+            raise InputError(message)
+        if self.traits.classes not in (None, shape[1]):
             raise InputError(
-                f"the model answered {self.notes.classes} classes before, and {shape[1]} now"
+                f"the model returned {self.traits.classes} logits before, and {shape[1]} now"
             )
-        self.notes.classes = shape[1]
-        self.notes.coarse |= answer.dtype in (torch.float16, torch.bfloat16)
-        return answer
+        self.traits.classes = shape[1]
+        self.traits.half_precision |= output.dtype in (torch.float16, torch.bfloat16)
+        return output
 
-    def _settled(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
-        """Rows that are finite, or NaN all over."""
+    def _finite_or_nan(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n k"]:
+        """Logits of which each row is finite, or NaN throughout."""
         if bool(torch.isfinite(logits).all()):
             return logits
         masked = logits == -torch.inf
         nothing = ~(logits < torch.inf).all(1) | masked.all(1)
-        self.notes.masks |= bool((masked & ~nothing[:, None]).any())
+        self.traits.masks_classes |= bool((masked & ~nothing[:, None]).any())
         with torch.no_grad():
             least = logits.masked_fill(masked, torch.inf).amin(1, keepdim=True)
             floor = (least - least.abs() - MASKED).clamp_min(torch.finfo(logits.dtype).min)
         logits = torch.where(masked, floor, logits)
         return torch.where(nothing[:, None], torch.nan, logits)
 
-    def _another_way(self, images: Images, error: Exception) -> int | None:
-        """The size of a batch that the model takes, where it refused this one; its number format
-        is taken down. None where none is found."""
-        notes, count = self.notes, len(images)
-        dtypes = [notes.dtype] if notes.calls else _formats(self.inner)
+    def _size_it_takes(self, images: Images, error: Exception) -> int | None:
+        """A batch size that the model takes, after it raised `error`; None if none is found.
+
+        Every size is tried in every likely number format, and `traits.dtype` becomes the one that
+        the model took.
+        """
+        traits, count = self.traits, len(images)
+        dtypes = [traits.dtype] if traits.calls else _likely_dtypes(self.inner)
         numbers = (int(text) for text in re.findall(r"\d{1,4}", str(error)))
         named = [number for number in numbers if 0 < number <= LARGEST_SIZE]
-        known = [notes.size] if notes.size else [2] if count == 1 else []
+        known = [traits.batch_size] if traits.batch_size else [2] if count == 1 else []
         sizes = dict.fromkeys([count, *known, *named, *USUAL_SIZES])
         began = time.monotonic()
         with torch.no_grad():
             for size in sizes:
                 rows = torch.arange(size, device=images.device) % count
                 for dtype in dtypes:
-                    if (size, dtype) == (count, notes.dtype):
+                    if (size, dtype) == (count, traits.dtype):
                         continue
-                    if time.monotonic() - began > FITTING_SECONDS:
+                    if time.monotonic() - began > TRYING_SECONDS:
                         return None
                     try:
-                        self._ask(images.detach()[rows], dtype)
-                    except Exception:  # it is asked another way next
+                        self._call(images.detach()[rows], dtype)
+                    except Exception:  # the next size or format is tried
                         continue
-                    notes.dtype = dtype
+                    traits.dtype = dtype
                     return size
         return None
 
 
-def _formats(model: Model) -> list[torch.dtype]:
-    """The number formats in which a model may want its images, float32 first."""
-    own: list[torch.dtype] = []
+def _likely_dtypes(model: Model) -> list[torch.dtype]:
+    """Number formats in which a model may take its images, float32 first."""
+    of_weights: list[torch.dtype] = []
     if isinstance(model, nn.Module):
         tensors = (*model.parameters(), *model.buffers())
-        own = [tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point]
-    # A frozen module hides its weights.
-    return list(
-        dict.fromkeys([torch.float32, *(own or (torch.float64, torch.float16, torch.bfloat16))])
-    )
+        of_weights = [tensor.dtype for tensor in tensors if tensor.dtype.is_floating_point]
+    # A frozen TorchScript module hides its weights.
+    others = of_weights or (torch.float64, torch.float16, torch.bfloat16)
+    return list(dict.fromkeys([torch.float32, *others]))
 
 
-def _raise_own(error: Exception, images: Images) -> None:
-    """Raise again what is Holdfast's own, and say where memory was short."""
-    if isinstance(error, HoldfastError) and not isinstance(error, _Squeezed):
+def _raise_known(error: Exception, images: Images) -> None:
+    """Raise Holdfast's own errors again, and `OutOfMemory` where memory was short."""
+    if isinstance(error, HoldfastError) and not isinstance(error, _BatchDimensionLost):
         raise error
     if is_out_of_memory(error):
         raise OutOfMemory(
-            f"memory did not suffice for the model on images of shape {tuple(images.shape)}: "
+            f"not enough memory for the model on images of shape {tuple(images.shape)}: "
             "take a smaller batch size"
         ) from error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device or the machine had not enough memory, in one of the many words for it."""
+    """Whether an error says, in whatever words, that a device or the machine lacked memory."""
     return isinstance(error, MemoryError | torch.OutOfMemoryError | OutOfMemory) or (
         isinstance(error, RuntimeError) and "memory" in str(error).lower() and "alloc" in str(error)
     )
 
 
-def _refusal(error: Exception, images: Images) -> InputError:
+def _input_error(error: Exception, images: Images) -> InputError:
+    """What the model raised, as one line that says for which images."""
     if isinstance(error, InputError):
         return error
     what = said(error)
@@ -283,28 +320,34 @@ def _refusal(error: Exception, images: Images) -> InputError:
     )
 
 
-# --- taking a model ----------------------------------------------------------------------------
+# --- wrapping and unwrapping --------------------------------------------------------------------
 
 
 def wrapped(model: Any) -> nn.Module:
-    """A model behind `WrappedModel`; of a chain of defences, the network behind them (defences are
-    Holdfast's own kind, and draw for every image).
+    """The model behind a `WrappedModel`. In a chain of defences, the network behind them is
+    wrapped, and the chain is kept.
 
     Args:
-        model: anything callable from images to logits, or an exported program. One that was made
-            inside `torch.inference_mode`, which no gradient passes, is copied.
+        model: anything that can be called with images and returns logits, or an exported program.
+            A model that was made inside `torch.inference_mode` is copied, because gradients cannot
+            pass through it.
 
     Raises:
-        InputError: anything else, with the right call where one can be told.
+        InputError: anything else; the message says what to give instead.
+
+    Example:
+        >>> wrapped(nn.Sequential(nn.Flatten(), nn.Linear(4, 3)))(torch.rand(5, 1, 2, 2)).shape
+        torch.Size([5, 3])
     """
     if isinstance(model, WrappedModel):
         return model
-    if isinstance(model, InFront):
-        return cast(nn.Module, onto(model, wrapped(undefended(model))))
+    if isinstance(model, Preprocessor):
+        return cast(nn.Module, with_network(model, wrapped(undefended(model))))
     return WrappedModel(_differentiable(_callable(model)))
 
 
 def _callable(model: Any) -> Model:
+    """The model as a function of images; InputError where it is none, with what to give instead."""
     kind = type(model).__name__
     kind = f"an {kind}" if kind[0] in "AEIOaeio" else f"a {kind}"
     if isinstance(model, torch.export.ExportedProgram):
@@ -345,7 +388,7 @@ def _callable(model: Any) -> Model:
 
 
 def _differentiable(model: Model) -> Model:
-    """The model, or a copy of it where its weights are inference tensors."""
+    """The model, or a copy of it if its weights are inference tensors, which have no gradients."""
     if isinstance(model, nn.Module) and any(
         tensor.is_inference() for tensor in (*model.parameters(), *model.buffers())
     ):
@@ -355,26 +398,32 @@ def _differentiable(model: Model) -> Model:
 
 
 def unwrapped(model: Model) -> Model:
-    """A model without any `WrappedModel` in it, weights shared: what is compiled and hashed."""
+    """The model without any `WrappedModel` in it, weights shared. This is compiled and hashed.
+
+    Example:
+        >>> network = nn.Flatten()
+        >>> unwrapped(wrapped(network)) is network
+        True
+    """
     if isinstance(model, WrappedModel):
         return unwrapped(model.inner)
     if not isinstance(model, nn.Module) or not any(
         isinstance(part, WrappedModel) for part in model.modules()
     ):
         return model
-    fast_copy = copy.copy(model)
-    fast_copy._modules = dict(model._modules)
+    shallow = copy.copy(model)
+    shallow._modules = dict(model._modules)
     for name, child in model._modules.items():
         if child is not None:
-            # A bare function lives in another place of a module than a module does.
-            del fast_copy._modules[name]
-            fast_copy.__dict__.pop(name, None)
-            setattr(fast_copy, name, unwrapped(child))
-    return fast_copy
+            # `setattr` keeps a module in `_modules`, a bare function in `__dict__`.
+            del shallow._modules[name]
+            shallow.__dict__.pop(name, None)
+            setattr(shallow, name, unwrapped(child))
+    return shallow
 
 
 def part_named(model: nn.Module, name: str) -> nn.Module:
-    """The part of a dotted name, in which nothing is said of `WrappedModel` on the way."""
+    """A module inside a model by its dotted name in the model without any `WrappedModel`."""
     for step in name.split("."):
         while isinstance(model, WrappedModel):
             model = model.inner  # type: ignore[assignment]
@@ -382,15 +431,15 @@ def part_named(model: nn.Module, name: str) -> nn.Module:
     return model
 
 
-def notes_of(model: Model) -> list[Notes]:
-    """What is known of the models inside."""
+def traits_of(model: Model) -> list[Traits]:
+    """The traits of every wrapped model inside this one."""
     if not isinstance(model, nn.Module):
         return []
-    return [part.notes for part in model.modules() if isinstance(part, WrappedModel)]
+    return [part.traits for part in model.modules() if isinstance(part, WrappedModel)]
 
 
 def spread_of(model: Model, logits: Float[Tensor, "n k"]) -> float:
-    """The standard deviation of a model's logits, those that stand for −∞ left out."""
-    if any(notes.masks for notes in notes_of(model)):
+    """The standard deviation of a model's logits, without those that stand for −∞."""
+    if any(traits.masks_classes for traits in traits_of(model)):
         logits = logits[logits > logits.amax(1, keepdim=True) - MASKED]
-    return float(logits.double().std())  # squares of large logits overflow float32
+    return float(logits.double().std())  # the squares of large logits overflow float32

@@ -22,7 +22,7 @@ from ..attacks.base import Model
 from ..attacks.state import pick
 from ..errors import InputError
 from ..inputs import checked_data
-from ..models.wrapper import own_defaults, wrapped
+from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Images, Threat
 from ..types import Report
 from .goals import Goal, Outputs, Values
@@ -209,7 +209,7 @@ def seek(
     Raises:
         InputError: bad images or labels; starts outside the ball or the box.
     """
-    with own_defaults():
+    with standard_defaults():
         images, labels = checked_data(images, labels)
     model = wrapped(model)
     attack.check_norm(threat)

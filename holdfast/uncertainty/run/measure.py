@@ -21,7 +21,7 @@ from ...evaluation.classes import check_number_of_logits
 from ...evaluation.health import gradients
 from ...inputs import check_logits
 from ...models.modes import evaluating
-from ...models.wrapper import own_defaults, unwrapped
+from ...models.wrapper import standard_defaults, unwrapped
 from ...runs.environment import circumstances
 from ...runs.folder import claimed, finished, on_date, open_run, withdraw_run
 from ...runs.identity import code_version, digest, identity, settings_digest, weights_digest
@@ -75,7 +75,7 @@ def measure(
     """
     request, described = request.with_wrapped_models(), described or {}
     with (
-        own_defaults(),
+        standard_defaults(),
         evaluating(request.model),
         nullcontext() if run is None else claimed(run),
     ):
