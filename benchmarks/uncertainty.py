@@ -15,7 +15,7 @@ from typing import Any
 
 from published import RESULTS
 
-from holdfast.cli.uncertainty import uncertainty_command
+from holdfast.cli import uncertainty
 from holdfast.runs.files import read_json, write_json
 from holdfast.threat import Threat
 
@@ -46,18 +46,20 @@ def main() -> None:
     for model in options.models:
         name = Path(model).name
         run = options.runs / name
-        result = uncertainty_command(
-            model,
-            options.data,
-            run,
-            attack=options.attack,
-            norm=options.norm,
-            eps=options.eps,
-            limit=options.limit,
-            ood=options.ood,
-            human=options.human,
-            pixels=options.pixels,
-            seed=options.seed,
+        result = uncertainty.run(
+            uncertainty.Options(
+                model,
+                run,
+                options.data,
+                attack=options.attack,
+                norm=options.norm,
+                eps=options.eps,
+                limit=options.limit,
+                ood=options.ood,
+                human=options.human,
+                pixels=options.pixels,
+                seed=options.seed,
+            )
         )
         request = read_json(run / "request.json")
         made = {"machine": request["machine"], "command": request["command"]}

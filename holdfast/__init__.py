@@ -5,30 +5,62 @@ import holdfast as hf
 threat = hf.Threat("linf", 8 / 255)
 result = hf.evaluate(model, images, labels, threat, suite="apgd")
 result.robust_accuracy
+
+Everything here is imported when it is first used.
 """
 
-from . import attacks, data, defences, uncertainty
-from .errors import HoldfastError, InputError
-from .evaluation import Evaluation, evaluate
-from .load import load
-from .report import write_report
-from .threat import Threat
-from .training import train
-from .version import VERSION
+from typing import TYPE_CHECKING
 
-__version__ = VERSION
+from .lazy import lazily
+
+if TYPE_CHECKING:
+    from . import attacks, data, defences, uncertainty
+    from .certification.certify import certify
+    from .errors import HoldfastError, InputError
+    from .evaluation.evaluate import evaluate
+    from .evaluation.result import Evaluation
+    from .loading import load
+    from .mixing.run import mix
+    from .report import write_report
+    from .threat import Threat
+    from .training import train
+    from .version import VERSION as __version__
 
 __all__ = [
     "Evaluation",
     "HoldfastError",
     "InputError",
     "Threat",
+    "__version__",
     "attacks",
+    "certify",
     "data",
     "defences",
     "evaluate",
     "load",
+    "mix",
     "train",
     "uncertainty",
     "write_report",
 ]
+
+__getattr__, __dir__ = lazily(
+    __name__,
+    {
+        "Evaluation": "evaluation:Evaluation",
+        "HoldfastError": "errors:HoldfastError",
+        "InputError": "errors:InputError",
+        "Threat": "threat:Threat",
+        "__version__": "version:VERSION",
+        "attacks": "attacks",
+        "certify": "certification.certify:certify",
+        "data": "data",
+        "defences": "defences",
+        "evaluate": "evaluation:evaluate",
+        "load": "loading:load",
+        "mix": "mixing.run:mix",
+        "train": "training:train",
+        "uncertainty": "uncertainty",
+        "write_report": "report:write_report",
+    },
+)

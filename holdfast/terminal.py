@@ -67,26 +67,33 @@ def tell(line: str, error: bool = False) -> None:
 def tell_table(
     title: str,
     columns: Sequence[str],
-    rows: Iterable[Sequence[str]],
+    rows: Iterable[Sequence[str] | str],
     caption: str | None = None,
 ) -> None:
-    """Print a table as wide as the terminal; where there is none, wide enough that little is
-    folded. Names are shown as they are: `w40[robust]` is no markup, `:smile:` no picture."""
-    from rich.console import Console  # only those who show tables should wait for it
-    from rich.table import Table
+    """Print a table of aligned columns, without boxes, on a terminal and into a pipe alike.
 
-    table = Table(
-        title=printable(title),
-        title_justify="left",
-        caption=None if caption is None else printable(caption),
-        caption_justify="left",
-    )
-    for column in columns:
-        table.add_column(column, overflow="fold")
+    Nothing is folded. Names are shown as they are: `w40[robust]` is no markup, `:smile:` no
+    picture.
+
+    Args:
+        rows: one cell a column, or a text that runs over all columns.
+    """
+    from rich.cells import cell_len  # only those who show tables should wait for it
+
+    shown: list[list[str] | str] = [[printable(cell) for cell in columns]]
     for row in rows:
-        table.add_row(*(printable(cell) for cell in row))
-    width = None if sys.stdout.isatty() else 160
-    Console(width=width, markup=False, emoji=False, highlight=False).print(table)
+        shown.append(printable(row) if isinstance(row, str) else [printable(c) for c in row])
+    cells = [row for row in shown if not isinstance(row, str)]
+    widths = [max(map(cell_len, column)) for column in zip(*cells, strict=True)]
+    tell(title)
+    for line in shown:
+        if not isinstance(line, str):
+            padded = (c + " " * (w - cell_len(c)) for c, w in zip(line, widths, strict=True))
+            line = "  ".join(padded).rstrip()
+        print(line)
+    for note in (caption or "").splitlines():
+        tell(note)
+    print()
 
 
 def forgive_encodings() -> None:

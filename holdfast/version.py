@@ -1,3 +1,4 @@
-"""Holdfast's version, in one place."""
+"""Holdfast's version and address, in one place."""
 
-VERSION = "0.1.0"
+VERSION = "0.2.0"
+PROJECT = "https://github.com/holdfast-robustness/holdfast"

@@ -21,6 +21,7 @@ from lightning.fabric.strategies import SingleDeviceStrategy
 from pretend_accelerator import DEVICE, calls
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from verbs import certify_command, mix_command, uncertainty_command
 
 import holdfast as hf
 from holdfast import draws
@@ -50,12 +51,10 @@ from holdfast.attacks import __all__ as attack_names
 from holdfast.certification import bounds as interval
 from holdfast.certification.smoothing import Smoothed
 from holdfast.cli import uncertainty as command
-from holdfast.cli.certify import certify_command
 from holdfast.data import trivial_augment
 from holdfast.data.augment import Augment
 from holdfast.defences import DEFENCES
 from holdfast.draws import fixed_draws
-from holdfast.mixing.run import mix_command
 from holdfast.models import build, save_checkpoint
 from holdfast.search import fast_copies as levels
 from holdfast.search.fast_copies import fast_copy_of
@@ -496,9 +495,9 @@ def test_the_uncertainty_command(tmp_path, monkeypatch):
     model = small_cnn(tmp_path)
 
     def measured(device: torch.device) -> dict[str, Any]:
-        return command.uncertainty_command(
+        return uncertainty_command(
             model, "digits", tmp_path / device.type,
-            attack="fgsm", limit=16, calibration=240, device=str(device), progress=False,
+            attack="fgsm", limit=16, calibration=240, device=str(device),
         )  # fmt: skip
 
     here, there = on_both(measured)

@@ -14,13 +14,12 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from verbs import certify_command, mix_command, uncertainty_command
 
 import holdfast as hf
 from holdfast import cli
 from holdfast.cli import uncertainty as command
-from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError
-from holdfast.mixing import run as mix
 from holdfast.uncertainty.run import figures as run_figures
 from holdfast.uncertainty.run import measurements
 
@@ -104,8 +103,8 @@ def of_the_batch() -> nn.Module:
 
 
 def uncertainty(model: str, out: Path, **more: Any) -> dict[str, Any]:
-    options = {"attack": "fgsm", "limit": 12, "calibration": 400, "eps": 0.1, "progress": False}
-    return command.uncertainty_command(f"{HERE}:{model}", "digits", out, **{**options, **more})
+    options = {"attack": "fgsm", "limit": 12, "calibration": 400, "eps": 0.1}
+    return uncertainty_command(f"{HERE}:{model}", "digits", out, **{**options, **more})
 
 
 def certify(model: str, out: Path, **more: Any):
@@ -216,9 +215,9 @@ def test_mix_says_at_the_start_what_is_wrong(tmp_path, monkeypatch, model, messa
         made.card = {"architecture": "small-cnn", "arguments": {}, "classes": list("0123456789")}  # type: ignore[assignment]
         return made
 
-    monkeypatch.setattr(mix, "load", load)
+    monkeypatch.setattr("holdfast.loading.load", load)
     with pytest.raises(InputError, match=message) as caught:
-        mix.mix_command("robust", "accurate", "digits", tmp_path / "out", eps=0.1, limit=20)
+        mix_command("robust", "accurate", "digits", tmp_path / "out", eps=0.1, limit=20)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
 
 

@@ -12,15 +12,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from verbs import certify_command
 
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast import draws
 from holdfast.attacks import APGD, DDN, PGD
 from holdfast.certification import bounds as interval
-from holdfast.certification.run import Certification, IntervalBounds, Smoothing, certify, read_rows
+from holdfast.certification.run import (
+    Certification,
+    IntervalBounds,
+    Smoothing,
+    certify_by,
+    read_rows,
+)
 from holdfast.certification.smoothing import ABSTAIN, Certificates, Smoothed
-from holdfast.cli.certify import certify_command
 from holdfast.errors import InputError
 from holdfast.models import build, save_checkpoint
 from holdfast.report import write_report
@@ -168,7 +174,7 @@ def test_certify_writes_reports_and_resumes(noisy, tmp_path, monkeypatch):
         return certify_once(self, images, indices)
 
     monkeypatch.setattr(Smoothing, "certify", counted)
-    monkeypatch.setattr("holdfast.cli.certify.PASSES", 900)  # three at once
+    monkeypatch.setattr("holdfast.certification.certify.PASSES", 900)  # three at once
     with pytest.raises(KeyboardInterrupt):
         certify_command(model, "digits", tmp_path / "parts", **options, batch_size=40)
     kept = read_rows(tmp_path / "parts" / "certificates.csv")
@@ -196,7 +202,7 @@ def test_a_false_certificate_is_a_flag(noisy, digits, tmp_path):
     images, labels = digits
     threat = hf.Threat("l2", 2.5)
     method = Boastful(Smoothed(noisy, SIGMA), threat, n0=20, n=200, steps=8, samples=4)
-    result = certify(method, noisy, images[:10], labels[:10], tmp_path / "run", radii=[0.0])
+    result = certify_by(method, noisy, images[:10], labels[:10], tmp_path / "run", radii=[0.0])
     fired = {flag.name: flag.fired for flag in result.flags}
     assert fired == {"certificate-contradicted": True}
     page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
@@ -237,7 +243,7 @@ def test_a_wrong_bound_is_caught(bounded, digits, tmp_path, monkeypatch):
     monkeypatch.setattr(interval, "_affine", narrow)
     images, labels = digits
     method = IntervalBounds(bounded, hf.Threat("linf", 0.2), steps=10)
-    result = certify(method, bounded, images[:30], labels[:30], tmp_path / "run", radii=[0.2])
+    result = certify_by(method, bounded, images[:30], labels[:30], tmp_path / "run", radii=[0.2])
     fired = {flag.name: flag.fired for flag in result.flags}
     assert fired == {"bounds-are-left": True, "certificate-contradicted": True}
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from holdfast import cli
-from holdfast.cli.certify import trained_otherwise
+from holdfast.certification.certify import trained_otherwise
 from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint
 from holdfast.runs.folder import claimed
@@ -220,7 +220,7 @@ def test_ctrl_c_is_one_line_and_status_130(
     def interrupted(*arguments: object, **named: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("holdfast.cli.evaluate.evaluate", interrupted)
+    monkeypatch.setattr("holdfast.evaluation.evaluate", interrupted)
     command = ["evaluate", model, "--data", "digits", "--out", tmp_path / "out"]
     assert run(monkeypatch, *command) == 130
     assert "the same command goes on" in one_line(capsys.readouterr().err)

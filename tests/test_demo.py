@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from holdfast.cli.demo import run_demo
+from holdfast.cli import demo
 
 
 @pytest.mark.slow
 def test_undefended_loses_nearly_everything_and_defended_stands_clearly_higher(
     tmp_path: Path,
 ) -> None:
-    page = run_demo(tmp_path, progress=False)
+    page = demo.run(demo.Options(tmp_path, quiet=True)).page
     assert page.stat().st_size > 10_000
     found = {
         name: json.loads((tmp_path / f"{name}-verdict" / "result.json").read_text())

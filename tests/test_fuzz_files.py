@@ -18,12 +18,12 @@ import yaml
 from fuzzing import ODD, changed, damaged, survives
 from run_folders import colour_images, evaluation_run, training_run
 from safetensors.torch import save
+from verbs import print_leaderboard, print_zoo
 
 import holdfast as hf
 from holdfast import cli
 from holdfast.attacks.suites import suite_named
 from holdfast.certification.run import read_rows
-from holdfast.cli.tables import print_leaderboard, print_zoo
 from holdfast.defences import chain, parse
 from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint

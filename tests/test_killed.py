@@ -20,14 +20,13 @@ from typing import Any
 import pytest
 import torch
 from models import digits
+from verbs import certify_command, evaluate_command, mix_command, uncertainty_command
 
 import holdfast as hf
 from holdfast import data as datasets
+from holdfast.certification import certify as certification
 from holdfast.certification import run as certify
 from holdfast.cli import uncertainty as command
-from holdfast.cli.certify import certify_command
-from holdfast.cli.evaluate import evaluate_command
-from holdfast.mixing.run import mix_command
 from holdfast.models import build, save_checkpoint
 from holdfast.search import scheduler as search
 from holdfast.training import trainer as training_loop
@@ -64,14 +63,13 @@ COSTS = {"forwards", "backwards"}
 def evaluate(models: Path, out: Path) -> None:
     evaluate_command(
         str(models / "robust"), "digits", out, suite="apgd", norm="linf", eps="0.1", limit=16,
-        split="test", pixels=None, curve=True, batch_size=16, precision="original", size=None,
-        seed=0, device="cpu", progress=False,
+        batch_size=16, precision="original", device="cpu",
     )  # fmt: skip
 
 
 def uncertainty(models: Path, out: Path) -> None:
     options: dict[str, Any] = {"attack": "fgsm", "limit": 12, "calibration": 200, "alpha": 0.2}
-    command.uncertainty_command(str(models / "robust"), "digits", out, progress=False, **options)
+    uncertainty_command(str(models / "robust"), "digits", out, **options)
 
 
 def certified(models: Path, out: Path) -> None:
@@ -117,7 +115,7 @@ def small() -> None:
         (training_loop, "CHECKPOINT_SECONDS", -1.0),
     ):
         setattr(module, name, value)
-    sys.modules["holdfast.cli.certify"].PASSES = 180  # three images at once
+    certification.PASSES = 180  # three images at once
 
 
 def made(folder: Path) -> Path:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from models import Net, images
 from torch import nn
+from verbs import mix_command
 
 import holdfast as hf
 from holdfast import data as datasets
@@ -29,7 +30,6 @@ from holdfast.mixing.parameters import (
     fit_mixture,
     grid,
 )
-from holdfast.mixing.run import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.models.mixture import Mixture, sharpened
 from holdfast.runs.files import read_json

@@ -14,9 +14,9 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from run_folders import evaluation_run, training_run
+from verbs import print_leaderboard, print_zoo
 
 from holdfast import cli, data
-from holdfast.cli.tables import print_leaderboard, print_zoo
 from holdfast.data.base import DataSet, Split
 from holdfast.errors import HoldfastError, InputError
 from holdfast.evaluation.result import Verdict, write_verdicts

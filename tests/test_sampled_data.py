@@ -13,14 +13,11 @@ import pytest
 import torch
 from data_files import write_image
 from torch import nn
+from verbs import certify_command, evaluate_command, mix_command, uncertainty_command
 
 from holdfast import cli, data
-from holdfast.cli.app import uncertainty
-from holdfast.cli.certify import certify_command
-from holdfast.cli.evaluate import evaluate_command
 from holdfast.data.base import DataSet, held_back, holds_out, seen_in_training
 from holdfast.errors import InputError
-from holdfast.mixing.run import mix_command
 from holdfast.models import SmallCNN, save_checkpoint
 from holdfast.training import TrainingResult, train
 from holdfast.training.recipe import recipe_from
@@ -75,7 +72,6 @@ def judged(source: str, pictures: Path, out: Path, **changes: Any) -> dict[str, 
         "size": None,
         "seed": 0,
         "device": "cpu",
-        "progress": False,
     }
     evaluate_command(source, str(pictures), out, **options | changes)
     return json.loads((out / "result.json").read_text())
@@ -117,10 +113,11 @@ def test_mix_says_which_classes_it_lacks(pictures, model, tmp_path, capsys):
 
 def test_uncertainty_says_which_classes_it_lacks(pictures, model, tmp_path, capsys, monkeypatch):
     asked: list[dict[str, Any]] = []
-    monkeypatch.setattr(uncertainty, "measure", lambda *_, described, **__: asked.append(described))
-    uncertainty.uncertainty_command(
-        str(model), str(pictures), tmp_path / "run", attack="fgsm", limit=1, progress=False
+    monkeypatch.setattr(
+        "holdfast.uncertainty.run.measure.measure",
+        lambda *_, described, **__: asked.append(described),
     )
+    uncertainty_command(str(model), str(pictures), tmp_path / "run", attack="fgsm", limit=1)
     assert len(asked[0]["data"]["classes_without_images"]) == 2
     assert_said("2 of 3 classes have no image among the 1 of test", capsys.readouterr().out)
 
@@ -128,9 +125,7 @@ def test_uncertainty_says_which_classes_it_lacks(pictures, model, tmp_path, caps
 def test_a_calibration_that_lacks_a_class_says_which_option_helps(pictures, model, tmp_path):
     def said(folder: Path, calibration: int) -> str:
         with pytest.raises(InputError) as caught:
-            uncertainty.uncertainty_command(
-                str(model), str(folder), tmp_path / "run", calibration=calibration
-            )
+            uncertainty_command(str(model), str(folder), tmp_path / "run", calibration=calibration)
         return str(caught.value)
 
     message = said(pictures, 2)

@@ -13,9 +13,9 @@ from run_folders import evaluation_run
 
 from holdfast import cli
 from holdfast.attacks import SUITES, suite_named
-from holdfast.cli.tables import distinct_names, print_leaderboard
+from holdfast.cli import leaderboard
 from holdfast.evaluation import evaluate
-from holdfast.evaluation.result import outcome_of
+from holdfast.evaluation.result import distinct_names, outcome_of
 from holdfast.report import write_report
 from holdfast.threat import Threat
 
@@ -90,7 +90,7 @@ def test_results_of_before_are_read_too(stored, outcome) -> None:
 def test_terminal_and_page_say_so(tmp_path, monkeypatch, capsys) -> None:
     out, page = tmp_path / "run", tmp_path / "page.html"
     result = evaluate(*models.digits(20), Threat("linf", 0.05), "swift", run=out)
-    monkeypatch.setattr("holdfast.cli.evaluate.evaluate_command", lambda *a, **k: result)
+    monkeypatch.setattr("holdfast.cli.evaluate.run", lambda options: result)
     monkeypatch.setattr(sys, "argv", ["holdfast", "evaluate", "m", "--out", str(out)])
     with pytest.raises(SystemExit) as end:
         cli.main()
@@ -128,7 +128,8 @@ def test_a_leaderboard_tells_apart_models_of_one_name_and_says_which_n(tmp_path,
         result = json.loads(file.read_text())
         result["model"]["sha256"] = str(number) * 64
         file.write_text(json.dumps(result))
-    print_leaderboard(tmp_path)
+    asked = leaderboard.Options(tmp_path)
+    leaderboard.show(leaderboard.run(asked), asked)
     printed = " ".join(capsys.readouterr().out.split())
     assert "weights 00000000" in printed
     assert "weights 11111111" in printed

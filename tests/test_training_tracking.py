@@ -115,7 +115,7 @@ def test_tensorboard_gets_its_figures_through_fabrics_logger(tmp_path, monkeypat
 def test_the_command_line_takes_log(tmp_path):
     from typer.testing import CliRunner
 
-    from holdfast.cli.app import app
+    from holdfast.cli import app
 
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("model: {architecture: small-cnn}")

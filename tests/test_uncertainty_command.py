@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from models import Wrapped, digits
+from verbs import uncertainty_command
 
 from holdfast import cli
 from holdfast import data as datasets
@@ -80,8 +81,8 @@ def human_file(folder: Path) -> Path:
 
 
 def ask(checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
-    options: dict[str, Any] = {"attack": "fgsm", "limit": N, "progress": False} | changes
-    return command.uncertainty_command(str(checkpoint), "digits", out, **options)
+    options: dict[str, Any] = {"attack": "fgsm", "limit": N} | changes
+    return uncertainty_command(str(checkpoint), "digits", out, **options)
 
 
 @pytest.fixture(scope="module")
@@ -324,7 +325,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 def test_a_model_without_gradients_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
     model, _, _ = digits(1)
-    monkeypatch.setattr(command, "load", lambda name: lambda x: model(x).detach())
+    monkeypatch.setattr("holdfast.loading.load", lambda name: lambda x: model(x).detach())
     with pytest.raises(InputError, match="cannot be differentiated"):
         ask(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out" / "request.json").exists()

@@ -19,10 +19,10 @@ import pytest
 import torch
 from run_folders import evaluation_run, training_run
 from safetensors.torch import save_file
+from verbs import print_leaderboard
 
 import holdfast as hf
 from holdfast.certification.run import read_rows
-from holdfast.cli.tables import print_leaderboard
 from holdfast.data.extra import load_extra
 from holdfast.defences import chain, load_autoencoder, parse, save_autoencoder
 from holdfast.errors import InputError

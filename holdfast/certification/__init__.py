@@ -2,7 +2,8 @@
 
 - `smoothing`: randomised smoothing, L2 (`Smoothed`, `Certificates`)
 - `bounds`: interval bound propagation, L∞ (`logit_bounds`, `verified`)
-- `run`: `certify`, which certifies and attacks every image and writes a run folder
+- `certify`: `certify`, which chooses the certificate for a model
+- `run`: `certify_by`, which certifies and attacks every image and writes a run folder
 """
 
 from typing import TYPE_CHECKING
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING
 from ..lazy import lazily
 
 if TYPE_CHECKING:
-    from . import bounds, run, smoothing
+    from . import bounds, certify, run, smoothing
     from .smoothing import ABSTAIN, Certificates, Smoothed, certified_accuracy
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "Smoothed",
     "bounds",
     "certified_accuracy",
+    "certify",
     "run",
     "smoothing",
 ]
@@ -31,6 +33,7 @@ __getattr__, __dir__ = lazily(
         "Smoothed": "smoothing:Smoothed",
         "bounds": "bounds",
         "certified_accuracy": "smoothing:certified_accuracy",
+        "certify": "certify",
         "run": "run",
         "smoothing": "smoothing",
     },

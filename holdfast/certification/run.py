@@ -220,7 +220,7 @@ class CertifiedAt:
 
 @dataclass(frozen=True)
 class Certification:
-    """The outcome of `certify`; accuracies are fractions of n, intervals are 95 %.
+    """The outcome of `holdfast.certify`; accuracies are fractions of n, intervals are 95 %.
 
     Attributes:
         standard_accuracy: of the certified classifier; an abstention is not right.
@@ -258,7 +258,7 @@ class Certification:
         return {key: value for key, value in asdict(self).items() if key != "rows"}
 
 
-def certify(
+def certify_by(
     method: Method,
     model: nn.Module,
     images: Images,

@@ -1,128 +1,157 @@
-"""`holdfast certify`: what the names on the command line stand for."""
+"""`holdfast certify`: certified accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import torch
-from torch import nn
+import typer
 
-from .. import data as datasets
-from ..certification.run import Certification, IntervalBounds, Method, Smoothing, certify
-from ..certification.smoothing import Smoothed
-from ..data.base import DataSet
-from ..defences.base import real_number, whole_number
 from ..errors import InputError
-from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
-from ..inputs import checked_device
-from ..load import load
-from ..threat import Threat
+from ..parsing import parse_number
+from ..terminal import tell
+from .options import (
+    DataOption,
+    DeviceOption,
+    EpsOption,
+    LimitOption,
+    ModelArgument,
+    PixelsOption,
+    QuietOption,
+    RunOption,
+    SeedOption,
+    SizeOption,
+    SplitOption,
+)
 
-RADII = (0.0, 0.25, 0.5)  # of smoothing, in image units
-SHARES = (0.0, 0.5, 1.0)  # of interval bounds, in ε
-NOISY, NOISE = ("gaussian", "smoothadv"), 0.25  # objectives, and their usual σ
-PASSES = 50_000  # of the model between two looks at the clock
+if TYPE_CHECKING:
+    from ..certification.run import Certification
 
 
-def certify_command(
-    model: str,
-    data: str | DataSet,
-    out: Path,
-    *,
-    sigma: float | None = None,
-    n0: int = 100,
-    n: int = 10_000,
-    alpha: float = 0.001,
-    radii: Sequence[float] | None = None,
-    eps: str | float | None = None,
-    limit: int | None = None,
-    split: str = "test",
-    pixels: str | None = None,
-    batch_size: int = 512,
-    size: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    progress: bool = False,
-) -> Certification:
-    """Certify a model's answers on a data set.
+@dataclass(frozen=True)
+class Options:
+    """Certify predictions that no attack inside a radius can change, and attack them all the same.
 
-    Args:
-        model: as `holdfast.load` takes it.
-        sigma: of the noise, for randomised smoothing (L2); None for interval bounds (L∞), which
-            need a network such as `interval-cnn`.
-        n0, n, alpha: of smoothing; see `Smoothed.certify`.
-        radii: where certified accuracy is reported; by default 0, 0.25 and 0.5, or 0, ε/2 and ε.
-        eps: radius of the attack that bounds the true accuracy from above, by default what the
-            model was trained for.
+    With --sigma by randomised smoothing (L2), without by interval bounds (L∞).
+    """
+
+    model: ModelArgument
+    out: RunOption
+    data: DataOption = "datasets"
+    sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--sigma",
+            help="Certify by randomised smoothing with Gaussian noise of this standard deviation, "
+            "in image units. Without it, by interval bounds.",
+        ),
+    ] = None
+    n0: Annotated[
+        int,
+        typer.Option("--n0", help="Smoothing: noisy samples that choose an image's prediction."),
+    ] = 100
+    n: Annotated[
+        int, typer.Option("-n", "--n", help="Smoothing: noisy samples that certify the prediction.")
+    ] = 10_000
+    alpha: Annotated[
+        float,
+        typer.Option("--alpha", help="Smoothing: the chance that an image's certificate is wrong."),
+    ] = 0.001
+    radius: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--radius",
+            help="A radius at which certified accuracy is reported, in image units. May be "
+            "repeated.",
+        ),
+    ] = None
+    eps: EpsOption = None
+    limit: LimitOption = None
+    split: SplitOption = "test"
+    pixels: PixelsOption = None
+    batch_size: Annotated[
+        int,
+        typer.Option(
+            "--batch-size", help="Images in a pass of the model; it changes no certificate."
+        ),
+    ] = 512
+    size: SizeOption = None
+    seed: SeedOption = 0
+    device: DeviceOption = None
+    quiet: QuietOption = False
+
+
+def run(options: Options) -> Certification:
+    """Load the model and the images, certify, write the run folder.
 
     Raises:
-        InputError: options out of range; a model of other classes than the data, or of layers that
-            intervals cannot be carried through; as `certify`.
+        InputError: options out of range; a model of other classes than the data; as
+            `holdfast.certify`.
     """
-    network = load(model)
-    if not isinstance(network, nn.Module):
-        raise InputError(f"model {model} is no torch.nn.Module, so nothing is known of its weights")
+    import torch
+
+    from .. import data as datasets
+    from ..certification.certify import certify
+    from ..distributed import alone
+    from ..evaluation.cards import check_classes, remark, what_was_measured
+    from ..loading import load
+
+    alone("certify")
+    network = load(options.model)
+    if not isinstance(network, torch.nn.Module):
+        raise InputError(
+            f"model {options.model} is no torch.nn.Module, so nothing is known of its weights"
+        )
     card = getattr(network, "card", {})
-    dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
-    check_classes(model, card, dataset)
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}")
-    whole_number("smoothing", "n0", n0, 1)
-    whole_number("smoothing", "n", n, 1)
-    real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
-    chosen = dataset.split(split)
-    first = len(chosen) if limit is None else min(limit, len(chosen))
-    remark(dataset, split, first, str(card.get("trained_on", "")))
-    where = checked_device(device)
-    network.to(where)
-    method: Method
-    if sigma is None:
-        threat = threat_of("linf", eps, card)
-        method, chunk = IntervalBounds(network, threat, seed=seed), batch_size
-        radii = [share * threat.eps for share in SHARES] if radii is None else radii
-    else:
-        threat = threat_of("l2", eps, card)
-        smoothed = Smoothed(network, sigma, batch_size=batch_size, seed=seed)
-        method = Smoothing(smoothed, threat, n0=n0, n=n, alpha=alpha, seed=seed)
-        chunk = min(max(1, PASSES // n), 100)
-        radii = RADII if radii is None else radii
+    dataset = datasets.load(options.data, size=options.size)
+    check_classes(options.model, card, dataset)
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be at least 1, not {options.limit}")
+    split = dataset.split(options.split)
+    n = len(split) if options.limit is None else min(options.limit, len(split))
+    remark(dataset, options.split, n, str(card.get("trained_on", "")))
     return certify(
-        method,
         network,
-        datasets.to_tensor(chosen.images[:first]).to(where),
-        torch.from_numpy(chosen.labels[:first].copy()),
-        out,
-        radii=radii,
-        chunk=chunk,
-        described=what_was_measured(model, network, dataset, split, first, pixels),
+        datasets.to_tensor(split.images[:n]),
+        torch.from_numpy(split.labels[:n].copy()),
+        sigma=options.sigma,
+        n0=options.n0,
+        n=options.n,
+        alpha=options.alpha,
+        radii=[parse_number(text) for text in options.radius] if options.radius else None,
+        eps=options.eps,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        device=options.device,
+        run=options.out,
+        progress=not options.quiet,
         classes=dataset.classes,
-        progress=progress,
-        note=trained_otherwise(card, sigma, None if sigma is not None else method.threat),
+        described=what_was_measured(
+            options.model, network, dataset, options.split, n, options.pixels
+        ),
     )
 
 
-def trained_otherwise(card: dict[str, Any], sigma: float | None, threat: Threat | None) -> str:
-    """In a line, for what else a model was trained than its certificates ask; empty if for that.
+def show(result: Certification, options: Options) -> None:
+    """Print certified and attacked accuracy, and the flags that fired."""
+    from ..runs.folder import on_date
 
-    Args:
-        card: the model's; what it does not say is not guessed.
-        sigma: of smoothing's noise; None for interval bounds.
-        threat: of interval bounds.
-    """
-    recipe = card.get("recipe")
-    objective = recipe.get("objective") if isinstance(recipe, dict) else None
-    if not isinstance(objective, dict):
-        return ""
-    name, arguments = objective.get("name"), objective.get("arguments")
-    if sigma is not None:
-        if name not in NOISY:
-            return f"the model never saw noise in training ({name}), asked at σ = {sigma:g}"
-        trained = (arguments if isinstance(arguments, dict) else {}).get("sigma", NOISE)
-        return "" if trained == sigma else f"trained at σ = {trained}, asked at {sigma:g}"
-    if name != "interval":
-        return f"the model was not trained for interval bounds ({name})"
-    told = card.get("threat")
-    before = Threat(told["norm"], told["eps"]) if isinstance(told, dict) else threat
-    return "" if before == threat else f"trained at {before}, asked at {threat}"
+    for point in result.certified:
+        low, high = point.interval
+        tell(
+            f"certified accuracy at {point.radius:<8.4g}{point.certified_accuracy:7.2%}  "
+            f"(95 %: {low:.2%} to {high:.2%})"
+        )
+    low, high = result.attacked_accuracy_interval
+    tell(
+        f"attacked accuracy at {result.threat['eps']:<9.4g}{result.attacked_accuracy:7.2%}  "
+        f"(95 %: {low:.2%} to {high:.2%})"
+    )
+    settings = ", ".join(f"{key} {value}" for key, value in result.settings.items())
+    tell(f"{result.method}, {settings}, n = {result.n}, abstained {result.abstained:.1%}")
+    if result.note:
+        tell(f"mind: {result.note}")
+    for flag in result.flags:
+        if flag.fired:
+            tell(f"flag: {flag.name}: {flag.detail}")
+    tell(f"run folder         {options.out}, finished on {on_date(result.finished)}")

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
-from .. import data as datasets
-from ..report import write_report
+import typer
+
 from ..terminal import tell, tell_table
-from ..threat import Threat
-from ..training import train
-from ..training.recipe import recipe_from
-from .evaluate import evaluate_command
+from . import evaluate
+from .options import QuietOption, SeedOption
 from .tables import percent
 
-THREAT = Threat("linf", 0.2)
-RECIPES = {
+NORM, EPS = "linf", "0.2"
+RECIPES: dict[str, dict[str, Any]] = {
     "undefended": {
         "objective": {"name": "standard"},
         "validation": {"steps": 5, "images": 300},
@@ -29,7 +29,7 @@ RECIPES = {
 }
 SHARED = {
     "model": {"architecture": "small-cnn", "arguments": {"width": 16}},
-    "threat": {"norm": THREAT.norm, "eps": str(THREAT.eps)},
+    "threat": {"norm": NORM, "eps": EPS},
     "augment": {"crop_padding": 1, "flip": "none"},
     "optimiser": {"learning_rate": 0.1},
     "batch_size": 64,
@@ -38,52 +38,78 @@ SHARED = {
 }
 
 
-def run_demo(out: Path, *, seed: int = 0, progress: bool = True) -> Path:
-    """Train an undefended and a defended model, attack both, print a table, write the page.
+@dataclass(frozen=True)
+class Options:
+    """Go the whole way on embedded digits: train, defend, attack, report. It takes minutes."""
 
-    Args:
-        out: run folders and `report.html`; an interrupted demo goes on.
+    out: Annotated[
+        Path, typer.Option("--out", help="The folder to write the runs and the page into.")
+    ] = Path("runs/demo")
+    seed: SeedOption = 0
+    quiet: QuietOption = False
 
-    Returns:
-        the page.
+
+class Demo(NamedTuple):
+    """What the demo came to: the evaluations by name, the page, and the seconds it took."""
+
+    evaluations: dict[str, dict[str, Any]]
+    page: Path
+    seconds: float
+
+
+def run(options: Options) -> Demo:
+    """Train an undefended and a defended model, attack both, and write the page.
+
+    An interrupted demo goes on.
     """
+    from .. import data as datasets
+    from ..report import write_report
+    from ..training import train
+    from ..training.recipe import recipe_from
+
     began = time.monotonic()
     digits = datasets.load("digits")
-    runs, rows = [], []
+    runs, found = [], {}
     for name, recipe in RECIPES.items():
-        training = out / name
-        train(recipe_from({**SHARED, **recipe}), digits, training, seed=seed, progress=progress)
-        verdict = out / f"{name}-verdict"
-        result = evaluate_command(
-            str(training),
-            "digits",
-            verdict,
-            suite="apgd",
-            norm=THREAT.norm,
-            eps=str(THREAT.eps),
-            limit=None,
-            split="test",
-            pixels=None,
-            curve=True,
-            batch_size=None,
-            precision="auto",
-            size=None,
-            seed=seed,
-            device=None,
-            progress=progress,
+        training, verdict = options.out / name, options.out / f"{name}-verdict"
+        train(
+            recipe_from({**SHARED, **recipe}),
+            digits,
+            training,
+            seed=options.seed,
+            progress=not options.quiet,
         )
-        runs += [verdict, training]
-        summary = result.summary()
-        rows.append(
-            (
-                name,
-                percent(summary, "standard_accuracy"),
-                percent(summary, "robust_accuracy"),
-                str(result.n),
+        result = evaluate.run(
+            evaluate.Options(
+                str(training),
+                verdict,
+                "digits",
+                suite="apgd",
+                norm=NORM,
+                eps=EPS,
+                seed=options.seed,
+                quiet=options.quiet,
             )
         )
-    page = write_report(runs, out / "report.html")
-    columns = ("model", "standard accuracy", "robust accuracy", "n")
-    tell_table(f"digits, {THREAT}, suite apgd", columns, rows)
-    tell(f"report: {page}  ({time.monotonic() - began:.0f} s)")
-    return page
+        runs += [verdict, training]
+        found[name] = result.summary()
+    page = write_report(runs, options.out / "report.html")
+    return Demo(found, page, time.monotonic() - began)
+
+
+def show(demo: Demo, options: Options) -> None:
+    """Print both models' accuracies, and where the page is."""
+    tell_table(
+        f"digits, L∞ {EPS}, suite apgd",
+        ("model", "standard accuracy", "robust accuracy", "n"),
+        [
+            (
+                name,
+                percent(found, "standard_accuracy"),
+                percent(found, "robust_accuracy"),
+                str(found["n"]),
+            )
+            for name, found in demo.evaluations.items()
+        ],
+    )
+    tell(f"report: {demo.page}  ({demo.seconds:.0f} s)")

@@ -1,31 +1,104 @@
-"""`holdfast evaluate`: what the names on the command line stand for."""
+"""`holdfast evaluate`: a model's standard and robust accuracy."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-import torch
+import typer
 
-from .. import data as datasets
-from ..attacks.adaptive import NAME as ADAPTIVE
-from ..attacks.adaptive import SAMPLES
-from ..attacks.base import Model
-from ..defences import chain, steps, undefended
-from ..distributed import joined, leads
 from ..errors import InputError
-from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
-from ..evaluation.evaluate import evaluate
-from ..evaluation.inspection import reason
-from ..evaluation.result import Evaluation
-from ..load import load
 from ..terminal import tell
+from .options import (
+    DataOption,
+    DeviceOption,
+    EpsOption,
+    LimitOption,
+    ModelArgument,
+    NormOption,
+    PixelsOption,
+    QuietOption,
+    RunOption,
+    SeedOption,
+    SizeOption,
+    SplitOption,
+)
+
+if TYPE_CHECKING:
+    from ..attacks.base import Model
+    from ..evaluation import Evaluation
 
 USUAL_SUITE = "autoattack"
 
 
+@dataclass(frozen=True)
+class Options:
+    """Attack a model and write down its standard and robust accuracy.
+
+    Under `torchrun --nproc-per-node N -m holdfast evaluate …` N processes share the images.
+    """
+
+    model: ModelArgument
+    out: RunOption
+    data: DataOption = "datasets"
+    defence: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--defence",
+            help="A defence in front of the model, such as jpeg:quality=75 or "
+            "package.module:Class. May be repeated: they see the image in the order given.",
+        ),
+    ] = None
+    suite: Annotated[
+        str | None,
+        typer.Option(
+            "--suite",
+            help="Which attacks: a name from `holdfast list suites`, or one attack of another "
+            "library, such as torchattacks:APGD:steps=10. By default autoattack, or adaptive "
+            "where a defence needs it.",
+        ),
+    ] = None
+    samples: Annotated[
+        int,
+        typer.Option(
+            "--samples",
+            help="With the suite adaptive: how many draws of a random model each gradient "
+            "averages over.",
+        ),
+    ] = 20
+    norm: NormOption = None
+    eps: EpsOption = None
+    limit: LimitOption = None
+    split: SplitOption = "test"
+    pixels: PixelsOption = None
+    curve: Annotated[bool, typer.Option(help="Also measure the security curve.")] = True
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            "--batch-size",
+            help="Images searched at once. By default measured; it changes no verdict.",
+        ),
+    ] = None
+    precision: Annotated[
+        str,
+        typer.Option(
+            "--precision",
+            help="Number format of the search: auto, bf16, float32 or original. Verdicts always "
+            "come from the original.",
+        ),
+    ] = "auto"
+    size: SizeOption = None
+    seed: SeedOption = 0
+    device: DeviceOption = None
+    quiet: QuietOption = False
+
+
 def suite_or_usual(suite: str | None, model: Model) -> str:
     """The suite asked for; else `adaptive`, saying why, for a defence that needs it."""
+    from ..attacks.adaptive import NAME as ADAPTIVE
+    from ..distributed import leads
+    from ..evaluation.inspection import reason
+
     if suite is not None:
         return suite
     why = reason(model)
@@ -34,57 +107,94 @@ def suite_or_usual(suite: str | None, model: Model) -> str:
     return ADAPTIVE if why else USUAL_SUITE
 
 
-@joined()
-def evaluate_command(
-    model: str,
-    data: str,
-    out: Path,
-    *,
-    defences: Sequence[str] = (),
-    suite: str | None,
-    samples: int = SAMPLES,
-    norm: str | None,
-    eps: str | None,
-    limit: int | None,
-    split: str,
-    pixels: str | None,
-    curve: bool,
-    batch_size: int | None,
-    precision: str,
-    size: int | None,
-    seed: int,
-    device: str | None,
-    progress: bool,
-) -> Evaluation:
-    """Load, evaluate, write the run folder; see `evaluate` for what the options mean."""
-    network = chain(load(model), defences)
+def run(options: Options) -> Evaluation:
+    """Load the model and the images, evaluate, write the run folder.
+
+    Raises:
+        InputError: options out of range; a model of other classes than the data; as
+            `holdfast.evaluate`.
+    """
+    from ..distributed import joined
+
+    with joined():  # what one worker fails at, the others leave too
+        return _run(options)
+
+
+def _run(options: Options) -> Evaluation:
+    import torch
+
+    from .. import data as datasets
+    from ..defences import chain, steps, undefended
+    from ..evaluation import evaluate
+    from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
+    from ..loading import load
+
+    network = chain(load(options.model), options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
-    specs = [step.spec for step in steps(network)]
-    threat = threat_of(norm, eps, card)
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}")
-    dataset = datasets.load(data, size=size)
-    chosen = dataset.split(split)
-    first = len(chosen) if limit is None else min(limit, len(chosen))
-    check_classes(model, card, dataset)
-    remark(dataset, split, first, str(card.get("trained_on", "")))
+    defences = [step.spec for step in steps(network)]
+    threat = threat_of(options.norm, options.eps, card)
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be at least 1, not {options.limit}")
+    dataset = datasets.load(options.data, size=options.size)
+    split = dataset.split(options.split)
+    n = len(split) if options.limit is None else min(options.limit, len(split))
+    check_classes(options.model, card, dataset)
+    remark(dataset, options.split, n, str(card.get("trained_on", "")))
     return evaluate(
         network,
-        datasets.to_tensor(chosen.images[:first]),
-        torch.from_numpy(chosen.labels[:first].copy()),
+        datasets.to_tensor(split.images[:n]),
+        torch.from_numpy(split.labels[:n].copy()),
         threat,
-        suite_or_usual(suite, network),
-        batch_size,
-        device or ("cuda" if torch.cuda.is_available() else None),
-        precision,
-        seed,
-        out,
-        progress,
-        curve=curve,
-        samples=samples,
+        suite_or_usual(options.suite, network),
+        options.batch_size,
+        options.device or ("cuda" if torch.cuda.is_available() else None),
+        options.precision,
+        options.seed,
+        options.out,
+        progress=not options.quiet,
+        curve=options.curve,
+        samples=options.samples,
         described={
-            **what_was_measured(model, bare, dataset, split, first, pixels, specs),
+            **what_was_measured(
+                options.model, bare, dataset, options.split, n, options.pixels, defences
+            ),
             "classes": list(dataset.classes),
         },
     )
+
+
+def show(result: Evaluation, options: Options) -> None:
+    """Print the accuracies, what each attack did, and the flags that fired."""
+    from ..distributed import leads
+    from ..runs.folder import on_date
+
+    if not leads():  # one of several workers; the first one tells
+        return
+    low, high = result.standard_accuracy_interval
+    tell(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    low, high = result.robust_accuracy_interval
+    tell(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    for figure in result.draws:
+        tell(
+            f"over {figure.draws} fresh draws, {figure.kind + ':':9} "
+            f"standard {figure.standard_accuracy:7.2%}, robust {figure.robust_accuracy:7.2%}"
+        )
+    if result.unaware is not None:
+        low, high = result.unaware.robust_accuracy_interval
+        tell(
+            f"had the attacker not known of the defence: {result.unaware.robust_accuracy:.2%}  "
+            f"(95 %: {low:.2%} to {high:.2%}, n = {result.unaware.n})"
+        )
+    tell(f"n = {result.n}, {result.described_threat}, suite {result.suite}, seed {result.seed}")
+    for cost in result.attacks:
+        tell(
+            f"{cost.name:24} broke {cost.broken:5}  forwards {cost.forwards:9}  "
+            f"backwards {cost.backwards:9}  {cost.seconds:8.1f} s"
+            if cost.ran
+            else f"{cost.name:24} {cost.outcome}"
+        )
+    for flag in result.flags:
+        if flag.fired:
+            tell(f"flag: {flag.name}: {flag.detail}")
+    tell(f"run folder         {options.out}, finished on {on_date(result.finished)}")

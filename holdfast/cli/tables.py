@@ -1,18 +1,16 @@
-"""Tables of figures from run folders and from the zoo, for a terminal."""
+"""Evaluations read from run folders, for tables of their figures."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
-from ..evaluation.result import SCHEMA, distinct_names, model_name
-from ..models.checkpoint import read_card
-from ..models.zoo import zoo_folder, zoo_names
-from ..runs.files import read_json
-from ..terminal import tell, tell_table
-from ..threat import Threat
+from ..terminal import tell
+
+if TYPE_CHECKING:
+    from ..threat import Threat
 
 RESULT = "result.json"
 
@@ -25,6 +23,9 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: no such folder.
     """
+    from ..evaluation.result import SCHEMA
+    from ..runs.files import read_json
+
     if not os.path.isdir(folder):  # no error, whatever the name is
         raise InputError(f"folder {folder} does not exist")
     found = []
@@ -47,6 +48,8 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
 
 def threat_in(told: dict[str, Any]) -> Threat:
     """The threat model of a result; keys that it does not know are passed over."""
+    from ..threat import Threat
+
     return Threat(**{key: told[key] for key in ("norm", "eps", "degrees", "pixels") if key in told})
 
 
@@ -78,74 +81,3 @@ def percent(result: dict[str, Any], name: str) -> str:
     """A fraction of a result with its 95 % interval, in per cent."""
     low, high = result[f"{name}_interval"]
     return f"{result[name]:.1%} ({low:.1%} to {high:.1%})"
-
-
-def print_leaderboard(folder: Path) -> None:
-    """One table for each suite, threat model and data: figures of different ones never mix."""
-    groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
-    for result in evaluations(folder):
-        threat = str(threat_in(result["threat"]))
-        data = result.get("data") or {}
-        pixels = f"{data.get('name', '?')} {data.get('split', '')}, {data.get('pixels', '?')}"
-        groups.setdefault((result["suite"], threat, pixels), []).append(result)
-    if not groups:
-        raise InputError(f"folder {folder} holds no finished evaluation")
-    for group, results in sorted(groups.items()):
-        sizes = sorted({result["n"] for result in results})
-        ranked = sorted(results, key=lambda r: -r["robust_accuracy"])
-        weights = [(result.get("model") or {}).get("sha256") or "" for result in ranked]
-        names = distinct_names([model_name(result) for result in ranked], weights)
-        tell_table(
-            ", ".join(group),
-            ("model", "standard accuracy", "robust accuracy", "n", "flags", "run"),
-            [
-                (
-                    name,
-                    percent(result, "standard_accuracy"),
-                    percent(result, "robust_accuracy"),
-                    str(result["n"]),
-                    ", ".join(f["name"] for f in result.get("flags") or [] if f.get("fired"))
-                    or "—",
-                    result["run"],
-                )
-                for name, result in zip(names, ranked, strict=True)
-            ],
-            f"The rows are not on the same images: n = {', '.join(map(str, sizes))}. "
-            "What differs by less than the intervals is no difference."
-            if len(sizes) > 1
-            else None,
-        )
-
-
-def print_zoo() -> None:
-    """The zoo's models, with the figures of each suite beside each other, never mixed.
-
-    A model whose card is damaged is one line on standard error; the others are shown.
-    """
-    names = zoo_names()
-    if not names:
-        raise InputError(f"the zoo ({zoo_folder()}) holds no models")
-    beside = zoo_folder().parent / "benchmarks" / "results"
-    committed = evaluations(beside) if beside.is_dir() else []
-    rows = []
-    for name in names:
-        folder = zoo_folder() / name
-        try:
-            card = read_card(folder)
-        except InputError as error:
-            tell(f"left out: {error}", error=True)
-            continue
-        trained = card.get("threat")
-        first = (name, card["architecture"], str(Threat(**trained)) if trained else "none")
-        results = [*evaluations(folder), *(r for r in committed if model_name(r) == name)]
-        rows += [
-            (
-                *first,
-                result["suite"],
-                percent(result, "standard_accuracy"),
-                percent(result, "robust_accuracy"),
-                str(result["n"]),
-            )
-            for result in results
-        ] or [(*first, "—", "—", "—", "—")]
-    tell_table("zoo", ("model", "architecture", "threat", "suite", "standard", "robust", "n"), rows)

@@ -1,45 +1,131 @@
-"""`holdfast uncertainty`: what the names on the command line stand for."""
+"""`holdfast uncertainty`: how sure a model is, and whether that can be believed."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
+import typer
 
-from .. import data as datasets
-from .. import draws
-from ..attacks.suites import SUITES, suite_named
-from ..data import out_of_distribution as foreigners
-from ..data.base import DataSet, Split
 from ..errors import InputError
-from ..evaluation.cards import (
-    check_classes,
-    remark,
-    threat_of,
-    unseen_validation,
-    what_was_measured,
+from ..terminal import tell
+from .options import (
+    DataOption,
+    DeviceOption,
+    EpsOption,
+    LimitOption,
+    ModelArgument,
+    NormOption,
+    PixelsOption,
+    QuietOption,
+    RunOption,
+    SeedOption,
+    SizeOption,
 )
-from ..inputs import checked_device
-from ..load import load
-from ..uncertainty.conformal import robust_alpha
-from ..uncertainty.human import read_human
-from ..uncertainty.inputs import checked_share
-from ..uncertainty.run.measure import measure
-from ..uncertainty.run.request import LabelledImages, Request
 
-USUAL_SUITE = "swift" if "swift" in SUITES else "apgd"
-CALIBRATION = 2000  # validation images: half for scalings, half for thresholds and sets
+if TYPE_CHECKING:
+    from ..data import DataSet, Split
+    from ..uncertainty.run.request import LabelledImages
+
+USUAL_SUITE = "swift"
 TRAINING = 2000  # training images whose features detectors know
-FOREIGN = 300  # images of each other kind
+FOREIGN = 300  # images of each out-of-distribution kind
 MORE = 10  # images that are only looked at, for each that is attacked
-COVERAGE = 0.8  # what abstaining promises to answer
+COVERAGE = 0.8  # the share of images that abstaining promises to answer
+
+
+@dataclass(frozen=True)
+class Options:
+    """Measure how sure a model is, and whether that can be believed, on clean, corrupted,
+    out-of-distribution and attacked images.
+
+    Everything is fitted and calibrated on the validation split, and measured on the test split.
+    """
+
+    model: ModelArgument
+    out: RunOption
+    data: DataOption = "datasets"
+    attack: Annotated[
+        str | None,
+        typer.Option(
+            "--attack",
+            help="The suite that attacks predictions: a name from `holdfast list suites`. "
+            "By default swift.",
+        ),
+    ] = None
+    norm: NormOption = None
+    eps: EpsOption = None
+    limit: LimitOption = None
+    calibration: Annotated[
+        int,
+        typer.Option(
+            "--calibration",
+            help="How many validation images are used: one half fits temperatures, the other "
+            "calibrates thresholds and conformal sets.",
+        ),
+    ] = 2000
+    alpha: Annotated[
+        float,
+        typer.Option("--alpha", help="The share of conformal sets that may miss the true class."),
+    ] = 0.1
+    risk: Annotated[
+        float,
+        typer.Option(
+            "--risk", help="The share of wrong answers that abstaining promises to stay below."
+        ),
+    ] = 0.05
+    radius: Annotated[
+        float,
+        typer.Option(
+            "--radius",
+            help="The L2 radius within which robust conformal sets keep their promise, in image "
+            "units.",
+        ),
+    ] = 0.125
+    sigma: Annotated[
+        float,
+        typer.Option(
+            "--sigma",
+            help="The standard deviation of the noise that robust conformal sets are smoothed "
+            "with, in image units.",
+        ),
+    ] = 0.125
+    ood: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ood",
+            help="Out-of-distribution images: a folder of images, of CIFAR-100's, SVHN's or "
+            "CIFAR-10's files. Noise, textures and digits are always there. May be repeated.",
+        ),
+    ] = None
+    human: Annotated[
+        str | None,
+        typer.Option(
+            "--human",
+            help="How people labelled the test split: a .npy file, or a .npz file with probs.",
+        ),
+    ] = None
+    ensemble: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--ensemble", help="Another model of a deep ensemble with this one. May be repeated."
+        ),
+    ] = None
+    pixels: PixelsOption = None
+    size: SizeOption = None
+    seed: SeedOption = 0
+    device: DeviceOption = None
+    quiet: QuietOption = False
 
 
 def _drawn(split: Split, count: int, seed: int, name: str) -> LabelledImages:
     """Images of a split at random, in random order."""
+    import torch
+
+    from .. import draws
+    from ..uncertainty.run.request import LabelledImages
+
     keys = draws.uniform(draws.item_seeds(seed, "split", name, torch.arange(len(split))), 0)
     rows = keys.argsort(stable=True)[:count]
     return LabelledImages(
@@ -65,86 +151,73 @@ def _check_every_class(dataset: DataSet, part: LabelledImages, *, whole: bool) -
         )
 
 
-def _checked(
-    alpha: float, risk: float, radius: float, sigma: float, limit: int | None, calibration: int
-) -> None:
-    checked_share("alpha", alpha)
-    checked_share("risk", risk)
-    robust_alpha(alpha, radius, sigma)
-    if radius <= 0:
-        raise InputError(f"--radius must be above 0, not {radius}")
-    if calibration < 2:
-        raise InputError(f"--calibration must be at least 2, not {calibration}")
-    if limit is not None and limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}")
+def _check(options: Options) -> None:
+    """InputError naming an option that is out of range."""
+    from ..uncertainty.conformal import robust_alpha
+    from ..uncertainty.inputs import checked_share
+
+    checked_share("alpha", options.alpha)
+    checked_share("risk", options.risk)
+    robust_alpha(options.alpha, options.radius, options.sigma)
+    if options.radius <= 0:
+        raise InputError(f"--radius must be above 0, not {options.radius}")
+    if options.calibration < 2:
+        raise InputError(f"--calibration must be at least 2, not {options.calibration}")
+    if options.limit is not None and options.limit < 1:
+        raise InputError(f"--limit must be at least 1, not {options.limit}")
 
 
-def uncertainty_command(
-    model: str,
-    data: str,
-    out: Path,
-    *,
-    attack: str | None = None,
-    norm: str | None = None,
-    eps: str | None = None,
-    limit: int | None = None,
-    calibration: int = CALIBRATION,
-    alpha: float = 0.1,
-    risk: float = 0.05,
-    radius: float = 0.125,
-    sigma: float = 0.125,
-    ood: Sequence[str] = (),
-    human: str | None = None,
-    ensemble: Sequence[str] = (),
-    pixels: str | None = None,
-    size: int | None = None,
-    seed: int = 0,
-    device: str | None = None,
-    progress: bool = True,
-) -> dict[str, Any]:
-    """Load, measure, write the run folder.
-
-    Args:
-        model, ensemble: as `holdfast.load` takes them.
-        data: as `holdfast.data.load` takes it; everything is fitted on its validation split, and
-            the test split is measured.
-        attack: the suite that breaks labels; None: `swift` where there is one.
-        limit: only the first test images.
-        calibration: validation images used, half for scalings, half for thresholds and sets.
-        alpha: share of conformal sets that may miss.
-        risk: share of wrong answers that abstaining promises to stay below.
-        radius, sigma: of the robust sets: the L2 radius of the promise, and the noise.
-        ood: further foreign images, as `holdfast.data.out_of_distribution.load` takes them;
-            `noise`,
-            `textures`, and the digits where they are not the data itself, are always there.
-        human: a file of human label distributions of the whole test split.
-        pixels: what the pixels are, in words.
+def run(options: Options) -> dict[str, Any]:
+    """Load the models and the images, measure, write the run folder.
 
     Returns:
         what `result.json` holds.
 
     Raises:
-        InputError: any of these is bad; one line.
+        InputError: options out of range; a model of other classes than the data, or trained on
+            all validation images; as `holdfast.measure_uncertainty`.
     """
-    _checked(alpha, risk, radius, sigma, limit, calibration)
-    suite = suite_named(attack or USUAL_SUITE)
-    network = load(model)
+    import torch
+
+    from .. import data as datasets
+    from ..attacks.suites import suite_named
+    from ..data import out_of_distribution
+    from ..distributed import alone
+    from ..evaluation.cards import (
+        check_classes,
+        remark,
+        threat_of,
+        unseen_validation,
+        what_was_measured,
+    )
+    from ..inputs import checked_device
+    from ..loading import load
+    from ..uncertainty.human import read_human
+    from ..uncertainty.run.measure import measure
+    from ..uncertainty.run.request import LabelledImages, Request
+
+    alone("uncertainty")
+    _check(options)
+    alpha, seed = options.alpha, options.seed
+    suite = suite_named(options.attack or USUAL_SUITE)
+    network = load(options.model)
+    ensemble = options.ensemble or []
     members = [load(member) for member in ensemble]
     card = getattr(network, "card", {})
-    threat = threat_of(norm, eps, card)
+    threat = threat_of(options.norm, options.eps, card)
     for stage in suite.stages:
         stage.attack.check_norm(threat)
-    dataset = datasets.load(data, size=size)
-    check_classes(model, card, dataset)
-    asked = zip((model, *ensemble), (network, *members), strict=True)
+    dataset = datasets.load(options.data, size=options.size)
+    check_classes(options.model, card, dataset)
+    asked = zip((options.model, *ensemble), (network, *members), strict=True)
     validation = unseen_validation(
         dataset, {name: getattr(each, "card", {}) for name, each in asked}
     )
     test = dataset.test
-    first = len(test) if limit is None else min(limit, len(test))
+    first = len(test) if options.limit is None else min(options.limit, len(test))
     remark(dataset, "test", first)
     shuffled = _drawn(validation, len(validation), seed, "validation")
-    drawn = min(calibration, len(shuffled))
+    drawn = min(options.calibration, len(shuffled))
     fitting, calibrating = shuffled[: drawn // 2], shuffled[drawn // 2 : drawn]
     for part in (fitting, calibrating):
         _check_every_class(dataset, part, whole=drawn == len(shuffled))
@@ -160,12 +233,12 @@ def uncertainty_command(
         torch.arange(more),
     )
     people = None
-    if human is not None:
-        read = read_human(human, test.labels, classes=len(dataset.classes))
+    if options.human is not None:
+        read = read_human(options.human, test.labels, classes=len(dataset.classes))
         people = torch.from_numpy(read[:first])
     shape = test.images.shape[1:]
-    usual = [*foreigners.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
-    where = checked_device(device)
+    usual = [*out_of_distribution.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
+    where = checked_device(options.device)
     for each in (network, *members):
         if isinstance(each, torch.nn.Module):
             each.to(where)
@@ -182,17 +255,27 @@ def uncertainty_command(
         training=_drawn(dataset.train, TRAINING, seed, "training"),
         classes=tuple(dataset.classes),
         out_of_distribution=[
-            foreigners.load(source, shape, FOREIGN, seed=seed)
-            for source in dict.fromkeys([*usual, *ood])
+            out_of_distribution.load(source, shape, FOREIGN, seed=seed)
+            for source in dict.fromkeys([*usual, *(options.ood or [])])
         ],
         human=people,
         alpha=alpha,
-        risk=risk,
+        risk=options.risk,
         coverage=COVERAGE,
-        radius=radius,
-        sigma=sigma,
+        radius=options.radius,
+        sigma=options.sigma,
         seed=seed,
         device=where,
     )
-    described = what_was_measured(model, network, dataset, "test", first, pixels)
-    return measure(request, out, described=described, progress=progress)
+    described = what_was_measured(options.model, network, dataset, "test", first, options.pixels)
+    return measure(request, options.out, described=described, progress=not options.quiet)
+
+
+def show(result: dict[str, Any], options: Options) -> None:
+    """Print the figures that matter most."""
+    from ..runs.folder import on_date
+    from ..uncertainty.run.output import summary_lines
+
+    for line in summary_lines(result):
+        tell(line)
+    tell(f"run folder         {options.out}, finished on {on_date(result['finished'])}")

@@ -1,7 +1,7 @@
 """Mixtures: one model of a robust and an accurate one.
 
 - `parameters`: `fit_mixture`, which chooses a mixture's parameters on validation images
-- `run`: `mix_command`, which also loads the models and writes the mixture as a checkpoint
+- `run`: `mix`, which also attacks the mixtures and writes the chosen one as a checkpoint
 """
 
 from typing import TYPE_CHECKING

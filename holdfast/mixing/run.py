@@ -1,32 +1,33 @@
-"""`holdfast mix`: one model of a robust and an accurate one."""
+"""`mix`: one model of a robust and an accurate one."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
-from .. import data as datasets
-from ..data.base import DataSet, held_back
+from ..data.base import held_back
 from ..errors import InputError
-from ..evaluation.cards import remark, threat_of, unseen_validation
+from ..evaluation.cards import threat_of
 from ..evaluation.classes import check_number_of_logits
 from ..evaluation.quick_attack import LOSSES, strongest
-from ..inputs import checked_device
-from ..load import load
+from ..inputs import checked_data, checked_device, checked_threat
 from ..models import save_checkpoint
 from ..models.mixture import Mixture
 from ..models.modes import evaluating
-from ..models.wrapper import wrapped
+from ..models.wrapper import own_defaults, wrapped
 from ..runs.environment import circumstances
 from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
 from ..runs.parts import Stages
 from ..runs.progress import ProgressLine
-from ..threat import Images
+from ..threat import Images, Threat
 from .parameters import Choice, Figures, Parameters, fit_mixture
 
 SCHEMA = "holdfast/mixture/1"
@@ -34,68 +35,108 @@ FIGURES = ("chosen", "robust_alone", "accurate_alone")  # of a choice
 CODE = ("attacks", "defences", "evaluation/quick_attack.py", "models", "threat.py", "draws.py")
 
 
-def mix_command(
-    robust: str,
-    accurate: str,
-    data: str | DataSet,
-    out: Path,
+@dataclass(frozen=True)
+class Mixed:
+    """A mixture, and what it achieves on the images that chose it.
+
+    Attributes:
+        model: images to logits; robust and accurate model in one.
+        choice: its parameters and figures.
+        finished: when, ISO 8601, UTC; empty without a run folder.
+    """
+
+    model: Mixture
+    choice: Choice
+    finished: str = ""
+
+
+def mix(
+    robust: nn.Module,
+    accurate: nn.Module,
+    images: Images,
+    labels: Int64[Tensor, " n"] | None = None,
+    threat: Threat | None = None,
     *,
-    norm: str | None = None,
-    eps: str | float | None = None,
-    limit: int = 1000,
     cost: float = 0.01,
     steps: int = 40,
     rounds: int = 4,
-    size: int | None = None,
     seed: int = 0,
     device: str | None = None,
+    run: Path | str | None = None,
     progress: bool = False,
-) -> tuple[Path, Choice]:
-    """Choose a mixture's parameters on validation images and write it as a model.
+    classes: Sequence[str] | None = None,
+    described: dict[str, Any] | None = None,
+) -> Mixed:
+    """Blend a robust and an accurate model into one that has both accuracies.
+
+    The mixture's parameters are chosen on images that neither model was trained on, and never on
+    test images (after Bai et al., "MixedNUTS", TMLR 2024).
 
     Args:
-        robust, accurate: checkpoints, training runs or names from the zoo.
-        data: whose validation split decides; the test split is not looked at.
-        out: the model's folder: both networks in one `model.safetensors`, and the card. The same
-            command goes on there where it was interrupted, and tells what came of it once it is
-            done.
-        norm, eps: what the attacker may do; by default what the robust model was trained for.
-        limit: how many validation images.
+        robust, accurate: images to logits (N, K), of the same classes.
+        images: float32 (N, C, H, W) in [0, 1], or whatever else `holdfast.evaluate` takes.
+        labels: int64 (N,), the true classes.
+        threat: what the attacker may do; by default what the robust model was trained for, else
+            L∞ 8/255.
         cost: how much of the robust model's robust accuracy may be lost, as a fraction.
-        steps: of each APGD attack.
+        steps: iterations of each APGD attack.
         rounds: how many mixtures may be attacked on the way.
+        seed: of all random draws.
+        device: where to work; by default the GPU where there is one.
+        run: the mixture's folder: both networks in one `model.safetensors`, and the card, so that
+            `holdfast.load` takes it. The same call goes on there where it was interrupted. Both
+            models need cards for it: those that `holdfast.load` gives have one.
+        progress: show a progress bar (plain lines where there is no terminal).
+        classes: names of the classes that the data has; by default those of the robust model's
+            card.
+        described: for the folder: what the models and the data are called.
 
     Returns:
-        the folder, and what was chosen.
+        the mixture, and the figures on the images that chose it.
 
     Raises:
-        InputError: models without a card, of different classes or image channels, or of other
-            classes than the data; one that was trained on the validation images; a folder that
-            holds something already; options out of range.
+        InputError: models of different classes or image channels; models without a card where a
+            folder is to be written; bad images, labels or options; a folder that holds something
+            else already.
+
+    Example:
+        >>> import torch, holdfast as hf
+        >>> one, other = (
+        ...     torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2)) for _ in range(2)
+        ... )
+        >>> images, labels = torch.rand(3, 1, 2, 2), torch.tensor([0, 1, 1])
+        >>> hf.mix(one, other, images, labels, hf.Threat("linf", 0.1), steps=2, rounds=1).choice.n
+        3
     """
-    if limit < 1:
-        raise InputError(f"--limit must be at least 1, not {limit}")
-    models = {"robust": load(robust), "accurate": load(accurate)}
-    cards = {name: _card(name, model) for name, model in models.items()}
-    dataset = data if isinstance(data, DataSet) else datasets.load(data, size=size)
-    _check_alike(models, cards, dataset)
-    split = unseen_validation(
-        dataset, {str(robust): cards["robust"], str(accurate): cards["accurate"]}
-    )
-    threat = threat_of(norm, eps, cards["robust"])
+    models = {"robust": robust, "accurate": accurate}
+    cards = {name: getattr(model, "card", {}) for name, model in models.items()}
+    with own_defaults():
+        images, labels = checked_data(images, labels)
+    if run is not None:
+        cards = {name: card_of(name, model) for name, model in models.items()}
+    if classes is None:
+        classes = cards["robust"].get("classes")
+    _check_alike(models, cards, classes, images.shape[1], (described or {}).get("data", {}))
+    threat = threat_of(None, None, cards["robust"]) if threat is None else checked_threat(threat)
     where = checked_device(device)
-    count = min(limit, len(split))
-    remark(dataset, "validation", count)
-    images = datasets.to_tensor(split.images[:count]).to(where)
-    labels = torch.from_numpy(split.labels[:count].copy()).to(where)
+    images, labels = images.to(where), labels.to(where)
     threat.check_reach(images)
     for name, model in models.items():
         model.to(where)
         with torch.no_grad(), evaluating(model):
             logits = wrapped(model)(images[:1])
-        check_number_of_logits(
-            logits.shape[1], dataset.classes, exactly=True, model=f"the {name} model"
-        )
+        if classes is not None:
+            check_number_of_logits(
+                logits.shape[1], classes, exactly=True, model=f"the {name} model"
+            )
+    if run is None:
+        with ProgressLine(f"mixing, {threat}", progress) as line:
+            stages = Stages(None, ProgressLine("", enabled=False), {})
+            choice = _chosen(
+                models, images, labels, threat, cost, steps, rounds, seed, stages, line
+            )
+        return Mixed(Mixture(robust, accurate, **choice.parameters._asdict()), choice)
+    out = Path(run)
     told: dict[str, Any] = {
         "weights": {name: weights_digest(model) for name, model in models.items()},
         "images": digest(images, labels),
@@ -108,7 +149,9 @@ def mix_command(
         "code": code_version(*CODE),
     }
     key = identity(**told)
-    wanted = {**told, "robust": robust, "accurate": accurate, "data": dataset.name, "n": count}
+    names = {name: str((described or {}).get(name, cards[name]["architecture"])) for name in models}
+    data = (described or {}).get("data", {})
+    wanted = {**told, **names, "data": data.get("name"), "n": len(images)}
     with claimed(out):
         _, begun = open_run(out, "mix", key, {"asked": wanted, **circumstances(where)})
         done = finished(out) if begun else None
@@ -118,38 +161,19 @@ def mix_command(
                 line.say(
                     f"{out} was finished on {on_date(done['finished'])}: read, not mixed again"
                 )
-            return out, _choice(done)
+            choice = _choice(done)
+            mixture = Mixture(robust, accurate, **choice.parameters._asdict())
+            return Mixed(mixture, choice, done["finished"])
         with ProgressLine(f"mixing, {threat}", progress) as line:
             stages = Stages(out, ProgressLine("", enabled=False), {})
-
-            def report(share: float, word: str) -> None:
-                line.update(share, word)
-                line.say(word)
-
-            def attack(model: nn.Module) -> Images:
-                """The strongest points, which a run that is interrupted finds once."""
-
-                def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-                    points = strongest(model, images, labels, threat, steps, seed)
-                    return {}, {"points": points.cpu()}
-
-                return stages.do(f"attack-{len(stages.seconds)}", work).tensors["points"].to(where)
-
             try:
-                choice = fit_mixture(
-                    models["robust"],
-                    models["accurate"],
-                    images,
-                    labels,
-                    attack,
-                    cost=cost,
-                    rounds=rounds,
-                    report=report,
+                choice = _chosen(
+                    models, images, labels, threat, cost, steps, rounds, seed, stages, line
                 )
             except InputError:
                 withdraw_run(out)
                 raise
-        mixture = Mixture(models["robust"], models["accurate"], **choice.parameters._asdict())
+        mixture = Mixture(robust, accurate, **choice.parameters._asdict())
         parts = {
             name: {"architecture": card["architecture"], "arguments": card["arguments"]}
             for name, card in cards.items()
@@ -157,26 +181,21 @@ def mix_command(
         card: dict[str, Any] = {
             "architecture": "mixture",
             "arguments": {**parts, **choice.parameters._asdict()},
-            "classes": list(dataset.classes),
+            "classes": list(classes or ()),
             "threat": {"norm": threat.norm, "eps": threat.eps},
             "parts": {
                 name: {
-                    "name": Path(source).name,
+                    "name": Path(names[name]).name,
                     "weights_sha256": cards[name].get("weights_sha256"),
                 }
-                for name, source in (("robust", robust), ("accurate", accurate))
+                for name in models
             },
             # That of the part that left out fewest images, for whatever is fitted next.
             "trained_on": min(
                 (str(card.get("trained_on", "train")) for card in cards.values()),
                 key=lambda name: math.inf if (held := held_back(name)) is None else held,
             ),
-            "data": {
-                "name": dataset.name,
-                "split": "validation",
-                "pixels": split.pixels,
-                **dataset.result_fields("validation", count),
-            },
+            "data": data,
             "seed": seed,
             "figures": {
                 "validation": {
@@ -192,9 +211,49 @@ def mix_command(
         }
         save_checkpoint(out, mixture, card)
         result = {"schema": SCHEMA, "status": "complete", "identity": key, **_plain(choice)}
-        finish(out, result, ["model.safetensors", "card.json"])
+        written = finish(out, result, ["model.safetensors", "card.json"])
         stages.forget()
-    return out, choice
+    return Mixed(mixture, choice, written["finished"])
+
+
+def _chosen(
+    models: dict[str, nn.Module],
+    images: Images,
+    labels: Tensor,
+    threat: Threat,
+    cost: float,
+    steps: int,
+    rounds: int,
+    seed: int,
+    stages: Stages,
+    line: ProgressLine,
+) -> Choice:
+    """The mixture's parameters; attacks that `stages` remembers are not made again."""
+
+    def report(share: float, word: str) -> None:
+        line.update(share, word)
+        line.say(word)
+
+    def attack(model: nn.Module) -> Images:
+        """The strongest points, which a run that is interrupted finds once."""
+
+        def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+            points = strongest(model, images, labels, threat, steps, seed)
+            return {}, {"points": points.cpu()}
+
+        done = stages.do(f"attack-{len(stages.seconds)}", work)
+        return done.tensors["points"].to(images.device)
+
+    return fit_mixture(
+        models["robust"],
+        models["accurate"],
+        images,
+        labels,
+        attack,
+        cost=cost,
+        rounds=rounds,
+        report=report,
+    )
 
 
 def _plain(choice: Choice) -> dict[str, Any]:
@@ -221,7 +280,7 @@ def _figures(figures: Figures) -> dict[str, float]:
     return {"standard_accuracy": figures.standard, "attacked_accuracy": figures.standing}
 
 
-def _card(name: str, model: nn.Module) -> dict[str, Any]:
+def card_of(name: str, model: nn.Module) -> dict[str, Any]:
     card = getattr(model, "card", None)
     if not isinstance(card, dict):
         raise InputError(
@@ -232,21 +291,26 @@ def _card(name: str, model: nn.Module) -> dict[str, Any]:
 
 
 def _check_alike(
-    models: dict[str, nn.Module], cards: dict[str, dict[str, Any]], dataset: DataSet
+    models: dict[str, nn.Module],
+    cards: dict[str, dict[str, Any]],
+    classes: Sequence[str] | None,
+    channels: int,
+    data: dict[str, Any],
 ) -> None:
-    channels = dataset.train.images.shape[1]
+    """InputError if a model knows other classes than the data, or takes other images."""
+    of_data = data.get("name", "the data")
     for name, model in models.items():
-        known = list(cards[name]["classes"])
-        if known != list(dataset.classes):
+        known = list(cards[name].get("classes") or classes or ())
+        if classes is not None and known != list(classes):
             raise InputError(
                 f"the {name} model knows the classes {', '.join(known[:3])}, …; "
-                f"{dataset.name} has {', '.join(dataset.classes[:3])}, …"
+                f"{of_data} has {', '.join(classes[:3])}, …"
             )
         # Each part normalises by itself, so they may differ in that, but not in the channels.
         means = [b for key, b in model.named_buffers() if key.endswith("normalise.mean")]
         own = means[0].shape[1] if means else channels
         if own != channels:
             raise InputError(
-                f"the {name} model takes images of {own} channels; those of {dataset.name} "
+                f"the {name} model takes images of {own} channels; those of {of_data} "
                 f"have {channels}"
             )

@@ -24,6 +24,7 @@ from ..errors import InputError
 from ..models import arguments_of
 from ..parsing import nearest
 from ..runs.files import read_text
+from ..shipped import recipe_file
 from ..threat import Threat
 from .objectives import objective_named
 from .schedule import parse_seconds
@@ -422,7 +423,7 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
     """A recipe from a YAML file.
 
     Args:
-        path: the file.
+        path: the file, or the name of a recipe that comes with Holdfast, such as `cifar10-cpu`.
         overrides: `key=value` with dots for nesting, such as `optimiser.learning_rate=0.2`.
 
     A recipe is a file like any other: it takes objectives and architectures of Holdfast's own
@@ -431,7 +432,7 @@ def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recip
     Raises:
         InputError: no such file, no YAML, unknown keys (with the nearest known one), bad values.
     """
-    path = Path(path)
+    path = recipe_file(path)
     try:
         values = _parsed(read_text(path, LONGEST, pipes=True))
     except InputError as error:  # it says which file

@@ -10,7 +10,7 @@ from torch import nn
 
 from ...errors import InputError
 from ...inputs import check_logits
-from ...load import load
+from ...loading import load
 from ...runs.identity import weights_digest
 from ...threat import Images
 from ..averaging import frozen_statistics

@@ -10,7 +10,7 @@ from torch import nn
 
 from .errors import InputError
 from .models.checkpoint import load_checkpoint
-from .models.zoo import zoo_folder, zoo_names
+from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
 from .parsing import import_named, nearest, said
 from .runs.files import read_json
 from .runs.folder import RESULT, check_files
@@ -31,7 +31,8 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
     """
     text = str(source)
     folder = Path(source)
-    for candidate in (folder, folder / "model", zoo_folder() / text):
+    shelves = [shelf / text for shelf in zoo_folders()]
+    for candidate in (folder, folder / "model", *shelves):
         if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
             if os.path.isfile(folder / RESULT):  # a run knows what its model is
                 check_files(folder, read_json(folder / RESULT))
@@ -50,6 +51,12 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
         )
     if os.sep in text:
         raise InputError(f"model {text!r}: there is no such folder")
+    if text in zoo_index():
+        size = zoo_index()[text].size / 1e6
+        raise InputError(
+            f"model {text!r} is not on this machine: `holdfast models --fetch {text}` fetches it "
+            f"({size:.1f} MB) from {ADDRESS}; or set HOLDFAST_ZOO to a folder that holds it"
+        )
     known = zoo_names()
     if difflib.get_close_matches(text, known, n=1):
         raise InputError(f"model {text!r} is unknown{nearest(text, known)}")

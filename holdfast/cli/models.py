@@ -1,0 +1,102 @@
+"""`holdfast models`: the zoo."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import InputError
+from ..terminal import tell, tell_table
+from .options import JsonOption
+from .tables import evaluations, percent, threat_in
+
+
+@dataclass(frozen=True)
+class Options:
+    """List the models of the zoo with their figures, and fetch some of them.
+
+    A model's name is a MODEL for every other verb.
+    """
+
+    fetch: Annotated[
+        list[str] | None,
+        typer.Option("--fetch", help="Bring this model onto this machine. May be repeated."),
+    ] = None
+    as_json: JsonOption = False
+
+
+def run(options: Options) -> list[dict[str, Any]]:
+    """Fetch what is to be fetched; then what is known of every model.
+
+    A model whose card is damaged is one line on standard error; the others are listed.
+
+    Returns:
+        for each model `name`, `architecture`, `threat` (None: not trained for any), `folder`
+        (None: to be fetched), `size` in bytes, and `results`.
+
+    Raises:
+        InputError: the zoo is empty.
+        HoldfastError: a model cannot be fetched.
+    """
+    from ..models.checkpoint import read_card
+    from ..models.zoo import fetch, zoo_folders, zoo_index, zoo_models
+
+    for name in options.fetch or ():
+        fetch(name)
+    here, published = zoo_models(), zoo_index()
+    if not here and not options.fetch and not published:
+        raise InputError(f"the zoo ({', '.join(map(str, zoo_folders()))}) holds no models")
+    found = []
+    for name in sorted({*here, *published}):
+        folder, known = here.get(name), published.get(name)
+        results = list(known.results) if known else []
+        if folder is None:
+            assert known is not None
+            card: dict[str, Any] = {"architecture": known.architecture, "threat": known.threat}
+            size = known.size
+        else:
+            try:
+                card = read_card(folder, classifier=False)
+            except InputError as error:
+                tell(f"left out: {error}", error=True)
+                continue
+            size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+            results = [*evaluations(folder), *results]
+        found.append(
+            {
+                "name": name,
+                "architecture": card["architecture"],
+                "threat": card.get("threat"),
+                "folder": None if folder is None else str(folder),
+                "size": size,
+                "results": results,
+            }
+        )
+    return found
+
+
+def show(models: list[dict[str, Any]], options: Options) -> None:
+    """Print a line for each model, and below it one for each suite, whose figures never mix."""
+    if options.as_json:
+        print(json.dumps(models, indent=2))
+        return
+    rows: list[tuple[str, ...] | str] = []
+    for model in models:
+        threat = threat_in(model["threat"]) if model["threat"] else "no threat model"
+        where = "" if model["folder"] else f"; {model['size'] / 1e6:.1f} MB, to be fetched"
+        rows.append(f"{model['name']}: {model['architecture']}, {threat}{where}")
+        rows += [
+            (
+                f"    {result['suite']}",
+                percent(result, "standard_accuracy"),
+                percent(result, "robust_accuracy"),
+                str(result["n"]),
+            )
+            for result in model["results"]
+        ]
+    tell_table("zoo", ("model, suites", "standard accuracy", "robust accuracy", "n"), rows)
+    if any(model["folder"] is None for model in models):
+        tell("`holdfast models --fetch NAME` fetches a model; HOLDFAST_ZOO names a folder of them.")

@@ -1,0 +1,67 @@
+"""Arguments and options that several verbs share, as typer reads them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A checkpoint or run folder, a name from the zoo, or package.module:function."
+    ),
+]
+RunOption = Annotated[Path, typer.Option("--out", help="The run folder to write.")]
+NormOption = Annotated[
+    str | None,
+    typer.Option(
+        "--norm",
+        help="Norm of the attacks: linf, l2 or l1 (evaluate also takes l0 and spatial). "
+        "By default the one that the model was trained for, else linf.",
+    ),
+]
+EpsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--eps",
+        help="Radius of the attacks in image units, such as 8/255. "
+        "By default the one that the model was trained for.",
+    ),
+]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit",
+        help="Use only N images: the first ones of CIFAR's files, a sample of a folder of images.",
+    ),
+]
+SplitOption = Annotated[
+    str, typer.Option("--split", help="Which images: test, validation or train.")
+]
+PixelsOption = Annotated[
+    str | None,
+    typer.Option("--pixels", help="What the pixels are, in words, to be kept in the result."),
+]
+DataOption = Annotated[
+    str,
+    typer.Option("--data", help="CIFAR-10's files, a folder with one folder a class, or 'digits'."),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--image-size",
+        help="Crop and resize images of your own to this height and width, in pixels.",
+    ),
+]
+DeviceOption = Annotated[
+    str | None,
+    typer.Option("--device", help="Where to compute: cpu, cuda, … By default the best there is."),
+]
+SeedOption = Annotated[
+    int,
+    typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Seed of every random draw."),
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress on standard error.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -1,0 +1,124 @@
+"""The program `holdfast`: its verbs, its errors and its exit statuses."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import re
+import sys
+from collections.abc import Callable
+from types import ModuleType
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import HoldfastError, InputError
+from ..parsing import nearest
+from ..terminal import forgive_encodings, tell
+from ..version import VERSION
+
+INTERRUPTED = 130  # the exit status after Ctrl-C
+VERBS = (  # as `holdfast --help` lists them; each is the module of its name
+    "data",
+    "train",
+    "evaluate",
+    "uncertainty",
+    "certify",
+    "mix",
+    "report",
+    "leaderboard",
+    "models",
+    "list",
+    "demo",
+)
+
+app = typer.Typer(
+    help="Train image classifiers that stay right under attack, attack them as hard as anyone "
+    "can, and say honestly how sure it all is.",
+    invoke_without_command=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        tell(f"holdfast {VERSION}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
+
+
+def command(verb: ModuleType) -> Callable[..., None]:
+    """A verb as typer takes it: a function whose parameters are the fields of its `Options`."""
+
+    def call(**values: Any) -> None:
+        asked = verb.Options(**values)
+        verb.show(verb.run(asked), asked)
+
+    call.__doc__ = verb.Options.__doc__
+    call.__signature__ = inspect.signature(verb.Options, eval_str=True)  # type: ignore[attr-defined]
+    return call
+
+
+for name in VERBS:
+    app.command(name)(command(importlib.import_module(f"{__package__}.{name}")))
+
+
+def _meant(said: str) -> str:
+    """The verb that is closest to one that there is not."""
+    unknown = re.search(r"No such command '([^']*)'\.?$", said)
+    return nearest(unknown[1], VERBS).replace("; d", " D") if unknown else ""
+
+
+def main() -> None:
+    """Run the command line: errors are one line on standard error and an exit status.
+
+    2 is bad input, 1 a failure, 130 an interruption. `--debug` shows tracebacks instead.
+    """
+    forgive_encodings()
+    if "--debug" in sys.argv:
+        app()
+        return
+    try:
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # what typer makes of Ctrl-C
+            raise KeyboardInterrupt
+        sys.exit(status if isinstance(status, int) else 0)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+    except typer.TyperException as error:  # an unknown option, a missing argument
+        if os.environ.get("RANK", "0") == "0":  # of several workers, all were asked the same
+            said = " ".join(error.format_message().split())
+            tell(f"holdfast: {InputError(said + _meant(said))}", error=True)
+        sys.exit(error.exit_code)
+    except HoldfastError as error:
+        if not error.said:
+            tell(f"holdfast: {error}", error=True)
+        sys.exit(error.exit_status)
+    except BrokenPipeError:
+        sys.exit(1)
+    except OSError as error:
+        # What no part of Holdfast named more closely: a full disk, a folder that went away.
+        where = f"{error.filename}: " if error.filename else ""
+        tell(f"holdfast: {InputError(f'{where}{error.strerror or error}')}", error=True)
+        sys.exit(InputError.exit_status)
+    except (KeyboardInterrupt, typer.Abort):
+        tell("holdfast: interrupted; the same command goes on from here", error=True)
+        sys.exit(INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

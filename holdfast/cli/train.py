@@ -1,0 +1,90 @@
+"""`holdfast train`: a model by a recipe."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..terminal import tell
+from .options import DataOption, DeviceOption, QuietOption, RunOption, SeedOption, SizeOption
+
+if TYPE_CHECKING:
+    from ..training import TrainingResult
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a model by a recipe; the same command goes on where it was interrupted."""
+
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            help="A recipe: a YAML file, or a name from `holdfast list recipes`, such as "
+            "cifar10-cpu."
+        ),
+    ]
+    out: RunOption
+    data: DataOption = "datasets"
+    budget: Annotated[
+        str | None,
+        typer.Option("--budget", help="Wall-clock time that training may take, such as 60m or 2h."),
+    ] = None
+    change: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            help="Change a key of the recipe, such as optimiser.learning_rate=0.1. "
+            "May be repeated.",
+        ),
+    ] = None
+    size: SizeOption = None
+    seed: SeedOption = 0
+    device: DeviceOption = None
+    log: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--log", help="Also write to tensorboard or mlflow, if installed. May be repeated."
+        ),
+    ] = None
+    quiet: QuietOption = False
+
+
+def run(options: Options) -> TrainingResult:
+    """Train, or go on; a run that is finished is read."""
+    from .. import data as datasets
+    from ..evaluation.cards import remark
+    from ..training import load_recipe, train
+
+    changes = list(options.change or [])
+    if options.budget is not None:
+        changes.append(f"budget={options.budget}")
+    recipe = load_recipe(options.recipe, changes)
+    dataset = datasets.load(options.data, size=options.size)
+    remark(dataset, "validation", min(recipe.validation.images, len(dataset.validation)))
+    return train(
+        recipe,
+        dataset,
+        options.out,
+        seed=options.seed,
+        device=options.device,
+        progress=not options.quiet,
+        log=options.log or (),
+    )
+
+
+def show(result: TrainingResult, options: Options) -> None:
+    """Print where the model is and its validation figures."""
+    from ..data.base import holds_out
+    from ..runs.folder import on_date
+    from ..training.validation import in_words
+
+    tell(f"model        {result.run / 'model'}")
+    tell(f"epochs       {result.epochs:.2f}")
+    trained_on = str(result.model.card["trained_on"])  # type: ignore[index]
+    known = "" if holds_out(trained_on) else "; these images were trained on"
+    tell(f"validation   {in_words(result.validation)} (n = {result.validation['n']}{known})")
+    for event in result.events:
+        tell(f"event        epoch {event['epoch']:.1f}: {event['detail']}")
+    tell(f"run folder   {options.out}, finished on {on_date(result.finished)}")
