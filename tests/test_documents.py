@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "swift_page.py",
         "training_page.py",
         "uncertainty_page.py",
+        "zoo_index.py",
     ],
 )
 def test_tables_are_made_from_the_results(maker: str) -> None:

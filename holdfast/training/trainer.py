@@ -265,8 +265,8 @@ class Trainer:
             {
                 "architecture": self.recipe.model.architecture,
                 "arguments": self.arguments,
-                "classes": list(self.job.data.classes),
-                "threat": {"norm": self.threat.norm, "eps": self.threat.eps},
+                "classes": list(self.classes),
+                **({"threat": self.threat.describe()} if self.objective.defends else {}),
                 "recipe": self.recipe.to_dict(),
                 "seed": self.job.seed,
                 "trained_on": self.recipe.train_on,

@@ -70,12 +70,15 @@ class Objective(ABC):
             measures them.
         chosen_by: the columns of metrics.csv whose sum decides which weights are kept; none for
             the usual ones.
+        defends: whether the network is trained for the recipe's threat model, which its card names
+            then. Plain training and denoisers are not.
         mixes: whether images may be mixtures of two with labels to match (CutMix, mixup).
         only_answers: whether the loss asks nothing of the model but `model(images)`: only then can
             it be taken at weights that are moved around it.
     """
 
     classifies: bool = True
+    defends: bool = True
     mixes: bool = True
     only_answers: bool = True
     chosen_by: tuple[str, ...] = ()

@@ -15,6 +15,8 @@ from .base import Batch, Loss, Network, Objective, perturb
 class Standard(Objective):
     """Cross-entropy on clean images."""
 
+    defends = False
+
     label_smoothing: float = 0.0
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
@@ -32,6 +34,8 @@ class NFGSM(Standard):
     several parts.
     """
 
+    defends = True
+
     noise: float = 2.0
     step: float = 1.0
 
@@ -44,6 +48,8 @@ class NFGSM(Standard):
 @dataclass(kw_only=True, eq=False)
 class PGDTraining(Standard):
     """Madry et al., ICLR 2018: cross-entropy on the end of `steps` PGD steps of `step_size` ε."""
+
+    defends = True
 
     steps: int = 10
     step_size: float = 0.25

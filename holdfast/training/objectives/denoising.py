@@ -37,6 +37,7 @@ class Denoising(Objective):
     """
 
     classifies = False
+    defends = False
     mixes = False
     chosen_by = ("validation_psnr",)
 
@@ -68,6 +69,7 @@ class Diffusion(Objective):
     """
 
     classifies = False
+    defends = False
     mixes = False
     only_answers = False
     chosen_by = ("validation_psnr",)

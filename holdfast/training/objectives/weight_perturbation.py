@@ -30,7 +30,7 @@ class AWP(Objective):
     def __init__(self, objective: Objective, gamma: float, warmup: float):
         self.objective, self.gamma, self.warmup = objective, gamma, warmup
         self.classifies, self.chosen_by = objective.classifies, objective.chosen_by
-        self.mixes = objective.mixes
+        self.mixes, self.defends = objective.mixes, objective.defends
 
     def _inner(self) -> Objective:
         """The objective inside, with this one's caution and progress."""
