@@ -265,7 +265,7 @@ class Trainer:
             {
                 "architecture": self.recipe.model.architecture,
                 "arguments": self.arguments,
-                "classes": list(self.classes),
+                "classes": list(self.job.data.classes),
                 **({"threat": self.threat.describe()} if self.objective.defends else {}),
                 "recipe": self.recipe.to_dict(),
                 "seed": self.job.seed,
