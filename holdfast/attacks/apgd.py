@@ -135,7 +135,7 @@ class APGD(Attack[S]):
             halved=torch.ones_like(items.labels, dtype=torch.bool),
             length=radius if in_l1 else 2 * eps,
             moved_share=torch.full_like(eps, 0.2),
-            support=torch.full_like(eps, x[0].numel()),
+            support=torch.full_like(eps, x.shape[1:].numel()),
             **own,
         )
 

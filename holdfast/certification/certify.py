@@ -14,7 +14,7 @@ from ..defences.base import real_number, whole_number
 from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..inputs import check_count, checked_data, checked_device
-from ..models.wrapper import own_defaults, wrapped
+from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Images, Threat
 from .run import Certification, IntervalBounds, Method, Smoothing, certify_by
 from .smoothing import Smoothed
@@ -88,7 +88,7 @@ def certify(
     if not isinstance(model, nn.Module):
         wrapped(model)  # a name, a folder and the like have messages of their own
         raise InputError("the model is no torch.nn.Module, so nothing is known of its weights")
-    with own_defaults():
+    with standard_defaults():
         images, labels = checked_data(images, labels)
     whole_number("smoothing", "n0", n0, 1)
     whole_number("smoothing", "n", n, 1)

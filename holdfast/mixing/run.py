@@ -21,7 +21,7 @@ from ..inputs import checked_data, checked_device, checked_threat
 from ..models import save_checkpoint
 from ..models.mixture import Mixture
 from ..models.modes import evaluating
-from ..models.wrapper import own_defaults, wrapped
+from ..models.wrapper import standard_defaults, wrapped
 from ..runs.environment import circumstances
 from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
@@ -110,7 +110,7 @@ def mix(
     """
     models = {"robust": robust, "accurate": accurate}
     cards = {name: getattr(model, "card", {}) for name, model in models.items()}
-    with own_defaults():
+    with standard_defaults():
         images, labels = checked_data(images, labels)
     if run is not None:
         cards = {name: card_of(name, model) for name, model in models.items()}
