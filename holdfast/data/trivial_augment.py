@@ -17,7 +17,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from .. import draws
-from ..threat import Images, per_item
+from ..threat import per_item
+from ..types import Images
 
 # (images, strength in [0, 1], sign ±1) → images, which need not lie in [0, 1]
 Operation = Callable[[Images, Float[Tensor, " n"], Float[Tensor, " n"]], Images]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..threat import Images
+from ..types import Images
 from .layers import natural
 
 

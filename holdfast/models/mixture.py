@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..threat import Images
+from ..types import Images
 from .backward import OffersBackwards, replace_backward
 
 # A traced copy keeps it as it is: a backward pass of its own cannot be traced.

@@ -16,7 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..threat import Images, per_item
+from ..threat import per_item
+from ..types import Images
 from .layers import Normalise, natural
 from .resnet import CIFAR10_MEAN, CIFAR10_STD
 

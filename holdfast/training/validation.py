@@ -14,7 +14,8 @@ from .. import draws
 from ..attacks import FGSM, PGD
 from ..attacks.losses import margin
 from ..data.base import Split
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images
 from .batches import FORMAT
 from .job import TrainingJob
 from .objectives import Batch, Objective

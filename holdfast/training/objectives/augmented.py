@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...data.trivial_augment import trivial_augment
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from ..averaging import frozen_statistics
 from .base import Batch, Loss, Network, inside
 from .trades import TRADES

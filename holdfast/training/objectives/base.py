@@ -14,7 +14,8 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ...attacks import Attack, Items, Oracle, losses, run
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from ..averaging import frozen_statistics
 
 Network = Callable[[Images], Float[Tensor, "n k"]]  # a module in training mode, or one moved

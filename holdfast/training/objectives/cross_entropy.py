@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from ...attacks import FGSM, PGD
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, perturb
 
 

@@ -13,7 +13,8 @@ from ... import draws
 from ...errors import InputError
 from ...models.autoencoder import DenoisingAutoencoder
 from ...models.unet import DenoisingUNet
-from ...threat import Images, Threat, per_item
+from ...threat import Threat, per_item
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, inside
 
 LEVELS = (0.1, 0.3, 0.5, 0.7, 0.9)  # of the range of ln σ, that validation measures at

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from ... import draws
 from ...attacks import PGD, Items
-from ...threat import Images, Threat, per_item
+from ...threat import Threat, per_item
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, clean_logits, perturb
 
 

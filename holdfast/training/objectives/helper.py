@@ -12,7 +12,7 @@ from ...errors import InputError
 from ...inputs import check_logits
 from ...loading import load
 from ...runs.identity import weights_digest
-from ...threat import Images
+from ...types import Images
 from ..averaging import frozen_statistics
 from .base import Batch, Loss, Network, inside
 from .trades import TRADES

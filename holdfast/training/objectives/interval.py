@@ -9,7 +9,8 @@ from torch import nn
 
 from ...certification.bounds import layers, margin_bounds, verified
 from ...errors import InputError
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, inside
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ...attacks import PGD
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, perturb
 
 

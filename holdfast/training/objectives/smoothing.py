@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from ... import draws
 from ...attacks import PGD
 from ...errors import InputError
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, inside, perturb
 
 

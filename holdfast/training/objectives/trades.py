@@ -10,7 +10,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...attacks import PGD
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from .base import Batch, Loss, Network, Objective, clean_logits, mean_over_processes, perturb
 
 

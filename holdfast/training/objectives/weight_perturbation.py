@@ -7,7 +7,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ...threat import Images, Threat
+from ...threat import Threat
+from ...types import Images
 from ..averaging import frozen_statistics
 from .base import Batch, Loss, Network, Objective, inside, mean_over_processes
 
