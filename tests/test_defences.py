@@ -1,6 +1,7 @@
 """What a defence declares, how defences chain and are written, and what bad input says."""
 
 import inspect
+import sys
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from holdfast.defences import (
     chain,
     declared,
     parse,
+    registry,
     replace_backward,
     steps,
 )
@@ -69,6 +71,23 @@ def test_every_defence_has_defaults_and_says_what_it_is(name):
     assert defence.differentiable == ("exact" in defence.backwards)
     if name not in TRAINED:
         assert parse(defence.spec)(Pixels()).spec == defence.spec
+
+
+def test_a_new_file_is_all_that_a_new_defence_needs(tmp_path, monkeypatch):
+    (tmp_path / "darken.py").write_text(
+        "from holdfast.defences.base import Defence\n"
+        "from holdfast.defences.noise import Noise\n"  # found where it is defined, not here
+        "class Darken(Defence):\n"
+        "    name = 'darken'\n"
+        "    def transform(self, images):\n"
+        "        return images / 2\n"
+    )
+    monkeypatch.setattr(defences, "__path__", [*defences.__path__, str(tmp_path)])
+    found = registry._defences()
+    monkeypatch.delitem(sys.modules, "holdfast.defences.darken")
+    assert found.keys() == DEFENCES.keys() | {"darken"}
+    assert all(found[name] is DEFENCES[name] for name in DEFENCES)
+    assert torch.equal(found["darken"](Pixels())(IMAGES), IMAGES.flatten(1) / 2)
 
 
 def test_which_are_random_and_which_have_no_gradient():

@@ -1,6 +1,14 @@
-"""Defences that wrap a model, and certificates.
+"""Defences, each a model behind a transformation of its images.
 
-`Jpeg(model, quality=75)` or `parse("jpeg:quality=75")(model)`; `base` says what a defence is.
+`base` says what a defence is and how to write a new one; `DEFENCES` holds all of them by name.
+
+Example:
+    >>> import torch
+    >>> import holdfast as hf
+    >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3 * 8 * 8, 10))
+    >>> defended = hf.defences.Jpeg(model, quality=75)  # or parse("jpeg:quality=75")(model)
+    >>> defended(torch.rand(2, 3, 8, 8)).shape
+    torch.Size([2, 10])
 """
 
 from ..draws import fixed_draws, new_seeds, repeated_draws

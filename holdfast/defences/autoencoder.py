@@ -30,15 +30,29 @@ def train_autoencoder(
     width: int = 32,
     seed: int = 0,
 ) -> DenoisingAutoencoder:
-    """Learn to undo Gaussian noise, by mean squared error (Adam, learning rate falling to 0).
+    """Train an autoencoder to remove Gaussian noise from images.
+
+    It minimises the mean squared error by Adam. The learning rate falls to 0 along a cosine.
 
     Args:
         images: float32 (N, C, H, W) in [0, 1], on the device to train on.
         sigma: standard deviation of the noise in image units, above 0.
-        steps: optimiser steps; an epoch is N / batch_size of them.
+        steps: optimiser steps; an epoch takes N / batch_size of them.
+        batch_size: images of a step.
+        learning_rate: at the beginning.
+        width: channels of the first convolution.
+        seed: of the initial weights, the order of images and the noise.
 
     Returns:
-        The network, in eval mode.
+        the network, in eval mode.
+
+    Raises:
+        InputError: bad images, sigma or steps.
+
+    Example:
+        >>> network = train_autoencoder(torch.rand(10, 1, 8, 8), steps=2, width=4)
+        >>> network(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 1, 8, 8])
     """
     check_images(images)
     real_number(ARCHITECTURE, "sigma", sigma, above=0)
@@ -64,13 +78,25 @@ def train_autoencoder(
 def save_autoencoder(
     folder: Path | str, network: DenoisingAutoencoder, card: dict[str, Any] | None = None
 ) -> Path:
-    """Write `model.safetensors` and `card.json`; `card` says how it was trained, on what."""
+    """Write `model.safetensors` and `card.json`.
+
+    Args:
+        folder: created if need be.
+        network: to write.
+        card: further entries of the card, such as the data it was trained on.
+
+    Returns:
+        the folder.
+    """
     card = {**(card or {}), "architecture": ARCHITECTURE, "arguments": network.arguments}
     return save_checkpoint(make_folder(Path(folder)), network, card)
 
 
 def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
-    """The network in a folder, in eval mode; of a training run, the one in its `model/`.
+    """The autoencoder in a folder, in eval mode.
+
+    Args:
+        folder: of `save_autoencoder`, or a training run, which has it in `model/`.
 
     Raises:
         InputError: a file is missing or damaged, or holds something else.
@@ -88,7 +114,7 @@ def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
 
 
 class Autoencoder(Defence):
-    """Shows the model what a denoising autoencoder makes of the image.
+    """Replaces each image by what a denoising autoencoder reconstructs from it.
 
     Args:
         model: images → logits.
@@ -97,6 +123,12 @@ class Autoencoder(Defence):
     Raises:
         InputError: no weights, or bad ones; at the forward pass, if the images have another
             number of channels than those it was trained on.
+
+    Example:
+        >>> network = DenoisingAutoencoder(channels=1, width=4)
+        >>> defended = Autoencoder(lambda images: images.flatten(1), weights=network)
+        >>> defended(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 64])
     """
 
     name = "autoencoder"

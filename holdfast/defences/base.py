@@ -1,10 +1,30 @@
-"""What a defence is, and what it declares about itself so that an attacker can know all of it.
+"""What a defence is, and what it declares, so that an attacker can know all of it.
 
-A `Defence` wraps a model: images → transform → model → logits. It declares which backward
-passes it offers, whether it draws random numbers, and everything else follows from that:
-whether gradients are exact, which surrogate an attack may choose, whether to average.
+A `Defence` wraps a model: images → transform → model → logits. It declares which backward passes an
+attacker may choose and whether it draws random numbers. From this follows how it is attacked:
+whether its gradients are exact, which surrogates there are, whether to average over draws.
 
-Wrapping a wrapped model chains defences; the outermost one sees the image first.
+A defence around a defended model makes a chain. The outermost defence gets the image first.
+
+**A new defence** is one file in `holdfast/defences/`. It holds a subclass of `Defence` with a
+`name`, which `registry` finds by itself: the command line, cards of models and the tests know it
+from then on. A defence of your own may also stay outside, and is then called `module:Class`::
+
+    class Darken(Defence):
+        '''Multiplies every value by `factor`, above 0 and at most 1.'''
+
+        name = "darken"  # --defence darken:factor=0.5
+
+        def __init__(self, model: Model, *, factor: float = 0.5):
+            self.factor = real_number(self.name, "factor", factor, above=0, at_most=1)
+            super().__init__(model, factor=factor)
+
+        def transform(self, images: Images) -> Images:
+            return images * self.factor
+
+If `transform` has no useful gradient, declare `backwards = ("identity", "surrogate")` and define
+`surrogate`. If it draws random numbers, declare `random = True` and take all of them from
+`self.draw_seeds(images)`.
 """
 
 from __future__ import annotations
@@ -38,9 +58,14 @@ _ROUNDING = 1e-5  # how far float arithmetic may carry a transform out of [0, 1]
 
 
 def smooth_round(x: Tensor) -> Tensor:
-    """A smooth staircase, x − sin(2πx) / 2π: equal to round(x) on integers and half-integers.
+    """The smooth staircase x − sin(2πx) / 2π: x itself at integers and half-integers.
 
-    Its slope is 1 on average, 0 in the middle of a step and 2 at its edge.
+    Its slope is 1 on average: 0 at integers, where `round` is flat, and 2 at half-integers, where
+    `round` jumps.
+
+    Example:
+        >>> smooth_round(torch.tensor([2.0, 2.25, 2.5]))
+        tensor([2.0000, 2.0908, 2.5000])
     """
     return x - torch.sin(2 * math.pi * x) / (2 * math.pi)
 
@@ -53,22 +78,29 @@ D = TypeVar("D", bound="Defence")
 class Defence(Preprocessor, OffersBackwards, ABC):
     """A model behind a transformation of its images.
 
-    A subclass gives `transform`, the class attributes below, and an `__init__` that takes the
-    model, then options by keyword, each with a default, and hands them all to this one.
+    A subclass gives `transform` and the class attributes below. Its `__init__` takes the model,
+    then options by keyword, each with a default, and hands all of them to this one.
 
     Attributes:
-        name: what the command line calls it: `module:Class` unless given.
-        random: whether `transform` draws random numbers. It must take all of them from
+        name: its name on the command line; `module:Class` unless it is given.
+        random: whether `transform` draws random numbers, all of them from
             `self.draw_seeds(images)`.
-        backwards: the backward passes an attacker may choose, the default first:
-            `exact`, the gradient of `transform` itself, end to end;
-            `identity`, straight through, as if nothing had been done;
-            `surrogate`, the gradient of `self.surrogate`, a smooth or learned stand-in.
+        backwards: the backward passes that an attacker may choose, the default first. `exact` is
+            the gradient of `transform` itself. `identity` passes the gradient straight through, as
+            if there were no transformation. `surrogate` is the gradient of `self.surrogate`, a
+            smooth or learned stand-in.
         backward: the one in use; see `with_backward`.
 
     Raises:
         InputError: at the first forward pass, if `transform` changes the shape of the images or
             leaves [0, 1].
+
+    Example:
+        >>> class Darken(Defence):
+        ...     def transform(self, images):
+        ...         return images / 2
+        >>> Darken(lambda images: images.flatten(1))(torch.ones(1, 1, 1, 2))
+        tensor([[0.5000, 0.5000]])
     """
 
     name: ClassVar[str]
@@ -95,20 +127,20 @@ class Defence(Preprocessor, OffersBackwards, ABC):
 
     @abstractmethod
     def transform(self, images: Images) -> Images:
-        """What the model is shown instead: the same shape, in [0, 1]."""
+        """The images that the model gets, of the same shape and in [0, 1]."""
 
     def surrogate(self, images: Images) -> Images:
-        """The stand-in whose gradient `surrogate` uses, (N, C, H, W) → (N, C, H, W)."""
+        """The stand-in for `transform` whose gradient the backward pass `surrogate` takes."""
         raise NotImplementedError(f"{self.name} declares a surrogate and does not define it")
 
     @property
     def differentiable(self) -> bool:
-        """Whether exact gradients flow through this step."""
+        """Whether this defence offers its exact gradient."""
         return "exact" in self.backwards
 
     @property
     def spec(self) -> str:
-        """This step as `parse` reads it, every option written out: `jpeg:quality=75`."""
+        """This defence as `parse` reads it, with every option: `jpeg:quality=75`."""
         options = ",".join(f"{key}={value}" for key, value in self.options.items())
         return f"{self.name}:{options}" if options else self.name
 
@@ -116,17 +148,17 @@ class Defence(Preprocessor, OffersBackwards, ABC):
         return f"{self.spec}, backward={self.backward!r}"
 
     def draw_seeds(self, images: Images) -> Int64[Tensor, " n"]:
-        """One seed an image for `holdfast.draws`: fresh, or those of `fixed_draws`."""
+        """One seed an image for `holdfast.draws`, (N,): new ones, or those of `fixed_draws`."""
         seeds = draws.item_seeds(0, image_seeds(len(images)), self._depth)
         return seeds.to(images.device)
 
     def with_backward(self: D, backward: str) -> D:
-        """The same defence (weights shared) with another backward pass.
+        """The same defended model, weights shared, with another backward pass.
 
-        Every step of the chain that offers it takes it; the others keep theirs.
+        Every part of it that offers this backward pass takes it; the others keep theirs.
 
         Raises:
-            InputError: no step offers it.
+            InputError: no part offers it.
         """
         offered = declared(self).backwards
         if backward not in offered:
@@ -136,36 +168,35 @@ class Defence(Preprocessor, OffersBackwards, ABC):
         return with_backward(self, backward)
 
     def defended(self, images: Images) -> Images:
-        """`transform` in the forward pass, `backward` in the backward pass; checked once."""
+        """The transformed images, with the backward pass in use. The first result is checked."""
         if self.backward == "exact":
-            shown = self.transform(images)
-            self._check(images, shown)
-            return shown
-        # The surrogate must see the draws that the transform saw.
+            transformed = self.transform(images)
+            self._check(images, transformed)
+            return transformed
+        # The surrogate must have the draws that the transformation had.
         with fixed_draws(image_seeds(len(images))) if self.random else nullcontext():
             with torch.no_grad():
-                shown = self.transform(images)
-            self._check(images, shown)
+                transformed = self.transform(images)
+            self._check(images, transformed)
             stand_in = images if self.backward == "identity" else self.surrogate(images)
-        return replace_backward(shown, stand_in)
+        return replace_backward(transformed, stand_in)
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
         return self.model(self.defended(images))
 
-    def _check(self, images: Tensor, shown: Tensor) -> None:
-        # Once: looking at every value of every batch would stall an accelerator.
+    def _check(self, images: Tensor, transformed: Tensor) -> None:
+        # Once only: an accelerator would have to wait for the result of every check.
         if self._checked:
             return
-        if not isinstance(shown, Tensor):
-            raise InputError(
-                f"defence {self.name}: transform returned {type(shown).__name__}, not a tensor"
-            )
-        if shown.shape != images.shape:
+        if not isinstance(transformed, Tensor):
+            kind = type(transformed).__name__
+            raise InputError(f"defence {self.name}: transform returned {kind}, not a tensor")
+        if transformed.shape != images.shape:
             raise InputError(
                 f"defence {self.name}: transform turned images of shape {tuple(images.shape)} "
-                f"into {tuple(shown.shape)}; it must keep the shape"
+                f"into {tuple(transformed.shape)}; it must keep the shape"
             )
-        low, high = (float(value) for value in torch.aminmax(shown.detach()))
+        low, high = (float(value) for value in torch.aminmax(transformed.detach()))
         if not (low >= -_ROUNDING and high <= 1 + _ROUNDING):
             raise InputError(
                 f"defence {self.name}: transform left [0, 1] (values from {low:.3g} to "
@@ -176,12 +207,12 @@ class Defence(Preprocessor, OffersBackwards, ABC):
 
 @dataclass(frozen=True)
 class Declaration:
-    """What the defences of a model say about themselves, taken together.
+    """What all defences of a model declare together.
 
     Attributes:
-        differentiable: every step has exact gradients.
-        random: some step draws random numbers.
-        backwards: what `with_backward` accepts.
+        differentiable: whether every defence offers its exact gradient.
+        random: whether any of them draws random numbers.
+        backwards: every backward pass that some part of the model offers.
     """
 
     differentiable: bool
@@ -190,14 +221,26 @@ class Declaration:
 
 
 def steps(model: Model) -> list[Defence]:
-    """The defences inside a model, in the order in which they see the image."""
+    """The defences of a model, in the order in which they get the image.
+
+    Example:
+        >>> from holdfast.defences import Jpeg, Median
+        >>> [defence.name for defence in steps(Jpeg(Median(nn.Flatten())))]
+        ['jpeg', 'median']
+    """
     if not isinstance(model, nn.Module):
         return []
     return [module for module in model.modules() if isinstance(module, Defence)]
 
 
 def declared(model: Model) -> Declaration:
-    """What an attacker must know about a model; nothing is random where nothing is declared."""
+    """What a model's defences declare. A model without defences is differentiable and not random.
+
+    Example:
+        >>> from holdfast.defences import Jpeg
+        >>> declared(Jpeg(nn.Flatten()))
+        Declaration(differentiable=False, random=False, backwards=('identity', 'surrogate'))
+    """
     chain = steps(model)
     return Declaration(
         differentiable=all(step.differentiable for step in chain),
@@ -209,8 +252,13 @@ def declared(model: Model) -> Declaration:
 
 
 def weights_folder(owner: str, folder: str | Path) -> Path:
-    """Where the card of a defence's own network is. Nothing but a folder is taken: no name of a
-    module, whose code would run.
+    """The folder with the card of a defence's own network.
+
+    Only a folder is taken. A name `module:function` would run code.
+
+    Args:
+        owner: the defence's name, for errors.
+        folder: a checkpoint, or a training run.
 
     Raises:
         InputError: there is no such folder, or no checkpoint in it.

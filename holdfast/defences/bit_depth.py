@@ -9,11 +9,15 @@ from .base import Defence, Model, smooth_round, whole_number
 
 
 class BitDepth(Defence):
-    """Rounds every value to the nearest of 2^bits evenly spaced ones, 0 and 1 among them.
+    """Rounds every value to the nearest of 2^bits evenly spaced values from 0 to 1.
 
     Args:
         model: images → logits.
         bits: 1 to 8.
+
+    Example:
+        >>> BitDepth(lambda images: images.flatten(1), bits=1)(torch.tensor([[[[0.2, 0.6]]]]))
+        tensor([[0., 1.]])
     """
 
     name = "bit-depth"

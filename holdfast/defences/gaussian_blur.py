@@ -10,13 +10,20 @@ from .base import Defence, Model, fits, real_number
 
 
 class GaussianBlur(Defence):
-    """Convolves every channel with a Gaussian, cut off at four standard deviations.
+    """Convolves every channel with a Gaussian, which is cut off at four standard deviations.
 
-    The border is continued with its own values.
+    Beyond the image's border, its outermost values are repeated.
 
     Args:
         model: images → logits.
         sigma: standard deviation in pixels, above 0.
+
+    Raises:
+        InputError: at the forward pass, if the Gaussian is larger than the images.
+
+    Example:
+        >>> GaussianBlur(lambda images: images.flatten(1), sigma=1.0)(torch.rand(2, 1, 9, 9)).shape
+        torch.Size([2, 81])
     """
 
     name = "gaussian-blur"

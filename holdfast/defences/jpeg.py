@@ -1,7 +1,8 @@
 """JPEG compression (such as Das et al., 2017; Guo et al., ICLR 2018).
 
-Written out here because the forward pass must be the real thing: differentiable codecs round
-softly in the forward pass as well, so a model behind them never sees a JPEG.
+No library's codec serves here. Pillow's works on one image at a time, on the CPU, and has no
+surrogate gradient. Differentiable codecs round softly in the forward pass too, so that a model
+behind them never gets a real JPEG.
 """
 
 from __future__ import annotations
@@ -37,32 +38,32 @@ Rounding = Callable[[Tensor], Tensor]
 
 
 def _table(text: str, quality: int) -> Tensor:
-    """The quantisation table of a quality, scaled as the Independent JPEG Group does, (8, 8)."""
+    """The quantisation table (8, 8) of a quality, scaled as the Independent JPEG Group does."""
     base = torch.tensor([int(number) for number in text.split()]).view(8, 8)
     percent = 5000 // quality if quality < 50 else 200 - 2 * quality
     return ((base * percent + 50) // 100).clamp(1, 255).float()
 
 
 def _dct() -> Tensor:
-    """The orthonormal cosine transform of 8 values, (frequency, place)."""
+    """The orthonormal cosine transform (8, 8) of 8 values: frequencies × places."""
     k, i = torch.arange(8.0)[:, None], torch.arange(8.0)
     scale = torch.where(k == 0, math.sqrt(1 / 8), math.sqrt(2 / 8))
     return scale * torch.cos((2 * i + 1) * k * math.pi / 16)
 
 
 def _half_away(x: Tensor) -> Tensor:
-    """Rounds halves away from 0, as JPEG encoders do; flat blocks make exact halves common."""
+    """Round halves away from 0, as JPEG encoders do. Exact halves are common in flat blocks."""
     return torch.sign(x) * torch.floor(x.abs() + 0.5 + 1e-4)
 
 
 class Jpeg(Defence):
     """Compresses each image as a JPEG file and decompresses it.
 
-    Baseline JPEG with the standard tables and halved chroma resolution (4:2:0), as Pillow and
-    libjpeg do by default: pixels as 8-bit numbers, YCbCr, 8×8 cosine transform, quantisation,
-    and back with bilinear chroma. Grey images (C = 1) have no chroma.
+    This is baseline JPEG with the standard tables and half the chroma resolution (4:2:0), as Pillow
+    and libjpeg compress by default: 8-bit pixels, YCbCr, 8×8 cosine transform, quantisation, and
+    back with bilinear chroma. Grey images (C = 1) have no chroma.
 
-    The surrogate rounds the quantised coefficients with `smooth_round` and the pixels not at all.
+    The surrogate rounds coefficients with `smooth_round`, and does not round pixels.
 
     Args:
         model: images → logits.
@@ -70,6 +71,10 @@ class Jpeg(Defence):
 
     Raises:
         InputError: at the forward pass, if images have neither 1 nor 3 channels.
+
+    Example:
+        >>> Jpeg(lambda images: images.flatten(1), quality=50)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 3072])
     """
 
     name = "jpeg"

@@ -9,14 +9,24 @@ from .base import Defence, Model, fits, odd_kernel
 
 
 class Median(Defence):
-    """Replaces every value by the median of the kernel × kernel window around it.
+    """Replaces every value by the median of the window around it, in each channel by itself.
 
-    Each channel by itself; the border is continued with its own values. Gradients are exact:
-    they go to the pixel that is the median.
+    Beyond the image's border, its outermost values are repeated. The exact gradient goes to the
+    pixel that is the median.
 
     Args:
         model: images → logits.
         kernel: side of the window in pixels, odd, at most the image's.
+
+    Raises:
+        InputError: at the forward pass, if the window is larger than the images.
+
+    Example:
+        >>> import torch
+        >>> images = torch.zeros(1, 1, 3, 3)
+        >>> images[0, 0, 1, 1] = 1
+        >>> Median(lambda images: images.flatten(1))(images).max()
+        tensor(0.)
     """
 
     name = "median"

@@ -8,11 +8,20 @@ from .base import Defence, Model, real_number
 
 
 class Noise(Defence):
-    """Adds Gaussian noise to every value, afresh at every forward pass, and clamps to [0, 1].
+    """Adds Gaussian noise to every value and clamps to [0, 1]. Each forward pass draws new noise.
 
     Args:
         model: images → logits.
         sigma: standard deviation in image units, above 0.
+
+    Example:
+        >>> import torch
+        >>> defended, images = Noise(lambda images: images.flatten(1)), torch.rand(1, 1, 2, 2)
+        >>> torch.equal(defended(images), defended(images))
+        False
+        >>> with draws.fixed_draws(0):
+        ...     torch.equal(defended(images), defended(images))
+        True
     """
 
     name = "noise"

@@ -14,14 +14,19 @@ _GOLDEN = (5**0.5 - 1) / 2
 
 
 class Palette(Defence):
-    """Redraws every image with few colours of its own, chosen by k-means in RGB.
+    """Redraws every image with few colours, which k-means in RGB chooses for each image.
 
-    The first colours are spread out as k-means++ does (Arthur & Vassilvitskii, 2007), with an
-    even sequence in place of its random draws, then moved by Lloyd's iterations.
+    The first colours are spread out as by k-means++ (Arthur & Vassilvitskii, 2007), with an evenly
+    spread sequence in place of random draws. Lloyd's iterations then move them.
 
     Args:
         model: images → logits.
-        colours: how many an image may have, 2 to 256.
+        colours: number of colours of an image, 2 to 256.
+
+    Example:
+        >>> images = torch.tensor([[[[0.0, 0.1], [0.9, 1.0]]]])
+        >>> Palette(lambda images: images.flatten(1), colours=2)(images)
+        tensor([[0.0500, 0.0500, 0.9500, 0.9500]])
     """
 
     name = "palette"
@@ -32,7 +37,7 @@ class Palette(Defence):
         super().__init__(model, colours=colours)
 
     def palette(self, images: Images) -> Float[Tensor, "n k c"]:
-        """The colours of each image; no gradient flows through their choice."""
+        """The K colours of each image. No gradient flows through their choice."""
         pixels = _pixels(images.detach())
         palette = _spread(pixels, self.colours)
         for _ in range(_ROUNDS):
@@ -49,10 +54,10 @@ class Palette(Defence):
         return self.soften(images, self.palette(images))
 
     def soften(self, images: Images, palette: Float[Tensor, "n k c"]) -> Images:
-        """Each pixel as a mean of the palette, weighted by how near the colours are.
+        """Each pixel as a weighted mean of the palette; nearer colours weigh more.
 
-        The weights are those of a Gaussian around each colour, as wide as the image's own
-        quantisation error.
+        The weights are those of a Gaussian around each colour. Its variance is the image's mean
+        squared quantisation error.
         """
         distances = _distances(_pixels(images), palette)
         variance = distances.detach().amin(2).mean(1).clamp_min(1e-6) / images.shape[1]
@@ -79,10 +84,11 @@ def _pick(colours: Float[Tensor, "n k c"], index: Int64[Tensor, "n p"]) -> Tenso
 
 
 def _spread(pixels: Float[Tensor, "n p c"], count: int) -> Float[Tensor, "n k c"]:
-    """The pixel nearest the mean, then others, likelier the farther from all chosen ones.
+    """First colours: the pixel nearest the mean, then pixels that are far from all chosen ones.
 
-    The places at which the cumulative squared distance is cut are those of the golden-ratio
-    sequence, which fills (0, 1) evenly.
+    k-means++ draws a pixel with a probability proportional to its squared distance from the nearest
+    chosen one. Here the golden-ratio sequence, which fills (0, 1) evenly, takes the place of the
+    uniform draws.
     """
     first = ((pixels - pixels.mean(1, keepdim=True)) ** 2).sum(2).argmin(1, keepdim=True)
     chosen = [_pick(pixels, first)]

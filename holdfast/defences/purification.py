@@ -1,5 +1,6 @@
-"""Purification by diffusion (Nie et al., "Diffusion models for adversarial purification", ICML
-2022): noise that drowns the attack, then a diffusion model that removes it.
+"""Purification by diffusion: noise drowns the attack, then a diffusion model removes the noise.
+
+Nie et al., "Diffusion models for adversarial purification", ICML 2022.
 """
 
 from __future__ import annotations
@@ -18,11 +19,24 @@ from ..models.unet import DenoisingUNet
 from ..threat import Images
 from .base import Defence, Model, real_number, weights_folder, whole_number
 
-CURVE = 7.0  # of the noise levels: larger ones lie closer together near 0 (Karras et al., 2022)
+CURVE = 7.0  # exponent ρ of Karras et al.: the larger, the closer noise levels are near 0
 
 
 def noise_levels(most: float, least: float, steps: int) -> list[float]:
-    """`steps` + 1 noise levels from `most` down to 0, by eq. 5 of Karras et al., NeurIPS 2022."""
+    """`steps` + 1 noise levels from `most` down to 0, by equation 5 of Karras et al.
+
+    Karras et al., "Elucidating the design space of diffusion-based generative models", NeurIPS
+    2022.
+
+    Args:
+        most: the first level, in image units, above 0.
+        least: the last level above 0.
+        steps: at least 1.
+
+    Example:
+        >>> [round(level, 3) for level in noise_levels(0.5, 0.01, steps=3)]
+        [0.5, 0.093, 0.01, 0.0]
+    """
     high, low = most ** (1 / CURVE), min(least, most / 2) ** (1 / CURVE)
     shares = (i / max(steps - 1, 1) for i in range(steps))
     return [*((high + share * (low - high)) ** CURVE for share in shares), 0.0]
@@ -31,13 +45,13 @@ def noise_levels(most: float, least: float, steps: int) -> list[float]:
 class Purification(Defence):
     """Adds Gaussian noise, removes it step by step with a diffusion model, and clamps to [0, 1].
 
-    Each step denoises fully and adds back less noise than there was, half old and half new
-    (ancestral sampling: Ho et al., 2020; Song et al., 2021). With one step it is the denoised
-    smoothing of Salman et al. (2020) and Carlini et al. (2023).
+    Each step predicts the clean image and adds back less noise than there was, in part the old
+    noise and in part new (ancestral sampling: Ho et al., 2020; Song et al., 2021). One step is
+    the denoised smoothing of Salman et al. (2020) and Carlini et al. (2023).
 
-    Gradients are exact, end to end: draws are a function of the image's seed, and the model's
-    passes are recomputed in the backward pass (Chen et al., "Training deep nets with sublinear
-    memory cost", 2016), so memory does not grow with steps and rounds.
+    Gradients are exact, end to end: draws are a function of the image's seed. The backward pass
+    recomputes the network's passes (Chen et al., "Training deep nets with sublinear memory cost",
+    2016), so that memory does not grow with steps and rounds.
 
     Args:
         model: images → logits.
@@ -45,16 +59,22 @@ class Purification(Defence):
             the network itself.
         noise: standard deviation of the noise in image units, above 0, at most what the network
             was trained for.
-        steps: passes of the network in a round.
-        rounds: how often the image is made noisy and denoised.
-        checkpointing: recompute in the backward pass; False keeps everything in memory instead.
+        steps: passes of the network in a round, at least 1.
+        rounds: how many times noise is added and removed, at least 1.
+        checkpointing: recompute passes in the backward pass; False keeps all of them in memory.
 
     Raises:
         InputError: no weights, or those of something else; an option out of its range; at the
             forward pass, images of another number of channels than it was trained on.
 
-    Cost: steps × rounds passes of the network for each forward pass, twice that and the
-    backward passes for each gradient.
+    Cost: a forward pass takes steps × rounds passes of the network; a gradient takes twice as many
+    and the backward passes.
+
+    Example:
+        >>> network = DenoisingUNet(width=8, levels=2, mean=[0.3], std=[0.4])
+        >>> defended = Purification(lambda images: images.flatten(1), weights=network, steps=2)
+        >>> defended(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 64])
     """
 
     name = "purification"
@@ -120,7 +140,7 @@ class Purification(Defence):
     def _step(
         self, x: Images, seeds: Int64[Tensor, " n"], counter: int, level: float, after: float
     ) -> Images:
-        """From noise `level` to noise `after`."""
+        """Reduce the noise from standard deviation `level` to `after`."""
         clean = self.network(x, x.new_full((len(x),), level))
         if after == 0:
             return clean

@@ -1,4 +1,8 @@
-"""Random views of an image: resized and padded (Xie et al., ICLR 2018), cropped (Guo et al.)."""
+"""Random views of an image: resized and padded, or cropped.
+
+Xie et al., "Mitigating adversarial effects through randomization", ICLR 2018; Guo et al.,
+"Countering adversarial images using input transformations", ICLR 2018.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +18,12 @@ from ..draws import repeated_draws
 from ..threat import Images
 from .base import Defence, Model, real_number, whole_number
 
-# Where a view lies: (top, left), (height, width), each (N, 2), in pixels.
+# The place of a view in its image: (top, left) and (height, width), in pixels.
 Window = tuple[Int64[Tensor, "n 2"], Int64[Tensor, "n 2"]]
 
 
 def _random_window(seeds: Int64[Tensor, " n"], smallest: float, images: Images) -> Window:
-    """A window with a uniform share of the image's sides in [smallest, 1], uniformly placed."""
+    """A window at a uniformly random place, with a random share in [smallest, 1] of the sides."""
     sides = torch.tensor(images.shape[2:], device=images.device)
     share = 1 - draws.uniform(seeds, 0) * (1 - smallest)
     size = (share[:, None] * sides).round().long().clamp_min(1)
@@ -30,10 +34,12 @@ def _random_window(seeds: Int64[Tensor, " n"], smallest: float, images: Images) 
 def _resample(
     images: Images, scale: Float[Tensor, "n 2"], shift: Float[Tensor, "n 2"]
 ) -> tuple[Images, Float[Tensor, "n h w 2"]]:
-    """Bilinear; the output at y reads the input at scale · y + shift.
+    """Bilinear resampling: the output at p is the input at scale · p + shift.
 
-    Coordinates run from −1 to 1 between the image's edges, scale and shift in order (y, x).
-    Returns the images and the coordinates (x, y) that were read.
+    Coordinates run from −1 to 1 between the image's edges. Scale and shift are in order (y, x).
+
+    Returns:
+        the images, and the coordinates (x, y) in the input that they were read at.
     """
     scale, shift = scale.to(images).flip(1), shift.to(images).flip(1)
     theta = torch.cat([torch.diag_embed(scale), shift.unsqueeze(2)], 2)
@@ -43,13 +49,17 @@ def _resample(
 
 
 class ResizePad(Defence):
-    """Shrinks each image to a random size and puts it in a random place, black around it.
+    """Shrinks each image to a random size and puts it at a random place on black.
 
-    Bilinear; size and place are drawn afresh for each image at every forward pass.
+    Resampling is bilinear. Each forward pass draws a new size and place for each image.
 
     Args:
         model: images → logits.
         smallest: the smallest size, as a share of the image's sides, above 0 and at most 1.
+
+    Example:
+        >>> ResizePad(lambda images: images.flatten(1))(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 3072])
     """
 
     name = "resize-pad"
@@ -69,13 +79,19 @@ class ResizePad(Defence):
 class CropEnsemble(Defence):
     """Averages the model's probabilities over random crops, each enlarged to the full image.
 
-    Bilinear, drawn afresh for each image at every forward pass. Returns the logarithm of the mean
-    probabilities. A forward pass costs `crops` passes of the model, batched.
+    Resampling is bilinear. Each forward pass draws new crops for each image, and returns the
+    logarithm of the mean probabilities.
 
     Args:
         model: images → logits.
-        crops: how many, at least 1.
+        crops: number of crops of an image, at least 1.
         size: side of a crop, as a share of the image's, above 0 and at most 1.
+
+    Cost: a forward pass takes `crops` passes of the model, in one batch.
+
+    Example:
+        >>> CropEnsemble(lambda images: images.flatten(1), crops=4)(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 64])
     """
 
     name = "crop-ensemble"

@@ -1,8 +1,11 @@
-"""Defences by name, and the command line's way of writing them."""
+"""Every defence by its name, and how command line and cards write it: `jpeg:quality=75`."""
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import pkgutil
+import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -13,50 +16,45 @@ from torch import nn
 from ..errors import InputError
 from ..parsing import import_named, nearest, split_options, typed
 from ..runs.files import inside
-from .autoencoder import Autoencoder
 from .base import Defence, Model
-from .bit_depth import BitDepth
-from .gaussian_blur import GaussianBlur
-from .jpeg import Jpeg
-from .median import Median
-from .noise import Noise
-from .palette import Palette
-from .purification import Purification
-from .random_views import CropEnsemble, ResizePad
-from .thermometer import Thermometer
-from .total_variation import TotalVariation
 
-DEFENCES: dict[str, type[Defence]] = {
-    defence.name: defence
-    for defence in (
-        Jpeg,
-        BitDepth,
-        Median,
-        GaussianBlur,
-        TotalVariation,
-        ResizePad,
-        CropEnsemble,
-        Noise,
-        Thermometer,
-        Palette,
-        Autoencoder,
-        Purification,
-    )
-}
+
+def _defences() -> dict[str, type[Defence]]:
+    """Every defence that a module of this package defines, by name."""
+    package = sys.modules[__package__]
+    modules = [module.name for module in pkgutil.iter_modules(package.__path__)]
+    found: dict[str, type[Defence]] = {}
+    for name in sorted(set(modules) - {"registry"}):
+        module = importlib.import_module(f"{__package__}.{name}")
+        for value in vars(module).values():
+            if not (isinstance(value, type) and issubclass(value, Defence)):
+                continue
+            if value is not Defence and value.__module__ == module.__name__:
+                found[value.name] = value
+    return found
+
+
+DEFENCES = _defences()
 
 
 def parse(text: str, card_of: Path | None = None) -> partial[Defence]:
-    """What turns a model into a defended one: `parse("jpeg:quality=75")(model)`.
+    """The defence that a text describes, as a function from a model to the defended model.
 
     Args:
         text: `name`, or `name:key=value,key=value`. The name is a key of `DEFENCES`, or
             `package.module:Class` for a `Defence` of the user's own.
-        card_of: the model folder whose card says so, where no person does. A file runs no code and
-            names nothing outside: then only `DEFENCES` are taken, and `weights` lie in the folder.
+        card_of: the model folder whose card holds the text; None if a person wrote it. A card may
+            run no code and reach no other file: it may name `DEFENCES` only, and `weights` inside
+            its folder.
 
     Raises:
-        InputError: unknown name or option (with the nearest known one), or a value of another
-            type than the option's. Values out of range are reported when it meets the model.
+        InputError: an unknown name or option (with the nearest known one), or a value of another
+            type than the option's. Values out of range are reported once there is a model.
+
+    Example:
+        >>> defended = parse("bit-depth:bits=3")(nn.Flatten())
+        >>> defended.spec
+        'bit-depth:bits=3'
     """
     name, _, rest = text.partition(":")
     if name in DEFENCES:
@@ -81,8 +79,18 @@ def parse(text: str, card_of: Path | None = None) -> partial[Defence]:
 
 
 def chain(model: Model, texts: Sequence[str], card_of: Path | None = None) -> nn.Module | Model:
-    """The model behind all these defences; the first one sees the image first. `card_of` as in
-    `parse`."""
+    """The model behind all these defences, of which the first gets the image first.
+
+    Args:
+        model: images → logits.
+        texts: as `parse` takes them.
+        card_of: as for `parse`.
+
+    Example:
+        >>> chained = chain(nn.Flatten(), ["jpeg:quality=50", "median"])
+        >>> chained.name, chained.model.name
+        ('jpeg', 'median')
+    """
     for wrap in reversed([parse(text, card_of) for text in texts]):
         model = wrap(model)
     return model

@@ -11,18 +11,23 @@ from .base import Defence, Model, replace_backward, whole_number
 
 
 class Thermometer(Defence):
-    """Writes every value x as `levels` bits, of which bit l (from 0) says x ≥ (l + ½) / levels.
+    """Encodes every value x as `levels` bits. Bit l = 0, 1, … is 1 where x ≥ (l + ½) / levels.
 
-    A model made for the encoding takes levels × C channels (the bits of a channel stand
-    together). Any other model is shown the mean of the bits, which is x rounded to the nearest
-    multiple of 1 / levels: by default, so that the defence goes in front of every model.
+    A model made for the encoding takes levels × C channels, in which the bits of a channel are
+    neighbours. By default, the model gets the mean of the bits, which is x rounded to the nearest
+    multiple of 1 / levels, so that the defence suits every model.
 
-    Buckman et al. put their thresholds at l / levels, where one bit is always set.
+    Buckman et al. put their thresholds at l / levels, where the first bit is always 1.
 
     Args:
         model: images → logits; with `decode=False`, (N, levels × C, H, W) → logits.
         levels: number of bits, 2 to 256.
         decode: whether the model takes images.
+
+    Example:
+        >>> images = torch.tensor([[[[0.2, 0.6]]]])
+        >>> Thermometer(lambda images: images.flatten(1), levels=4)(images)
+        tensor([[0.2500, 0.5000]])
     """
 
     name = "thermometer"
@@ -34,7 +39,7 @@ class Thermometer(Defence):
         super().__init__(model, levels=levels, decode=decode)
 
     def _excess(self, images: Images) -> Float[Tensor, "n c l h w"]:
-        """How far x lies above each threshold, in levels."""
+        """x minus each threshold, in levels."""
         thresholds = torch.arange(self.levels, device=images.device) + 0.5
         return images.unsqueeze(2) * self.levels - thresholds.view(-1, 1, 1)
 
@@ -43,7 +48,7 @@ class Thermometer(Defence):
         return (self._excess(images) >= 0).to(images.dtype).flatten(1, 2)
 
     def soft_code(self, images: Images) -> Float[Tensor, "n c*l h w"]:
-        """The bits with a smooth transition, about one level wide, around each threshold."""
+        """The bits, each with a smooth transition of about one level around its threshold."""
         return torch.sigmoid(8 * self._excess(images)).flatten(1, 2)
 
     def transform(self, images: Images) -> Images:

@@ -11,17 +11,22 @@ from .base import Defence, Model, real_number, whole_number
 
 
 class TotalVariation(Defence):
-    """Each channel x becomes the u with the smallest ½‖u − x‖² + weight · TV(u).
+    """Replaces each channel x by the u that minimises ½‖u − x‖² + weight · TV(u).
 
-    TV(u) is the sum over pixels of the length of u's gradient (Rudin, Osher & Fatemi, 1992).
-    Solved by projected gradient steps with momentum on the dual problem (Beck & Teboulle, "Fast
-    gradient-based algorithms for constrained total variation image denoising", 2009), a fixed
-    number of them, so that exact gradients flow through.
+    TV(u) is the sum over pixels of the length of u's gradient (Rudin, Osher & Fatemi, 1992). The
+    solver takes a fixed number of projected gradient steps with momentum on the dual problem (Beck
+    & Teboulle, "Fast gradient-based algorithms for constrained total variation image denoising",
+    2009). Its exact gradient flows through all of them.
 
     Args:
         model: images → logits.
-        weight: how much smoothness counts, in image units, above 0.
+        weight: of TV(u), in image units, above 0; larger is smoother.
         iterations: steps of the solver, at least 1.
+
+    Example:
+        >>> images = torch.tensor([[[[0.4, 0.6]]]])
+        >>> TotalVariation(lambda images: images.flatten(1), weight=0.05)(images).round(decimals=3)
+        tensor([[0.4500, 0.5500]])
     """
 
     name = "total-variation"
@@ -47,7 +52,7 @@ class TotalVariation(Defence):
 
 
 def _gradient(u: Images) -> Tensor:
-    """Forward differences down and right, 0 past the border: (2, N, C, H, W)."""
+    """Differences to the pixel below and to the right, (2, N, C, H, W); 0 at the border."""
     down = torch.diff(u, dim=2, append=u[:, :, -1:])
     right = torch.diff(u, dim=3, append=u[:, :, :, -1:])
     return torch.stack([down, right])

@@ -1,4 +1,4 @@
-"""A defended model as its attackers may look at it."""
+"""The backward passes by which a defended model may be attacked."""
 
 from __future__ import annotations
 
@@ -10,10 +10,16 @@ from .base import Defence, Model, declared
 
 
 def views(model: Model) -> dict[str, Model]:
-    """The model by each backward pass that is offered inside it besides the one in use.
+    """The model with each further backward pass that some part of it offers, by its name.
 
-    All answer the same and differ in their gradients alone. A view in which nothing would differ
-    from the model itself is left out.
+    All views give the same logits; only their gradients differ. A view with the same gradients as
+    the model, or as another view, is left out.
+
+    Example:
+        >>> from holdfast.defences import Jpeg
+        >>> defended = Jpeg(nn.Flatten())
+        >>> defended.backward, list(views(defended))
+        ('surrogate', ['identity'])
     """
     found: dict[str, Model] = {}
     if isinstance(model, nn.Module):
@@ -31,7 +37,14 @@ def _in_use(model: Model) -> list[str]:
 
 
 def shown(model: Model, images: Images) -> Images:
-    """What the network behind a chain of defences sees of images, (N, C, H, W) in [0, 1]."""
+    """The images (N, C, H, W) that the network behind a chain of defences gets, in [0, 1].
+
+    Example:
+        >>> import torch
+        >>> from holdfast.defences import BitDepth
+        >>> shown(BitDepth(nn.Flatten(), bits=1), torch.full((1, 1, 1, 2), 0.7))
+        tensor([[[[1., 1.]]]])
+    """
     while isinstance(model, Defence):
         images, model = model.defended(images), model.model
     return images
