@@ -485,7 +485,7 @@ def test_the_uncertainty_command(tmp_path, monkeypatch):
         (measurements, "CURVE_STEPS", 2),
         (measurements, "OOD_ATTACKED", 6),
         (measurements, "ROBUST_STEPS", 2),
-        (command, "FOREIGN", 10),
+        (command, "OUT_OF_DISTRIBUTION", 10),
         (command, "TRAINING", 200),
         (run_figures, "RESAMPLES", 10),
     ):

@@ -38,7 +38,7 @@ def small():
             (measurements, "CURVE_STEPS", 1),
             (measurements, "OOD_ATTACKED", 4),
             (measurements, "ROBUST_STEPS", 1),
-            (command, "FOREIGN", 10),
+            (command, "OUT_OF_DISTRIBUTION", 10),
             (command, "TRAINING", 200),
             (run_figures, "RESAMPLES", 10),
         ):

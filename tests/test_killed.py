@@ -105,7 +105,7 @@ def small() -> None:
         (measurements, "OOD_ATTACKED", 6),
         (measurements, "OOD_STEPS", 2),
         (measurements, "ROBUST_STEPS", 2),
-        (command, "FOREIGN", 10),
+        (command, "OUT_OF_DISTRIBUTION", 10),
         (command, "TRAINING", 60),
         (command, "MORE", 2),
         (run_figures, "RESAMPLES", 10),

@@ -61,7 +61,7 @@ def small():
             (measurements, "CURVE_STEPS", 3),
             (measurements, "OOD_ATTACKED", 12),
             (measurements, "ROBUST_STEPS", 3),
-            (command, "FOREIGN", 20),
+            (command, "OUT_OF_DISTRIBUTION", 20),
             (command, "TRAINING", 300),
             (run_figures, "RESAMPLES", 20),
         ):

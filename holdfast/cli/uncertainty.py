@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 USUAL_SUITE = "swift"
 TRAINING = 2000  # training images whose features detectors know
-FOREIGN = 300  # images of each out-of-distribution kind
+OUT_OF_DISTRIBUTION = 300  # images of each out-of-distribution kind
 MORE = 10  # images that are only looked at, for each that is attacked
 COVERAGE = 0.8  # the share of images that abstaining promises to answer
 
@@ -255,7 +255,7 @@ def run(options: Options) -> dict[str, Any]:
         training=_drawn(dataset.train, TRAINING, seed, "training"),
         classes=tuple(dataset.classes),
         out_of_distribution=[
-            out_of_distribution.load(source, shape, FOREIGN, seed=seed)
+            out_of_distribution.load(source, shape, OUT_OF_DISTRIBUTION, seed=seed)
             for source in dict.fromkeys([*usual, *(options.ood or [])])
         ],
         human=people,
