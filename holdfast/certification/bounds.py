@@ -21,7 +21,7 @@ from ..defences.base import real_number
 from ..errors import InputError
 from ..inputs import check_labels
 from ..models.layers import Normalise
-from ..threat import Images
+from ..types import Images
 
 Interval = tuple[Tensor, Tensor]  # lower and upper, of one shape
 

@@ -18,13 +18,13 @@ from scipy import stats
 from torch import Tensor, nn
 
 from .. import draws
-from ..defences.base import Model, real_number, whole_number
+from ..defences.base import real_number, whole_number
 from ..errors import InputError
 from ..inputs import check_images, check_labels
 from ..intervals import lower_bound
 from ..models.modes import evaluating
 from ..models.wrapper import NO_PREDICTION, predicted, wrapped
-from ..threat import Images
+from ..types import Images, Model
 
 ABSTAIN = -1  # no class has this number, so an abstention never equals a label
 

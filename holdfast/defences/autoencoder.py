@@ -14,8 +14,8 @@ from ..inputs import check_images
 from ..models.autoencoder import DenoisingAutoencoder
 from ..models.checkpoint import load_checkpoint, read_card, save_checkpoint
 from ..runs.files import make_folder
-from ..threat import Images
-from .base import Defence, Model, real_number, weights_folder, whole_number
+from ..types import Images, Model
+from .base import Defence, real_number, weights_folder, whole_number
 
 ARCHITECTURE = "denoising-autoencoder"
 

@@ -48,8 +48,7 @@ from ..errors import InputError
 from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
 from ..models.chain import Preprocessor
 from ..models.checkpoint import checkpoint_in
-from ..types import Images as Images
-from ..types import Model as Model
+from ..types import Images, Model
 
 _ROUNDING = 1e-5  # how far float arithmetic may carry a transform out of [0, 1]
 

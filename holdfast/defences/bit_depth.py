@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from ..threat import Images
-from .base import Defence, Model, smooth_round, whole_number
+from ..types import Images, Model
+from .base import Defence, smooth_round, whole_number
 
 
 class BitDepth(Defence):

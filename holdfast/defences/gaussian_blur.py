@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
-from ..threat import Images
-from .base import Defence, Model, fits, real_number
+from ..types import Images, Model
+from .base import Defence, fits, real_number
 
 
 class GaussianBlur(Defence):

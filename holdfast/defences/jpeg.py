@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Images
-from .base import Defence, Model, smooth_round, whole_number
+from ..types import Images, Model
+from .base import Defence, smooth_round, whole_number
 
 # ITU-T T.81, annex K, tables K.1 and K.2
 _LUMINANCE = """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch.nn.functional as F
 
-from ..threat import Images
-from .base import Defence, Model, fits, odd_kernel
+from ..types import Images, Model
+from .base import Defence, fits, odd_kernel
 
 
 class Median(Defence):

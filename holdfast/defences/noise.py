@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from .. import draws
-from ..threat import Images
-from .base import Defence, Model, real_number
+from ..types import Images, Model
+from .base import Defence, real_number
 
 
 class Noise(Defence):

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..threat import Images
-from .base import Defence, Model, whole_number
+from ..types import Images, Model
+from .base import Defence, whole_number
 
 _ROUNDS = 8  # of k-means; the error has all but settled by then
 _GOLDEN = (5**0.5 - 1) / 2

@@ -16,8 +16,8 @@ from .. import draws
 from ..errors import InputError
 from ..models.checkpoint import load_checkpoint
 from ..models.unet import DenoisingUNet
-from ..threat import Images
-from .base import Defence, Model, real_number, weights_folder, whole_number
+from ..types import Images, Model
+from .base import Defence, real_number, weights_folder, whole_number
 
 CURVE = 7.0  # exponent ρ of Karras et al.: the larger, the closer noise levels are near 0
 

@@ -15,8 +15,8 @@ from torch import Tensor
 
 from .. import draws
 from ..draws import repeated_draws
-from ..threat import Images
-from .base import Defence, Model, real_number, whole_number
+from ..types import Images, Model
+from .base import Defence, real_number, whole_number
 
 # The place of a view in its image: (top, left) and (height, width), in pixels.
 Window = tuple[Int64[Tensor, "n 2"], Int64[Tensor, "n 2"]]

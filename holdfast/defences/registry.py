@@ -16,7 +16,8 @@ from torch import nn
 from ..errors import InputError
 from ..parsing import import_named, nearest, split_options, typed
 from ..runs.files import inside
-from .base import Defence, Model
+from ..types import Model
+from .base import Defence
 
 
 def _defences() -> dict[str, type[Defence]]:

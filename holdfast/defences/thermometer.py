@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..threat import Images
-from .base import Defence, Model, replace_backward, whole_number
+from ..types import Images, Model
+from .base import Defence, replace_backward, whole_number
 
 
 class Thermometer(Defence):

@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..threat import Images
-from .base import Defence, Model, real_number, whole_number
+from ..types import Images, Model
+from .base import Defence, real_number, whole_number
 
 
 class TotalVariation(Defence):

@@ -5,8 +5,8 @@ from __future__ import annotations
 from torch import nn
 
 from ..models.backward import offering, with_backward
-from ..threat import Images
-from .base import Defence, Model, declared
+from ..types import Images, Model
+from .base import Defence, declared
 
 
 def views(model: Model) -> dict[str, Model]:

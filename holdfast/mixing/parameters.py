@@ -21,13 +21,13 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..defences.base import Model, real_number, whole_number
+from ..defences.base import real_number, whole_number
 from ..errors import InputError
 from ..inputs import check_logits, checked_data
 from ..models.mixture import Mixture, sharpened
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
-from ..threat import Images
+from ..types import Images, Model
 
 
 class Parameters(NamedTuple):

@@ -23,8 +23,9 @@ from ..errors import InputError
 from ..intervals import upper_bound
 from ..models.modes import evaluating
 from ..models.wrapper import predicted, wrapped
+from ..types import Images
 from .inputs import Array, as_array, checked_flags, checked_scores, checked_share
-from .scores import Images, Items, Score
+from .scores import Items, Score
 
 ABSTAIN = -1  # in place of a class: no prediction
 

@@ -18,13 +18,12 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks import GradientAscent, Items, Oracle, State
-from ..attacks.base import Model
 from ..attacks.state import pick
 from ..errors import InputError
 from ..inputs import checked_data
 from ..models.wrapper import standard_defaults, wrapped
-from ..threat import Images, Threat
-from ..types import Report
+from ..threat import Threat
+from ..types import Images, Model, Report
 from .goals import Goal, Outputs, Values
 
 BACKTRACKS = 5  # halvings of the way to a point that the original refused

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..types import Images, Model
 from .inputs import Array, checked_flags, checked_scores, checked_share
-from .scores import FeatureScore, Images, LayerFeatures, LogitScore, Model, Score
+from .scores import FeatureScore, LayerFeatures, LogitScore, Score
 
 
 class WithDetector(nn.Module):
