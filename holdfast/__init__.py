@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .report import write_report
     from .threat import Threat
     from .training import train
+    from .uncertainty.measure_uncertainty import measure_uncertainty
     from .version import VERSION as __version__
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "defences",
     "evaluate",
     "load",
+    "measure_uncertainty",
     "mix",
     "train",
     "uncertainty",
@@ -58,6 +60,7 @@ __getattr__, __dir__ = lazily(
         "defences": "defences",
         "evaluate": "evaluation:evaluate",
         "load": "loading:load",
+        "measure_uncertainty": "uncertainty.measure_uncertainty:measure_uncertainty",
         "mix": "mixing.run:mix",
         "train": "training:train",
         "uncertainty": "uncertainty",

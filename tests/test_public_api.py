@@ -17,6 +17,8 @@ from models import digits
 import holdfast as hf
 from holdfast.certification.run import Certification
 from holdfast.models import load_checkpoint
+from holdfast.uncertainty.run import figures as run_figures
+from holdfast.uncertainty.run import measurements
 from holdfast.version import VERSION
 
 PUBLIC = {
@@ -31,6 +33,7 @@ PUBLIC = {
     "defences",
     "evaluate",
     "load",
+    "measure_uncertainty",
     "mix",
     "train",
     "uncertainty",
@@ -84,7 +87,10 @@ def test_every_public_name_is_explained(name: str) -> None:
     assert not silent
 
 
-@pytest.mark.parametrize("name", ["evaluate", "certify", "mix", "train", "load", "write_report"])
+@pytest.mark.parametrize(
+    "name",
+    ["evaluate", "certify", "measure_uncertainty", "mix", "train", "load", "write_report"],
+)
 def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
     function = getattr(hf, name)
     explained = inspect.getdoc(function) or ""
@@ -148,6 +154,41 @@ def test_mix_two_modules_without_a_folder() -> None:
     assert again.choice == mixed.choice
     with pytest.raises(hf.InputError, match="the robust model has no card"):
         hf.mix(model, other, x, y, hf.Threat("linf", 0.05), run="somewhere")
+
+
+def test_measure_uncertainty_of_tensors(monkeypatch) -> None:
+    for name, value in (
+        ("STEPS", 2),
+        ("SET_STEPS", 2),
+        ("CURVE_IMAGES", 6),
+        ("CURVE_STEPS", 2),
+        ("ROBUST_STEPS", 2),
+    ):
+        monkeypatch.setattr(measurements, name, value)
+    monkeypatch.setattr(run_figures, "RESAMPLES", 10)
+    monkeypatch.setattr("holdfast.uncertainty.measure_uncertainty.OTHERS", 6)
+    model, x, y = digits(220)
+    found = hf.measure_uncertainty(
+        model,
+        x[:20],
+        y[:20],
+        calibration=(x[20:], y[20:]),
+        attack="fgsm",
+        threat=hf.Threat("linf", 0.1),
+        alpha=0.2,
+        ood=("noise",),
+    )
+    assert found["n"] == 20 and found["suite"] == "fgsm" and found["classes"] == list("0123456789")
+    assert found["settings"]["alpha"] == 0.2
+    for calibration, says in (
+        ((x[:4], y[:4]), "4 calibration images are too few for alpha = 0.1: give at least 20"),
+        ((x[:4], y[:4], y[:4]), "must be a pair"),
+        ((x[:20], y[:1].repeat(20)), "has no image of class"),
+        (None, "must be a pair"),
+    ):
+        with pytest.raises(hf.InputError, match=says) as caught:
+            hf.measure_uncertainty(model, x[:20], y[:20], calibration=calibration)
+        assert "\n" not in str(caught.value)
 
 
 def test_train_takes_the_name_of_a_recipe(tmp_path: Path, monkeypatch) -> None:

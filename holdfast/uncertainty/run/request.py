@@ -18,15 +18,15 @@ from ...types import Model
 
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
-    """Images as data sets store them, with labels.
+    """Images with labels.
 
     Attributes:
-        images: 0..255.
+        images: 0..255 as data sets store them, or floats in [0, 1].
         labels: in 0 … K−1.
         items: the number of each image in its data set, to which random draws belong.
     """
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     items: Int64[Tensor, " n"]
 
@@ -39,7 +39,7 @@ class LabelledImages:
     @property
     def floats(self) -> Float[Tensor, "n c h w"]:
         """The images in [0, 1]."""
-        return self.images.float() / 255
+        return self.images.float() / 255 if self.images.dtype == torch.uint8 else self.images
 
 
 @dataclass(frozen=True, eq=False)
