@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -116,7 +117,7 @@ class Trainer:
         self.average.update(self.model.module)
         value = float(loss.value.detach())
         if not math.isfinite(value):
-            raise self._diverged(f"training diverged: the loss became {value}")
+            raise self._diverged(f"the loss became {value}")
         window = self.history.window
         window.loss += value * len(batch.labels)
         if loss.logits is not None:
@@ -156,10 +157,14 @@ class Trainer:
                 f"one epoch takes about {clock(epoch)} here"
             )
 
+    def _check_finite(self, tensors: Iterable[Tensor]) -> None:
+        if not all(bool(tensor.isfinite().all()) for tensor in tensors):
+            raise self._diverged("the weights became NaN or infinite")
+
     def _diverged(self, what: str) -> HoldfastError:
         return HoldfastError(
-            f"{what} at step {self.schedule.steps}; lower optimiser.learning_rate "
-            "or set optimiser.clip_gradient (the last checkpoint is intact)"
+            f"training diverged: {what} at step {self.schedule.steps}; lower "
+            "optimiser.learning_rate or set optimiser.clip_gradient (the last checkpoint is intact)"
         )
 
     # -- validation -----------------------------------------------------------------------
@@ -181,6 +186,7 @@ class Trainer:
             estimate_statistics(average, list(batches()))
 
     def _validate(self, rate: float) -> dict[str, Any]:
+        """The next row of metrics.csv; `rate` is the learning rate of the last step."""
         self._fit_statistics()
         figures = self.validator.figures(self.average.model, self.model.module, self.objective)
         self.model.train()
@@ -206,6 +212,7 @@ class Trainer:
         return row
 
     def _after_validation(self, row: dict[str, Any], line: ProgressLine) -> None:
+        """Keep the weights if they are the best, or go back where robustness collapsed."""
         self.fabric.barrier()  # the process that writes checkpoints has written the last one
         history, epoch = self.history, row["epoch"]
         lost = self.robust and collapsed(row, history.best_live)
@@ -256,9 +263,8 @@ class Trainer:
                 self._save_model()
 
     def _save_model(self) -> None:
-        state = self.average.model.state_dict().values()
-        if not all(bool(value.isfinite().all()) for value in state):
-            raise self._diverged("training diverged: the weights became NaN or infinite")
+        """Write the averaged weights, and a card with what was measured of them."""
+        self._check_finite(self.average.model.state_dict().values())
         save_checkpoint(
             make_folder(self.job.run / "model"),
             self.average.model,
@@ -310,8 +316,7 @@ class Trainer:
         if not self.job.leads:
             return
         tensors = self.tensors()
-        if not all(bool(tensor.isfinite().all()) for tensor in tensors.values()):
-            raise self._diverged("training diverged: the weights became NaN or infinite")
+        self._check_finite(tensors.values())
         self.checkpoints.save(name, tensors, self._progress())
 
     def restore(self, name: str, weights_only: bool = False) -> bool:
