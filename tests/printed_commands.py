@@ -94,7 +94,7 @@ def printed() -> dict[str, list[str]]:
     """All commands by the file that prints them."""
     found = {}
     for pattern, reader in (
-        ("README.md", in_markdown),
+        ("*.md", in_markdown),
         ("docs/*.md", in_markdown),
         ("recipes/*.yaml", in_comments),
         ("holdfast/**/*.py", in_python),
@@ -164,8 +164,8 @@ def _check_verb(words: list[str], whole: bool) -> None:
         parse_number(radius)
     if verb == "train" and "recipe" in given:
         budget = [f"budget={given['budget']}"] if "budget" in given else []
-        _check_there(str(given["recipe"]))
-        load_recipe(ROOT / given["recipe"], [*(given.get("change") or []), *budget])
+        file = ROOT / given["recipe"]
+        load_recipe(file if file.exists() else given["recipe"], [*(given.get("change") or []), *budget])
     for name in ("model", "robust", "accurate", "data", "human"):
         if name in given:
             _check_there(str(given[name]))
