@@ -165,7 +165,9 @@ def _check_verb(words: list[str], whole: bool) -> None:
     if verb == "train" and "recipe" in given:
         budget = [f"budget={given['budget']}"] if "budget" in given else []
         file = ROOT / given["recipe"]
-        load_recipe(file if file.exists() else given["recipe"], [*(given.get("change") or []), *budget])
+        load_recipe(
+            file if file.exists() else given["recipe"], [*(given.get("change") or []), *budget]
+        )
     for name in ("model", "robust", "accurate", "data", "human"):
         if name in given:
             _check_there(str(given[name]))

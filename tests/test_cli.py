@@ -86,6 +86,10 @@ def one_line(text: str) -> str:
         (["evaluate", "MODEL", "--out", "OUT", "--epss", "1"], "--eps"),
         (["evaluate", "--out", "OUT"], "model"),
         (["evaluate", "MODEL", "--out", "OUT", "--frob"], "--frob"),
+        (["evaluate", "MODEL", "--out", "OUT", "--seed", str(2**63)], "--seed must lie between"),
+        (["train", "cifar10-cp", "--data", "digits", "--out", "OUT"], "did you mean 'cifar10-cpu'"),
+        (["models", "--fetch", "cifar10-linf-sli"], "did you mean 'cifar10-linf-slim'"),
+        (["list", "recipe"], "'recipes'"),
     ],
 )
 def test_bad_input_is_one_line_and_status_2(

@@ -7,6 +7,16 @@ from typing import Annotated
 
 import typer
 
+from ..errors import InputError
+
+
+def _checked_seed(seed: int) -> int:
+    # No typer range: its 40 digits would stand in every help text.
+    if not -(2**63) <= seed < 2**63:
+        raise InputError(f"--seed must lie between -2^63 and 2^63 - 1, not at {seed}")
+    return seed
+
+
 ModelArgument = Annotated[
     str,
     typer.Argument(
@@ -61,7 +71,7 @@ DeviceOption = Annotated[
 ]
 SeedOption = Annotated[
     int,
-    typer.Option("--seed", min=-(2**63), max=2**63 - 1, help="Seed of every random draw."),
+    typer.Option("--seed", callback=_checked_seed, help="Seed of every random draw."),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress on standard error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
