@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check benchmarks clean
+.PHONY: demo test test-all check wheel benchmarks clean
 
 # The environment is whole once this file is there; it is made anew when versions change.
 .venv/ready: pyproject.toml constraints.txt
@@ -24,6 +24,10 @@ test: check
 
 test-all: check
 	$(BIN)/pytest
+
+# What `pip install` takes, with recipes and two models inside.
+wheel: .venv/ready
+	$(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir dist .
 
 # The peers that benchmarks/ compares with.
 benchmarks: .venv/ready

@@ -1,4 +1,4 @@
-"""Finding a model by what a user calls it."""
+"""Loading a model by whatever a user calls it: a folder, a name, a function."""
 
 from __future__ import annotations
 
@@ -11,23 +11,33 @@ from torch import nn
 from .errors import InputError
 from .models.checkpoint import load_checkpoint
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
-from .parsing import import_named, nearest, said
+from .parsing import import_named, nearest, one_line
 from .runs.files import read_json
 from .runs.folder import RESULT, check_files
 
 
 def load(source: Path | str, code: bool = True) -> nn.Module:
-    """A model, in eval mode, behind the defences that its card declares (`defences`, a list such
-    as `["jpeg:quality=75"]`).
+    """Load a model by what it is called on the command line.
 
     Args:
         source: a checkpoint folder; a training run's folder; a name from `holdfast models`; or
-            `package.module:function`, which is imported and called without arguments (the
-            current folder is searched too).
-        code: whether `package.module:function` is taken; not where a file says what to load.
+            `package.module:function`, which is imported and called without arguments (modules of
+            the working folder are found too).
+        code: whether `package.module:function` is allowed. A file that names a model may run no
+            code.
+
+    Returns:
+        the model in eval mode, from images (N, C, H, W) in [0, 1] to logits (N, K), behind the
+        defences on its card (`defences`, a list such as `["jpeg:quality=75"]`). `model.card` holds
+        the card, where there is one.
 
     Raises:
-        InputError: nothing of that name, or it cannot be loaded.
+        InputError: nothing has that name, or it cannot be loaded.
+
+    Example:
+        >>> import torch, holdfast as hf
+        >>> hf.load("cifar10-linf-slim")(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
     text = str(source)
     folder = Path(source)
@@ -87,7 +97,7 @@ def _call(text: str) -> nn.Module:
     except InputError:
         raise
     except Exception as error:  # the user's own code: say what it said
-        raise InputError(f"model {text!r} cannot be built: {said(error)}") from None
+        raise InputError(f"model {text!r} cannot be built: {one_line(error)}") from None
     if not callable(model):
         raise InputError(f"model {text!r} built a {type(model).__name__}, which cannot be called")
     return model.eval() if isinstance(model, nn.Module) else model

@@ -1,4 +1,4 @@
-"""What people write: names of code, options behind a name, numbers, and what they meant."""
+"""Reading what people write: names of code, options after a name, numbers, and misspelt names."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from .errors import InputError
 
 
 def import_named(text: str, what: str) -> object:
-    """What `package.module:name` names. The current folder is searched too, however Holdfast was
-    started.
+    """The object that `package.module:name` names; modules of the working folder are found too.
 
     Args:
         text: `package.module:name`.
@@ -32,15 +31,15 @@ def import_named(text: str, what: str) -> object:
         raise
     except Exception as error:  # whatever the user's module raises while it is read
         raise InputError(
-            f"{what} {text!r}: cannot import {module_name!r}: {said(error)}"
+            f"{what} {text!r}: cannot import {module_name!r}: {one_line(error)}"
         ) from error
     if not hasattr(module, name):
         raise InputError(f"{what} {text!r}: {module_name!r} has no {name!r}")
     return getattr(module, name)
 
 
-def said(error: Exception) -> str:
-    """What the user's own code raised, in one line."""
+def one_line(error: Exception) -> str:
+    """The type and message of an exception of the user's own code, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
 
@@ -48,11 +47,15 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 
 
 def split_options(what: str, text: str, known: Sequence[str]) -> dict[str, str]:
-    """The values of `key=value,key=value`, as they are written.
+    """The options in `key=value,key=value`, their values as text.
 
     Args:
-        what: whose options they are, such as `defence jpeg`; it begins every message.
-        known: the keys that there are.
+        what: whose options they are, such as `defence jpeg`; every message begins with it.
+        known: the keys that are allowed.
+
+    Example:
+        >>> split_options("defence jpeg", "quality=75", ["quality"])
+        {'quality': '75'}
 
     Raises:
         InputError: an item that is not key=value, an unknown key, or one given twice.
@@ -70,14 +73,23 @@ def split_options(what: str, text: str, known: Sequence[str]) -> dict[str, str]:
 
 
 def check_known(what: str, key: str, known: Sequence[str]) -> None:
-    """InputError, with the nearest key that there is, where `key` is not known."""
+    """Check that an option is known.
+
+    Raises:
+        InputError: it is not; the message names the nearest one that is.
+    """
     if key not in known:
         hint = nearest(key, known) if known else "; it has none"
         raise InputError(f"{what} has no option {key!r}{hint}")
 
 
 def typed(what: str, key: str, text: str, kind: Any) -> Any:
-    """A value of type `kind` (bool, int, float; else the text itself) from its text.
+    """The value that a text stands for.
+
+    Args:
+        what: whose option it is, such as `defence jpeg`.
+        key: the option's name.
+        kind: bool, int or float; the text itself is returned for any other type.
 
     Raises:
         InputError: the text is no such value.
@@ -101,7 +113,15 @@ def typed(what: str, key: str, text: str, kind: Any) -> Any:
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """ "; did you mean 'x'?" where a known name is close, else the list of known names."""
+    """The end of a message about an unknown name: `; did you mean 'x'?` where a known one is
+    close, else `; known: ` and all of them.
+
+    Example:
+        >>> nearest("apgdd", ["apgd", "swift"])
+        "; did you mean 'apgd'?"
+        >>> nearest("x", ["apgd", "swift"])
+        '; known: apgd, swift'
+    """
     known = sorted(known)
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
@@ -110,7 +130,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def parse_number(text: str | float) -> float:
-    """A number written as `8/255`, `0.5` or `0.5/3`.
+    """A number from its text, which may be a fraction.
+
+    Example:
+        >>> parse_number("1/4"), parse_number("0.5")
+        (0.25, 0.5)
 
     Raises:
         InputError: if it is not one.

@@ -23,7 +23,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from ..errors import HoldfastError, InputError, OutOfMemory
-from ..parsing import said
+from ..parsing import one_line
 from ..types import Images, Model
 from .chain import Preprocessor, undefended, with_network
 
@@ -313,7 +313,7 @@ def _input_error(error: Exception, images: Images) -> InputError:
     """What the model raised, as one line that says for which images."""
     if isinstance(error, InputError):
         return error
-    what = said(error)
+    what = one_line(error)
     return InputError(
         f"the model cannot answer images of shape {tuple(images.shape)} on {images.device}: "
         f"{what[:300]}{'…' if len(what) > 300 else ''}"
