@@ -323,7 +323,7 @@ def test_intervals_are_alike():
         model, images, y = bounded().to(device), x.to(device), labels.to(device)
         lower, upper = interval.logit_bounds(model, images, 0.01)
         verified = interval.verified(model, images, y, 1e-4)
-        escaped = interval.escapes(model, images, 0.01, (lower, upper), points=2)
+        escaped = interval.outside_bounds(model, images, 0.01, (lower, upper), points=2)
         loss = interval.ibp_loss(model, images, y, 0.01)
         return tuple(t.detach().cpu() for t in (lower, upper, verified, escaped, loss))
 

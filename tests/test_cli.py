@@ -266,11 +266,11 @@ def test_norms_are_known_in_any_case() -> None:
         (
             {"name": "gaussian", "arguments": {"sigma": 0.25}},
             1.0,
-            "trained at σ = 0.25, asked at 1",
+            "trained at σ = 0.25, certified at 1",
         ),
         ({"name": "gaussian", "arguments": {}}, 0.25, ""),
-        ({"name": "n-fgsm", "arguments": {}}, 0.25, "never saw noise"),
-        ({"name": "interval", "arguments": {}}, None, "trained at L∞ 0.1, asked at L∞ 0.2"),
+        ({"name": "n-fgsm", "arguments": {}}, 0.25, "trained without noise"),
+        ({"name": "interval", "arguments": {}}, None, "trained at L∞ 0.1, certified at L∞ 0.2"),
         (None, 1.0, ""),
     ],
 )

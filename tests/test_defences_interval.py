@@ -9,7 +9,13 @@ from sklearn.datasets import load_digits
 from torch import nn
 
 from holdfast.certification import bounds as interval
-from holdfast.certification.bounds import escapes, ibp_loss, logit_bounds, margin_bounds, verified
+from holdfast.certification.bounds import (
+    ibp_loss,
+    logit_bounds,
+    margin_bounds,
+    outside_bounds,
+    verified,
+)
 from holdfast.errors import InputError
 from holdfast.models.layers import Normalise
 
@@ -45,7 +51,7 @@ def test_no_point_of_the_ball_leaves_the_bounds(seed, eps):
     model, images = network(seed), torch.rand(4, 2, 8, 8)
     bounds = logit_bounds(model, images, eps)
     assert (bounds[0] <= bounds[1]).all()
-    assert not escapes(model, images, eps, bounds, points=8, seed=seed).any()
+    assert not outside_bounds(model, images, eps, bounds, points=8, seed=seed).any()
     labels = torch.randint(0, 4, (4,))
     margins = margin_bounds(model, images, labels, eps)
     own = (torch.arange(4), labels)
@@ -94,9 +100,9 @@ def test_a_wrong_bound_is_caught(monkeypatch, share):
     monkeypatch.setattr(interval, "_affine", too_narrow)
     # One linear layer, whose bounds are tight, shows any shortfall; a deep one a large one.
     shallow = nn.Sequential(nn.Flatten(), nn.Linear(128, 4))
-    assert escapes(shallow, images, 0.1, logit_bounds(shallow, images, 0.1)).all()
+    assert outside_bounds(shallow, images, 0.1, logit_bounds(shallow, images, 0.1)).all()
     if share == 0:
-        assert escapes(model, images, 0.1, logit_bounds(model, images, 0.1)).all()
+        assert outside_bounds(model, images, 0.1, logit_bounds(model, images, 0.1)).all()
 
 
 def test_a_forgotten_absolute_value_is_caught(monkeypatch):
@@ -107,9 +113,9 @@ def test_a_forgotten_absolute_value_is_caught(monkeypatch):
         lower, upper = bounds
         return apply(lower), apply(upper)
 
-    assert not escapes(model, images, 0.1, logit_bounds(model, images, 0.1)).any()
+    assert not outside_bounds(model, images, 0.1, logit_bounds(model, images, 0.1)).any()
     monkeypatch.setattr(interval, "_affine", signed)
-    assert escapes(model, images, 0.1, logit_bounds(model, images, 0.1)).any()
+    assert outside_bounds(model, images, 0.1, logit_bounds(model, images, 0.1)).any()
     monkeypatch.setattr(interval, "_affine", honest)
 
 

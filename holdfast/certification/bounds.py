@@ -1,9 +1,9 @@
-"""Interval bound propagation, L∞ (Gowal et al., "On the effectiveness of interval bound
-propagation for training verifiably robust models", 2018).
+"""Interval bound propagation, L∞: bounds of a network's logits over a ball of images.
 
-An interval [lower, upper] around every value is carried through the network, layer by layer;
-whatever the attacker does inside the ball, every value stays inside its interval. It works for
-an `nn.Sequential` (or several, nested) of the layers listed in `propagate`.
+Gowal et al., "On the effectiveness of interval bound propagation for training verifiably robust
+models", 2018. An interval [lower, upper] around every value is computed layer by layer. Whatever an
+attacker does inside the ball, every value stays inside its interval. Networks must be an
+`nn.Sequential` (or several, nested) of layers that `propagate` has rules for.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from ..inputs import check_labels
 from ..models.layers import Normalise
 from ..types import Images
 
-Interval = tuple[Tensor, Tensor]  # lower and upper, of one shape
+Interval = tuple[Tensor, Tensor]  # lower and upper bounds, of one shape
 
-# An increasing function of each input maps the ends of an interval to the ends.
+# These increase in every input: they map the ends of an interval to the ends of the next.
 _INCREASING = (
     nn.ReLU,
     nn.Flatten,
@@ -39,15 +39,15 @@ _INCREASING = (
 _SUPPORTED = ", ".join(
     layer.__name__ for layer in (nn.Linear, nn.Conv2d, nn.BatchNorm2d, *_INCREASING)
 )
-# What float32 arithmetic may be off by, relative to the largest bound: a margin must exceed it.
+# Error of float32 arithmetic, relative to the largest bound: a difference of logits must exceed it.
 _ROUNDING = 1e-5
 
 
 def layers(model: nn.Module) -> list[nn.Module]:
-    """The layers of a sequential network in order.
+    """The layers of a sequential network, in order.
 
     Raises:
-        InputError: for a network of another kind.
+        InputError: a network that is no `nn.Sequential`.
     """
     if not isinstance(model, nn.Sequential):
         raise InputError(
@@ -62,10 +62,15 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
 
 def propagate(layer: nn.Module, interval: Interval) -> Interval:
-    """The interval after one layer, given the one before it.
+    """The interval after a layer, given the one before it.
 
     Raises:
-        InputError: no rule for this layer, or batch norm in training mode.
+        InputError: a layer without a rule, or batch norm in training mode.
+
+    Example:
+        >>> lower, upper = propagate(nn.ReLU(), (torch.tensor([-1.0]), torch.tensor([2.0])))
+        >>> lower, upper
+        (tensor([0.]), tensor([2.]))
     """
     lower, upper = interval
     if isinstance(layer, nn.Linear | nn.Conv2d):
@@ -93,7 +98,7 @@ def propagate(layer: nn.Module, interval: Interval) -> Interval:
 def _affine(
     interval: Interval, apply: Callable[[Tensor], Tensor], spread: Callable[[Tensor], Tensor]
 ) -> Interval:
-    """The centre goes through the layer itself, the half-width through its absolute weights."""
+    """The layer maps the centre of the interval; its absolute weights map the half-width."""
     lower, upper = interval
     centre, radius = apply((lower + upper) / 2), spread((upper - lower) / 2)
     return centre - radius, centre + radius
@@ -108,13 +113,22 @@ def _input_interval(images: Images, eps: float) -> Interval:
 def logit_bounds(
     model: nn.Module, images: Images, eps: float
 ) -> tuple[Float[Tensor, "n k"], Float[Tensor, "n k"]]:
-    """Lower and upper bounds of every logit over the L∞ ball of radius eps and [0, 1].
+    """Lower and upper bounds (N, K) of every logit over the L∞ ball around each image, in [0, 1].
 
     Args:
-        eps: in image units, at least 0.
+        model: an `nn.Sequential` in eval mode.
+        images: (N, C, H, W) in [0, 1].
+        eps: radius in image units, at least 0.
 
     Raises:
         InputError: a layer without a rule, or a radius below 0.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> images = torch.rand(2, 1, 2, 2)
+        >>> lower, upper = logit_bounds(model, images, eps=0.1)
+        >>> bool(((lower <= model(images)) & (model(images) <= upper)).all())
+        True
     """
     interval = _input_interval(images, eps)
     for layer in layers(model):
@@ -125,10 +139,14 @@ def logit_bounds(
 def margin_bounds(
     model: nn.Module, images: Images, labels: Int64[Tensor, " n"], eps: float
 ) -> Float[Tensor, "n k"]:
-    """Lower bounds of (label's logit − logit k) over the ball; 0 at k = label.
+    """Lower bounds (N, K) of (label's logit − logit k) over the ball; 0 at k = label.
 
-    Where the last layer is linear, the difference is taken inside of it, which gives tighter
-    bounds than the difference of two bounds ("elision of the last layer", section 3 there).
+    If the last layer is linear, its weights are subtracted before they are bounded. This is tighter
+    than subtracting two bounds ("elision of the last layer", section 3 of Gowal et al.).
+
+    Args:
+        labels: (N,).
+        model, images, eps: as in `logit_bounds`.
     """
     *body, last = layers(model)
     interval = _input_interval(images, eps)
@@ -149,9 +167,23 @@ def margin_bounds(
 def verified(
     model: nn.Module, images: Images, labels: Int64[Tensor, " n"], eps: float
 ) -> Bool[Tensor, " n"]:
-    """Which images no attack inside the ball can break; False says nothing either way.
+    """Whether it is proved that no attack inside the ball changes the prediction from the label.
 
-    Verified accuracy is the mean. A margin must exceed what float32 rounding may hide.
+    Verified accuracy is the mean. False means that nothing is proved: an attack may exist or not.
+    Bounds must exceed what float32 rounding may hide.
+
+    Args:
+        model, images, eps: as in `logit_bounds`.
+        labels: (N,).
+
+    Returns:
+        bool (N,).
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> images = torch.rand(2, 1, 2, 2)
+        >>> verified(model, images, model(images).argmax(1), eps=0.0)
+        tensor([True, True])
     """
     with torch.no_grad():
         margins = margin_bounds(model, images, labels, eps)
@@ -168,20 +200,22 @@ def ibp_loss(
     eps: float,
     clean_share: float = 0.5,
 ) -> Float[Tensor, ""]:
-    """The training loss: clean cross-entropy and that of the worst logits the bounds allow.
+    """The training loss: cross-entropy of clean logits, and of the worst logits in the bounds.
 
-    Training starts with eps = 0 and clean_share = 1 and moves both over slowly (to the target
-    radius and ½ in the paper); at once at full strength it learns a constant.
+    Training starts with eps = 0 and clean_share = 1, and slowly moves to the target radius and, in
+    the paper, to ½. If it starts with these, the network learns a constant.
 
     Args:
-        clean_share: κ in the paper, 0 to 1.
+        model, images, eps: as in `logit_bounds`.
+        labels: (N,).
+        clean_share: weight of the clean loss, κ in the paper, 0 to 1.
     """
     clean = F.cross_entropy(model(images), labels)
     worst = F.cross_entropy(-margin_bounds(model, images, labels, eps), labels)
     return clean_share * clean + (1 - clean_share) * worst
 
 
-def escapes(
+def outside_bounds(
     model: nn.Module,
     images: Images,
     eps: float,
@@ -189,36 +223,37 @@ def escapes(
     points: int = 32,
     seed: int = 0,
 ) -> Bool[Tensor, " n"]:
-    """Whether points of the ball were found whose logits leave the bounds: each is a bug.
+    """Whether some point of the ball has logits outside the bounds: then the bounds are wrong.
 
-    Looks at random corners and inner points, and for every logit at the two corners where it is
+    It tries random corners and inner points and, for every logit, the two corners at which it is
     lowest and highest to first order.
 
     Args:
-        bounds: what `logit_bounds` said.
-        points: random points an image.
+        model, images, eps: as in `logit_bounds`.
+        bounds: from `logit_bounds`.
+        points: number of random points an image.
+        seed: of these points.
 
     Returns:
-        bool (N,), True where a bound is wrong.
+        bool (N,).
     """
     lower, upper = bounds
     slack = _ROUNDING * torch.maximum(lower.abs(), upper.abs()).amax(1, keepdim=True)
     outside = torch.zeros(len(images), dtype=torch.bool, device=images.device)
 
-    def look(direction: Tensor) -> None:
+    def compare(direction: Tensor) -> None:
         with torch.no_grad():
             logits = model((images + eps * direction).clamp(0, 1))
-        left = (logits < lower - slack) | (logits > upper + slack)
-        outside.logical_or_(left.any(1))
+        outside.logical_or_(((logits < lower - slack) | (logits > upper + slack)).any(1))
 
     seeds = draws.item_seeds(seed, "escapes", torch.arange(len(images))).to(images.device)
     for i in range(points):
         direction = draws.uniform(seeds, i, images.shape[1:]) * 2 - 1
-        look(direction if i % 2 else direction.sign())
+        compare(direction if i % 2 else direction.sign())
     for k in range(lower.shape[1]):
         with torch.enable_grad():
             x = images.detach().requires_grad_()
             (gradient,) = torch.autograd.grad(model(x)[:, k].sum(), x)
-        look(gradient.sign())
-        look(-gradient.sign())
+        compare(gradient.sign())
+        compare(-gradient.sign())
     return outside

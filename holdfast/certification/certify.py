@@ -22,7 +22,7 @@ from .smoothing import Smoothed
 RADII = (0.0, 0.25, 0.5)  # of smoothing, in image units
 SHARES = (0.0, 0.5, 1.0)  # of interval bounds, in ε
 NOISY, NOISE = ("gaussian", "smoothadv"), 0.25  # objectives, and their usual σ
-PASSES = 50_000  # of the model between two looks at the clock
+PASSES = 50_000  # forward passes of a chunk, after which rows may be written
 
 
 def certify(
@@ -125,12 +125,20 @@ def certify(
 
 
 def trained_otherwise(card: dict[str, Any], sigma: float | None, threat: Threat | None) -> str:
-    """In a line, for what else a model was trained than its certificates ask; empty if for that.
+    """If a model was trained for another noise or radius than it is certified at, a line about it.
 
     Args:
-        card: the model's; what it does not say is not guessed.
+        card: the model's; empty where nothing is known.
         sigma: of smoothing's noise; None for interval bounds.
         threat: of interval bounds.
+
+    Returns:
+        the line; empty if it was trained for the same, or nothing is known.
+
+    Example:
+        >>> card = {"recipe": {"objective": {"name": "gaussian", "arguments": {"sigma": 0.5}}}}
+        >>> trained_otherwise(card, sigma=0.25, threat=None)
+        'trained at σ = 0.5, certified at 0.25'
     """
     recipe = card.get("recipe")
     objective = recipe.get("objective") if isinstance(recipe, dict) else None
@@ -139,11 +147,11 @@ def trained_otherwise(card: dict[str, Any], sigma: float | None, threat: Threat 
     name, arguments = objective.get("name"), objective.get("arguments")
     if sigma is not None:
         if name not in NOISY:
-            return f"the model never saw noise in training ({name}), asked at σ = {sigma:g}"
+            return f"trained without noise ({name}), certified at σ = {sigma:g}"
         trained = (arguments if isinstance(arguments, dict) else {}).get("sigma", NOISE)
-        return "" if trained == sigma else f"trained at σ = {trained}, asked at {sigma:g}"
+        return "" if trained == sigma else f"trained at σ = {trained}, certified at {sigma:g}"
     if name != "interval":
-        return f"the model was not trained for interval bounds ({name})"
-    told = card.get("threat")
-    before = Threat(told["norm"], told["eps"]) if isinstance(told, dict) else threat
-    return "" if before == threat else f"trained at {before}, asked at {threat}"
+        return f"not trained for interval bounds ({name})"
+    trained = card.get("threat")
+    before = Threat(trained["norm"], trained["eps"]) if isinstance(trained, dict) else threat
+    return "" if before == threat else f"trained at {before}, certified at {threat}"

@@ -1,8 +1,9 @@
-"""Certified accuracy: what no attack inside a radius can change, and what attacks did change.
+"""A certification run: every image is certified and attacked, and the rows are written.
 
-For each image, a certificate says up to which radius the answer cannot be changed, and an attack
-tries to change it at one radius. So the true robust accuracy lies between two figures:
-certified ≤ true ≤ attacked. A certificate that an attack contradicts is a bug, and a flag.
+A certificate says inside which radius no attack can change an image's prediction. An attack tries
+to change it at one radius. So the true robust accuracy lies between two measured ones:
+certified ≤ true ≤ attacked. If an attack contradicts a certificate, the certificate is wrong, and a
+flag says so.
 """
 
 from __future__ import annotations
@@ -38,27 +39,31 @@ from ..runs.folder import claimed, finish, finished, holds, now, on_date, open_r
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
 from ..runs.progress import ProgressLine
 from ..threat import Images, Threat
-from .bounds import escapes, logit_bounds, verified
+from .bounds import logit_bounds, outside_bounds, verified
 from .smoothing import ABSTAIN, Certificates, Smoothed
 
 SCHEMA = "holdfast/certification/1"
-LADDER = 16  # rungs up to ε, and as many beyond it, at which interval bounds are tried
-CURVE_POINTS = 41
-WRITE_SECONDS = 5.0  # between two writings of the rows
+CODE = ("attacks", "certification", "defences", "intervals.py", "threat.py", "draws.py")
+LADDER = 16  # interval bounds are tried at ε/16, 2ε/16, …, 2ε
+CURVE_POINTS = 41  # radii at which the curve of certified accuracy is drawn
+WRITE_SECONDS = 5.0  # rows are written at most this often
 CHECKSUM = "checksum"  # the last column of certificates.csv
-CONTRADICTED = "certificate-contradicted"
-PROBE = 32  # images on which bounds are compared with points of the ball
+CONTRADICTED = "certificate-contradicted"  # the name of a flag
+PROBE = 32  # the first images, on which the model and its bounds are checked
 
 
 @dataclass(frozen=True)
 class Row:
-    """What is known about one image.
+    """The certificate of one image, and what an attack did to it.
 
     Attributes:
-        prediction: the certified answer; `ABSTAIN` (−1) where there is none.
-        radius: inside which the answer is `prediction`, in image units; 0 where that is not known.
-        broken: whether another answer than the label was found within the attack's ε.
-        seconds: that certificate and attack took.
+        index: the image's number in its split.
+        label: its true class.
+        prediction: the certified class; `ABSTAIN` (−1) where there is none.
+        radius: inside this radius, in image units, the prediction is `prediction`; 0 where nothing
+            is certified.
+        broken: whether a prediction other than the label was found within the attack's ε.
+        seconds: time that certificate and attack took.
     """
 
     index: int
@@ -70,39 +75,54 @@ class Row:
 
 
 class Method(ABC):
-    """A kind of certificate, for one model."""
+    """A way to certify one model, and the attack that tries to contradict it.
+
+    Attributes:
+        name: of the way, as results hold it.
+        norm: in which radii are measured.
+        threat: of the attack.
+        steps: iterations of the attack.
+        seed: of all random draws.
+    """
 
     name: str
     norm: str
-    threat: Threat  # of the attack
-    steps: int  # of the attack
+    threat: Threat
+    steps: int
     seed: int
 
     @abstractmethod
-    def certify(self, images: Images, indices: Int64[Tensor, " n"]) -> Certificates: ...
+    def certify(self, images: Images, indices: Int64[Tensor, " n"]) -> Certificates:
+        """Certificates of images (N, C, H, W), whose numbers in their split are `indices`."""
 
     @abstractmethod
     def broken(
         self, images: Images, labels: Int64[Tensor, " n"], indices: Int64[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        """Where an answer other than the label was found in the ball, on the CPU."""
+        """Whether a prediction other than the label was found in the ball, (N,) on the CPU."""
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
-        """All that decides the outcome besides model and images, as JSON."""
+        """Everything that decides the outcome besides model and images, as JSON holds it."""
 
     def checks(self, images: Images) -> list[Flag]:
-        """Health checks of its own."""
+        """Health checks of this way to certify."""
         return []
 
 
 class Smoothing(Method):
-    """Randomised smoothing, L2: see `holdfast.defences.Smoothed`.
+    """Certificates in L2 by randomised smoothing.
+
+    An attacked image is predicted with at most 1,000 samples. It is broken if the prediction is a
+    class other than the label; an abstention does not count as broken.
 
     Args:
-        n0, n, alpha: of each certificate; answers at attacked points are asked with at most 1,000
-            samples and the same alpha, and count as broken only where they are not abstentions.
-        samples: draws that the attack averages over.
+        smoothed: the smoothed model.
+        threat: of the attack.
+        n0, n, alpha: as for `Smoothed.certify`.
+        steps: iterations of the attack.
+        samples: noisy samples of an image that the attack averages over.
+        seed: of the attack.
     """
 
     name, norm = "smoothing", "l2"
@@ -139,11 +159,11 @@ class Smoothing(Method):
     def broken(
         self, images: Images, labels: Int64[Tensor, " n"], indices: Int64[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        def fooled(points: Images) -> Bool[Tensor, " n"]:
-            said = self.smoothed.predict(
+        def wrong(points: Images) -> Bool[Tensor, " n"]:
+            prediction = self.smoothed.predict(
                 points, n=min(self.n, 1000), alpha=self.alpha, indices=indices
             )
-            return (said != ABSTAIN) & (said != labels.cpu())
+            return (prediction != ABSTAIN) & (prediction != labels.cpu())
 
         size = max(1, self.smoothed.batch_size // self.samples)
         points = strongest(
@@ -155,33 +175,40 @@ class Smoothing(Method):
             self.seed,
             size,
         )
-        return fooled(images) | fooled(points)
+        return wrong(images) | wrong(points)
 
 
 class IntervalBounds(Method):
-    """Interval bound propagation, L∞: see `holdfast.certification.bounds`.
+    """Certificates in L∞ by interval bound propagation (`holdfast.certification.bounds`).
 
-    A certified radius is the largest of the radii ε/16, 2ε/16, …, 2ε at which the bounds hold.
+    An image's certified radius is the largest of ε/16, 2ε/16, …, 2ε at which the bounds prove that
+    the prediction cannot change.
+
+    Args:
+        model: images to logits, of layers that `bounds` has rules for.
+        threat: of the attack, whose radius is ε.
+        steps: iterations of the attack.
+        seed: of the attack.
     """
 
     name, norm = "interval bounds", "linf"
 
     def __init__(self, model: nn.Module, threat: Threat, *, steps: int = 50, seed: int = 0):
         self.model, self.threat, self.steps, self.seed = model, threat, steps, seed
-        self.asked = wrapped(model)
+        self.wrapped_model = wrapped(model)
 
     def settings(self) -> dict[str, Any]:
         return {"ladder": LADDER}
 
     def certify(self, images: Images, indices: Int64[Tensor, " n"]) -> Certificates:
         with torch.no_grad():
-            prediction = predicted(self.asked(images))
+            prediction = predicted(self.wrapped_model(images))
         radius = torch.zeros(len(images), dtype=torch.float64)
         rows = torch.arange(len(images), device=images.device)
         for rung in range(1, 2 * LADDER + 1):
             eps = self.threat.eps * rung / LADDER
             rows = rows[verified(self.model, images[rows], prediction[rows], eps)]
-            if not len(rows):  # what a smaller ball does not verify, a larger one does not either
+            if not len(rows):  # what is not verified in a ball is not in a larger one either
                 break
             radius[rows.cpu()] = eps
         return Certificates(prediction.cpu(), radius)
@@ -189,23 +216,23 @@ class IntervalBounds(Method):
     def broken(
         self, images: Images, labels: Int64[Tensor, " n"], indices: Int64[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        points = strongest(self.asked, images, labels, self.threat, self.steps, self.seed)
+        points = strongest(self.wrapped_model, images, labels, self.threat, self.steps, self.seed)
         with torch.no_grad():
-            answers = torch.stack([predicted(self.asked(x)) for x in (images, points)])
-        return (answers != labels).any(0).cpu()
+            predictions = [predicted(self.wrapped_model(x)) for x in (images, points)]
+        return (torch.stack(predictions) != labels).any(0).cpu()
 
     def checks(self, images: Images) -> list[Flag]:
         probe, eps = images[:PROBE], self.threat.eps
         with torch.no_grad():
             bounds = logit_bounds(self.model, probe, eps)
-        wrong = int(escapes(self.model, probe, eps, bounds).sum())
+        wrong = int(outside_bounds(self.model, probe, eps, bounds).sum())
         return [
             Flag(
                 "bounds-are-left",
                 wrong > 0,
-                "Points of the ball have logits outside their bounds: the bounds are wrong."
+                "Some points of the ball have logits outside the bounds: the bounds are wrong."
                 if wrong
-                else "No point that was tried leaves the bounds of its logits.",
+                else "Every point of the ball that was tried has logits inside the bounds.",
                 {"images": len(probe), "wrong": wrong},
             )
         ]
@@ -213,6 +240,8 @@ class IntervalBounds(Method):
 
 @dataclass(frozen=True)
 class CertifiedAt:
+    """Certified accuracy at one radius, in image units, with its 95 % interval."""
+
     radius: float
     certified_accuracy: float
     interval: tuple[float, float]
@@ -220,16 +249,24 @@ class CertifiedAt:
 
 @dataclass(frozen=True)
 class Certification:
-    """The outcome of `holdfast.certify`; accuracies are fractions of n, intervals are 95 %.
+    """The outcome of `holdfast.certify`. Accuracies are fractions of n, intervals are 95 %.
 
     Attributes:
-        standard_accuracy: of the certified classifier; an abstention is not right.
-        abstained: fraction without an answer.
-        attacked_accuracy: fraction that an attack at `threat` did not break.
-        certified: at the radii asked for; `curve` at many.
-        mean_radius: average certified radius, 0 for what is wrong (Zhai et al., ICLR 2020).
+        method, settings: how predictions were certified.
+        n: number of images.
+        standard_accuracy: of the certified classifier. An abstention is not right.
+        abstained: fraction without a prediction.
+        threat, attack: of the attack.
+        attacked_accuracy: fraction of images that the attack did not break.
+        certified: certified accuracy at the radii that were given.
+        curve: certified accuracy at `CURVE_POINTS` radii.
+        mean_radius: average certified radius, in image units, with 0 for a wrong prediction (Zhai
+            et al., "MACER", ICLR 2020).
+        flags: health checks.
+        seconds: of all rows.
+        rows: one an image.
         finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
-        note: where the model was trained for something else than it is asked at, what.
+        note: if the model was trained for another noise or radius than it is certified at, which.
     """
 
     method: str
@@ -272,29 +309,59 @@ def certify_by(
     progress: bool = False,
     note: str = "",
 ) -> Certification:
-    """Certify and attack every image; the same call goes on where it was interrupted.
+    """Certify and attack every image. The same call goes on where it was interrupted.
 
     Args:
         method: `Smoothing` or `IntervalBounds` of the model.
-        model: what the run is known by.
+        model: decides the identity of the run.
         images: float32 (N, C, H, W) in [0, 1], on the model's device.
+        labels: int64 (N,).
+        out: the run folder: `result.json`, and `certificates.csv` with a row an image.
         radii: at which certified accuracy is reported, in image units, at least 0.
-        chunk: images that are worked on at once; it changes no row.
-        classes: names of those that the data has.
+        chunk: images that are worked on at once. It changes no row.
+        classes: names of the classes of the data.
         described: for `result.json`: what model and data are.
+        progress: show progress on standard error.
         note: for the result.
 
     Returns:
-        what is also written: `result.json`, and `certificates.csv` with a row an image.
+        what is also written.
 
     Raises:
-        InputError: a radius below 0; a model that fails on the images, or answers fewer classes
-            than there are; a folder that holds another run, or damaged rows.
+        InputError: a radius below 0; a model that fails on the images, or has fewer logits than
+            there are classes; a folder that holds another run, or damaged rows.
     """
     for radius in radii:
         if not (math.isfinite(radius) and radius >= 0):
             raise InputError(f"a certified radius must be a number of at least 0, not {radius!r}")
-    told: dict[str, Any] = {
+    described = described or {}
+    settings, key = _identity(method, model, images, labels)
+    request = {**settings, "n_images": len(images), "radii": list(radii), **described}
+    path = out / "certificates.csv"
+    with standard_defaults(), claimed(out), evaluating(model):
+        earlier = finished(out) if holds(out, "certify", key) else None
+        if earlier is None:
+            flags = _checked(method, model, images, labels, classes, progress)
+            open_run(out, "certify", key, {"asked": request, **circumstances(images.device)})
+        else:
+            flags = [Flag(**flag) for flag in earlier["flags"] if flag["name"] != CONTRADICTED]
+        rows = _rows(method, images, labels, path, chunk, progress)
+        if earlier and [point["radius"] for point in earlier["certified"]] == list(radii):
+            with ProgressLine("certifying", progress) as line:
+                when = on_date(earlier["finished"])
+                line.say(f"{out} was finished on {when}: read, not certified again")
+            return _result(method, rows, radii, flags, key, earlier["finished"], note)
+        result = _result(method, rows, radii, flags, key, now(), note)
+        summary = {"schema": SCHEMA, "status": "complete", **described, **result.summary()}
+        finish(out, summary, [path.name])
+    return result
+
+
+def _identity(
+    method: Method, model: nn.Module, images: Images, labels: Tensor
+) -> tuple[dict[str, Any], str]:
+    """Everything that decides the rows, as JSON holds it, and the run's identity."""
+    settings: dict[str, Any] = {
         "model": weights_digest(model),
         "images": digest(images, labels),
         "method": method.name,
@@ -303,65 +370,58 @@ def certify_by(
         "attack_steps": method.steps,
         "seed": method.seed,
     }
-    code = code_version("attacks", "defences", "threat.py", "draws.py")
-    key = identity(**told, settings=settings_digest(model), code=code)
-    told |= {"settings_sha256": settings_digest(model), "code": code, "n_images": len(images)}
-    asked = {**told, "radii": list(radii), **(described or {})}
-    path = out / "certificates.csv"
-    with standard_defaults(), claimed(out), evaluating(model):
-        done = finished(out) if holds(out, "certify", key) else None
-        if done is None:
-            method.threat.check_reach(images)
-            flags = _first_look(model, images, labels, classes)
-            for flag in flags if progress else ():
-                print(flag.detail, file=sys.stderr)
-            flags += method.checks(images)
-            open_run(out, "certify", key, {"asked": asked, **circumstances(images.device)})
-        else:
-            flags = [Flag(**flag) for flag in done["flags"] if flag["name"] != CONTRADICTED]
-        rows = _rows(method, images, labels, path, chunk, progress)
-        if done is not None and [point["radius"] for point in done["certified"]] == list(radii):
-            with ProgressLine("certifying", progress) as line:
-                when = on_date(done["finished"])
-                line.say(f"{out} was finished on {when}: read, not certified again")
-            return _result(method, rows, radii, flags, key, done["finished"], note)
-        result = _result(method, rows, radii, flags, key, now(), note)
-        told = {"schema": SCHEMA, "status": "complete", **(described or {}), **result.summary()}
-        finish(out, told, [path.name])
-    return result
+    code, of_model = code_version(*CODE), settings_digest(model)
+    key = identity(**settings, settings=of_model, code=code)
+    return {**settings, "settings_sha256": of_model, "code": code}, key
 
 
-def _first_look(
-    model: nn.Module, images: Images, labels: Tensor, classes: Sequence[str] | None
+def _checked(
+    method: Method,
+    model: nn.Module,
+    images: Images,
+    labels: Tensor,
+    classes: Sequence[str] | None,
+    progress: bool,
 ) -> list[Flag]:
-    """What one look at some images says before hours are spent: whether the model answers them,
-    as many classes as the data has, and each by itself. Only what fires."""
-    probe, look = images[:PROBE], wrapped(model)
+    """Health checks on the first images, before hours are spent.
+
+    Raises:
+        InputError: a threat model that does not fit the images; logits that are not finite, or
+            too few.
+    """
+    method.threat.check_reach(images)
+    probe, wrapped_model = images[:PROBE], wrapped(model)
     with torch.no_grad():
-        logits = look(probe)
+        logits = wrapped_model(probe)
     unnamed = logits_without_images(logits.shape[1], labels, classes)
     check_logits(logits, len(probe), labels[:PROBE].to(images.device))
     check_labels(labels, len(images), logits.shape[1])
-    changes = health.outputs_change(look, probe)
-    flags = (
-        unnamed,
-        health.depends_on_batch(look, probe, changes.fired),
-        health.writes_to_its_input(look),
-    )
-    return [flag for flag in flags if flag.fired]
+    changes = health.outputs_change(wrapped_model, probe)
+    fired = [
+        flag
+        for flag in (
+            unnamed,
+            health.depends_on_batch(wrapped_model, probe, changes.fired),
+            health.writes_to_its_input(wrapped_model),
+        )
+        if flag.fired
+    ]
+    for flag in fired if progress else ():
+        print(flag.detail, file=sys.stderr)
+    return fired + method.checks(images)
 
 
 def _rows(
     method: Method, images: Images, labels: Tensor, path: Path, chunk: int, progress: bool
 ) -> tuple[Row, ...]:
-    """All rows, those of earlier processes included."""
+    """All rows, those of earlier processes included. They are written every few seconds."""
     written = time.monotonic()
     done = {row.index: row for row in read_rows(path)} if path.exists() else {}
     left = torch.tensor([i for i in range(len(images)) if i not in done], dtype=torch.int64)
     if not len(left):
         return tuple(done[i] for i in sorted(done))
     with ProgressLine(f"certifying by {method.name}", progress) as line:
-        line.update(len(done) / len(images))  # what was there already is not this process's pace
+        line.update(len(done) / len(images))  # the time left is estimated from new rows alone
         try:
             for part in left.split(chunk):
                 for row in _certified(method, images, labels, part):
@@ -373,7 +433,7 @@ def _rows(
                 if time.monotonic() - written > WRITE_SECONDS:
                     _write_rows(path, done)
                     written = time.monotonic()
-        finally:  # an interruption loses no more than the images in work
+        finally:  # an interruption loses at most one chunk
             if done:
                 _write_rows(path, done)
     return tuple(done[i] for i in sorted(done))
@@ -414,9 +474,12 @@ def _checksum(values: Sequence[str]) -> str:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of `certificates.csv`; InputError naming the file where it is damaged.
+    """The rows of `certificates.csv`.
 
-    Each row ends with a checksum; in files of the first version it has none.
+    Each row ends with a checksum, except in files of the first version.
+
+    Raises:
+        InputError: the file is damaged.
     """
     names = [field.name for field in fields(Row)]
     try:
@@ -459,36 +522,20 @@ def _result(
     note: str,
 ) -> Certification:
     n, eps = len(rows), method.threat.eps
-    right = [row.prediction == row.label for row in rows]
+    right = [row for row in rows if row.prediction == row.label]
 
     def at(radius: float) -> CertifiedAt:
-        count = sum(good and row.radius >= radius for good, row in zip(right, rows, strict=True))
+        count = sum(row.radius >= radius for row in right)
         return CertifiedAt(radius, count / n, clopper_pearson(count, n))
 
     standing = sum(not row.broken for row in rows)
-    contradicted = [
-        row.index
-        for good, row in zip(right, rows, strict=True)
-        if good and row.broken and row.radius >= eps
-    ]
-    flags = [
-        *flags,
-        Flag(
-            CONTRADICTED,
-            bool(contradicted),
-            "An attack changed an answer inside its certified radius: the certificates are wrong."
-            if contradicted
-            else "No attack changed an answer inside its certified radius.",
-            {"images": contradicted[:20], "count": len(contradicted)},
-        ),
-    ]
     farthest = max((row.radius for row in rows), default=0.0) or eps
     return Certification(
         method=method.name,
         settings=method.settings(),
         n=n,
-        standard_accuracy=sum(right) / n,
-        standard_accuracy_interval=clopper_pearson(sum(right), n),
+        standard_accuracy=len(right) / n,
+        standard_accuracy_interval=clopper_pearson(len(right), n),
         abstained=sum(row.prediction == ABSTAIN for row in rows) / n,
         threat={"norm": method.threat.norm, "eps": eps},
         attack=f"APGD, {method.steps} steps, cross-entropy then margin",
@@ -496,12 +543,25 @@ def _result(
         attacked_accuracy_interval=clopper_pearson(standing, n),
         certified=tuple(at(radius) for radius in radii),
         curve=tuple(at(farthest * i / (CURVE_POINTS - 1)) for i in range(CURVE_POINTS)),
-        mean_radius=sum(row.radius for good, row in zip(right, rows, strict=True) if good) / n,
-        flags=tuple(flags),
+        mean_radius=sum(row.radius for row in right) / n,
+        flags=(*flags, _contradictions(right, eps)),
         seconds=sum(row.seconds for row in rows),
         seed=method.seed,
         identity=key,
         rows=rows,
         finished=when,
         note=note,
+    )
+
+
+def _contradictions(right: list[Row], eps: float) -> Flag:
+    """Whether the attack broke an image that is certified at its ε."""
+    contradicted = [row.index for row in right if row.broken and row.radius >= eps]
+    return Flag(
+        CONTRADICTED,
+        bool(contradicted),
+        "An attack changed a prediction inside its certified radius: the certificates are wrong."
+        if contradicted
+        else "No attack changed a prediction inside its certified radius.",
+        {"images": contradicted[:20], "count": len(contradicted)},
     )
