@@ -5,10 +5,10 @@
     python benchmarks/attacks_page.py
 
 One model, the same images in one run. Every attack, ours or another library's (through
-`holdfast.attacks.foreign`), is a suite of its own in the engine: it looks at the same fast copy of
-the model, its passes are counted at the same place, and a success counts once the original model
-misclassifies a point inside ball and box. Budgets are the same wherever a library lets one choose
-them. Rows are written as they fall; the same command goes on where it was interrupted.
+`holdfast.attacks.library_attack`), is a suite of its own in the engine: it searches the same fast
+copy of the model, its passes are counted at the same place, and a success counts once the original
+model misclassifies a point inside ball and box. Budgets are the same wherever a library lets one
+choose them. Rows are written as they fall; the same command goes on where it was interrupted.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Comparison:
         attack: what the row is called.
         norms: those in which it is run.
         ours: our stage of it.
-        theirs: for each norm the names of the counterparts that know it, see `foreign`.
+        theirs: for each norm the names of the counterparts that know it, see `library_attack`.
     """
 
     attack: str

@@ -139,7 +139,7 @@ def test_every_attack_is_here():
     assert {type(a).__name__ for a in ATTACKS} == concrete
 
 
-ABSTRACT = {"Attack", "MinimumNorm", "Foreign"}
+ABSTRACT = {"Attack", "GradientAscent", "MinimumNorm", "LibraryAttack"}
 
 
 @pytest.mark.parametrize(("attack", "norm"), EVERY, ids=lambda v: getattr(v, "name", v))
@@ -169,7 +169,7 @@ def test_an_attack_breaks_the_same_images_with_the_same_points(attack, norm):
 
 
 def shortened(attack: Attack) -> Attack:
-    """The same attack with a few looks."""
+    """The same attack with a few iterations."""
     most = {"steps": 3, "long_steps": 4, "queries": 6, "draws": 3, "searches": 2, "places": 2}
     most |= {"trials": 2, "samples": 4, "probes": 8}
     settings = {k: min(v, most[k]) if k in most else v for k, v in attack.settings.items()}

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import holdfast as hf
-from holdfast.attacks import Items, Oracle, foreign, suite_named
+from holdfast.attacks import Items, Oracle, library_attack, suite_named
 from holdfast.errors import HoldfastError, InputError
 from holdfast.threat import Threat
 
@@ -141,7 +141,7 @@ def fake(monkeypatch):
 
 def test_the_threat_model_reaches_the_library_and_the_result_is_checked(fake, capsys):
     model, x, labels, threat = problem()
-    attack = foreign("torchattacks:Sign:steps=5,loss=dlr")
+    attack = library_attack("torchattacks:Sign:steps=5,loss=dlr")
     assert attack.norms == {"linf"} and attack.needs_gradient and attack.iterations == 1
     state, oracle = stepped(attack, model, x, labels, threat)
     # The step keeps the library's own ratio to ε, 1 : 4.
@@ -156,16 +156,16 @@ def test_the_threat_model_reaches_the_library_and_the_result_is_checked(fake, ca
 
 def test_an_option_given_beats_the_scaled_step(fake):
     model, x, labels, threat = problem()
-    stepped(foreign("torchattacks:Sign:alpha=1/4"), model, x, labels, threat)
+    stepped(library_attack("torchattacks:Sign:alpha=1/4"), model, x, labels, threat)
     assert SEEN["alpha"] == 0.25
-    stepped(foreign("torchattacks:Sign", alpha=0.5), model, x, labels, threat)
+    stepped(library_attack("torchattacks:Sign", alpha=0.5), model, x, labels, threat)
     assert SEEN["alpha"] == 0.5
 
 
 def test_passes_are_counted_whatever_the_batches(fake):
     model, x, labels, threat = problem(5)
     counted = models.Counted(model)
-    _, oracle = stepped(foreign("torchattacks:Halves"), counted, x, labels, threat)
+    _, oracle = stepped(library_attack("torchattacks:Halves"), counted, x, labels, threat)
     assert (oracle.forwards, oracle.backwards) == (2 + 2, 1)
     assert counted.forwards == 5 * oracle.forwards and counted.backwards == 5 * oracle.backwards
 
@@ -174,7 +174,7 @@ def test_passes_are_counted_whatever_the_batches(fake):
 def test_points_outside_are_dropped_and_rounding_is_repaired(fake, further, inside):
     model, x, labels, threat = problem()
     SEEN["further"] = further
-    state, _ = stepped(foreign("torchattacks:Outside"), model, x, labels, threat)
+    state, _ = stepped(library_attack("torchattacks:Outside"), model, x, labels, threat)
     assert threat.contains(state.best, x).all()
     assert bool((state.score < 0).any()) == inside
     if not inside:
@@ -185,7 +185,7 @@ def test_points_outside_are_dropped_and_rounding_is_repaired(fake, further, insi
 
 def test_draws_belong_to_the_items_and_the_world_is_left_as_it_was(fake):
     model, x, labels, threat = problem()
-    attack = foreign("torchattacks:Draws")
+    attack = library_attack("torchattacks:Draws")
 
     def world():
         return [float(torch.rand(1)), float(np.random.rand()), random.random()]  # noqa: NPY002
@@ -209,7 +209,7 @@ def test_weights_get_no_gradients_and_keep_their_wish_for_them(fake):
     _, x, _, threat = problem()
     net = models.Net(3, SHAPE)
     net.second.requires_grad_(False)
-    stepped(foreign("torchattacks:Sign"), net, x, models.answers(net, x), threat)
+    stepped(library_attack("torchattacks:Sign"), net, x, models.answers(net, x), threat)
     assert net.first.grad is None and net.second.grad is None
     assert net.first.requires_grad and not net.second.requires_grad
 
@@ -249,7 +249,7 @@ def test_a_missing_library_says_what_to_install(monkeypatch, name, module, packa
             monkeypatch.delitem(sys.modules, known)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(InputError, match=f"needs {module}, .*pip install {package}$"):
-        foreign(name)
+        library_attack(name)
 
 
 def test_a_library_that_lacks_another_names_that(monkeypatch, fake):
@@ -264,16 +264,16 @@ def test_a_library_that_lacks_another_names_that(monkeypatch, fake):
         if known.partition(".")[0] == "foolbox":
             monkeypatch.delitem(sys.modules, known)
     with pytest.raises(InputError, match=r"needs git, .*pip install git$"):
-        foreign("foolbox:LinfPGD")
+        library_attack("foolbox:LinfPGD")
 
 
 def test_a_library_that_fails_is_one_line(fake):
     model, x, labels, threat = problem()
     SEEN["raises"] = AssertionError("two\nlines")
     with pytest.raises(HoldfastError, match="torchattacks:Breaks: AssertionError: two lines"):
-        stepped(foreign("torchattacks:Breaks"), model, x, labels, threat)
+        stepped(library_attack("torchattacks:Breaks"), model, x, labels, threat)
     with pytest.raises(HoldfastError, match="returned images of shape"):
-        stepped(foreign("torchattacks:Shapeless"), model, x, labels, threat)
+        stepped(library_attack("torchattacks:Shapeless"), model, x, labels, threat)
     with pytest.raises(InputError, match="knows the norms linf, not l2"):
         hf.evaluate(model, x, labels, Threat("l2", 1), "torchattacks:Sign")
 
@@ -286,7 +286,7 @@ def test_the_engine_runs_it_as_any_attack(fake, tmp_path):
     assert threat.contains(result.adversarial, x).all()
     assert result.suite == "torchattacks:Sign" and result.attacks[0].name == "torchattacks:Sign"
     assert result.attacks[0].backwards == 12
-    alone = foreign("torchattacks:Sign")(model, x, labels, threat)
+    alone = library_attack("torchattacks:Sign")(model, x, labels, threat)
     assert torch.equal(models.answers(model, alone) != labels, result.broken)
 
 
@@ -317,7 +317,7 @@ def test_foolbox_and_art_are_spoken_to_in_their_own_words(monkeypatch):
     foolbox = library(monkeypatch, "foolbox", attacks=attacks, __version__="0.1")
     foolbox.PyTorchModel = lambda model, bounds, device: SEEN.update(bounds=bounds) or model
     library(monkeypatch, "foolbox.distances")
-    attack = foreign("foolbox:Step:steps=4,rel_stepsize=none")
+    attack = library_attack("foolbox:Step:steps=4,rel_stepsize=none")
     assert attack.norms == {"linf"}
     state, _ = stepped(attack, model, x, labels, threat)
     assert SEEN == {"steps": 4, "rel_stepsize": None, "eps": 0.2, "bounds": (0, 1)}
@@ -339,7 +339,7 @@ def test_foolbox_and_art_are_spoken_to_in_their_own_words(monkeypatch):
     library(monkeypatch, "art.attacks.evasion", Normed=Normed)
     library(monkeypatch, "art.estimators")
     library(monkeypatch, "art.estimators.classification", PyTorchClassifier=lambda **given: given)
-    stepped(foreign("art:Normed"), model, x, labels, Threat("l1", 3))
+    stepped(library_attack("art:Normed"), model, x, labels, Threat("l1", 3))
     assert SEEN["norm"] == 1 and SEEN["eps"] == 3 and SEEN["eps_step"] == pytest.approx(1)
     assert SEEN["nb_classes"] == 3 and SEEN["input_shape"] == SHAPE and SEEN["batch_size"] == 6
     assert SEEN["clip_values"] == (0.0, 1.0) and SEEN["device_type"] == "cpu"
@@ -371,7 +371,7 @@ def test_real_attacks_break_what_can_be_broken(text, norm, eps):
     model, x = models.linear(3, shape), models.images(4, shape)
     labels = models.answers(model, x)
     threat, counted = Threat(norm, eps), models.Counted(model)
-    state, oracle = stepped(foreign(text), counted, x, labels, threat)
+    state, oracle = stepped(library_attack(text), counted, x, labels, threat)
     assert threat.contains(state.best, x).all()
     wrong = models.answers(model, state.best) != labels
     clear = state.score.abs() > 1e-5  # not right on the boundary, where DeepFool ends

@@ -1,6 +1,5 @@
 """Attacks: searches for an adversarial example inside a threat model, and suites of them."""
 
-from .adapters import Foreign, foreign
 from .adaptive import adaptive
 from .apgd import APGD
 from .base import Attack, Oracle, run
@@ -12,9 +11,11 @@ from .fgsm import FGSM
 from .fmn import FMN
 from .gradient_ascent import GradientAscent
 from .hop_skip_jump import HopSkipJump
+from .libraries import LibraryAttack, library_attack
 from .minimum_norm import MinimumNorm
 from .patch import Patch
 from .pgd import PGD
+from .registry import attack_classes
 from .rotation_translation import RotationTranslation
 from .sigma_zero import SigmaZero
 from .spsa import SPSA
@@ -23,6 +24,9 @@ from .state import Items, State
 from .suite import Stage, Suite
 from .suites import SUITES, suite_named
 from .swift import Swift
+
+# What they were called before 0.2.
+Foreign, foreign = LibraryAttack, library_attack
 
 __all__ = [
     "APGD",
@@ -36,10 +40,10 @@ __all__ = [
     "Attack",
     "CarliniWagner",
     "DeepFool",
-    "Foreign",
     "GradientAscent",
     "HopSkipJump",
     "Items",
+    "LibraryAttack",
     "MinimumNorm",
     "Oracle",
     "Patch",
@@ -51,7 +55,8 @@ __all__ = [
     "Suite",
     "Swift",
     "adaptive",
-    "foreign",
+    "attack_classes",
+    "library_attack",
     "run",
     "suite_named",
 ]

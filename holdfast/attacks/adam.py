@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..threat import Images, per_item
+from ..threat import per_item
+from ..types import Images
 from .state import State
 
 BETA_1, BETA_2, TINY = 0.9, 0.999, 1e-8

@@ -32,13 +32,13 @@ def adaptive(
     Transfer from the network behind the defences; PGD, then APGD, through the gradients of the
     model as it stands (end to end, or by the first approximation that its steps offer) and through
     each other backward pass that is offered; Square; HopSkipJump. Where the model draws random
-    numbers, every look is an expectation over `samples` draws, and the attacks that take thousands
-    of looks ask a quarter as often each.
+    numbers, every query is an expectation over `samples` draws, and the attacks that take thousands
+    of queries average a quarter as many each.
 
     Args:
-        views: what can be looked at besides the model itself; see `Stage.view`.
+        views: what can be searched besides the model itself; see `Stage.view`.
         random: whether the model draws random numbers.
-        samples: draws a look of the gradient attacks.
+        samples: draws a query of the gradient attacks.
         norm: attacks that do not know it are left out.
 
     Raises:

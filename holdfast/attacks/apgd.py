@@ -11,7 +11,8 @@ from typing_extensions import TypeVar
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .base import Attack, Oracle
 from .losses import Logits, Values, loss_named
 from .state import Items, State, pick
@@ -83,6 +84,7 @@ class APGD(Attack[S]):
     Cost: steps + 1 forwards and as many backwards.
     """
 
+    name = "apgd"
     norms = frozenset({"linf", "l2", "l1"})
     state_type: type[APGDState] = APGDState  # a subclass's own
 
@@ -92,20 +94,22 @@ class APGD(Attack[S]):
         if targeted and loss == "ce":
             raise InputError("targeted APGD climbs 'dlr' or 'margin', not 'ce'")
         super().__init__(steps=steps, loss=loss, targeted=targeted)
-        self.name = f"apgd-{loss}" + ("-targeted" if targeted else "")
+        self.name = f"apgd-{loss}" + "-targeted" * targeted
         self.steps, self.loss, self.targeted = steps, loss_named(loss), targeted
         self.iterations = steps + 1
 
     def start(self, items: Items, threat: Threat) -> S:
-        return self.begin(items, threat, torch.full_like(items.labels, self.steps))
+        self.check_norm(threat)
+        return self.begin_run(items, threat, torch.full_like(items.labels, self.steps))
 
-    def begin(self, items: Items, threat: Threat, moves: Int64[Tensor, " n"], **own: Tensor) -> S:
+    def begin_run(
+        self, items: Items, threat: Threat, moves: Int64[Tensor, " n"], **own: Tensor
+    ) -> S:
         """The state before the first query of runs of so many moves.
 
         Args:
             own: what a subclass's state adds.
         """
-        self.check_norm(threat)
         norm = threat.table
         x, eps = items.images, items.eps
         if threat.norm == "linf":

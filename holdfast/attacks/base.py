@@ -4,6 +4,21 @@ An attack never loops. It describes one step of a search for many items at once;
 (the scheduler in `holdfast.search`, or `run` here) decides how often to step, which items to drop
 and which to add. Everything that an attack remembers is therefore *per item*, in its `State`, so
 items of different iterations can share a batch.
+
+How to add an attack: write one file in this package with one class. Give the class a `name`, by
+which `--suite NAME` finds it, and the hooks in which it differs from its base:
+
+- `GradientAscent` (gradient_ascent.py), for projected steps inside the ball: `step_size`,
+  `direction`, `first_point`, …; PGD with steps that fall along a cosine is six lines there;
+- `MinimumNorm` (minimum_norm.py), for the closest adversarial point: `move`; DDN is an example;
+- `Attack` (here), for anything else: `step`; Square is an example.
+
+What it remembers beyond the fields of `State` it declares in a frozen dataclass of its own, which
+subclasses `State` (or `MinimumNormState`, `AdamState`), and makes in `begin`. Random numbers come
+from `holdfast.draws` by `items.seeds`, a counter a draw, so that a search depends on nothing but
+its item. `tests/test_attack_contract.py` finds the class by itself and tests all of that. To offer
+it as `holdfast.attacks.CLASS`, add it to `__init__.py`; to make it part of a suite of several
+attacks, add a stage in suites.py.
 """
 
 from __future__ import annotations
@@ -31,10 +46,10 @@ from ..inputs import (
     checked_threat,
 )
 from ..models.wrapper import standard_defaults, wrapped
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images, Labels, Logits, Model
 from .state import Items, State
 
-Model = Callable[[Images], Float[Tensor, "n k"]]
 S = TypeVar("S", bound=State, default=Any)  # the state of one kind of attack
 
 
@@ -47,7 +62,7 @@ class Oracle:
             gradients are means over this many copies of each image, run as one batch, for
             models that draw random numbers.
         decisions: average the copies' answers (one where the class is the predicted one) in place
-            of their logits, for attacks that look at answers alone.
+            of their logits, for attacks that use nothing else of an answer.
     """
 
     def __init__(self, model: Model, samples: int = 1, decisions: bool = False):
@@ -62,6 +77,7 @@ class Oracle:
 
         So what an item sees depends neither on its batch nor on what was interrupted when.
         """
+        # The word is part of the seeds: it stays.
         self.seeds = draws.item_seeds(0, "look", state.seeds.cpu(), state.iteration.cpu())
 
     @contextmanager
@@ -72,11 +88,11 @@ class Oracle:
         with draws.fixed_draws(self.seeds), draws.repeated_draws(self.samples):
             yield
 
-    def _forward(self, x: Images) -> Float[Tensor, "n k"]:
+    def _forward(self, x: Images) -> Logits:
         self.forwards += self.samples
         return self._answer(x)
 
-    def _answer(self, x: Images) -> Float[Tensor, "n k"]:
+    def _answer(self, x: Images) -> Logits:
         if self.samples == 1:
             return self.model(x).float()
         copies = self.model(x.repeat_interleave(self.samples, 0)).float()
@@ -88,13 +104,13 @@ class Oracle:
         # A copy that gets no answer must not blind the search to the others.
         return copies.nanmean(1) if bool(nothing.any()) else copies.mean(1)
 
-    def logits(self, x: Images) -> Float[Tensor, "n k"]:
+    def logits(self, x: Images) -> Logits:
         with torch.no_grad(), self._drawing():
             return self._forward(x)
 
     def gradient(
         self, x: Images, loss: Callable[[Tensor], Float[Tensor, " n"]]
-    ) -> tuple[Images, Float[Tensor, "n k"], Float[Tensor, " n"]]:
+    ) -> tuple[Images, Logits, Float[Tensor, " n"]]:
         """∂loss/∂x, the logits and the loss values at x, all detached.
 
         Only the input's gradient is computed: none of the weights'. Components where it is NaN
@@ -111,7 +127,7 @@ class Oracle:
 
     @contextmanager
     def lent(self, x: Images) -> Iterator[nn.Module]:
-        """The model as a module, for foreign code to call and differentiate.
+        """The model as a module, for code of other libraries to call and differentiate.
 
         What passed through it is counted at the end, in passes over the batch `x`, rounded up.
         Random models draw from torch's default generator: the items' own streams need whole
@@ -126,8 +142,8 @@ class Oracle:
             self.backwards += backwards * self.samples
 
     def class_differences(
-        self, x: Images, labels: Int64[Tensor, " n"]
-    ) -> tuple[Float[Tensor, "n j c h w"], Float[Tensor, "n j"], Float[Tensor, "n k"]]:
+        self, x: Images, labels: Labels
+    ) -> tuple[Float[Tensor, "n j c h w"], Float[Tensor, "n j"], Logits]:
         """∂(z_j − z_y)/∂x and z_j − z_y for each of the K − 1 wrong classes j, and the logits.
 
         Cost: 1 forward, K − 1 backwards.
@@ -183,12 +199,14 @@ def _or_zero(values: Tensor) -> Tensor:
 class Attack(ABC, Generic[S]):
     """A search for an adversarial example inside a threat model.
 
-    A subclass gives `start`, `step` and the class attributes. One `step` queries the model at
-    `state.point`, keeps what was found (`State.observe`) and moves on; so a state that was stepped
-    k times knows of k points.
+    A subclass gives the class attributes, `step`, and where they differ `first_point` and `begin`.
+    One `step` queries the model at `state.point`, keeps what was found (`State.observe`), chooses
+    the next point and adds 1 to `state.iteration`; so a state that was stepped k times knows of k
+    points.
 
     Attributes:
-        name: stable: it is part of random seeds and of reports.
+        name: stable: it is part of random seeds and of reports. That of the class is the one by
+            which `--suite` finds it; an object's may say more (`fab-targeted`).
         norms: the norms of the threat models that it knows.
         targeted: whether an item needs a target class.
         needs_gradient: whether it differentiates the model.
@@ -209,13 +227,23 @@ class Attack(ABC, Generic[S]):
     def __init__(self, **settings: Any):
         self.settings = settings
 
-    @abstractmethod
+    def first_point(self, items: Items, threat: Threat) -> Images:
+        """x₀, the point of the first query, (N, C, H, W) in the box: by default the image. Random
+        numbers are drawn from `items.seeds`."""
+        return items.images
+
+    def begin(self, items: Items, point: Images, threat: Threat) -> S:
+        """The state before the first query, at `point`, with all that this attack remembers."""
+        return State.begin(items, point)  # type: ignore[return-value]
+
     def start(self, items: Items, threat: Threat) -> S:
-        """The state before the first step. Draws come from `items.seeds` alone.
+        """The state before the first step.
 
         Raises:
             InputError: a threat model that the attack does not know.
         """
+        self.check_norm(threat)
+        return self.begin(items, self.first_point(items, threat), threat)
 
     @abstractmethod
     def step(self, oracle: Oracle, state: S, threat: Threat) -> S:
@@ -244,10 +272,10 @@ class Attack(ABC, Generic[S]):
         self,
         model: Model,
         images: Images,
-        labels: Int64[Tensor, " n"],
+        labels: Labels,
         threat: Threat,
         *,
-        targets: Int64[Tensor, " n"] | None = None,
+        targets: Labels | None = None,
         seed: int = 0,
         batch_size: int = 128,
     ) -> Images:
@@ -285,7 +313,7 @@ class Attack(ABC, Generic[S]):
                 targets = self._checked_targets(targets, labels)
             return self._alone(model, images, labels, threat, targets, seed, batch_size)
 
-    def _checked_targets(self, targets: Any, labels: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    def _checked_targets(self, targets: Any, labels: Labels) -> Int64[Tensor, " n"]:
         if not self.targeted:
             raise InputError(
                 f"{self.name} goes for any wrong class and takes no targets; a targeted attack "
@@ -303,9 +331,9 @@ class Attack(ABC, Generic[S]):
         self,
         model: Model,
         images: Images,
-        labels: Int64[Tensor, " n"],
+        labels: Labels,
         threat: Threat,
-        targets: Int64[Tensor, " n"] | None,
+        targets: Labels | None,
         seed: int,
         batch_size: int,
     ) -> Images:

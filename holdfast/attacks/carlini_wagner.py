@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .adam import AdamState, adam, no_moments
 from .base import Oracle
 from .losses import Logits, Values, margin_loss
@@ -58,6 +59,7 @@ class CarliniWagner(MinimumNorm[CarliniWagnerState]):
         InputError: a setting outside its range.
     """
 
+    name = "carlini-wagner"
     norms = frozenset({"l2"})
 
     def __init__(
@@ -84,17 +86,16 @@ class CarliniWagner(MinimumNorm[CarliniWagnerState]):
             targeted=targeted,
             stop_inside=stop_inside,
         )
-        self.name = "carlini-wagner-targeted" if targeted else "carlini-wagner"
+        self.name = "carlini-wagner" + "-targeted" * targeted
         self.targeted = targeted
         self.steps, self.searches, self.length, self.weight = steps, searches, length, weight
         self.iterations = steps * searches
 
-    def start(self, items: Items, threat: Threat) -> CarliniWagnerState:
-        self.check_norm(threat)
-        zeros, w = torch.zeros_like(items.eps), _unbounded(items.images)
+    def begin(self, items: Items, point: Images, threat: Threat) -> CarliniWagnerState:
+        zeros, w = torch.zeros_like(items.eps), _unbounded(point)
         return CarliniWagnerState.begin(
             items,
-            items.images,
+            point,
             w=w,
             c=torch.full_like(zeros, self.weight),
             too_small=zeros,

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .losses import Logits, Values, loss_named
 from .minimum_norm import MinimumNorm, MinimumNormState
 from .schedules import cosine
@@ -45,6 +46,7 @@ class DDN(MinimumNorm[DDNState]):
         InputError: a setting outside its range.
     """
 
+    name = "ddn"
     norms = frozenset({"l2"})
 
     def __init__(
@@ -73,15 +75,13 @@ class DDN(MinimumNorm[DDNState]):
             targeted=targeted,
             stop_inside=stop_inside,
         )
-        self.name = "ddn-targeted" if targeted else "ddn"
+        self.name = "ddn" + "-targeted" * targeted
         self.steps, self.radius, self.rate = steps, radius, rate
         self.loss, self.targeted = loss_named(loss), targeted
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> DDNState:
-        self.check_norm(threat)
-        radius = torch.full_like(items.eps, self.radius)
-        return DDNState.begin(items, items.images, radius=radius)
+    def begin(self, items: Items, point: Images, threat: Threat) -> DDNState:
+        return DDNState.begin(items, point, radius=torch.full_like(items.eps, self.radius))
 
     def value(self, logits: Logits, state: DDNState) -> Values:
         return self.loss(logits, state.labels, state.targets)

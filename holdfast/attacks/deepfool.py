@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..threat import Threat
+from ..types import Images
 from .base import Oracle
 from .hyperplane import nearest_hyperplane
 from .losses import margin
@@ -53,9 +54,8 @@ class DeepFool(MinimumNorm[DeepFoolState]):
         self.overshoot = overshoot
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> DeepFoolState:
-        self.check_norm(threat)
-        return DeepFoolState.begin(items, items.images, path=items.images)
+    def begin(self, items: Items, point: Images, threat: Threat) -> DeepFoolState:
+        return DeepFoolState.begin(items, point, path=point)
 
     def step(self, oracle: Oracle, state: DeepFoolState, threat: Threat) -> DeepFoolState:
         x = state.images

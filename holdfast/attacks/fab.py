@@ -8,6 +8,7 @@ from torch import Tensor
 from .. import draws
 from ..errors import InputError
 from ..threat import Threat, per_item
+from ..types import Images
 from .base import Oracle
 from .hyperplane import nearest_hyperplane, shortest_move
 from .losses import margin_loss
@@ -22,13 +23,13 @@ class FAB(MinimumNorm[MinimumNormState]):
 
     Each move mixes the projections of the current point and of the image onto the hyperplane,
     both overshot; an adversarial point is first pulled back towards the image. Here the boundary
-    is linearised at the point that was looked at, also where that point is then pulled back; the
+    is linearised at the point that was queried, also where that point is then pulled back; the
     paper asks the model a second time for each such point.
 
     Args:
         steps: moves after the start.
         targeted: approach the boundary between the label and the item's target class. Otherwise
-            the nearest boundary of all, at K − 1 backwards a look.
+            the nearest boundary of all, at K − 1 backwards a step.
         start: `clean`, or `random`: at a distance of ε/2.
         image_share: largest weight in (0, 1) of the image's own projection; 0.1 as published.
         overshoot: at least 1, factor on the projections; 1.05 as published.
@@ -41,6 +42,7 @@ class FAB(MinimumNorm[MinimumNormState]):
         InputError: a setting outside its range.
     """
 
+    name = "fab"
     norms = frozenset({"linf", "l2", "l1"})
 
     def __init__(
@@ -73,39 +75,37 @@ class FAB(MinimumNorm[MinimumNormState]):
             pull_back=pull_back,
             stop_inside=stop_inside,
         )
-        self.name = "fab-targeted" if targeted else "fab"
+        self.name = "fab" + "-targeted" * targeted
         self.targeted, self.random_start = targeted, start == "random"
         self.image_share, self.overshoot, self.pull_back = image_share, overshoot, pull_back
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> MinimumNormState:
-        self.check_norm(threat)
-        norm = threat.table
+    def first_point(self, items: Items, threat: Threat) -> Images:
         x = items.images
         if not self.random_start:
-            return MinimumNormState.begin(items, x)
+            return x
         if threat.norm == "linf":
             noise = draws.uniform(items.seeds, 0, x.shape[1:]) * 2 - 1
         else:
             noise = draws.normal(items.seeds, 0, x.shape[1:])
-        length = items.eps / 2 / norm.distance(noise).clamp_min(1e-12)
-        return MinimumNormState.begin(items, (x + per_item(length, x) * noise).clamp(0, 1))
+        length = items.eps / 2 / threat.table.distance(noise).clamp_min(1e-12)
+        return (x + per_item(length, x) * noise).clamp(0, 1)
 
     def step(self, oracle: Oracle, state: MinimumNormState, threat: Threat) -> MinimumNormState:
-        x, looked, labels = state.images, state.point, state.labels
+        x, queried, labels = state.images, state.point, state.labels
         if self.targeted:
             normal, logits, value = oracle.gradient(
-                looked, lambda z: margin_loss(z, labels, state.targets)
+                queried, lambda z: margin_loss(z, labels, state.targets)
             )
         else:
-            normals, values, logits = oracle.class_differences(looked, labels)
+            normals, values, logits = oracle.class_differences(queried, labels)
         state, fooled = self.record(state, logits, threat)
-        point = pick(fooled, x + self.pull_back * (looked - x), looked)
+        point = pick(fooled, x + self.pull_back * (queried - x), queried)
         back = torch.where(fooled, 1 - self.pull_back, 0.0)  # share of the way to the image
         if self.targeted:
-            rise = _dot(normal, looked - x)
+            rise = _dot(normal, queried - x)
         else:
-            rises = torch.stack([_dot(n, looked - x) for n in normals.unbind(1)], 1)
+            rises = torch.stack([_dot(n, queried - x) for n in normals.unbind(1)], 1)
             nearest, _ = nearest_hyperplane(
                 point, normals, values - back[:, None] * rises, threat.norm
             )

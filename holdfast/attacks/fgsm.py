@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .gradient_ascent import GradientAscent
 from .state import Items, State
 

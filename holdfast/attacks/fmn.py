@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .losses import Values
 from .minimum_norm import MinimumNorm, MinimumNormState
 from .schedules import cosine
@@ -49,6 +50,7 @@ class FMN(MinimumNorm[FMNState]):
         InputError: a setting outside its range.
     """
 
+    name = "fmn"
     norms = frozenset({"linf", "l2", "l1", "l0"})
 
     def __init__(
@@ -77,15 +79,14 @@ class FMN(MinimumNorm[FMNState]):
             targeted=targeted,
             stop_inside=stop_inside,
         )
-        self.name = "fmn-targeted" if targeted else "fmn"
+        self.name = "fmn" + "-targeted" * targeted
         self.targeted = targeted
         self.steps, self.length, self.rate, self.last_rate = steps, length, rate, last_rate
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> FMNState:
-        self.check_norm(threat)
+    def begin(self, items: Items, point: Images, threat: Threat) -> FMNState:
         first = 1.0 if threat.norm == "l0" else torch.inf
-        return FMNState.begin(items, items.images, radius=torch.full_like(items.eps, first))
+        return FMNState.begin(items, point, radius=torch.full_like(items.eps, first))
 
     def move(
         self,

@@ -9,7 +9,8 @@ from torch import Tensor
 from typing_extensions import TypeVar
 
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .base import Attack, Oracle
 from .losses import Logits, Loss, Values, loss_named
 from .state import Items, State
@@ -23,8 +24,9 @@ class GradientAscent(Attack[S]):
 
     A subclass fills in the hooks that differ: `first_point` (x₀; by default a random point of the
     ball), `step_size` (α_k), `direction` (d_k, and what it remembers in a `State` of its own, which
-    `begin` makes), `gradient` (where it is not that of the loss), `observe` (what is kept of an
-    answer) and `project` (Π). This is a whole attack, PGD with steps that fall along a cosine:
+    `begin` makes), `value` (what is climbed, where it is more than `loss`), `gradient` (where it is
+    not that of `value`), `observe` (what is kept of an answer) and `project` (Π). This is a whole
+    attack, PGD with steps that fall along a cosine:
 
         class CosinePGD(GradientAscent):
             name = "cosine-pgd"
@@ -62,10 +64,6 @@ class GradientAscent(Attack[S]):
         noisy = x + per_item(items.eps, x) * threat.table.noise(items.seeds, 0, x)
         return threat.project(noisy, x, items.eps)
 
-    def begin(self, items: Items, point: Images) -> S:
-        """The state at x₀, with what the attack remembers besides."""
-        return State.begin(items, point)  # type: ignore[return-value]
-
     def value(self, logits: Logits, state: S) -> Values:
         """What is climbed, (N,)."""
         return self.loss(logits, state.labels, state.targets)
@@ -92,10 +90,6 @@ class GradientAscent(Attack[S]):
         return threat.project(point, items.images, items.eps)
 
     # -- the algorithm --------------------------------------------------------------------
-
-    def start(self, items: Items, threat: Threat) -> S:
-        self.check_norm(threat)
-        return self.begin(items, self.first_point(items, threat))
 
     def step(self, oracle: Oracle, state: S, threat: Threat) -> S:
         gradient, logits = self.gradient(oracle, state)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .base import Oracle
 from .minimum_norm import MinimumNorm, MinimumNormState
 from .state import Items, pick
@@ -89,12 +90,14 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         self.probes, self.most_probes = probes, most_probes
         self.iterations = queries
 
-    def start(self, items: Items, threat: Threat) -> HopSkipJumpState:
-        self.check_norm(threat)
+    def first_point(self, items: Items, threat: Threat) -> Images:
+        return _random_images(items.seeds, torch.zeros_like(items.labels), items.images)
+
+    def begin(self, items: Items, point: Images, threat: Threat) -> HopSkipJumpState:
         x, zeros = items.images, torch.zeros_like(items.eps)
         return HopSkipJumpState.begin(
             items,
-            _random_images(items.seeds, torch.zeros_like(items.labels), x),
+            point,
             phase=torch.full_like(items.labels, SEEK),
             round=torch.zeros_like(items.labels),
             outer=x,
@@ -111,15 +114,15 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         )
 
     def step(self, oracle: Oracle, state: HopSkipJumpState, threat: Threat) -> HopSkipJumpState:
-        x, looked, phase = state.images, state.point, state.phase
+        x, queried, phase = state.images, state.point, state.phase
         size = x[0].numel()
         finest = max(size ** (-2.0 if threat.norm == "linf" else -1.5), FINEST)
-        state, fooled = self.record(state, oracle.logits(looked), threat)
+        state, fooled = self.record(state, oracle.logits(queried), threat)
         seeks, bisects, probes, leaps = (phase == p for p in (SEEK, BISECT, PROBE, LEAP))
 
         # A found or leapt-to adversarial point is the far end of a new bisection.
         landed = (seeks | leaps) & fooled
-        outer = pick(landed, looked, state.outer)
+        outer = pick(landed, queried, state.outer)
         middle = (state.low + state.high) / 2
         high = torch.where(bisects & fooled, middle, state.high)
         low = torch.where(bisects & ~fooled, middle, state.low)
@@ -131,7 +134,7 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         # Offsets are measured after the box cut them.
         radius = self._radius(state.round, state.reach, size)
         answer = torch.where(fooled, 1.0, -1.0)
-        offset = (looked - state.edge) / per_item(radius.clamp_min(1e-30), x)
+        offset = (queried - state.edge) / per_item(radius.clamp_min(1e-30), x)
         total = pick(probes, state.sum + offset, state.sum)
         signed = pick(probes, state.signed_sum + per_item(answer, x) * offset, state.signed_sum)
         answers = torch.where(probes, state.answers + answer, state.answers)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from ..threat import NORMS, Images, per_item
+from ..threat import NORMS, per_item
+from ..types import Images
 
 _PASSES = 30  # Newton's steps; a handful suffices for images
 _HUGE = 1e30  # stands for ∞, which would make NaN of 0

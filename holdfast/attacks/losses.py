@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..types import Labels, Logits
 
-Logits = Float[Tensor, "n k"]
-Labels = Int64[Tensor, " n"]
 Values = Float[Tensor, " n"]
 # (logits, labels, targets) → one value an image. `targets` is −1 where there is none.
 Loss = Callable[[Logits, Labels, Labels], Values]

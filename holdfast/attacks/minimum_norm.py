@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from typing_extensions import TypeVar
 
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images
 from . import losses
 from .base import Attack, Oracle
 from .losses import Logits, Values
@@ -37,16 +38,17 @@ S = TypeVar("S", bound=MinimumNormState, default=Any)
 
 
 class MinimumNorm(Attack[S]):
-    """An attack that looks for the closest adversarial point, wherever the ball ends.
+    """An attack that searches for the closest adversarial point, wherever the ball ends.
 
     Its score is the smallest adversarial distance less ε, so `best` lies inside the ball exactly
     when the score says that the image is broken, and may lie outside it before. Called alone, such
     an attack returns the closest point that it found, in the box but perhaps outside the ball, and
     the image itself where it found none.
 
-    A subclass that follows a gradient fills in `start`, `value` (a function of the logits) and
-    `move` (where to go from a point whose answer and gradient are known). One that asks the model
-    for something else writes `step` itself, calls `record` on each answer, and counts iterations.
+    A subclass that follows a gradient fills in `move` (where to go from a point whose answer and
+    gradient are known) and, where they differ, `value` (the gradient of what), `first_point` and
+    `begin`. One that asks the model for something else writes `step` itself, calls `record` on each
+    answer, and counts iterations.
 
     Args:
         stop_inside: believe in a success as soon as a point inside the ball is found. If False,
@@ -61,6 +63,9 @@ class MinimumNorm(Attack[S]):
         self.stop_inside = stop_inside
 
     # -- hooks ----------------------------------------------------------------------------
+
+    def begin(self, items: Items, point: Images, threat: Threat) -> S:
+        return MinimumNormState.begin(items, point)  # type: ignore[return-value]
 
     def value(self, logits: Logits, state: S) -> Values:
         """What `move` gets the gradient of, (N,): by default z_t − z_y, for the target class t or

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .base import Attack, Oracle
 from .losses import margin_loss
 from .schedules import cosine
@@ -40,7 +41,7 @@ class Patch(Attack[PatchState]):
     largest that ε allows. It is the weaker for being a square, and a verdict says so: standing
     against this attack is no claim about L0 attacks in general.
 
-    The first look, at the image, scores every place: by how much the loss rises, to first order,
+    The first query, at the image, scores every place: by how much the loss rises, to first order,
     if each component of the square goes to its better wall. Each of the best `places`, which
     overlap by half at most, is then tried for `trials` signed gradient steps from there; the best
     point found goes on for `steps` more.
@@ -48,7 +49,7 @@ class Patch(Attack[PatchState]):
     Args:
         steps: moves after the place is chosen.
         places: how many are tried.
-        trials: looks at each.
+        trials: queries of each.
         corner: (row, column) of the top left pixel, in place of a search for it.
         side: of the square in pixels; by default the largest that ε allows.
         start: `slope`, the best places to first order, or `random` places and values.
@@ -61,6 +62,7 @@ class Patch(Attack[PatchState]):
             a corner outside of it.
     """
 
+    name = "patch"
     norms = frozenset({"l0"})
 
     def __init__(
@@ -96,8 +98,7 @@ class Patch(Attack[PatchState]):
         self.places = places if corner is None else 1
         self.iterations = 1 + self.places * trials + steps
 
-    def start(self, items: Items, threat: Threat) -> PatchState:
-        self.check_norm(threat)
+    def begin(self, items: Items, point: Images, threat: Threat) -> PatchState:
         x = items.images
         side = self._side(x, threat.eps)
         here = torch.zeros(len(x), 2, dtype=torch.int64, device=x.device)
@@ -111,14 +112,14 @@ class Patch(Attack[PatchState]):
                 )
             corners = corners + torch.tensor(self.corner, device=x.device)
         return PatchState.begin(
-            items, x, slope=torch.zeros_like(x), corners=corners, corner=here, best_corner=here
+            items, point, slope=torch.zeros_like(x), corners=corners, corner=here, best_corner=here
         )
 
     def step(self, oracle: Oracle, state: PatchState, threat: Threat) -> PatchState:
-        x, looked, k = state.images, state.point, state.iteration
+        x, k = state.images, state.iteration
         side = self._side(x, threat.eps)
         gradient, logits, _ = oracle.gradient(
-            looked, lambda z: margin_loss(z, state.labels, state.targets)
+            state.point, lambda z: margin_loss(z, state.labels, state.targets)
         )
         seen = state.observe(logits)
         best_corner = pick(seen.score < state.score, state.corner, state.best_corner)
@@ -144,7 +145,7 @@ class Patch(Attack[PatchState]):
             cosine(k - self.places * self.trials, max(self.steps, 1), *FINAL_LENGTHS),
             cosine(k % self.trials, self.trials, *TRIAL_LENGTHS),
         )
-        moved = looked + per_item(length, x) * gradient.sign()
+        moved = state.point + per_item(length, x) * gradient.sign()
         if self.random_start:
             filled = draws.uniform(state.seeds, 2 * place + 1, x.shape[1:])
         else:

@@ -9,7 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .gradient_ascent import GradientAscent
 from .losses import Loss
 from .state import Items, State
@@ -65,7 +66,7 @@ class PGD(GradientAscent[PGDState]):
     def first_point(self, items: Items, threat: Threat) -> Images:
         return super().first_point(items, threat) if self.random_start else items.images
 
-    def begin(self, items: Items, point: Images) -> PGDState:
+    def begin(self, items: Items, point: Images, threat: Threat) -> PGDState:
         return PGDState.begin(items, point, g=torch.zeros_like(items.images))
 
     def direction(

@@ -11,7 +11,8 @@ from torch import Tensor
 from .. import draws as random_draws
 from ..errors import InputError
 from ..spatial import PARAMETERS, moved
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images
 from .base import Attack, Oracle
 from .losses import margin_loss
 from .schedules import cosine
@@ -47,6 +48,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
         InputError: a setting outside its range.
     """
 
+    name = "rotation-translation"
     norms = frozenset({"spatial"})
 
     def __init__(self, *, grid: tuple[int, int] = (31, 5), draws: int = 0, steps: int = 0):
@@ -69,10 +71,9 @@ class RotationTranslation(Attack[RotationTranslationState]):
         kind = "-gradient" if steps else "" if self.on_grid else "-random"
         self.name = f"rotation-translation{kind}"
 
-    def start(self, items: Items, threat: Threat) -> RotationTranslationState:
-        self.check_norm(threat)
+    def begin(self, items: Items, point: Images, threat: Threat) -> RotationTranslationState:
         still = torch.zeros(len(items), PARAMETERS, device=items.images.device)
-        state = RotationTranslationState.begin(items, items.images, parameters=still, witness=still)
+        state = RotationTranslationState.begin(items, point, parameters=still, witness=still)
         return self._turned(state, still, threat)
 
     def step(

@@ -9,7 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .adam import AdamState, adam, no_moments
 from .losses import Logits, Values, margin_loss
 from .minimum_norm import MinimumNorm, MinimumNormState
@@ -49,6 +50,7 @@ class SigmaZero(MinimumNorm[SigmaZeroState]):
         InputError: a setting outside its range.
     """
 
+    name = "sigma-zero"
     norms = frozenset({"l0"})
 
     def __init__(
@@ -78,17 +80,15 @@ class SigmaZero(MinimumNorm[SigmaZeroState]):
             targeted=targeted,
             stop_inside=stop_inside,
         )
-        self.name = "sigma-zero-targeted" if targeted else "sigma-zero"
+        self.name = "sigma-zero" + "-targeted" * targeted
         self.targeted = targeted
         self.steps, self.length, self.smoothness = steps, length, smoothness
         self.threshold, self.rate = threshold, rate
         self.iterations = steps + 1
 
-    def start(self, items: Items, threat: Threat) -> SigmaZeroState:
-        self.check_norm(threat)
+    def begin(self, items: Items, point: Images, threat: Threat) -> SigmaZeroState:
         threshold = torch.full_like(items.eps, self.threshold)
-        x = items.images
-        return SigmaZeroState.begin(items, x, threshold=threshold, **no_moments(x))
+        return SigmaZeroState.begin(items, point, threshold=threshold, **no_moments(point))
 
     def value(self, logits: Logits, state: SigmaZeroState) -> Values:
         return (-margin_loss(logits, state.labels, state.targets)).clamp_min(0)

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Images, Threat, per_item
+from ..threat import Threat, per_item
+from ..types import Images
 from .adam import AdamState, adam, no_moments
 from .base import Oracle
 from .gradient_ascent import GradientAscent
@@ -53,7 +54,7 @@ class SPSA(GradientAscent[AdamState]):
         self.settings = {"steps": steps, "samples": samples, "radius": radius, "length": length}
         self.samples, self.radius, self.length = samples, radius, length
 
-    def begin(self, items: Items, point: Images) -> AdamState:
+    def begin(self, items: Items, point: Images, threat: Threat) -> AdamState:
         return AdamState.begin(items, point, **no_moments(point))
 
     def gradient(self, oracle: Oracle, state: AdamState) -> tuple[Images, Logits]:

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from ..threat import Images, Norm, Threat, per_item
+from ..threat import Norm, Threat, per_item
+from ..types import Images
 from .base import Attack, Oracle
 from .state import Items, State
 
@@ -50,15 +51,13 @@ class Square(Attack[State]):
         self.queries, self.area = queries, area
         self.iterations = queries + 1
 
-    def start(self, items: Items, threat: Threat) -> State:
-        self.check_norm(threat)
-        norm = threat.table
-        x = items.images
+    def first_point(self, items: Items, threat: Threat) -> Images:
+        x, norm = items.images, threat.table
         if threat.norm == "linf":
             start = x + per_item(items.eps, x) * _signs(items.seeds, 0, (x.shape[1], 1, x.shape[3]))
         else:
             start = x + _to_length(_tiles(items.seeds, x, norm), items.eps, norm)
-        return State.begin(items, threat.project(start, x, items.eps))
+        return threat.project(start, x, items.eps)
 
     def step(self, oracle: Oracle, state: State, threat: Threat) -> State:
         state = state.observe(oracle.logits(state.point))

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from ..threat import Images
+from ..types import Images
 from . import losses
 
 

@@ -24,9 +24,9 @@ class Stage:
         restarts: independent random starts an image.
         targets: for a targeted attack, how many wrong classes are tried, the most likely
             first; None for all of them.
-        samples: copies of each image over which every look averages logits and gradients
+        samples: copies of each image over which every query averages logits and gradients
             (expectation over transformation), for models that draw random numbers.
-        view: what the search looks at in place of the model: `exact`, `identity` or `surrogate`,
+        view: what is searched in place of the model: `exact`, `identity` or `surrogate`,
             another backward pass that its defences offer, or `UNDEFENDED`, the network behind
             them. Verdicts always come from the model itself.
         share: of the images that stand, the share that it is tried on: every image draws by
@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def name(self) -> str:
-        """What reports call it: the attack, and what it looks at where that is not the model, or
+        """What reports call it: the attack, and what it searches where that is not the model, or
         not all images."""
         sample = "on a sample" if self.share < 1 else ""
         return ", ".join(word for word in (self.attack.name, self.view, sample) if word)
@@ -97,7 +97,7 @@ class Suite:
     """A named sequence of stages; `describe()` is part of a run's identity.
 
     Attributes:
-        closest: what is looked for is the closest adversarial point of every image, whatever ε
+        closest: what is searched for is the closest adversarial point of every image, whatever ε
             is: every stage goes over all images, to its end, and the closest point of all counts.
             All attacks are then minimum-norm ones that do not stop inside the ball.
     """

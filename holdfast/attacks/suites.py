@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from ..errors import InputError
 from ..parsing import nearest
-from .adapters import foreign
 from .adaptive import adaptive
 from .apgd import APGD
 from .base import Attack
@@ -18,8 +17,10 @@ from .fab import FAB
 from .fgsm import FGSM
 from .fmn import FMN
 from .hop_skip_jump import HopSkipJump
+from .libraries import library_attack
 from .patch import Patch
 from .pgd import PGD
+from .registry import attack_classes
 from .rotation_translation import RotationTranslation
 from .sigma_zero import SigmaZero
 from .square import Square
@@ -148,7 +149,7 @@ SUITES: dict[str, tuple[str, Callable[[], Sequence[Stage]]]] = {
         _swift,
     ),
     "autoattack-rand": (
-        "APGD-CE and APGD-DLR, 20 samples a look: for models that draw random numbers",
+        "APGD-CE and APGD-DLR, 20 samples a query: for models that draw random numbers",
         _autoattack_rand,
     ),
     "adaptive": (
@@ -191,7 +192,8 @@ def suite_named(name: str | Suite | Attack | Sequence[Attack | Stage]) -> Suite:
     a list of attacks is the suite of them, in this order.
 
     Args:
-        name: a key of `SUITES`, or `torchattacks:APGD:steps=10` (see `foreign`).
+        name: a key of `SUITES`, an attack's name (see `attack_classes`), which then runs with its
+            default settings, or `torchattacks:APGD:steps=10` (see `library_attack`).
 
     Raises:
         InputError: unknown name, with the nearest known one; anything else, with the right call.
@@ -213,7 +215,10 @@ def suite_named(name: str | Suite | Attack | Sequence[Attack | Stage]) -> Suite:
             "or a list of attacks"
         )
     if ":" in name:
-        return Suite(name, (Stage(foreign(name)),))
-    if name not in SUITES:
-        raise InputError(f"suite {name!r} is unknown{nearest(name, SUITES)}")
-    return Suite(name, tuple(SUITES[name][1]()), closest=name == MINIMUM)
+        return Suite(name, (Stage(library_attack(name)),))
+    if name in SUITES:
+        return Suite(name, tuple(SUITES[name][1]()), closest=name == MINIMUM)
+    attacks = attack_classes()
+    if name in attacks:
+        return Suite(name, (Stage(attacks[name]()),))
+    raise InputError(f"suite {name!r} is unknown{nearest(name, [*SUITES, *attacks])}")

@@ -34,10 +34,10 @@ class SwiftState(APGDState):
 class Swift(APGD[SwiftState]):
     """A short run of APGD for each way to be wrong, and long runs where that almost sufficed.
 
-    At a step of 2ε, a handful of looks tells how far a run will come; what another run finds
+    At a step of 2ε, a handful of iterations tells how far a run will come; what another run finds
     depends on the class that it goes for. So the runs are short and many: the first climbs the
-    margin to whichever wrong class is closest at each look, the second the cross-entropy, each of
-    the others the margin to one class, in the order of how close they were at the best point of
+    margin to whichever wrong class is closest at each iteration, the second the cross-entropy, each
+    of the others the margin to one class, in the order of how close they were at the best point of
     the first two. What then has come close to the boundary is searched by long runs: on the margin
     to the class that came closest, then on the margin to any; all else is left standing. Every run
     starts at random in the ball (`docs/swift.md`).
@@ -61,6 +61,7 @@ class Swift(APGD[SwiftState]):
         InputError: a setting outside its range.
     """
 
+    name = "swift"
     state_type = SwiftState
 
     def __init__(
@@ -86,7 +87,6 @@ class Swift(APGD[SwiftState]):
             "long_steps": long_steps,
             "long_runs": long_runs,
         }
-        self.name = "swift"
         self.near, self.short_runs = near, 2 + targets
         self.run_moves = [steps] * self.short_runs + [long_steps] * long_runs
         self.iterations = sum(moves + 1 for moves in self.run_moves)
@@ -96,8 +96,9 @@ class Swift(APGD[SwiftState]):
         return factor * torch.tensor(self.run_moves, device=run.device)[run]
 
     def start(self, items: Items, threat: Threat) -> SwiftState:
+        self.check_norm(threat)
         run, unknown = torch.zeros_like(items.labels), torch.full_like(items.labels, -1)
-        return self.begin(
+        return self.begin_run(
             items,
             threat,
             self._moves(run, threat),
@@ -179,7 +180,7 @@ class Swift(APGD[SwiftState]):
             eps=over.eps,
             seeds=seeds,
         )
-        begun = self.begin(
+        begun = self.begin_run(
             items,
             threat,
             self._moves(run, threat),

@@ -88,7 +88,7 @@ class Ascent(GradientAscent[AscentState]):
     def first_point(self, items: Items, threat: Threat) -> Images:
         return items.start
 
-    def begin(self, items: Items, point: Images) -> AscentState:
+    def begin(self, items: Items, point: Images, threat: Threat) -> AscentState:
         nothing = torch.full_like(items.eps, -torch.inf)
         return AscentState.begin(items, point, best=point, value=nothing)
 

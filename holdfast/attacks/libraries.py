@@ -3,7 +3,7 @@
 They are asked for by name, `torchattacks:APGD:steps=10`, and run as they are: one step takes a
 whole batch from beginning to end. The threat model's norm and ε, the number of classes and a seed
 go to the parameters by which each library knows them. What comes back is no more than a proposal:
-passes are counted by the oracle, points outside the ball or the box are dropped, and the engine
+passes are counted by the oracle, points outside the ball or the box are dropped, and the scheduler
 checks every success on the original model as it does for all attacks.
 """
 
@@ -28,9 +28,10 @@ from torch import Tensor, nn
 
 from ..errors import HoldfastError, InputError
 from ..parsing import check_known, nearest, split_options, typed
-from ..threat import NORMS, Images, Threat
+from ..threat import NORMS, Threat
+from ..types import Images
 from .base import Attack, Model, Oracle
-from .state import Items, State, pick
+from .state import State, pick
 
 # Points this little outside the ball (relative) are brought back: other libraries round otherwise.
 ROUNDING = 1e-3
@@ -65,7 +66,7 @@ class Library:
         run: the adversarial images (N, C, H, W) that one of its attacks, of these settings, finds.
         norms: the norms that an attack is made for; empty where the library does not say.
         offers: the constructor's parameters that the adapter fills in, where there are such.
-        gradient_free: attacks that look at outputs alone.
+        gradient_free: attacks that use outputs alone.
     """
 
     package: str
@@ -241,7 +242,7 @@ LIBRARIES = {
 # -- the adapter ----------------------------------------------------------------------------
 
 
-class Foreign(Attack[State]):
+class LibraryAttack(Attack[State]):
     """An attack of another library.
 
     Its random numbers are drawn for a batch as a whole, from generators seeded by all its items:
@@ -279,10 +280,6 @@ class Foreign(Attack[State]):
         self.norms = self.library.norms(self.attack) or frozenset(NORMS)  # type: ignore[misc]
         self.needs_gradient = attack not in self.library.gradient_free
 
-    def start(self, items: Items, threat: Threat) -> State:
-        self.check_norm(threat)
-        return State.begin(items, items.images)
-
     def step(self, oracle: Oracle, state: State, threat: Threat) -> State:
         x = state.images
         logits = oracle.logits(x)
@@ -319,15 +316,15 @@ class Foreign(Attack[State]):
             raise HoldfastError(f"{self.name}: {type(error).__name__}: {what}") from error
 
 
-def foreign(text: str, **options: Any) -> Foreign:
-    """An attack of another library by name: `foreign("torchattacks:APGD:steps=10")`.
+def library_attack(text: str, **options: Any) -> LibraryAttack:
+    """An attack of another library by name: `library_attack("torchattacks:APGD:steps=10")`.
 
     Args:
-        text: `library:Attack`, or `library:Attack:key=value,key=value`; see `Foreign`.
+        text: `library:Attack`, or `library:Attack:key=value,key=value`; see `LibraryAttack`.
         options: more of the attack's options.
 
     Raises:
-        InputError: as `Foreign`, or a value of another type than the option's.
+        InputError: as `LibraryAttack`, or a value of another type than the option's.
     """
     library, _, rest = text.partition(":")
     attack, _, rest = rest.partition(":")
@@ -337,7 +334,7 @@ def foreign(text: str, **options: Any) -> Foreign:
     what = f"{library}:{attack}"
     written = split_options(what, rest, _free_options(library, _attack_named(library, attack)))
     read = {key: _value(what, key, text, parameters[key].default) for key, text in written.items()}
-    return Foreign(library, attack, **read, **options)
+    return LibraryAttack(library, attack, **read, **options)
 
 
 def _attack_named(library: str, name: str) -> type:
