@@ -95,6 +95,8 @@ def test_states_are_stored_and_put_back(name, norm):
 @pytest.mark.parametrize("name", attack_classes())
 def test_every_attack_is_a_suite_of_its_name(name):
     (stage, *more) = suite_named(name).stages
+    # Names are part of random seeds; an object's says more than its class's, not something else.
+    assert attack_classes()[name]().name.startswith(name)
     # Some names are those of suites that are more than the attack by itself.
     assert isinstance(stage.attack, attack_classes()[name])
     assert not more or name in holdfast.attacks.SUITES

@@ -145,7 +145,7 @@ def test_bumps_are_a_positive_and_a_negative_one_of_norm_1(norm):
 
 def test_spsa_costs_as_documented():
     model = linear(2, "free", shape=(1, 3, 3))
-    _, oracle = run(SPSA(steps=2, samples=5), model, items_of(model, 0.1), Threat("linf", 0.1))
+    _, _, oracle = run(SPSA(steps=2, samples=5), model, items_of(model, 0.1), Threat("linf", 0.1))
     assert (oracle.forwards, oracle.backwards) == (3 * 11, 0)
 
 

@@ -82,6 +82,15 @@ class APGD(Attack[S]):
         targeted: move towards each item's target class.
 
     Cost: steps + 1 forwards and as many backwards.
+
+    Example:
+        A model that answers class 0 where the sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> model = lambda x: (x.sum((1, 2, 3)) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> points = APGD(steps=10)(model, images, labels, Threat("l2", 0.15))
+        >>> model(points).argmax(1)
+        tensor([1])
     """
 
     name = "apgd"

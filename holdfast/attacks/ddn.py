@@ -44,6 +44,16 @@ class DDN(MinimumNorm[DDNState]):
 
     Raises:
         InputError: a setting outside its range.
+
+    Example:
+        A model that answers class 0 where the sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> model = lambda x: (x.sum((1, 2, 3)) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> threat = Threat("l2", 0.5)
+        >>> points = DDN(stop_inside=False)(model, images, labels, threat)
+        >>> round(float(threat.distance(points, images)), 2)  # the hyperplane is 0.1 away
+        0.1
     """
 
     name = "ddn"

@@ -60,6 +60,15 @@ class Patch(Attack[PatchState]):
     Raises:
         InputError: a setting outside its range; at `start`, a side that exceeds ε or the image, or
             a corner outside of it.
+
+    Example:
+        A model that answers class 0 where the sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> model = lambda x: (x.sum((1, 2, 3)) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> attack = Patch(places=2, trials=2, steps=4)
+        >>> attack(model, images, labels, Threat("l0", 1)).flatten()
+        tensor([0.0000, 0.3000, 0.3000, 0.3000])
     """
 
     name = "patch"

@@ -46,6 +46,17 @@ class RotationTranslation(Attack[RotationTranslationState]):
 
     Raises:
         InputError: a setting outside its range.
+
+    Example:
+        A bright line that lies on the left half; the model answers class 0 where it does:
+
+        >>> images, labels = torch.zeros(1, 1, 8, 8), torch.tensor([0])
+        >>> images[..., 3] = 1
+        >>> model = lambda x: torch.stack([x[..., :4].sum((1, 2, 3)), x[..., 4:].sum((1, 2, 3))], 1)
+        >>> threat = Threat("spatial", 1, degrees=0, pixels=2)
+        >>> points = RotationTranslation(grid=(1, 3))(model, images, labels, threat)
+        >>> points[0, 0, 0]
+        tensor([0., 0., 0., 0., 0., 1., 0., 0.])
     """
 
     name = "rotation-translation"

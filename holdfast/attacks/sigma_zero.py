@@ -48,6 +48,18 @@ class SigmaZero(MinimumNorm[SigmaZeroState]):
 
     Raises:
         InputError: a setting outside its range.
+
+    Example:
+        A model that answers class 0 where a weighted sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> weights = torch.tensor([[4.0, 1.0], [1.0, 1.0]])
+        >>> sums = lambda x: (weights * x).sum((1, 2, 3))
+        >>> model = lambda x: (sums(x) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> threat = Threat("l0", 1)
+        >>> points = SigmaZero(steps=300, stop_inside=False)(model, images, labels, threat)
+        >>> int(threat.distance(points, images))  # one black pixel is enough
+        1
     """
 
     name = "sigma-zero"

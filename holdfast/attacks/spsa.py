@@ -35,6 +35,15 @@ class SPSA(GradientAscent[AdamState]):
 
     Raises:
         InputError: a setting outside its range.
+
+    Example:
+        A model that answers class 0 where the sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> model = lambda x: (x.sum((1, 2, 3)) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> points = SPSA(steps=10, samples=8)(model, images, labels, Threat("linf", 0.1))
+        >>> model(points).argmax(1)
+        tensor([1])
     """
 
     name = "spsa"

@@ -36,6 +36,14 @@ class Square(Attack[State]):
 
     Raises:
         InputError: a setting outside its range.
+
+    Example:
+        A model that answers class 0 where the sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> model = lambda x: (x.sum((1, 2, 3)) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> Square(queries=50)(model, images, labels, Threat("linf", 0.1)).flatten()
+        tensor([0.2000, 0.2000, 0.2000, 0.2000])
     """
 
     name = "square"

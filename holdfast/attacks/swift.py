@@ -59,6 +59,15 @@ class Swift(APGD[SwiftState]):
 
     Raises:
         InputError: a setting outside its range.
+
+    Example:
+        A model that answers class 0 where the sum of the pixels is above 1:
+
+        >>> images, labels = torch.full((1, 1, 2, 2), 0.3), torch.tensor([0])
+        >>> model = lambda x: (x.sum((1, 2, 3)) - 1)[:, None] * torch.tensor([1.0, -1.0])
+        >>> points = Swift()(model, images, labels, Threat("linf", 0.1))
+        >>> model(points).argmax(1)
+        tensor([1])
     """
 
     name = "swift"
@@ -87,6 +96,7 @@ class Swift(APGD[SwiftState]):
             "long_steps": long_steps,
             "long_runs": long_runs,
         }
+        self.name = "swift"  # not APGD's
         self.near, self.short_runs = near, 2 + targets
         self.run_moves = [steps] * self.short_runs + [long_steps] * long_runs
         self.iterations = sum(moves + 1 for moves in self.run_moves)
