@@ -98,7 +98,7 @@ class L2:
 
     def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
         direction = self.steepest(draws.normal(seeds, 2 * counter, like.shape[1:]))
-        radius = draws.uniform(seeds, 2 * counter + 1) ** (1 / like[0].numel())
+        radius = draws.uniform(seeds, 2 * counter + 1) ** (1 / like.shape[1:].numel())
         return direction * per_item(radius, like)
 
 
@@ -136,7 +136,7 @@ class L1:
 
     def noise(self, seeds: Int64[Tensor, " n"], counter: int, like: Images) -> Images:
         # Exponential magnitudes with one spare, normalised, are uniform in the simplex.
-        size = like[0].numel()
+        size = like.shape[1:].numel()
         u = draws.uniform(seeds, 2 * counter, (size + 1,)) + 2.0**-25
         e = -u.log()
         signs = draws.integers(seeds, 2 * counter + 1, 2, (size,)) * 2 - 1
@@ -275,7 +275,7 @@ class Threat:
             return
         if self.norm == "l0" and self.eps < 1:
             raise InputError(f"ε = {self.eps:g}: for l0 it is a number of components, at least 1")
-        size = images[0].numel()
+        size = images.shape[1:].numel()
         whole, hint = {
             "linf": (1.0, f"did you mean {self.eps:g}/255?"),
             "l2": (size**0.5, f"did you mean {self.eps:g}/255, or {USUAL_EPS['l2']}?"),

@@ -102,6 +102,13 @@ def test_every_attack_is_a_suite_of_its_name(name):
     assert not more or name in holdfast.attacks.SUITES
 
 
+@pytest.mark.parametrize(("name", "norm"), KNOWN)
+def test_an_attack_on_images_that_are_wrong_already_does_nothing(name, norm):
+    attack, model, threat, _ = problem(name, norm)
+    wrong = (model.labels + 1) % len(model.bias)
+    assert torch.equal(attack(model, model.images, wrong, threat), model.images)
+
+
 @pytest.mark.parametrize("name", attack_classes())
 def test_every_attack_refuses_a_norm_that_it_does_not_know(name):
     attack = attack_classes()[name]()
