@@ -34,8 +34,10 @@ PLACEHOLDERS = {
     "RECIPE": "recipes/cifar10-cpu.yaml",
     "NAME": "cifar10-linf-w40",
     "WORD": "pgd",
+    "KIND": "suites",
 }
-VERBS = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+PROGRAM = typer.main.get_command(cli.app)
+VERBS = PROGRAM.commands  # type: ignore[attr-defined]
 
 
 # --- where they are printed ----------------------------------------------------------------------
@@ -127,6 +129,8 @@ def check(command: str) -> None:
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
         if missing := set(rest) - set(targets):
             raise ValueError(f"make knows no {missing}")
+    elif program == "pytest":
+        _check_there(rest[0])
     elif program == "holdfast":
         _check_verb(rest, whole)
     elif program == "torchrun":
@@ -146,6 +150,9 @@ def _check_verb(words: list[str], whole: bool) -> None:
     if not words:
         return
     verb, *arguments = words
+    if verb.startswith("-"):
+        PROGRAM.make_context("holdfast", list(words), resilient_parsing=True)
+        return
     if verb not in VERBS:
         raise ValueError(f"holdfast knows no {verb!r}")
     if not arguments:  # a verb is spoken of

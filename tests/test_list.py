@@ -10,7 +10,7 @@ import pytest
 from run_folders import evaluation_run
 from typer.testing import CliRunner
 
-from holdfast.attacks import SUITES
+from holdfast.attacks import SUITES, attack_classes
 from holdfast.cli import app
 from holdfast.cli.list import Kind, summary
 from holdfast.defences import DEFENCES
@@ -20,7 +20,7 @@ from holdfast.training.objectives import OBJECTIVES
 ROOT = Path(__file__).resolve().parents[1]
 THERE = {
     "suites": set(SUITES),
-    "attacks": {"APGD", "FAB", "Square", "Swift"},
+    "attacks": set(attack_classes()),
     "defences": set(DEFENCES),
     "objectives": set(OBJECTIVES),
     "recipes": {file.stem for file in ROOT.glob("recipes/*.yaml")},

@@ -98,6 +98,14 @@ def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
         assert parameter in explained, parameter
 
 
+@pytest.mark.parametrize(
+    "name",
+    ["evaluate", "certify", "measure_uncertainty", "mix", "train", "load", "write_report"],
+)
+def test_every_public_function_has_an_example(name: str) -> None:
+    assert ">>> " in (inspect.getdoc(getattr(hf, name)) or "")  # run by test_doctests
+
+
 @pytest.mark.parametrize("part", ["metrics", "calibration", "conformal", "scores", "detection"])
 def test_the_parts_of_uncertainty_are_within_reach(part: str) -> None:
     assert inspect.ismodule(getattr(hf.uncertainty, part))

@@ -61,21 +61,14 @@ def _suites() -> dict[str, str]:
     return {name: described for name, (described, _) in SUITES.items()}
 
 
-def _attacks() -> dict[str, str]:
-    from .. import attacks
-
-    found = {name: getattr(attacks, name) for name in attacks.__all__}
-    return {
-        name: summary(thing)
-        for name, thing in sorted(found.items())
-        if inspect.isclass(thing)
-        and issubclass(thing, attacks.Attack)
-        and thing is not attacks.Attack
-    }
-
-
 def _summaries(registry: Mapping[str, Any]) -> dict[str, str]:
     return {name: summary(thing) for name, thing in registry.items()}
+
+
+def _attacks() -> dict[str, str]:
+    from ..attacks import attack_classes
+
+    return _summaries(attack_classes())
 
 
 def _defences() -> dict[str, str]:

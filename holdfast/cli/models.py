@@ -38,25 +38,23 @@ def run(options: Options) -> list[dict[str, Any]]:
         (None: to be fetched), `size` in bytes, and `results`.
 
     Raises:
-        InputError: the zoo is empty.
+        InputError: the zoo has no model of a name.
         HoldfastError: a model cannot be fetched.
     """
-    from ..models.checkpoint import read_card
-    from ..models.zoo import fetch, zoo_folders, zoo_index, zoo_models
+    from ..models.checkpoint import WEIGHTS, read_card
+    from ..models.zoo import fetch, zoo_index, zoo_models
 
     for name in options.fetch or ():
         fetch(name)
     here, published = zoo_models(), zoo_index()
-    if not here and not options.fetch and not published:
-        raise InputError(f"the zoo ({', '.join(map(str, zoo_folders()))}) holds no models")
     found = []
     for name in sorted({*here, *published}):
         folder, known = here.get(name), published.get(name)
-        results = list(known.results) if known else []
+        results = []
         if folder is None:
             assert known is not None
             card: dict[str, Any] = {"architecture": known.architecture, "threat": known.threat}
-            size = known.size
+            size, results = known.size, known.results
         else:
             try:
                 card = read_card(folder, classifier=False)
@@ -64,7 +62,9 @@ def run(options: Options) -> list[dict[str, Any]]:
                 tell(f"left out: {error}", error=True)
                 continue
             size = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-            results = [*evaluations(folder), *results]
+            results = evaluations(folder)
+            if known and card.get("weights_sha256") == known.files[WEIGHTS]:
+                results += known.results
         found.append(
             {
                 "name": name,

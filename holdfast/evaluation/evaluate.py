@@ -79,6 +79,14 @@ def evaluate(
         InputError (a ValueError): bad images or labels, a model that fails on them, or whose
             logits are not finite there, of the wrong shape or fewer than the classes; a ball that
             holds every image there is; a folder that holds another run.
+
+    Example:
+        >>> import torch, holdfast as hf
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> images, labels = torch.rand(8, 1, 2, 2), torch.arange(8) % 2
+        >>> result = hf.evaluate(model, images, labels, ("linf", 0.1), suite="fgsm")
+        >>> result.n, bool(result.robust_accuracy <= result.standard_accuracy)
+        (8, True)
     """
     request = Request.checked(
         model,

@@ -121,6 +121,14 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     Raises:
         InputError: no run; a run that is missing, unfinished or damaged; `out` is a folder, or a
             file that is no such page, or cannot be written; whatever was there is untouched.
+
+    Example:
+        >>> import torch, holdfast as hf
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(4, 2))
+        >>> x, y = torch.rand(8, 1, 2, 2), torch.arange(8) % 2
+        >>> result = hf.evaluate(model, x, y, ("linf", 0.1), suite="fgsm", run="runs/one")
+        >>> hf.write_report(["runs/one"], "report.html")
+        PosixPath('report.html')
     """
     out = Path(out)
     if not runs:

@@ -64,8 +64,8 @@ def train(
     on with a run.
 
     Args:
-        recipe: a YAML file, or a `Recipe`. It fixes the run completely, together with data and
-            seed.
+        recipe: a YAML file, a name from `holdfast list recipes`, or a `Recipe`. It fixes the run
+            completely, together with data and seed.
         data: a folder (see `holdfast.data.load`), `digits`, or a loaded data set. Its `validation`
             chooses the weights that are kept. Its `test` is looked at for one thing alone: whether
             a recipe's extra images are among it.
@@ -85,8 +85,10 @@ def train(
         HoldfastError: training diverged.
 
     Example:
-        result = hf.train("recipes/cifar10-cpu.yaml", "datasets", "runs/mine", changes=["epochs=3"])
-        result.validation["standard_accuracy"], result.validation["pgd_accuracy"]
+        >>> import holdfast as hf
+        >>> result = hf.train("digits-interval", "digits", "runs/mine", changes=["epochs=1"])
+        >>> result.epochs, sorted(result.validation)[-1]
+        (1.0, 'verified_accuracy')
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, changes)

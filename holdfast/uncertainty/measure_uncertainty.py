@@ -92,6 +92,16 @@ def measure_uncertainty(
     Raises:
         InputError: options out of range; bad images or labels; too few calibration images; a model
             that answers nonsense or cannot be differentiated; a folder that holds another run.
+
+    Example:
+        >>> import torch, holdfast as hf
+        >>> model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(48, 2))
+        >>> x, y = torch.rand(60, 3, 4, 4), torch.arange(60) % 2
+        >>> found = hf.measure_uncertainty(
+        ...     model, x[:10], y[:10], calibration=(x[10:], y[10:]), attack="fgsm", ood=["noise"]
+        ... )
+        >>> found["n"], found["suite"]
+        (10, 'fgsm')
     """
     checked_share("alpha", alpha)
     checked_share("risk", risk)
