@@ -704,7 +704,7 @@ def test_a_numbered_device_is_that_one(monkeypatch):
 
     monkeypatch.setattr("lightning.fabric.Fabric", Told)
     with monkeypatch.context() as patch:
-        patch.setattr(fit, "usable", torch.device)  # as if this machine had them all
+        patch.setattr(fit, "checked_device", torch.device)  # as if this machine had them all
         for device in (None, "cpu", "cuda", "cuda:1", "mps:0"):
             fit.fabric_for(test_training.tiny(), device)
     found = [(a["accelerator"], a["devices"]) for a in asked]
