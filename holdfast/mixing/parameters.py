@@ -1,13 +1,13 @@
-"""The parameters of a mixture of two models, chosen on validation images.
+"""Choosing a mixture's parameters on validation images.
 
-A mixture has to be right on clean images and to stay right on attacked ones. Its answer at a point
-is a function of both models' logits there, so once these are known, thousands of parameters are
-compared without another pass.
+A mixture has to be right on clean images and stay right on attacked ones. Its logits at a point
+are a function of both models' logits there. Once these are known, thousands of parameters are
+compared without another pass of the models.
 
-As in Bai et al., "MixedNUTS", TMLR 2024, the robust model is attacked first, and wherever that
-led, the accurate model is taken to be as wrong as can be. An attacker of the mixture may find other
-points still: so the chosen mixture is attacked as one model, the points found are added, and the
-choice is made again, until it holds.
+As in Bai et al., "MixedNUTS", TMLR 2024, the robust model is attacked first, and at the points that
+this finds, the accurate model is assumed to be certain of a wrong class. Here the chosen mixture is
+then attacked as one model, because other points may break it. The points found are added, and
+parameters are chosen again, until a mixture stands.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from ..types import Images, Model
 
 
 class Parameters(NamedTuple):
-    """Of a `Mixture`: weight, scale, power, shift."""
+    """The parameters of a `holdfast.models.mixture.Mixture`, which explains them."""
 
     weight: float
     scale: float | None = None
@@ -42,18 +42,21 @@ class Parameters(NamedTuple):
 ROBUST_ALONE = Parameters(1.0)
 ACCURATE_ALONE = Parameters(0.0)
 
-BATCH = 250
-CERTAIN = 1000.0  # a logit next to which all others have no probability
+BATCH = 250  # images in a pass
+CERTAIN = 1000.0  # beside this logit, every other class has probability 0
+# The values of each parameter that are compared.
 WEIGHTS = tuple(round(0.5 + 0.01 * i, 2) for i in range(51))
-SCALES = tuple(round(0.02 * 1.5**i, 4) for i in range(14))  # to about 4
+SCALES = tuple(round(0.02 * 1.5**i, 4) for i in range(14))  # 0.02 to about 4
 POWERS = (1.0, 1.5, 2.0, 3.0, 4.0, 5.0)
 SHIFTS = (-1.2, -0.9, -0.6, -0.3, 0.0)
 
 
 class Figures(NamedTuple):
-    """Fractions of the validation images.
+    """Accuracies on the validation images, 0..1.
 
-    `standard` are right; `standing` are right at every point of theirs that any attack found.
+    Attributes:
+        standard: fraction of right predictions.
+        standing: fraction of images whose prediction is right at every point that any attack found.
     """
 
     standard: float
@@ -62,12 +65,16 @@ class Figures(NamedTuple):
 
 @dataclass(frozen=True)
 class Choice:
-    """What was chosen and what it achieves on validation images.
+    """The chosen parameters, and what they achieve on the validation images.
 
     Attributes:
-        chosen, robust_alone, accurate_alone: figures; of `accurate_alone`, `standing` is no
-            bound, for nothing attacked the accurate model by itself.
-        attacks: how many models were attacked on the way.
+        parameters: of the mixture.
+        chosen: accuracies of the mixture.
+        robust_alone: accuracies of the robust model.
+        accurate_alone: accuracies of the accurate model. Nothing attacked it by itself, so its
+            `standing` is too high.
+        n: number of validation images.
+        attacks: number of models that were attacked.
     """
 
     parameters: Parameters
@@ -79,16 +86,16 @@ class Choice:
 
     @property
     def gains_nothing(self) -> bool:
-        """Whether no mixture that was attacked kept within the cost: it is the robust model."""
+        """Whether the robust model alone was chosen: every attacked mixture costs too much."""
         return self.parameters == ROBUST_ALONE
 
 
 class Points:
-    """Both models' logits at points of the validation images.
+    """Both models' logits at several points of each validation image.
 
     Args:
         robust, accurate: images → logits.
-        images: float32 (N, C, H, W), clean: the first points.
+        images: float32 (N, C, H, W): the clean images, which are the first points.
         labels: int64 (N,).
 
     Raises:
@@ -97,17 +104,18 @@ class Points:
 
     def __init__(self, robust: Model, accurate: Model, images: Images, labels: Int64[Tensor, " n"]):
         self.models, self.labels = (wrapped(robust), wrapped(accurate)), labels
-        self.logits: list[tuple[Tensor, Tensor]] = []  # of both models, (N, K), point by point
+        self.logits: list[tuple[Tensor, Tensor]] = []  # (N, K) of both models, point by point
         self.add(images)
 
     def add(self, points: Images, *, worst: bool = False) -> None:
-        """One more point of each image.
+        """Add one more point of each image.
 
         Args:
-            worst: instead of the accurate model's answer there, count with certainty in the
-                wrong class that the robust model finds most likely.
+            points: float32 (N, C, H, W).
+            worst: assume that the accurate model is certain of the wrong class that the robust
+                model finds most likely.
         """
-        robust, accurate = (self._answers(model, points) for model in self.models)
+        robust, accurate = (self._logits(model, points) for model in self.models)
         if robust.shape != accurate.shape:
             raise InputError(
                 f"the robust model knows {robust.shape[1]} classes, "
@@ -118,14 +126,14 @@ class Points:
             accurate = torch.zeros_like(accurate).scatter(1, others, CERTAIN)
         self.logits.append((robust, accurate))
 
-    def _answers(self, model: Model, points: Images) -> Float[Tensor, "n k"]:
+    def _logits(self, model: Model, points: Images) -> Float[Tensor, "n k"]:
         parts = zip(points.split(BATCH), self.labels.split(BATCH), strict=True)
-        if not self.logits:  # the images themselves, at which every model has an answer
+        if not self.logits:  # on clean images, logits that are not finite are an error
             return torch.cat([check_logits(model(x), len(x), y).double() for x, y in parts])
-        return torch.cat([_wrong_for_certain(model(x), y).double() for x, y in parts])
+        return torch.cat([_wrong_where_nan(model(x), y).double() for x, y in parts])
 
     def figures(self, parameters: Parameters, weights: Sequence[float]) -> list[Figures]:
-        """Of each weight, with the transformation of `parameters`."""
+        """Accuracies with each of these weights, and the other parameters of `parameters`."""
         robust, accurate = (torch.stack(logits) for logits in zip(*self.logits, strict=True))
         if parameters.scale is not None:
             robust = sharpened(robust, parameters.scale, parameters.power, parameters.shift)
@@ -135,11 +143,12 @@ class Points:
         return [Figures(*pair) for pair in zip(standard.tolist(), standing.tolist(), strict=True)]
 
     def figures_of(self, parameters: Parameters) -> Figures:
+        """Accuracies with these parameters."""
         return self.figures(parameters, [parameters.weight])[0]
 
 
-def _wrong_for_certain(logits: Tensor, labels: Tensor) -> Float[Tensor, "n k"]:
-    """Where a model answers nothing at an attacked point, it counts as certain of a wrong class."""
+def _wrong_where_nan(logits: Tensor, labels: Tensor) -> Float[Tensor, "n k"]:
+    """The logits; where a model predicts nothing, those of one that is certain of a wrong class."""
     other = (labels[:, None] + 1) % logits.shape[1]
     wrong = torch.zeros_like(logits).scatter(1, other, CERTAIN)
     return torch.where(logits.isnan().any(1, keepdim=True), wrong, logits)
@@ -151,14 +160,19 @@ def _right(
     labels: Int64[Tensor, " n"],
     weights: Sequence[float],
 ) -> Bool[Tensor, "p n w"]:
-    """Where mixtures are right: (1 − w) a + w r must be above 0 for all differences a and r.
+    """Whether the mixture of each weight is right, at each point of each image.
 
-    Linear in w, so the weights at which a point is right are an interval.
+    Let a and r be the differences between the label's probability and another class's, by the
+    accurate and by the robust model. The mixture is right if (1 − w) a + w r > 0 for all other
+    classes. This is linear in w, so the weights at which a point is right form an interval.
+
+    Args:
+        robust, accurate: probabilities.
     """
     place = labels[None, :, None].expand(len(robust), -1, 1)
     others = torch.ones_like(robust, dtype=torch.bool).scatter(2, place, False)
     r, a = (p.gather(2, place) - p for p in (robust, accurate))
-    root = a / (a - r)  # where the difference changes its sign
+    root = a / (a - r)  # the weight at which the difference changes its sign
     low = torch.where(others & (r > a), root, -torch.inf).amax(2)
     high = torch.where(others & (r < a), root, torch.inf).amin(2)
     level = (others & (r == a) & (a <= 0)).any(2)
@@ -168,7 +182,7 @@ def _right(
 
 
 def grid() -> Iterator[Parameters]:
-    """The transformations that are compared, each of them with all `WEIGHTS`."""
+    """The scales, powers and shifts that are compared, each of them with all `WEIGHTS`."""
     for scale, power, shift in product(SCALES, POWERS, SHIFTS):
         yield Parameters(0.5, scale, power, shift)
 
@@ -176,9 +190,14 @@ def grid() -> Iterator[Parameters]:
 def choose(
     points: Points, floor: float, candidates: Iterable[Parameters] | None = None
 ) -> tuple[Parameters, Figures]:
-    """The most accurate mixture of which at least the share `floor` stands.
+    """The mixture with the highest standard accuracy of which at least a fraction `floor` stands.
 
-    Ties go to the one that stands more often. The robust model alone is among the candidates.
+    Ties go to the one of which more stands. The robust model alone is among the candidates.
+
+    Args:
+        points: both models' logits.
+        floor: 0..1.
+        candidates: scales, powers and shifts to compare; None: those of `grid`.
     """
     best, found = ROBUST_ALONE, points.figures_of(ROBUST_ALONE)
     for transformation in grid() if candidates is None else candidates:
@@ -200,21 +219,28 @@ def fit_mixture(
     rounds: int = 4,
     report: Callable[[float, str], None] = lambda share, word: None,
 ) -> Choice:
-    """Parameters that make a mixture as accurate as a small loss of robust accuracy allows.
+    """Choose the parameters that cost little robust accuracy and gain most standard accuracy.
 
     Args:
         robust, accurate: images → logits over the same classes.
         images: float32 (N, C, H, W) in [0, 1]: validation images, never test images.
         labels: int64 (N,).
-        attack: model → one point in the ball of each image, the strongest that was found.
-        cost: how much less of the images may stand than of the robust model alone, as a fraction.
-        rounds: how many mixtures may be attacked before the best of them is taken.
-        report: is told the share of the work that is done.
+        attack: from a model to the strongest point found in the ball of each image,
+            (N, C, H, W).
+        cost: how much robust accuracy may be lost against the robust model alone, 0..1.
+        rounds: how many mixtures may be attacked, at least 1.
+        report: called with the share of the work that is done, and a line about it.
 
     Raises:
         InputError: models with different classes; bad images, labels or options.
 
     Cost: at most 1 + rounds attacks.
+
+    Example:
+        >>> models = [nn.Sequential(nn.Flatten(), nn.Linear(4, 2)) for _ in range(2)]
+        >>> images, labels = torch.rand(8, 1, 2, 2), torch.arange(8) % 2
+        >>> fit_mixture(*models, images, labels, attack=lambda model: images, rounds=1).n
+        8
     """
     images, labels = checked_data(images, labels)
     labels = labels.to(images.device)
@@ -227,9 +253,9 @@ def fit_mixture(
         report(0.0, "the robust model alone")
         points.add(_found(attack, robust, images), worst=True)
         for number in range(rounds):
-            # Each new attack breaks a little more than was known: the later, the more careful.
-            careful = cost * (1 - number / rounds)
-            chosen, found = choose(points, points.figures_of(ROBUST_ALONE).standing - careful)
+            # Every attack breaks a few more images, so later rounds allow less of the cost.
+            allowed = cost * (1 - number / rounds)
+            chosen, found = choose(points, points.figures_of(ROBUST_ALONE).standing - allowed)
             if chosen in attacked:
                 break
             attacked.append(chosen)
@@ -240,7 +266,7 @@ def fit_mixture(
             points.add(_found(attack, Mixture(robust, accurate, **chosen._asdict()), images))
             if _holds(points, chosen, cost):
                 break
-        # Only what was attacked by itself may be taken.
+        # Only a mixture that was attacked itself may be chosen.
         holding = [
             (points.figures_of(parameters), parameters)
             for parameters in attacked
@@ -259,11 +285,13 @@ def fit_mixture(
 
 
 def _holds(points: Points, parameters: Parameters, cost: float) -> bool:
+    """Whether a mixture costs no more robust accuracy than `cost`, at the points found so far."""
     alone = points.figures_of(ROBUST_ALONE).standing
     return points.figures_of(parameters).standing >= alone - cost - 1e-9
 
 
 def _found(attack: Callable[[nn.Module], Images], model: nn.Module, images: Images) -> Images:
+    """The points that an attack finds; InputError where they have another shape."""
     with torch.enable_grad(), evaluating(model):
         found = attack(model)
     if found.shape != images.shape:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,15 @@ from .parameters import Choice, Figures, Parameters, fit_mixture
 
 SCHEMA = "holdfast/mixture/1"
 FIGURES = ("chosen", "robust_alone", "accurate_alone")  # of a choice
-CODE = ("attacks", "defences", "evaluation/quick_attack.py", "models", "threat.py", "draws.py")
+CODE = (
+    "attacks",
+    "defences",
+    "evaluation/quick_attack.py",
+    "mixing",
+    "models",
+    "threat.py",
+    "draws.py",
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +116,7 @@ def mix(
         >>> hf.mix(one, other, images, labels, hf.Threat("linf", 0.1), steps=2, rounds=1).choice.n
         3
     """
+    described = described or {}
     models = {"robust": robust, "accurate": accurate}
     cards = {name: getattr(model, "card", {}) for name, model in models.items()}
     with standard_defaults():
@@ -116,148 +125,163 @@ def mix(
         cards = {name: card_of(name, model) for name, model in models.items()}
     if classes is None:
         classes = cards["robust"].get("classes")
-    _check_alike(models, cards, classes, images.shape[1], (described or {}).get("data", {}))
+    _check_alike(models, cards, classes, images.shape[1], described.get("data", {}))
     threat = threat_of(None, None, cards["robust"]) if threat is None else checked_threat(threat)
     where = checked_device(device)
     images, labels = images.to(where), labels.to(where)
     threat.check_reach(images)
-    for name, model in models.items():
-        model.to(where)
-        with torch.no_grad(), evaluating(model):
-            logits = wrapped(model)(images[:1])
-        if classes is not None:
-            check_number_of_logits(
-                logits.shape[1], classes, exactly=True, model=f"the {name} model"
-            )
+    _check_logits(models, images, classes)
+    search = _Search(models, images, labels, threat, cost, steps, rounds, seed)
     if run is None:
-        with ProgressLine(f"mixing, {threat}", progress) as line:
-            stages = Stages(None, ProgressLine("", enabled=False), {})
-            choice = _chosen(
-                models, images, labels, threat, cost, steps, rounds, seed, stages, line
-            )
-        return Mixed(Mixture(robust, accurate, **choice.parameters._asdict()), choice)
-    out = Path(run)
-    told: dict[str, Any] = {
-        "weights": {name: weights_digest(model) for name, model in models.items()},
-        "images": digest(images, labels),
-        "threat": threat.describe(),
-        "cost": cost,
-        "steps": steps,
-        "rounds": rounds,
-        "seed": seed,
-        "settings_sha256": {name: settings_digest(model) for name, model in models.items()},
-        "code": code_version(*CODE),
-    }
-    key = identity(**told)
-    names = {name: str((described or {}).get(name, cards[name]["architecture"])) for name in models}
-    data = (described or {}).get("data", {})
-    wanted = {**told, **names, "data": data.get("name"), "n": len(images)}
+        return search.mixed(search.choice(None, progress))
+    out, settings = Path(run), search.settings()
+    key = identity(**settings)
     with claimed(out):
-        _, begun = open_run(out, "mix", key, {"asked": wanted, **circumstances(where)})
-        done = finished(out) if begun else None
-        if done is not None:
-            with ProgressLine("mixing", progress) as line:
-                Stages(out, line, {}).forget()  # of a process that was killed at the end
-                line.say(
-                    f"{out} was finished on {on_date(done['finished'])}: read, not mixed again"
-                )
-            choice = _choice(done)
-            mixture = Mixture(robust, accurate, **choice.parameters._asdict())
-            return Mixed(mixture, choice, done["finished"])
-        with ProgressLine(f"mixing, {threat}", progress) as line:
-            stages = Stages(out, ProgressLine("", enabled=False), {})
-            try:
-                choice = _chosen(
-                    models, images, labels, threat, cost, steps, rounds, seed, stages, line
-                )
-            except InputError:
-                withdraw_run(out)
-                raise
-        mixture = Mixture(robust, accurate, **choice.parameters._asdict())
-        parts = {
-            name: {"architecture": card["architecture"], "arguments": card["arguments"]}
-            for name, card in cards.items()
-        }
-        card: dict[str, Any] = {
-            "architecture": "mixture",
-            "arguments": {**parts, **choice.parameters._asdict()},
-            "classes": list(classes or ()),
-            "threat": {"norm": threat.norm, "eps": threat.eps},
-            "parts": {
-                name: {
-                    "name": Path(names[name]).name,
-                    "weights_sha256": cards[name].get("weights_sha256"),
-                }
-                for name in models
-            },
-            # That of the part that left out fewest images, for whatever is fitted next.
-            "trained_on": min(
-                (str(card.get("trained_on", "train")) for card in cards.values()),
-                key=lambda name: math.inf if (held := held_back(name)) is None else held,
-            ),
-            "data": data,
-            "seed": seed,
-            "figures": {
-                "validation": {
-                    **_figures(choice.chosen),
-                    "robust_alone": _figures(choice.robust_alone),
-                    "accurate_alone": {"standard_accuracy": choice.accurate_alone.standard},
-                    "n": choice.n,
-                    "measured": f"first validation images, which chose the parameters; "
-                    f"attacked by APGD-{steps} ({', '.join(LOSSES)}) on {choice.attacks} models, "
-                    "through each backward pass that they offer",
-                }
-            },
-        }
-        save_checkpoint(out, mixture, card)
+        asked = {**settings, **_names(cards, described), "n": len(images)}
+        _, begun = open_run(out, "mix", key, {"asked": asked, **circumstances(where)})
+        earlier = finished(out) if begun else None
+        if earlier is not None:
+            _say_finished(out, earlier, progress)
+            return search.mixed(_choice(earlier), earlier["finished"])
+        try:
+            choice = search.choice(out, progress)
+        except InputError:
+            withdraw_run(out)
+            raise
+        mixed = search.mixed(choice)
+        save_checkpoint(out, mixed.model, _card(search, choice, cards, classes, described))
         result = {"schema": SCHEMA, "status": "complete", "identity": key, **_plain(choice)}
         written = finish(out, result, ["model.safetensors", "card.json"])
-        stages.forget()
-    return Mixed(mixture, choice, written["finished"])
+        _forget_attacks(out)
+    return replace(mixed, finished=written["finished"])
 
 
-def _chosen(
-    models: dict[str, nn.Module],
-    images: Images,
-    labels: Tensor,
-    threat: Threat,
-    cost: float,
-    steps: int,
-    rounds: int,
-    seed: int,
-    stages: Stages,
-    line: ProgressLine,
-) -> Choice:
-    """The mixture's parameters; attacks that `stages` remembers are not made again."""
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """All that decides which parameters are chosen. The attributes are `mix`'s arguments."""
 
-    def report(share: float, word: str) -> None:
-        line.update(share, word)
-        line.say(word)
+    models: dict[str, nn.Module]
+    images: Images
+    labels: Int64[Tensor, " n"]
+    threat: Threat
+    cost: float
+    steps: int
+    rounds: int
+    seed: int
 
-    def attack(model: nn.Module) -> Images:
-        """The strongest points, which a run that is interrupted finds once."""
+    def settings(self) -> dict[str, Any]:
+        """The same, as JSON holds it; a run is identified by this."""
+        return {
+            "weights": {name: weights_digest(model) for name, model in self.models.items()},
+            "images": digest(self.images, self.labels),
+            "threat": self.threat.describe(),
+            "cost": self.cost,
+            "steps": self.steps,
+            "rounds": self.rounds,
+            "seed": self.seed,
+            "settings_sha256": {name: settings_digest(m) for name, m in self.models.items()},
+            "code": code_version(*CODE),
+        }
 
-        def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-            points = strongest(model, images, labels, threat, steps, seed)
-            return {}, {"points": points.cpu()}
+    def choice(self, run: Path | None, progress: bool) -> Choice:
+        """The chosen parameters. An attack that the run folder keeps is not made again."""
+        attacks = Stages(run, ProgressLine("", enabled=False), {})
+        with ProgressLine(f"mixing, {self.threat}", progress) as line:
 
-        done = stages.do(f"attack-{len(stages.seconds)}", work)
-        return done.tensors["points"].to(images.device)
+            def report(share: float, word: str) -> None:
+                line.update(share, word)
+                line.say(word)
 
-    return fit_mixture(
-        models["robust"],
-        models["accurate"],
-        images,
-        labels,
-        attack,
-        cost=cost,
-        rounds=rounds,
-        report=report,
-    )
+            def attack(model: nn.Module) -> Images:
+                def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+                    points = strongest(
+                        model, self.images, self.labels, self.threat, self.steps, self.seed
+                    )
+                    return {}, {"points": points.cpu()}
+
+                done = attacks.do(f"attack-{len(attacks.seconds)}", work)
+                return done.tensors["points"].to(self.images.device)
+
+            return fit_mixture(
+                self.models["robust"],
+                self.models["accurate"],
+                self.images,
+                self.labels,
+                attack,
+                cost=self.cost,
+                rounds=self.rounds,
+                report=report,
+            )
+
+    def mixed(self, choice: Choice, when: str = "") -> Mixed:
+        """The mixture with the chosen parameters."""
+        model = Mixture(
+            self.models["robust"], self.models["accurate"], **choice.parameters._asdict()
+        )
+        return Mixed(model, choice, when)
+
+
+def _names(cards: dict[str, dict[str, Any]], described: dict[str, Any]) -> dict[str, Any]:
+    """What the models and the data are called."""
+    names = {name: str(described.get(name, card["architecture"])) for name, card in cards.items()}
+    return {**names, "data": described.get("data", {}).get("name")}
+
+
+def _card(
+    search: _Search,
+    choice: Choice,
+    cards: dict[str, dict[str, Any]],
+    classes: Sequence[str] | None,
+    described: dict[str, Any],
+) -> dict[str, Any]:
+    """The mixture's card."""
+    names = _names(cards, described)
+    parts = {
+        name: {"architecture": card["architecture"], "arguments": card["arguments"]}
+        for name, card in cards.items()
+    }
+    return {
+        "architecture": "mixture",
+        "arguments": {**parts, **choice.parameters._asdict()},
+        "classes": list(classes or ()),
+        "threat": {"norm": search.threat.norm, "eps": search.threat.eps},
+        "parts": {
+            name: {"name": Path(names[name]).name, "weights_sha256": card.get("weights_sha256")}
+            for name, card in cards.items()
+        },
+        # Of the part that kept back fewest validation images: on these, nothing was trained.
+        "trained_on": min(
+            (str(card.get("trained_on", "train")) for card in cards.values()),
+            key=lambda name: math.inf if (kept := held_back(name)) is None else kept,
+        ),
+        "data": described.get("data", {}),
+        "seed": search.seed,
+        "figures": {
+            "validation": {
+                **_figures(choice.chosen),
+                "robust_alone": _figures(choice.robust_alone),
+                "accurate_alone": {"standard_accuracy": choice.accurate_alone.standard},
+                "n": choice.n,
+                "measured": f"first validation images, which chose the parameters; "
+                f"attacked by APGD-{search.steps} ({', '.join(LOSSES)}) on {choice.attacks} "
+                "models, through each backward pass that they offer",
+            }
+        },
+    }
+
+
+def _say_finished(out: Path, earlier: dict[str, Any], progress: bool) -> None:
+    _forget_attacks(out)  # left by a process that was killed at the very end
+    with ProgressLine("mixing", progress) as line:
+        line.say(f"{out} was finished on {on_date(earlier['finished'])}: read, not mixed again")
+
+
+def _forget_attacks(out: Path) -> None:
+    Stages(out, ProgressLine("", enabled=False), {}).forget()
 
 
 def _plain(choice: Choice) -> dict[str, Any]:
-    """A choice as JSON holds it."""
+    """A choice, as JSON holds it."""
     return {
         "parameters": choice.parameters._asdict(),
         **{name: getattr(choice, name)._asdict() for name in FIGURES},
@@ -277,10 +301,16 @@ def _choice(done: dict[str, Any]) -> Choice:
 
 
 def _figures(figures: Figures) -> dict[str, float]:
+    """Accuracies, as a card holds them."""
     return {"standard_accuracy": figures.standard, "attacked_accuracy": figures.standing}
 
 
 def card_of(name: str, model: nn.Module) -> dict[str, Any]:
+    """The model's card; InputError where it has none.
+
+    Args:
+        name: `robust` or `accurate`, for the error.
+    """
     card = getattr(model, "card", None)
     if not isinstance(card, dict):
         raise InputError(
@@ -297,7 +327,7 @@ def _check_alike(
     channels: int,
     data: dict[str, Any],
 ) -> None:
-    """InputError if a model knows other classes than the data, or takes other images."""
+    """InputError if a model knows other classes than the data, or takes other image channels."""
     of_data = data.get("name", "the data")
     for name, model in models.items():
         known = list(cards[name].get("classes") or classes or ())
@@ -306,11 +336,25 @@ def _check_alike(
                 f"the {name} model knows the classes {', '.join(known[:3])}, …; "
                 f"{of_data} has {', '.join(classes[:3])}, …"
             )
-        # Each part normalises by itself, so they may differ in that, but not in the channels.
+        # Each model normalises by itself, so only the number of channels must agree.
         means = [b for key, b in model.named_buffers() if key.endswith("normalise.mean")]
         own = means[0].shape[1] if means else channels
         if own != channels:
             raise InputError(
                 f"the {name} model takes images of {own} channels; those of {of_data} "
                 f"have {channels}"
+            )
+
+
+def _check_logits(
+    models: dict[str, nn.Module], images: Images, classes: Sequence[str] | None
+) -> None:
+    """InputError if a model has another number of logits than there are classes."""
+    for name, model in models.items():
+        model.to(images.device)
+        with torch.no_grad(), evaluating(model):
+            logits = wrapped(model)(images[:1])
+        if classes is not None:
+            check_number_of_logits(
+                logits.shape[1], classes, exactly=True, model=f"the {name} model"
             )

@@ -1,9 +1,9 @@
-"""Two networks that answer as one: a robust one and an accurate one.
+"""Mixtures: the probabilities of a robust and of an accurate network, averaged.
 
 Bai, Zhou, Patel & Sojoudi, "MixedNUTS: training-free accuracy-robustness balance via nonlinearly
-mixed classifiers", TMLR 2024. A robust network is surer of its right answers than of its wrong
-ones, even under attack. A transformation of its logits widens that gap, so that it wins where it
-is sure and leaves the rest to the accurate network.
+mixed classifiers", TMLR 2024. A robust network is surer of its right predictions than of its wrong
+ones, even under attack. A transformation of its logits widens this gap. Where the robust network
+is sure, it then decides; elsewhere the accurate network does.
 """
 
 from __future__ import annotations
@@ -20,16 +20,21 @@ from ..errors import InputError
 from ..types import Images
 from .backward import OffersBackwards, replace_backward
 
-# A traced copy keeps it as it is: a backward pass of its own cannot be traced.
+# torch.fx cannot trace a function with its own backward pass: traced copies call it as it is.
 torch.fx.wrap("replace_backward")
 
 
 def sharpened(
     logits: Float[Tensor, "*n k"], scale: float, power: float, shift: float
 ) -> Float[Tensor, "*n k"]:
-    """scale · |v|^power · sign(v) of v = GELU(u + shift), where u has mean 0 and variance 1.
+    """scale · |v|^power · sign(v), where v = GELU(u + shift) and u are the standardised logits.
 
-    Equation 5 of the paper. It keeps the order of all classes for which u + shift is above 0.
+    Equation 5 of the paper. Standardised logits have mean 0 and variance 1 over the classes. The
+    order of all classes with u + shift > 0 stays the same.
+
+    Example:
+        >>> sharpened(torch.tensor([[2.0, 1.0, 0.0]]), scale=2.0, power=3.0, shift=0.0)
+        tensor([[ 2.5872,  0.0000, -0.0049]])
     """
     standardised = F.layer_norm(logits, logits.shape[-1:])
     clamped = F.gelu(standardised + shift)
@@ -37,18 +42,17 @@ def sharpened(
 
 
 class Mixture(OffersBackwards):
-    """log((1 − weight) · softmax(accurate) + weight · softmax(robust, sharpened)).
+    """log((1 − weight) · softmax(accurate) + weight · softmax(sharpened(robust))).
 
-    Everything in it is differentiable, and nothing about it is hidden: an attack on the mixture
-    differentiates through both networks and the transformation between them. But where the
-    sharpened robust network is certain, hardly anything is left of its slope, and the exact
-    gradient is that of the network which does not decide. So the surrogate goes around the
-    transformation: the mixture's answer, with the gradient of the robust network's own logits.
+    Attacks may choose between two backward passes. `exact` differentiates through both networks
+    and the transformation. Where the sharpened robust network is certain, its slope is nearly 0,
+    and the exact gradient is almost that of the accurate network, which does not decide there. So
+    `surrogate` takes the gradient of the robust network's own logits.
 
     Args:
         robust, accurate: images (N, C, H, W) → logits (N, K), the same classes in the same order.
-        weight: of the robust network, 0 to 1. Above ½ the robust network can outvote the
-            accurate one, but not the reverse.
+        weight: of the robust network, 0 to 1. Above ½, the robust network can overrule the
+            accurate one, and the accurate one cannot overrule the robust one.
         scale: above 0; None leaves the robust network's logits as they are, so that
             probabilities are simply averaged.
         power: at least 1.
@@ -56,6 +60,12 @@ class Mixture(OffersBackwards):
 
     Raises:
         InputError: a parameter out of its range.
+
+    Example:
+        >>> robust, accurate = (nn.Sequential(nn.Flatten(), nn.Linear(4, 3)) for _ in range(2))
+        >>> mixture = Mixture(robust, accurate, weight=0.7, scale=2.0, power=3.0)
+        >>> mixture(torch.rand(5, 1, 2, 2)).shape
+        torch.Size([5, 3])
     """
 
     backwards = ("exact", "surrogate")
@@ -87,7 +97,7 @@ class Mixture(OffersBackwards):
         return f"weight={self.weight}, scale={self.scale}, power={self.power}, shift={self.shift}"
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
-        # The first may write to what it is given: the second gets the images all the same.
+        # The robust network may write to its images, so it gets a copy.
         robust, accurate = self.robust(images.clone()).float(), self.accurate(images).float()
         sharp = robust
         if self.scale is not None:
