@@ -63,7 +63,7 @@ def ours(
         "claimed_robust_accuracy": result.robust_accuracy,
         "batch_size": result.batch_size,
         "precision": result.precision,
-        "attacks": [asdict(cost) for cost in result.attacks],
+        "attacks": [cost.to_dict() for cost in result.attacks],
         "fired": [flag.name for flag in result.flags if flag.fired],
     }
 

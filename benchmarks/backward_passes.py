@@ -17,7 +17,6 @@ import argparse
 import json
 import re
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +84,8 @@ def main() -> None:
                 "standard_accuracy_interval": result.standard_accuracy_interval,
                 "robust_accuracy": result.robust_accuracy,
                 "robust_accuracy_interval": result.robust_accuracy_interval,
-                "draws": [asdict(figure) for figure in result.draws],
-                "unaware": None if result.unaware is None else asdict(result.unaware),
+                "draws": [figure.to_dict() for figure in result.draws],
+                "unaware": None if result.unaware is None else result.unaware.to_dict(),
                 "flags": [flag.name for flag in result.flags if flag.fired],
                 "seconds": time.perf_counter() - began,
             }

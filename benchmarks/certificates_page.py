@@ -16,8 +16,8 @@ from typing import Any
 from published import RESULTS, ROOT, pasted, read
 from table import fill
 
-from holdfast.certification.run import SCHEMA
 from holdfast.cli.tables import percent
+from holdfast.runs.records import CertificationRecord
 from holdfast.threat import Threat
 
 PAGE = ROOT / "docs" / "certificates.md"
@@ -28,7 +28,10 @@ def certifications(folder: Path) -> list[dict[str, Any]]:
     found = []
     for file in sorted(folder.rglob("result.json")):
         result = read(file)
-        if result.get("schema") == SCHEMA and result.get("status") == "complete":
+        if (
+            result.get("schema") == CertificationRecord.SCHEMA
+            and result.get("status") == "complete"
+        ):
             found.append(result | {"request": read(file.parent / "request.json")})
     return found
 

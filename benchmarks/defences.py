@@ -15,7 +15,6 @@ import argparse
 import re
 import statistics
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -110,12 +109,12 @@ def row_of(
         "differentiable": all(step.differentiable for step in steps(model)),
         "standard_accuracy": result.standard_accuracy,
         "standard_accuracy_interval": result.standard_accuracy_interval,
-        "unaware": None if unaware is None else asdict(unaware),
+        "unaware": None if unaware is None else unaware.to_dict(),
         "robust_accuracy": result.robust_accuracy,
         "robust_accuracy_interval": result.robust_accuracy_interval,
         "standing": (~result.broken).nonzero().squeeze(1).tolist(),
-        "draws": [asdict(figure) for figure in result.draws],
-        "attacks": [asdict(cost) for cost in result.attacks],
+        "draws": [figure.to_dict() for figure in result.draws],
+        "attacks": [cost.to_dict() for cost in result.attacks],
         "flags": [flag.name for flag in result.flags if flag.fired],
         "milliseconds_per_image": defended,
         "milliseconds_per_image_undefended": alone,

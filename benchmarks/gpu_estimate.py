@@ -32,8 +32,7 @@ from training_profile import Operations
 from holdfast import data as datasets
 from holdfast.data.base import DataSet
 from holdfast.errors import InputError
-from holdfast.report.evaluation_run import Evaluation
-from holdfast.report.runs import read_run
+from holdfast.report.runs import EvaluationRun, read_run
 from holdfast.runs.environment import circumstances
 from holdfast.runs.files import write_result
 from holdfast.training.job import TrainingJob
@@ -101,7 +100,7 @@ def runs(results: Path, dataset: DataSet, like: Recipe) -> list[dict[str, Any]]:
 def standing(evaluated: Path) -> Bool[np.ndarray, " n"]:
     """Which of the test images an evaluation's model answers rightly, attacked or not."""
     run = read_run(evaluated)
-    if not isinstance(run, Evaluation) or run.verdicts is None:
+    if not isinstance(run, EvaluationRun) or run.verdicts is None:
         raise InputError(f"{evaluated} holds no evaluation with verdicts")
     return run.verdicts.clean_right & ~run.verdicts.broken
 

@@ -19,8 +19,7 @@ from typing import Any
 from published import ROOT, is_shipped, pasted, verdicts
 from published import results as results_of
 
-from holdfast.cli.tables import percent
-from holdfast.evaluation.result import model_name
+from holdfast.cli.tables import model_name, percent
 from holdfast.runs.files import write_atomically
 from holdfast.threat import Threat
 from holdfast.training import load_recipe

@@ -60,7 +60,7 @@ def main() -> None:
                 pixels=options.pixels,
                 seed=options.seed,
             )
-        )
+        ).to_dict()
         request = read_json(run / "request.json")
         made = {"machine": request["machine"], "command": request["command"]}
         write_json(RESULTS / f"uncertainty-{name}.json", {**kept(result), **made})

@@ -16,8 +16,9 @@ from published import ROOT, pasted
 from published import results as results_of
 from table import fill
 
+from holdfast.runs.records.uncertainty import Figure
 from holdfast.threat import Threat
-from holdfast.uncertainty.run.output import share
+from holdfast.uncertainty.run import output
 
 PAGE = ROOT / "docs" / "uncertainty.md"
 NONE = "—"
@@ -35,6 +36,10 @@ def number(figure: dict[str, float] | None) -> str:
     if "low" not in figure:
         return f"{figure['value']:.3f}"
     return f"{figure['value']:.3f} ({figure['low']:.3f} to {figure['high']:.3f})"
+
+
+def share(figure: dict[str, float] | None) -> str:
+    return output.share(None if figure is None else Figure(**figure))
 
 
 def percent(value: float | None) -> str:

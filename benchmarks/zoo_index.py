@@ -16,7 +16,7 @@ from typing import Any
 
 from published import ROOT, verdicts
 
-from holdfast.evaluation.result import model_name
+from holdfast.cli.tables import model_name
 from holdfast.models.checkpoint import CARD, WEIGHTS, read_card
 from holdfast.models.zoo import INDEX
 from holdfast.runs.files import write_atomically
@@ -38,10 +38,10 @@ def listed() -> dict[str, Any]:
     models = {}
     for card in sorted((ROOT / "zoo").glob(f"*/{CARD}")):
         folder = card.parent
-        told = read_card(folder, classifier=False)
+        held = read_card(folder, classifier=False)
         models[folder.name] = {
-            "architecture": told["architecture"],
-            "threat": told.get("threat"),
+            "architecture": held.architecture,
+            "threat": held.threat,
             "files": {name: _checksum(folder / name) for name in (CARD, WEIGHTS)},
             "size": sum((folder / name).stat().st_size for name in (CARD, WEIGHTS)),
             "results": [

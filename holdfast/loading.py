@@ -13,7 +13,7 @@ from .models.checkpoint import load_checkpoint
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
 from .parsing import import_named, nearest, one_line
 from .runs.files import read_json
-from .runs.folder import RESULT, check_files
+from .runs.records import RESULT, check_files
 
 
 def load(source: Path | str, code: bool = True) -> nn.Module:
@@ -45,7 +45,7 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
     for candidate in (folder, folder / "model", *shelves):
         if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
             if os.path.isfile(folder / RESULT):  # a run knows what its model is
-                check_files(folder, read_json(folder / RESULT))
+                check_files(folder, read_json(folder / RESULT).get("files"))
             return _behind_its_defences(load_checkpoint(candidate), candidate)
     if ":" in text and not os.path.exists(folder):
         if not code:

@@ -158,7 +158,7 @@ def test_no_answer_inside_the_ball_is_a_success_of_the_attacker(problem, kind):
     assert result.unanswered == 19 and fired(result) == {"answers-nothing"}
     (flag,) = (f for f in result.flags if f.name == "answers-nothing")
     assert flag.figures == {"images": 19, "n": 20} and "19 of 20" in flag.detail
-    told = result.summary()
+    told = result.to_dict()
     assert told["unanswered"] == 19
     for row in result.verdicts:
         assert (row.adversarial_prediction == NO_PREDICTION) == (row.attack not in ("clean", ""))

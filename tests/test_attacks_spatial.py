@@ -241,7 +241,7 @@ def test_verdicts_are_true(precision):
     assert all(0 <= row.distance <= 0.1 + 1e-6 for row in result.verdicts)
     assert all(row.distance > 0 for row in result.verdicts if row.attack not in ("", "clean"))
     assert result.verdicts[1].attack == "clean" and result.verdicts[1].distance == 0
-    json.dumps(result.summary(), allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 64])

@@ -14,7 +14,7 @@ from holdfast import cli
 from holdfast.certification.certify import trained_otherwise
 from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint
-from holdfast.runs.folder import claimed
+from holdfast.runs.lock import claimed
 from holdfast.threat import Threat
 
 CARD = {

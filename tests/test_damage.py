@@ -12,7 +12,8 @@ import torch
 
 import holdfast as hf
 from holdfast.errors import InputError
-from holdfast.runs.folder import finished, holds, worker_on
+from holdfast.runs.folder import finished, holds
+from holdfast.runs.lock import worker_on
 from holdfast.search import Journal, Search
 from holdfast.training import train
 from holdfast.training.recipe import recipe_from

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
 from holdfast.errors import InputError
-from holdfast.evaluation import inspection, interval
+from holdfast.evaluation import inspection
+from holdfast.intervals import clopper_pearson
 from holdfast.search import FastCopy, Level
 from holdfast.search import fast_copies as levels
 from holdfast.search import scheduler as search
@@ -70,7 +71,7 @@ def assert_honest(result, model, x: Tensor, labels: Tensor, threat: Threat) -> N
     assert result.standard_accuracy == int((clean == labels).sum()) / n
     assert result.robust_accuracy == int((~result.broken).sum()) / n
     assert result.broken[clean != labels].all()
-    assert result.robust_accuracy_interval == interval(int((~result.broken).sum()), n)
+    assert result.robust_accuracy_interval == clopper_pearson(int((~result.broken).sum()), n)
     low, high = result.standard_accuracy_interval
     assert 0 <= low <= result.standard_accuracy <= high <= 1
     distance = threat.distance(result.adversarial, x)
@@ -90,7 +91,7 @@ def assert_honest(result, model, x: Tensor, labels: Tensor, threat: Threat) -> N
     )
     assert result.forwards == n + sum(cost.forwards for cost in result.attacks)
     assert sum(row.forwards for row in result.verdicts) <= result.forwards
-    json.dumps(result.summary(), allow_nan=False)
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 # -- verdicts ---------------------------------------------------------------------------------
@@ -547,7 +548,7 @@ def test_the_files_say_what_the_result_says(tmp_path):
     held = json.loads((out / "result.json").read_text())
     assert held["schema"] == "holdfast/evaluation/1" and held["status"] == "complete"
     assert held["model"] == described["model"] and held["data"] == described["data"]
-    summary = json.loads(json.dumps(result.summary()))
+    summary = json.loads(json.dumps(result.to_dict()))
     assert {key: held[key] for key in summary} == summary
     assert held["threat"] == {"norm": "linf", "eps": 0.02} and held["n"] == len(x)
     assert held["identity"] == json.loads((out / "request.json").read_text())["identity"]
@@ -560,7 +561,7 @@ def test_the_files_say_what_the_result_says(tmp_path):
     assert held["standard_accuracy"] == (held["n"] - clean) / held["n"]
     for cost in held["attacks"]:
         assert cost["broken"] == sum(row["attack"] == cost["name"] for row in rows)
-    assert held["robust_accuracy_interval"] == list(interval(held["n"] - broken, held["n"]))
+    assert held["robust_accuracy_interval"] == list(clopper_pearson(held["n"] - broken, held["n"]))
     for row, verdict in zip(rows, result.verdicts, strict=True):
         for name, value in asdict(verdict).items():
             if name == "attack":

@@ -185,7 +185,7 @@ def test_measure_uncertainty_of_tensors(monkeypatch) -> None:
         threat=hf.Threat("linf", 0.1),
         alpha=0.2,
         ood=("noise",),
-    )
+    ).to_dict()
     assert found["n"] == 20 and found["suite"] == "fgsm" and found["classes"] == list("0123456789")
     assert found["settings"]["alpha"] == 0.2
     for calibration, says in (

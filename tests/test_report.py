@@ -20,9 +20,9 @@ from scipy.stats import binomtest
 from holdfast.charts import ticks
 from holdfast.errors import HoldfastError, InputError
 from holdfast.report import write_report
-from holdfast.report.fields import Accuracy
 from holdfast.report.format import duration
 from holdfast.report.pictures import magnification, magnified, png
+from holdfast.report.runs import Accuracy
 
 VOID = {"meta", "link", "img", "br"}
 
@@ -519,7 +519,7 @@ BAD = {
         "attacks[0]: 'broken' must be a whole",
     ),
     "attacks": (edit(attacks={}), "'attacks' must be a list"),
-    "flag": (edit(flags=[{"fired": "no"}]), "flags[0]: 'fired' must be true or false"),
+    "flag": (edit(flags=[{"name": "f", "fired": "no"}]), "flags[0]: 'fired' must be true or false"),
     "curve": (edit(curve={"points": [{"eps": None}]}), "points[0] has no 'eps'"),
     "classes": (edit(classes=[1]), "'classes' must be a list of names"),
     "request": (write("request.json", b"{"), "request.json cannot be read"),

@@ -18,12 +18,11 @@ import torch
 from torch import nn
 
 from holdfast.errors import InputError
-from holdfast.runs import environment
-from holdfast.runs import folder as runs
+from holdfast.runs import environment, lock
 from holdfast.runs import identity as identity_of_runs
 from holdfast.runs.environment import circumstances, git_revision
 from holdfast.runs.files import PARTIAL
-from holdfast.runs.folder import claimed, open_run, withdraw_run
+from holdfast.runs.folder import open_run, withdraw_run
 from holdfast.runs.identity import (
     code_version,
     digest,
@@ -31,6 +30,7 @@ from holdfast.runs.identity import (
     settings_digest,
     weights_digest,
 )
+from holdfast.runs.lock import claimed
 
 
 def test_a_digest_is_the_hash_that_resuming_depends_on():
@@ -187,6 +187,9 @@ def test_folders_that_hold_something_else(tmp_path):
     with pytest.raises(InputError, match=r"request\.json"):
         open_run(tmp_path / "run", "train", "k", REQUEST)
     (tmp_path / "run" / "request.json").write_text('{"asked": [1]}')
+    with pytest.raises(InputError, match="'asked' must be an object"):
+        open_run(tmp_path / "run", "train", "k", REQUEST)
+    (tmp_path / "run" / "request.json").write_text('{"asked": {"seed": 1}}')
     with pytest.raises(InputError, match="another run"):
         open_run(tmp_path / "run", "train", "k", REQUEST)
 
@@ -257,7 +260,7 @@ def test_death_lifts_a_claim(tmp_path, monkeypatch, locks):
         def none(handle, how):
             raise OSError(95, "Operation not supported")
 
-        monkeypatch.setattr(runs.fcntl, "flock", none)
+        monkeypatch.setattr(lock.fcntl, "flock", none)
     pid = holder(tmp_path / "run")
     refusal = pytest.raises(InputError, match=f"worked on by process {pid} on")
     with refusal, claimed(tmp_path / "run"):
@@ -274,7 +277,7 @@ def test_without_locks_a_claim_of_another_machine_holds(tmp_path, monkeypatch):
     def none(handle, how):
         raise OSError(95, "Operation not supported")
 
-    monkeypatch.setattr(runs.fcntl, "flock", none)
+    monkeypatch.setattr(lock.fcntl, "flock", none)
     (tmp_path / "lock").write_text("1 on elsewhere")
     refusal = pytest.raises(InputError, match=r"process 1 on elsewhere; .* remove .*lock")
     with refusal, claimed(tmp_path):
@@ -283,7 +286,7 @@ def test_without_locks_a_claim_of_another_machine_holds(tmp_path, monkeypatch):
 
 def test_the_loser_of_a_race_for_a_lock_that_was_removed_tries_again(tmp_path, monkeypatch):
     (tmp_path / "lock").write_text("")
-    taken, calls = runs._taken, []
+    taken, calls = lock._taken, []
 
     def too_late(handle):
         calls.append(handle)
@@ -292,7 +295,7 @@ def test_the_loser_of_a_race_for_a_lock_that_was_removed_tries_again(tmp_path, m
             (tmp_path / "lock").write_text("")
         return taken(handle)
 
-    monkeypatch.setattr(runs, "_taken", too_late)
+    monkeypatch.setattr(lock, "_taken", too_late)
     with claimed(tmp_path):
         assert len(calls) == 2
         monkeypatch.undo()

@@ -15,8 +15,9 @@ from holdfast import cli
 from holdfast.attacks import SUITES, suite_named
 from holdfast.cli import leaderboard
 from holdfast.evaluation import evaluate
-from holdfast.evaluation.result import distinct_names, outcome_of
+from holdfast.evaluation.result import distinct_names
 from holdfast.report import write_report
+from holdfast.runs.records import AttackCost
 from holdfast.threat import Threat
 
 
@@ -84,7 +85,7 @@ def test_what_does_not_know_the_norm_is_told() -> None:
     ],
 )
 def test_results_of_before_are_read_too(stored, outcome) -> None:
-    assert outcome_of(stored) == outcome
+    assert AttackCost.checked({"name": "a", **stored}, "result").outcome == outcome
 
 
 def test_terminal_and_page_say_so(tmp_path, monkeypatch, capsys) -> None:

@@ -29,6 +29,7 @@ from holdfast.report import write_report
 from holdfast.runs.files import read_json
 from holdfast.runs.parts import Stages
 from holdfast.runs.progress import ProgressLine
+from holdfast.runs.records import UncertaintyRecord
 from holdfast.uncertainty.calibration import TemperatureScaling
 from holdfast.uncertainty.run import figures as run_figures
 from holdfast.uncertainty.run import measurements
@@ -82,7 +83,7 @@ def human_file(folder: Path) -> Path:
 
 def ask(checkpoint: Path, out: Path, **changes: Any) -> dict[str, Any]:
     options: dict[str, Any] = {"attack": "fgsm", "limit": N} | changes
-    return uncertainty_command(str(checkpoint), "digits", out, **options)
+    return uncertainty_command(str(checkpoint), "digits", out, **options).to_dict()
 
 
 @pytest.fixture(scope="module")
@@ -127,6 +128,7 @@ def test_an_interrupted_run_goes_on_from_its_last_stage(finished):
 def test_result_holds_what_the_contract_says(finished):
     run, result, _ = finished
     written = json.loads((run / "result.json").read_text())
+    assert written.pop("seal")
     assert written == json.loads(json.dumps(result))
     for key in (
         "schema", "status", "identity", "model", "data", "n", "threat", "suite", "seed", "seconds",
@@ -235,7 +237,7 @@ def test_the_page_shows_one_run_and_two_side_by_side(finished, checkpoint, tmp_p
 
 def test_terminal_and_document_say_the_same(finished, monkeypatch):
     _, result, _ = finished
-    lines = list(summary_lines(result))
+    lines = list(summary_lines(UncertaintyRecord.checked(result, "the result")))
     error = f"{result['conditions']['miscalibrate']['ece']['value']:.1%}"
     assert error in "\n".join(lines) and f"n = {N}" in lines[-1]
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[1] / "benchmarks"))

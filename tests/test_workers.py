@@ -26,7 +26,7 @@ import torch
 import holdfast as hf
 from holdfast import distributed as workers
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
-from holdfast.evaluation.packing import pack, unpack
+from holdfast.evaluation import Evaluation
 from holdfast.search import scheduler as search
 from holdfast.threat import Threat
 
@@ -58,7 +58,7 @@ def evaluated(out: Path | None, model: Any = None, suite: Any = SUITE) -> dict[s
         model or own, x, labels, threat, suite, batch_size=8, precision="original", run=out
     )
     rows = [asdict(verdict) for verdict in result.verdicts]
-    summary = result.summary()
+    summary = result.to_dict()
     told = {key: summary[key] for key in ("n", "robust_accuracy", "flags", "identity", "suite")}
     told["attacks"] = [(attack.name, attack.broken) for attack in result.attacks]
     told["points"] = result.adversarial.numpy().tobytes().hex()
@@ -292,8 +292,8 @@ def test_a_worker_that_vanishes_is_missed(told):
 def test_a_packed_result_is_the_same():
     model, x, labels, threat = problem(6)
     result = hf.evaluate(model, x, labels, threat, SUITE, precision="original", curve=True)
-    again = unpack(pack(result))
-    assert again.summary() == result.summary() and again.verdicts == result.verdicts
+    again = Evaluation.from_bytes(result.to_bytes())
+    assert again.to_dict() == result.to_dict() and again.verdicts == result.verdicts
     assert torch.equal(again.adversarial, result.adversarial)
     assert torch.equal(again.broken, result.broken)
     assert again.curve == result.curve and again.flags == result.flags

@@ -18,10 +18,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from jaxtyping import Bool, Int64
+from pydantic import ConfigDict, Field, SkipValidation
 from torch import Tensor, nn
 
 from ..errors import InputError
@@ -33,16 +34,19 @@ from ..inputs import check_labels, check_logits
 from ..intervals import clopper_pearson
 from ..models.modes import evaluating
 from ..models.wrapper import predicted, standard_defaults, wrapped
+from ..runs import records
 from ..runs.environment import circumstances
 from ..runs.files import read_text, write_atomically
-from ..runs.folder import claimed, finish, finished, holds, now, on_date, open_run
+from ..runs.folder import finish, finished, holds, now, on_date, open_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
+from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
+from ..runs.records import CertificationRecord
+from ..runs.records.base import Fraction, Integer, Interval, ListOf, Quantity
 from ..threat import Images, Threat
 from .bounds import logit_bounds, outside_bounds, verified
 from .smoothing import ABSTAIN, Certificates, Smoothed
 
-SCHEMA = "holdfast/certification/1"
 CODE = ("attacks", "certification", "defences", "intervals.py", "threat.py", "draws.py")
 LADDER = 16  # interval bounds are tried at ε/16, 2ε/16, …, 2ε
 CURVE_POINTS = 41  # radii at which the curve of certified accuracy is drawn
@@ -228,71 +232,45 @@ class IntervalBounds(Method):
         wrong = int(outside_bounds(self.model, probe, eps, bounds).sum())
         return [
             Flag(
-                "bounds-are-left",
-                wrong > 0,
-                "Some points of the ball have logits outside the bounds: the bounds are wrong."
+                name="bounds-are-left",
+                fired=wrong > 0,
+                detail="Some points of the ball have logits outside the bounds: the bounds are "
+                "wrong."
                 if wrong
                 else "Every point of the ball that was tried has logits inside the bounds.",
-                {"images": len(probe), "wrong": wrong},
+                figures={"images": len(probe), "wrong": wrong},
             )
         ]
 
 
-@dataclass(frozen=True)
-class CertifiedAt:
-    """Certified accuracy at one radius, in image units, with its 95 % interval."""
+class CertifiedAt(records.CertifiedAt):
+    """As in the record, and every figure is there."""
 
-    radius: float
-    certified_accuracy: float
-    interval: tuple[float, float]
+    certified_accuracy: Fraction
+    interval: Interval
 
 
-@dataclass(frozen=True)
-class Certification:
-    """The outcome of `holdfast.certify`. Accuracies are fractions of n, intervals are 95 %.
+class Certification(CertificationRecord):
+    """The outcome of `holdfast.certify`: the record of the run, and what is known of each image.
 
-    Attributes:
-        method, settings: how predictions were certified.
-        n: number of images.
-        standard_accuracy: of the certified classifier. An abstention is not right.
-        abstained: fraction without a prediction.
-        threat, attack: of the attack.
-        attacked_accuracy: fraction of images that the attack did not break.
-        certified: certified accuracy at the radii that were given.
-        curve: certified accuracy at `CURVE_POINTS` radii.
-        mean_radius: average certified radius, in image units, with 0 for a wrong prediction (Zhai
-            et al., "MACER", ICLR 2020).
-        flags: health checks.
-        seconds: of all rows.
+    Attributes (besides those of `CertificationRecord`):
         rows: one an image.
-        finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
-        note: if the model was trained for another noise or radius than it is certified at, which.
     """
 
-    method: str
-    settings: dict[str, Any]
-    n: int
-    standard_accuracy: float
-    standard_accuracy_interval: tuple[float, float]
-    abstained: float
-    threat: dict[str, Any]
-    attack: str
-    attacked_accuracy: float
-    attacked_accuracy_interval: tuple[float, float]
-    certified: tuple[CertifiedAt, ...]
-    curve: tuple[CertifiedAt, ...]
-    mean_radius: float
-    flags: tuple[Flag, ...]
-    seconds: float
-    seed: int
-    identity: str
-    rows: tuple[Row, ...]
-    finished: str = ""
-    note: str = ""
+    model_config = ConfigDict(extra="forbid")
 
-    def summary(self) -> dict[str, Any]:
-        """Everything but the rows, as JSON holds it."""
-        return {key: value for key, value in asdict(self).items() if key != "rows"}
+    standard_accuracy: Fraction
+    standard_accuracy_interval: Interval
+    abstained: Fraction
+    attacked_accuracy: Fraction
+    attacked_accuracy_interval: Interval
+    certified: ListOf[CertifiedAt]
+    curve: ListOf[CertifiedAt]
+    mean_radius: Quantity
+    seconds: Quantity
+    seed: Integer
+    finished: str = ""
+    rows: Annotated[tuple[Row, ...], SkipValidation] = Field(exclude=True)
 
 
 def certify_by(
@@ -339,21 +317,21 @@ def certify_by(
     request = {**settings, "n_images": len(images), "radii": list(radii), **described}
     path = out / "certificates.csv"
     with standard_defaults(), claimed(out), evaluating(model):
-        earlier = finished(out) if holds(out, "certify", key) else None
+        earlier = finished(out, CertificationRecord) if holds(out, "certify", key) else None
         if earlier is None:
             flags = _checked(method, model, images, labels, classes, progress)
             open_run(out, "certify", key, {"asked": request, **circumstances(images.device)})
         else:
-            flags = [Flag(**flag) for flag in earlier["flags"] if flag["name"] != CONTRADICTED]
+            flags = [Flag(**flag.to_dict()) for flag in earlier.flags if flag.name != CONTRADICTED]
         rows = _rows(method, images, labels, path, chunk, progress)
-        if earlier and [point["radius"] for point in earlier["certified"]] == list(radii):
+        if earlier and [point.radius for point in earlier.certified] == list(radii):
             with ProgressLine("certifying", progress) as line:
-                when = on_date(earlier["finished"])
+                when = on_date(earlier.finished or "")
                 line.say(f"{out} was finished on {when}: read, not certified again")
-            return _result(method, rows, radii, flags, key, earlier["finished"], note)
+            return _result(method, rows, radii, flags, key, earlier.finished or "", note)
         result = _result(method, rows, radii, flags, key, now(), note)
-        summary = {"schema": SCHEMA, "status": "complete", **described, **result.summary()}
-        finish(out, summary, [path.name])
+        record = CertificationRecord.checked({**described, **result.to_dict()}, str(out))
+        finish(out, record, [path.name])
     return result
 
 
@@ -526,7 +504,9 @@ def _result(
 
     def at(radius: float) -> CertifiedAt:
         count = sum(row.radius >= radius for row in right)
-        return CertifiedAt(radius, count / n, clopper_pearson(count, n))
+        return CertifiedAt(
+            radius=radius, certified_accuracy=count / n, interval=clopper_pearson(count, n)
+        )
 
     standing = sum(not row.broken for row in rows)
     farthest = max((row.radius for row in rows), default=0.0) or eps
@@ -558,10 +538,11 @@ def _contradictions(right: list[Row], eps: float) -> Flag:
     """Whether the attack broke an image that is certified at its ε."""
     contradicted = [row.index for row in right if row.broken and row.radius >= eps]
     return Flag(
-        CONTRADICTED,
-        bool(contradicted),
-        "An attack changed a prediction inside its certified radius: the certificates are wrong."
+        name=CONTRADICTED,
+        fired=bool(contradicted),
+        detail="An attack changed a prediction inside its certified radius: the certificates are "
+        "wrong."
         if contradicted
         else "No attack changed a prediction inside its certified radius.",
-        {"images": contradicted[:20], "count": len(contradicted)},
+        figures={"images": contradicted[:20], "count": len(contradicted)},
     )

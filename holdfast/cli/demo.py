@@ -92,7 +92,7 @@ def run(options: Options) -> Demo:
             )
         )
         runs += [verdict, training]
-        found[name] = result.summary()
+        found[name] = result.to_dict()
     page = write_report(runs, options.out / "report.html")
     return Demo(found, page, time.monotonic() - began)
 

@@ -12,7 +12,7 @@ import typer
 from ..errors import InputError
 from ..terminal import tell_table
 from .options import JsonOption
-from .tables import evaluations, percent, threat_in
+from .tables import evaluations, model_name, percent
 
 KEPT = (  # of each result, for programs
     "suite",
@@ -51,7 +51,8 @@ def show(results: list[dict[str, Any]], options: Options) -> None:
 
     Below each model stand its run and the flags that fired.
     """
-    from ..evaluation.result import distinct_names, model_name
+    from ..evaluation.result import distinct_names
+    from ..runs.records import threat_in
 
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for result in results:

@@ -96,8 +96,8 @@ def _recipes() -> dict[str, str]:
 
 
 def _models() -> dict[str, str]:
+    from ..runs.records import threat_in
     from . import models
-    from .tables import threat_in
 
     return {
         model["name"]: f"{model['architecture']}, "

@@ -11,7 +11,7 @@ import typer
 from ..errors import InputError
 from ..terminal import tell, tell_table
 from .options import JsonOption
-from .tables import evaluations, percent, threat_in
+from .tables import evaluations, percent
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def run(options: Options) -> list[dict[str, Any]]:
             size, results = known.size, known.results
         else:
             try:
-                card = read_card(folder, classifier=False)
+                card = read_card(folder, classifier=False).to_dict()
             except InputError as error:
                 tell(f"left out: {error}", error=True)
                 continue
@@ -80,6 +80,8 @@ def run(options: Options) -> list[dict[str, Any]]:
 
 def show(models: list[dict[str, Any]], options: Options) -> None:
     """Print a line for each model, and below it one for each suite, whose figures never mix."""
+    from ..runs.records import threat_in
+
     if options.as_json:
         print(json.dumps(models, indent=2))
         return

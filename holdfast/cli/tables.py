@@ -4,27 +4,22 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors import InputError
 from ..terminal import tell
 
-if TYPE_CHECKING:
-    from ..threat import Threat
-
-RESULT = "result.json"
-
 
 def evaluations(folder: Path) -> list[dict[str, Any]]:
-    """Every finished evaluation below a folder, each `result.json` with its `run` folder.
+    """Every finished evaluation below a folder, as its record holds it, and `run`, its folder.
 
     A result that is damaged is one line on standard error; the others are returned.
 
     Raises:
         InputError: no such folder.
     """
-    from ..evaluation.result import SCHEMA
     from ..runs.files import read_json
+    from ..runs.records import RESULT, EvaluationRecord
 
     if not os.path.isdir(folder):  # no error, whatever the name is
         raise InputError(f"folder {folder} does not exist")
@@ -32,52 +27,41 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     # os.walk passes over folders that cannot be read or that go away meanwhile.
     walked = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
     for file in sorted(file for file in walked if file.suffix == ".json"):
-        result = None
+        schema = None
         try:
-            result = read_json(file)
-            if result.get("schema") == SCHEMA:
-                found.append({**_checked(result, file), "run": str(file.parent)})
-            elif not str(result.get("schema")).startswith("holdfast/"):
+            schema = read_json(file).get("schema")
+            if schema == EvaluationRecord.SCHEMA:
+                found.append({**_whole(file), "run": str(file.parent)})
+            elif not str(schema).startswith("holdfast/"):
                 raise InputError(f"{file} is no result of Holdfast's")
         except InputError as error:
             # Other people's files may lie beside runs, under any name but this.
-            if file.name == RESULT or (result and result.get("schema") == SCHEMA):
+            if file.name == RESULT or schema == EvaluationRecord.SCHEMA:
                 tell(f"left out: {error}", error=True)
     return found
 
 
-def threat_in(told: dict[str, Any]) -> Threat:
-    """The threat model of a result; keys that it does not know are passed over."""
-    from ..threat import Threat
+def _whole(file: Path) -> dict[str, Any]:
+    """An evaluation of which a table can be made; InputError naming what it lacks."""
+    from ..runs.records import read_file
 
-    return Threat(**{key: told[key] for key in ("norm", "eps", "degrees", "pixels") if key in told})
-
-
-def _checked(result: dict[str, Any], file: Path) -> dict[str, Any]:
-    """A result of which a table can be made; InputError naming what is wrong with it."""
-    from ..report.fields import Fields
-    from ..report.measured import read_flags, read_threat
-
-    fields = Fields(result, str(file))
-    if fields.text("status") != "complete":
-        raise InputError(f"{file} has not the status 'complete'")
-    read_threat(fields)
-    read_flags(fields)
+    record = read_file(file).to_dict()
     for name in ("standard_accuracy", "robust_accuracy"):
-        held = fields.accuracy(name, f"{name}_interval", None)
-        if None in (held.value, held.low, held.high):
+        if record.get(name) is None or record.get(f"{name}_interval") is None:
             raise InputError(f"{file} lacks {name!r} or its interval")
-    if fields.whole("n", 1) is None or not fields.text("suite"):
-        raise InputError(f"{file} lacks 'n' or 'suite'")
-    for part in ("model", "data"):
-        for name in ("name", "split", "pixels", "sha256"):
-            fields.object(part).text(name)
-    if not all(isinstance(name, str) for name in fields.object("model").list("defences")):
-        raise InputError(f"{file}: 'defences' must be a list of names")
-    return result
+    if not record.get("suite"):
+        raise InputError(f"{file} lacks 'suite'")
+    return record
 
 
 def percent(result: dict[str, Any], name: str) -> str:
     """A fraction of a result with its 95 % interval, in per cent."""
     low, high = result[f"{name}_interval"]
     return f"{result[name]:.1%} ({low:.1%} to {high:.1%})"
+
+
+def model_name(result: dict[str, Any]) -> str:
+    """The model's name, and the defences in front of it."""
+    from ..runs.records import ModelInfo
+
+    return ModelInfo(**(result.get("model") or {})).title

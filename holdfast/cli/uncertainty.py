@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -26,6 +26,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..data import DataSet, Split
+    from ..runs.records import UncertaintyRecord
     from ..uncertainty.run.request import LabelledImages
 
 USUAL_SUITE = "swift"
@@ -167,7 +168,7 @@ def _check(options: Options) -> None:
         raise InputError(f"--limit must be at least 1, not {options.limit}")
 
 
-def run(options: Options) -> dict[str, Any]:
+def run(options: Options) -> UncertaintyRecord:
     """Load the models and the images, measure, write the run folder.
 
     Returns:
@@ -271,11 +272,11 @@ def run(options: Options) -> dict[str, Any]:
     return measure(request, options.out, described=described, progress=not options.quiet)
 
 
-def show(result: dict[str, Any], options: Options) -> None:
+def show(result: UncertaintyRecord, options: Options) -> None:
     """Print the figures that matter most."""
     from ..runs.folder import on_date
     from ..uncertainty.run.output import summary_lines
 
     for line in summary_lines(result):
         tell(line)
-    tell(f"run folder         {options.out}, finished on {on_date(result['finished'])}")
+    tell(f"run folder         {options.out}, finished on {on_date(result.finished or '')}")

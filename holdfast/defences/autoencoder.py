@@ -103,12 +103,12 @@ def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
     """
     place = weights_folder("autoencoder", folder)
     card = read_card(place, classifier=False)
-    if card["architecture"] != ARCHITECTURE:
+    if card.architecture != ARCHITECTURE:
         raise InputError(f"autoencoder: {place / 'card.json'} describes no {ARCHITECTURE}")
-    if card["arguments"].keys() != {"channels", "width"}:
+    if card.arguments.keys() != {"channels", "width"}:
         raise InputError(
             f"autoencoder: arguments in {place / 'card.json'} must be channels and width, "
-            f"not {', '.join(card['arguments']) or 'none'}"
+            f"not {', '.join(card.arguments) or 'none'}"
         )
     return load_checkpoint(place, classifier=False)  # type: ignore[return-value]
 

@@ -1,7 +1,8 @@
 """Evaluation: from a model and images to an honest verdict."""
 
+from ..runs.records import Curve, CurvePoint, DrawFigure
 from .evaluate import evaluate
-from .result import AttackCost, Curve, CurvePoint, DrawFigure, Evaluation, Flag, Unaware, Verdict
+from .result import AttackCost, Evaluation, Flag, Unaware, Verdict
 
 __all__ = [
     "AttackCost",

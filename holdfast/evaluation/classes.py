@@ -49,12 +49,13 @@ def logits_without_images(
         known, what = len(torch.unique(labels)), "the labels name"
         fired = known < logits and _log_chance(known, logits, len(labels)) < log(CHANCE)
     return Flag(
-        "more-logits-than-classes",
-        fired,
-        f"The model answers {logits} classes, {what} {known}: are they the same, in the same order?"
+        name="more-logits-than-classes",
+        fired=fired,
+        detail=f"The model answers {logits} classes, {what} {known}: are they the same, in the "
+        "same order?"
         if fired
         else f"The model answers {logits} classes.",
-        {"logits": logits, "classes": known},
+        figures={"logits": logits, "classes": known},
     )
 
 

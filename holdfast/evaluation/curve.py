@@ -9,8 +9,8 @@ from ..attacks import PGD
 from ..attacks.base import Model
 from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
+from ..runs.records import Curve, CurvePoint
 from ..threat import Threat
-from .result import Curve, CurvePoint
 
 IMAGES = 200
 STEPS = 20
@@ -48,7 +48,7 @@ def security_curve(
             stands = predicted(model(x_adv)) == y
         rows = rows[stands]
         points.append(_point(ball.eps, len(rows), n))
-    return Curve(f"PGD on the margin, {STEPS} steps", n, tuple(points))
+    return Curve(attack=f"PGD on the margin, {STEPS} steps", n=n, points=tuple(points))
 
 
 def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:
@@ -72,8 +72,8 @@ def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:
             points.append(_point(radius, standing, n))
         if not standing and multiple >= 1:
             break
-    return Curve(attack, n, tuple(points))
+    return Curve(attack=attack, n=n, points=tuple(points))
 
 
 def _point(eps: float, standing: int, n: int) -> CurvePoint:
-    return CurvePoint(eps, standing / n, clopper_pearson(standing, n))
+    return CurvePoint(eps=eps, robust_accuracy=standing / n, interval=clopper_pearson(standing, n))

@@ -19,7 +19,7 @@ from ..attacks.base import Model
 from ..distributed import Workers, joined
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
-from ..runs.folder import claimed
+from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..threat import Images, Threat
 from .inspection import Inspection
@@ -153,7 +153,8 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
 
     # 5. Write the run folder.
     seconds = earlier + time.monotonic() - began
-    return run.write(replace(result, identity=run.key, seconds=seconds), plan)
+    result = result.model_copy(update={"identity": run.key, "seconds": seconds})
+    return run.write(result, plan)
 
 
 def _remarks(known: Inspection, plan: Plan) -> list[str]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 from unittest import mock
 
@@ -33,12 +32,12 @@ def outputs_like_probabilities(logits: Tensor) -> Flag:
     sums = logits.sum(1)
     fired = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
     return Flag(
-        "outputs-look-like-probabilities",
-        fired,
-        "The model returns probabilities, not logits: losses saturate and attacks grow weak."
+        name="outputs-look-like-probabilities",
+        fired=fired,
+        detail="The model returns probabilities, not logits: losses saturate and attacks grow weak."
         if fired
         else "The model returns logits.",
-        {"least": float(logits.min()), "mean_sum": float(sums.mean())},
+        figures={"least": float(logits.min()), "mean_sum": float(sums.mean())},
     )
 
 
@@ -51,12 +50,16 @@ def outputs_change(model: Model, images: Tensor) -> Flag:
     changed = float((predicted(first) != predicted(second)).float().mean())
     fired = largest > 1e-4 * max(spread, 1e-12)
     return Flag(
-        "outputs-change-between-calls",
-        fired,
-        "The same images get different answers: randomness has to be averaged over."
+        name="outputs-change-between-calls",
+        fired=fired,
+        detail="The same images get different answers: randomness has to be averaged over."
         if fired
         else "The same images get the same answers.",
-        {"largest_difference": largest, "spread_of_logits": spread, "answers_changed": changed},
+        figures={
+            "largest_difference": largest,
+            "spread_of_logits": spread,
+            "answers_changed": changed,
+        },
     )
 
 
@@ -85,7 +88,10 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
     defended = declared(model).random
     if random and not defended:
         return Flag(
-            name, False, "The same images get different answers: the batch's part cannot be told."
+            name=name,
+            fired=False,
+            detail="The same images get different answers: the batch's part cannot be told.",
+            figures={},
         )
     rows = torch.arange(len(images))
 
@@ -103,13 +109,13 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
     fired = largest > _batch_rounding(model, images.device) * max(spread, 1e-12)
     changed = float((predicted(alone) != predicted(together[:ALONE])).float().mean())
     return Flag(
-        name,
-        fired,
-        "An image's answer depends on the rest of its batch: verdicts change with batch_size and "
-        "with the order of the images."
+        name=name,
+        fired=fired,
+        detail="An image's answer depends on the rest of its batch: verdicts change with "
+        "batch_size and with the order of the images."
         if fired
         else "Images get the same answers alone, in a batch, and in another order.",
-        {
+        figures={
             "alone": differences["alone"],
             "reversed": differences["reversed"],
             "spread_of_logits": spread,
@@ -130,12 +136,13 @@ def writes_to_its_input(model: Model) -> Flag:
     """The model wrote to the images that it was given, in any call so far."""
     fired = any(traits.writes_to_images for traits in traits_of(model))
     return Flag(
-        "writes-to-its-input",
-        fired,
-        "The model writes to the images that it is given. Here it got copies; elsewhere it spoils "
-        "its caller's."
+        name="writes-to-its-input",
+        fired=fired,
+        detail="The model writes to the images that it is given. Here it got copies; elsewhere "
+        "it spoils its caller's."
         if fired
         else "The model leaves its images as they are.",
+        figures={},
     )
 
 
@@ -143,13 +150,13 @@ def answers_nothing(count: int, n: int) -> Flag:
     """At some points of the ball the model has no answer: a success of the attacker."""
     fired = count > 0
     return Flag(
-        "answers-nothing",
-        fired,
-        f"On {count} of {n} images an attack found a point at which the model answers nothing "
-        "(a logit is NaN or infinite): they count as broken."
+        name="answers-nothing",
+        fired=fired,
+        detail=f"On {count} of {n} images an attack found a point at which the model answers "
+        "nothing (a logit is NaN or infinite): they count as broken."
         if fired
         else "The model answered something at every point that counts.",
-        {"images": count, "n": n},
+        figures={"images": count, "n": n},
     )
 
 
@@ -161,7 +168,7 @@ def averaged(changes: Flag, samples: int) -> Flag:
         "The same images get different answers. The suite averages over up to "
         f"{samples} draws a look, and fresh draws decide."
     )
-    return replace(changes, fired=False, detail=detail)
+    return changes.model_copy(update={"fired": False, "detail": detail})
 
 
 @contextmanager
@@ -186,13 +193,13 @@ def forward_computes_gradients(model: Model, images: Tensor) -> Flag:
     with _backward_calls() as calls, torch.enable_grad():
         model(images[:2])
     return Flag(
-        "forward-computes-gradients",
-        calls[0] > 0,
-        "The forward pass computes gradients: a defence that optimises at test time needs an "
-        "attack made for it."
+        name="forward-computes-gradients",
+        fired=calls[0] > 0,
+        detail="The forward pass computes gradients: a defence that optimises at test time needs "
+        "an attack made for it."
         if calls[0]
         else "The forward pass computes no gradients.",
-        {"backward_passes": calls[0]},
+        figures={"backward_passes": calls[0]},
     )
 
 
@@ -208,23 +215,24 @@ def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
         if is_out_of_memory(error):
             raise
         return Flag(
-            "gradients-vanish",
-            True,
-            "The model cannot be differentiated: only attacks without gradients can judge it.",
-            {"reason": " ".join(str(error).split())[:120]},
+            name="gradients-vanish",
+            fired=True,
+            detail="The model cannot be differentiated: only attacks without gradients can judge "
+            "it.",
+            figures={"reason": " ".join(str(error).split())[:120]},
         )
     flat = gradient.flatten(1)
     zero = float((flat.abs().amax(1) < 1e-12).float().mean())
     infinite = float((~torch.isfinite(flat).all(1)).float().mean())
     fired = zero > 0.05 or infinite > 0
     return Flag(
-        "gradients-vanish",
-        fired,
-        f"On {zero:.0%} of {n} images the gradient is zero, on {infinite:.0%} not finite: "
+        name="gradients-vanish",
+        fired=fired,
+        detail=f"On {zero:.0%} of {n} images the gradient is zero, on {infinite:.0%} not finite: "
         "gradient attacks are blind there."
         if fired
         else "Gradients are finite and not zero.",
-        {"zero": zero, "not_finite": infinite, "n": n},
+        figures={"zero": zero, "not_finite": infinite, "n": n},
     )
 
 
@@ -243,10 +251,10 @@ def more_steps(search: Model, images: Tensor, labels: Tensor, threat: Threat, se
             found[steps] = float((margin(search(x_adv).float(), labels) > 0).float().mean())
     fired = found[20] > found[5] + 0.02
     return Flag(
-        "more-steps-do-not-help",
-        fired,
-        f"PGD-20 leaves {found[20]:.1%} standing, PGD-5 {found[5]:.1%}.",
-        {"pgd_5": found[5], "pgd_20": found[20], "n": len(images)},
+        name="more-steps-do-not-help",
+        fired=fired,
+        detail=f"PGD-20 leaves {found[20]:.1%} standing, PGD-5 {found[5]:.1%}.",
+        figures={"pgd_5": found[5], "pgd_20": found[20], "n": len(images)},
     )
 
 
@@ -280,12 +288,12 @@ def huge_eps(
     standing = int(right.sum()) / n
     fired = standing > 0.05
     return Flag(
-        "stands-at-huge-eps",
-        fired,
-        f"At ε = {ball.eps:.3g}, {standing:.1%} still stand: the attack is blind."
+        name="stands-at-huge-eps",
+        fired=fired,
+        detail=f"At ε = {ball.eps:.3g}, {standing:.1%} still stand: the attack is blind."
         if fired
         else f"Accuracy falls to {standing:.1%} at ε = {ball.eps:.3g}.",
-        {"eps": ball.eps, "robust_accuracy": standing, "n": n},
+        figures={"eps": ball.eps, "robust_accuracy": standing, "n": n},
     )
 
 
@@ -300,9 +308,9 @@ def gradient_free_wins(costs: tuple[AttackCost, ...], gradient_free: set[str], n
     )
     fired = extra > max(0.005 * n, 1)
     return Flag(
-        "gradient-free-attack-wins",
-        fired,
-        f"An attack without gradients broke {extra} images that gradient attacks left: "
+        name="gradient-free-attack-wins",
+        fired=fired,
+        detail=f"An attack without gradients broke {extra} images that gradient attacks left: "
         "gradients are masked."
         if fired
         else (
@@ -310,7 +318,7 @@ def gradient_free_wins(costs: tuple[AttackCost, ...], gradient_free: set[str], n
             if tried
             else "The suite has no attack without gradients after one with."
         ),
-        {"broken": extra, "n": n},
+        figures={"broken": extra, "n": n},
     )
 
 
@@ -318,9 +326,10 @@ def model_changes(before: str | None, after: str | None) -> Flag:
     """Digests of weights and buffers before and after the evaluation differ."""
     fired = before != after
     return Flag(
-        "model-changes-itself",
-        fired,
-        "Weights or buffers changed during the evaluation: verdicts depend on the order."
+        name="model-changes-itself",
+        fired=fired,
+        detail="Weights or buffers changed during the evaluation: verdicts depend on the order."
         if fired
         else "Weights and buffers are as they were.",
+        figures={},
     )

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from .. import draws
 from ..intervals import clopper_pearson
+from ..runs.records import DrawFigure
 from ..search import CLEAN, Ledger, Verifier
-from .result import DrawFigure
 
 WORST_OF = 10
 
@@ -43,10 +43,24 @@ def draw_figures(
     def counted(rows: Bool[Tensor, " n"]) -> tuple[float, tuple[float, float]]:
         return int(rows.sum()) / n, clopper_pearson(int(rows.sum()), n)
 
+    def figure(
+        kind: str,
+        drawn: int,
+        standard: tuple[float, tuple[float, float]],
+        robust: tuple[float, tuple[float, float]],
+    ) -> DrawFigure:
+        return DrawFigure(
+            kind=kind,
+            draws=drawn,
+            standard_accuracy=standard[0],
+            standard_accuracy_interval=standard[1],
+            robust_accuracy=robust[0],
+            robust_accuracy_interval=robust[1],
+        )
+
+    every = (rows[:, :worst].all(1) for rows in (clean, robust))
     return (
-        DrawFigure("average", count, *average(clean), *average(robust)),
-        DrawFigure(
-            "worst", worst, *counted(clean[:, :worst].all(1)), *counted(robust[:, :worst].all(1))
-        ),
-        DrawFigure("majority", count, *counted(ledger.stage != CLEAN), *counted(~ledger.broken)),
+        figure("average", count, average(clean), average(robust)),
+        figure("worst", worst, *map(counted, every)),
+        figure("majority", count, counted(ledger.stage != CLEAN), counted(~ledger.broken)),
     )

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from safetensors.torch import save
+from pydantic import ConfigDict, Field, SkipValidation
+from safetensors.torch import load, save
 from torch import Tensor
 
-from ..runs.files import csv_text, write_atomically
+from ..runs import records
+from ..runs.files import csv_text, make_folder, write_atomically
 from ..runs.folder import finish
-from ..threat import Threat
+from ..runs.records import EvaluationRecord
+from ..runs.records.base import Count, Fraction, Integer, Interval, ListOf, Positive, Quantity
 
-SCHEMA = "holdfast/evaluation/1"
 EXAMPLES = 24  # images kept for the report
 FILES = (".csv", ".safetensors")  # how the names of a run's files for readers end
+VERDICTS = "verdicts.csv"
 
 
 @dataclass(frozen=True)
@@ -47,161 +51,93 @@ class Verdict:
     backwards: int
 
 
-@dataclass(frozen=True)
-class Flag:
-    """A health check: whether it fired, in one sentence, with the figures behind it."""
+class Flag(records.Flag):
+    """A health check that was run; as in the record, and it is said whether it fired."""
 
-    name: str
     fired: bool
-    detail: str
-    figures: dict[str, Any] = field(default_factory=dict)
+    figures: dict[str, Any]
 
 
-RAN = "ran"
-NOT_NEEDED = "not needed"
+class AttackCost(records.AttackCost):
+    """What one stage of the suite broke and cost; as in the record, and every figure is there."""
+
+    broken: Count
+    forwards: Count
+    backwards: Count
+    seconds: Quantity
 
 
-@dataclass(frozen=True)
-class AttackCost:
-    """What one stage of the suite broke and cost: all passes, those of cancelled items too.
+class Unaware(records.Unaware):
+    """Robust accuracy against an attacker who does not know of the defence; as in the record, and
+    every figure is there."""
 
-    `outcome` tells an attack that found nothing from one that was not tried: `RAN`; `NOT_NEEDED`,
-    or `not run`, each followed by `: ` and why.
-    """
-
-    name: str
-    broken: int
-    forwards: int
-    backwards: int
-    seconds: float
-    outcome: str = RAN
-
-    @property
-    def ran(self) -> bool:
-        return self.outcome == RAN
+    n: Positive
+    robust_accuracy: Fraction
+    robust_accuracy_interval: Interval
 
 
-def outcome_of(attack: Mapping[str, Any]) -> str:
-    """The outcome of an entry of a result's `attacks`, older ones included, which do not say it.
+class Evaluation(EvaluationRecord):
+    """The outcome of `holdfast.evaluate`: the record of the run, and what is known of each image.
 
-    Every attack that is tried looks at the model: one that has made no pass was not.
-    """
-    said = attack.get("outcome")
-    if isinstance(said, str) and said:
-        return said
-    idle = [attack.get(name) for name in ("broken", "forwards", "backwards")] == [0, 0, 0]
-    return NOT_NEEDED if idle else RAN
-
-
-@dataclass(frozen=True)
-class CurvePoint:
-    eps: float
-    robust_accuracy: float
-    interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Accuracy against ε under one attack of fixed strength, on the first `n` images; or, where
-    `attack` is a suite, by the smallest distances that it found, on all of them."""
-
-    attack: str
-    n: int
-    points: tuple[CurvePoint, ...]
-
-
-@dataclass(frozen=True)
-class DrawFigure:
-    """Accuracies of a random model over fresh draws, which no search has seen.
-
-    Attributes:
-        kind: `average`, the share of right answers, over images and draws; `worst`, an image
-            counts as right if all `draws` answers are; `majority`, if the most frequent answer
-            is: what verdicts go by.
-    """
-
-    kind: str
-    draws: int
-    standard_accuracy: float
-    standard_accuracy_interval: tuple[float, float]
-    robust_accuracy: float
-    robust_accuracy_interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Unaware:
-    """What a defence looks like to an attacker who does not know of it: the network behind it is
-    attacked, and the points are shown to the defended model."""
-
-    attack: str
-    n: int
-    robust_accuracy: float
-    robust_accuracy_interval: tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """The outcome of `holdfast.evaluate`.
-
-    Attributes:
-        standard_accuracy, robust_accuracy: fractions of the n images, in [0, 1].
-        standard_accuracy_interval, robust_accuracy_interval: 95 %, Clopper–Pearson.
+    Attributes (besides those of `EvaluationRecord`):
         broken: bool (N,); a clean mistake is broken.
         adversarial: float32 (N, C, H, W): the breaking image, or the strongest found.
         verdicts: one row an image.
-        flags: health checks.
-        attacks: cost by stage of the suite.
-        curve: security curve, if one was asked for.
-        draws: of a model that draws random numbers: its accuracies over fresh draws.
-        unaware: of a defended model: its accuracy against an attacker who does not know of the
-            defence. Never its robust accuracy.
-        unanswered: how many of the broken images are so because the model answers nothing at the
-            breaking point (a logit is NaN or +∞).
-        log: why a faster copy of the model, or a compiled one, was not searched on.
-        finished: when, ISO 8601, UTC. A run that is found finished keeps its date.
     """
 
-    n: int
-    standard_accuracy: float
-    standard_accuracy_interval: tuple[float, float]
-    robust_accuracy: float
-    robust_accuracy_interval: tuple[float, float]
-    threat: dict[str, Any]
+    model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True)
+
+    standard_accuracy: Fraction
+    standard_accuracy_interval: Interval
+    robust_accuracy: Fraction
+    robust_accuracy_interval: Interval
     suite: str
-    attacks: tuple[AttackCost, ...]
-    flags: tuple[Flag, ...]
-    curve: Curve | None
-    forwards: int
-    backwards: int
-    seconds: float
-    seed: int
-    precision: str
-    batch_size: int
-    identity: str
-    broken: Bool[Tensor, " n"] = field(repr=False)
-    adversarial: Float[Tensor, "n c h w"] = field(repr=False)
-    verdicts: tuple[Verdict, ...] = field(repr=False)
-    draws: tuple[DrawFigure, ...] = ()
+    attacks: ListOf[AttackCost]
+    flags: ListOf[Flag]
     unaware: Unaware | None = None
-    unanswered: int = 0
-    log: tuple[str, ...] = ()
-    finished: str = ""
+    forwards: Count
+    backwards: Count
+    seconds: Quantity
+    seed: Integer
+    finished: str
+    broken: Annotated[Bool[Tensor, " n"], SkipValidation] = Field(exclude=True)
+    adversarial: Annotated[Float[Tensor, "n c h w"], SkipValidation] = Field(exclude=True)
+    verdicts: Annotated[tuple[Verdict, ...], SkipValidation] = Field(exclude=True)
 
-    @property
-    def described_threat(self) -> str:
-        """Norm and radius as a reader writes them, such as `L∞ 8/255`."""
-        return str(Threat(**self.threat))
+    def save(self, folder: Path | str) -> Path:
+        """As `Record.save`, with `verdicts.csv` beside it: one row an image."""
+        write_verdicts(make_folder(Path(folder)) / VERDICTS, self.verdicts)
+        return super().save(folder)
 
-    def summary(self) -> dict[str, Any]:
-        """Everything but the rows and the images, as JSON holds it."""
-        rows = ("broken", "adversarial", "verdicts")
-        kept = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in rows}
-        kept["attacks"] = [asdict(a) for a in self.attacks]
-        kept["flags"] = [asdict(f) for f in self.flags]
-        kept["curve"] = None if self.curve is None else asdict(self.curve)
-        kept["draws"] = [asdict(d) for d in self.draws]
-        kept["unaware"] = None if self.unaware is None else asdict(self.unaware)
-        return kept
+    def to_bytes(self, adversarial: bool = True) -> bytes:
+        """All of it, for the other workers of a run and for the journal: tensors and JSON, no
+        pickle.
+
+        Args:
+            adversarial: with the adversarial images.
+        """
+        held = {**self.to_dict(), "verdicts": [asdict(verdict) for verdict in self.verdicts]}
+        tensors = {
+            "record": torch.frombuffer(bytearray(json.dumps(held).encode()), dtype=torch.uint8),
+            "broken": self.broken.contiguous(),
+        }
+        if adversarial:
+            tensors["adversarial"] = self.adversarial.contiguous()
+        return save(tensors)
+
+    @classmethod
+    def from_bytes(cls, data: bytes, adversarial: Tensor | None = None) -> Self:
+        """What `to_bytes` made.
+
+        Args:
+            adversarial: the adversarial images, where they are not in it.
+        """
+        tensors = load(data)
+        held = json.loads(bytes(tensors.pop("record").numpy()))
+        if adversarial is not None:
+            tensors["adversarial"] = adversarial
+        held["verdicts"] = tuple(Verdict(**row) for row in held["verdicts"])
+        return cls.checked({**held, **tensors}, "the evaluation")
 
 
 def write_verdicts(path: Path, verdicts: tuple[Verdict, ...]) -> None:
@@ -251,21 +187,13 @@ def write_run(folder: Path, images: Tensor, result: Evaluation, described: dict[
     """The files of a finished evaluation; `result.json` last, so that its presence means done.
 
     Args:
-        described: `model` and `data`, for a reader.
+        described: further fields of the record: `model`, `data` and `classes`, for a reader.
     """
-    write_verdicts(folder / "verdicts.csv", result.verdicts)
+    write_verdicts(folder / VERDICTS, result.verdicts)
     write_examples(folder / "examples.safetensors", images, result)
-    told = {"schema": SCHEMA, "status": "complete", **described, **result.summary()}
+    record = EvaluationRecord.checked({**described, **result.to_dict()}, str(folder))
     others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
-    finish(folder, told, others)
-
-
-def model_name(result: dict[str, Any]) -> str:
-    """The model's name, and the defences in front of it."""
-    model = result.get("model") or {}
-    defences = model.get("defences") or []
-    behind = f" behind {', then '.join(defences)}" if defences else ""
-    return f"{model.get('name') or '?'}{behind}"
+    finish(folder, record, others)
 
 
 def distinct_names(names: Sequence[str], weights: Sequence[str]) -> list[str]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from ..search.shards import NAME as JOURNAL
 from . import health
 from .defence_examples import write_strips
 from .inspection import Inspection
-from .packing import pack, unpack
 from .plan import Plan
 from .request import Request
 from .result import Evaluation, write_run
@@ -84,14 +82,15 @@ class Run:
             journal.restore(ledger)
         finally:
             journal.close()
-        result = replace(unpack(packed), adversarial=ledger.adversarial)
+        result = Evaluation.from_bytes(packed, ledger.adversarial)
         # What is missing is measured; no attack is made again.
         return None if request.curve and _lacks_curve(result) else result
 
     def _everywhere(self, result: Evaluation | None) -> Evaluation:
         """Worker 0's result, in all workers."""
         if self.workers.size > 1:
-            result = unpack(self.workers.broadcast(b"" if result is None else pack(result)))
+            held = b"" if result is None else result.to_bytes()
+            result = Evaluation.from_bytes(self.workers.broadcast(held))
         assert result is not None
         return result
 
@@ -181,7 +180,7 @@ class Run:
                 )
             journal = Journal(self.folder / JOURNAL, self.key)
             try:
-                journal.conclude(pack(replace(result, adversarial=torch.empty(0))))
+                journal.conclude(result.to_bytes(adversarial=False))
             finally:
                 journal.close()
             write_run(self.folder, request.images, result, request.described)

@@ -66,7 +66,12 @@ def unaware_accuracy(
         answers = verifier.ask(point, draws.item_seeds(seed, "unaware verdict", rows), 1)
         right += int((answers.prediction == y).sum())
     attack = f"PGD on the cross-entropy, {STEPS} steps, on the network behind the defence"
-    return Unaware(attack, n, right / n, clopper_pearson(right, n))
+    return Unaware(
+        attack=attack,
+        n=n,
+        robust_accuracy=right / n,
+        robust_accuracy_interval=clopper_pearson(right, n),
+    )
 
 
 def unaware_seeds(seed: int, rows: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:

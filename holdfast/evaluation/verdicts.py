@@ -16,6 +16,7 @@ from ..models.wrapper import NO_PREDICTION, unwrapped
 from ..runs.folder import now
 from ..runs.identity import weights_digest
 from ..runs.progress import ProgressLine
+from ..runs.records import NOT_NEEDED, RAN, Curve
 from ..search import CLEAN, STANDING, Ledger, Search, Verifier
 from ..threat import Threat
 from . import health
@@ -25,7 +26,7 @@ from .inspection import Inspection
 from .plan import Plan
 from .random_models import draw_figures
 from .request import Request
-from .result import NOT_NEEDED, RAN, AttackCost, Curve, Evaluation, Flag, Unaware, Verdict
+from .result import AttackCost, Evaluation, Flag, Unaware, Verdict
 from .unaware import unaware_accuracy
 
 
@@ -200,12 +201,12 @@ def costs_of(
     ledger = search.ledger
     tried = (
         AttackCost(
-            stage.name,
-            int((ledger.stage == number).sum()),
-            cost.forwards,
-            cost.backwards,
-            cost.seconds,
-            f"{NOT_NEEDED}: {idle}" if idle else RAN,
+            name=stage.name,
+            broken=int((ledger.stage == number).sum()),
+            forwards=cost.forwards,
+            backwards=cost.backwards,
+            seconds=cost.seconds,
+            outcome=f"{NOT_NEEDED}: {idle}" if idle else RAN,
         )
         for number, (stage, cost, idle) in enumerate(
             zip(suite.stages, search.costs, search.idle, strict=True)
@@ -213,7 +214,17 @@ def costs_of(
     )
     return (
         *tried,
-        *(AttackCost(stage.name, 0, 0, 0, 0.0, f"not run: {why}") for stage, why in left_out),
+        *(
+            AttackCost(
+                name=stage.name,
+                broken=0,
+                forwards=0,
+                backwards=0,
+                seconds=0.0,
+                outcome=f"not run: {why}",
+            )
+            for stage, why in left_out
+        ),
     )
 
 

@@ -23,14 +23,15 @@ from ..models.mixture import Mixture
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
 from ..runs.environment import circumstances
-from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
+from ..runs.folder import finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
+from ..runs.lock import claimed
 from ..runs.parts import Stages
 from ..runs.progress import ProgressLine
+from ..runs.records import MixtureFigures, MixtureRecord
 from ..threat import Images, Threat
 from .parameters import Choice, Figures, Parameters, fit_mixture
 
-SCHEMA = "holdfast/mixture/1"
 FIGURES = ("chosen", "robust_alone", "accurate_alone")  # of a choice
 CODE = (
     "attacks",
@@ -139,10 +140,10 @@ def mix(
     with claimed(out):
         asked = {**settings, **_names(cards, described), "n": len(images)}
         _, begun = open_run(out, "mix", key, {"asked": asked, **circumstances(where)})
-        earlier = finished(out) if begun else None
+        earlier = finished(out, MixtureRecord) if begun else None
         if earlier is not None:
             _say_finished(out, earlier, progress)
-            return search.mixed(_choice(earlier), earlier["finished"])
+            return search.mixed(_choice(earlier), earlier.finished or "")
         try:
             choice = search.choice(out, progress)
         except InputError:
@@ -150,10 +151,9 @@ def mix(
             raise
         mixed = search.mixed(choice)
         save_checkpoint(out, mixed.model, _card(search, choice, cards, classes, described))
-        result = {"schema": SCHEMA, "status": "complete", "identity": key, **_plain(choice)}
-        written = finish(out, result, ["model.safetensors", "card.json"])
+        written = finish(out, _record(choice, key), ["model.safetensors", "card.json"])
         _forget_attacks(out)
-    return replace(mixed, finished=written["finished"])
+    return replace(mixed, finished=written.finished or "")
 
 
 @dataclass(frozen=True, eq=False)
@@ -270,33 +270,37 @@ def _card(
     }
 
 
-def _say_finished(out: Path, earlier: dict[str, Any], progress: bool) -> None:
+def _say_finished(out: Path, earlier: MixtureRecord, progress: bool) -> None:
     _forget_attacks(out)  # left by a process that was killed at the very end
     with ProgressLine("mixing", progress) as line:
-        line.say(f"{out} was finished on {on_date(earlier['finished'])}: read, not mixed again")
+        date = on_date(earlier.finished or "")
+        line.say(f"{out} was finished on {date}: read, not mixed again")
 
 
 def _forget_attacks(out: Path) -> None:
     Stages(out, ProgressLine("", enabled=False), {}).forget()
 
 
-def _plain(choice: Choice) -> dict[str, Any]:
-    """A choice, as JSON holds it."""
-    return {
-        "parameters": choice.parameters._asdict(),
-        **{name: getattr(choice, name)._asdict() for name in FIGURES},
-        "n": choice.n,
-        "attacks": choice.attacks,
-    }
+def _record(choice: Choice, key: str) -> MixtureRecord:
+    """What is written of a choice."""
+    return MixtureRecord(
+        identity=key,
+        parameters=choice.parameters._asdict(),
+        chosen=MixtureFigures(**choice.chosen._asdict()),
+        robust_alone=MixtureFigures(**choice.robust_alone._asdict()),
+        accurate_alone=MixtureFigures(**choice.accurate_alone._asdict()),
+        n=choice.n,
+        attacks=choice.attacks,
+    )
 
 
-def _choice(done: dict[str, Any]) -> Choice:
-    """The choice that `_plain` wrote."""
+def _choice(record: MixtureRecord) -> Choice:
+    """The choice that `_record` was made of."""
     return Choice(
-        Parameters(**done["parameters"]),
-        **{name: Figures(**done[name]) for name in FIGURES},
-        n=done["n"],
-        attacks=done["attacks"],
+        Parameters(**record.parameters),  # type: ignore[arg-type]
+        **{name: Figures(**getattr(record, name).to_dict()) for name in FIGURES},
+        n=record.n,
+        attacks=record.attacks,
     )
 
 

@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn.modules import module as hooks
 
 from ..errors import InputError
-from ..runs.files import make_folder, read_json, write_atomically, write_json
+from ..runs.files import make_folder, write_atomically, write_json
+from ..runs.records import CARD, Card, read_file
 from ..runs.tensors import opened, read_tensors
-from ..threat import Threat
 from .registry import build
 
-CARD_SCHEMA = "holdfast/card/1"
-CARD, WEIGHTS = "card.json", "model.safetensors"
+WEIGHTS = "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")  # what floating-point weights may be stored as
 SPARE = 1000  # tensors that a network may have beyond those of its file before it is given up
 
@@ -53,13 +52,10 @@ def save_checkpoint(
         if not bool(value.isfinite().all()):
             raise InputError(f"{folder} is not written: {name!r} is not finite in {dtype}")
     payload = save(weights)
-    card = {
-        "schema": CARD_SCHEMA,
-        **card,
-        "weights_sha256": hashlib.sha256(payload).hexdigest(),
-    }
+    said = {**card, "weights_sha256": hashlib.sha256(payload).hexdigest()}
+    checked = Card.checked(said, str(folder / CARD))
     write_atomically(folder / WEIGHTS, payload)
-    write_json(folder / CARD, card)
+    write_json(folder / CARD, checked.to_dict())
     return folder
 
 
@@ -78,8 +74,8 @@ def load_weights(file: Path, model: nn.Module) -> None:
     model.load_state_dict(weights)
 
 
-def read_card(folder: Path, classifier: bool = True) -> dict[str, Any]:
-    """The card of a checkpoint folder, with every field that Holdfast reads of the right kind.
+def read_card(folder: Path, classifier: bool = True) -> Card:
+    """The card of a checkpoint folder.
 
     Args:
         classifier: whether label names must be there.
@@ -88,26 +84,11 @@ def read_card(folder: Path, classifier: bool = True) -> dict[str, Any]:
         InputError: it is missing, damaged, or of a version that is not known.
     """
     file = folder / CARD
-    card = read_json(file)
-    if card.get("schema", CARD_SCHEMA) != CARD_SCHEMA:
-        raise InputError(f"{file} has schema {card['schema']!r}; {CARD_SCHEMA} is read here")
-    for key, kind in (("architecture", str), ("arguments", dict), ("classes", list)):
-        if not isinstance(card.get(key), kind) and (classifier or key != "classes"):
-            raise InputError(f"{file} lacks {key!r} (a {kind.__name__})")
-    for key in ("classes", "defences"):
-        names = card.get(key) or []
-        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-            raise InputError(f"{file}: {key!r} must be a list of names")
-    for key in ("trained_on", "weights_sha256"):
-        if not isinstance(card.get(key) or "", str):
-            raise InputError(f"{file}: {key!r} must be text")
-    trained = card.get("threat")
-    if trained is not None:
-        try:
-            Threat(**trained)
-        except (InputError, TypeError, ValueError, OverflowError) as error:
-            said = str(error) if isinstance(error, InputError) else "it must be norm and eps"
-            raise InputError(f"{file}: 'threat': {said}") from None
+    card = read_file(file)
+    if not isinstance(card, Card):
+        raise InputError(f"{file} has schema {card.SCHEMA!r}; {Card.SCHEMA} is read here")
+    if classifier and "classes" not in card.model_fields_set:
+        raise InputError(f"{file} has no 'classes', the label names")
     return card
 
 
@@ -141,17 +122,17 @@ def load_checkpoint(folder: Path | str, classifier: bool = True) -> nn.Module:
     held = _described(file)
     try:
         with torch.device("meta"), _at_most(4 * len(held) + SPARE):  # shapes without memory
-            outline = build(card["architecture"], card["arguments"])
+            outline = build(card.architecture, card.arguments)
     except InputError as error:
         raise InputError(f"{folder / CARD}: {error}") from None
     _check_fit(file, held, outline)
-    model = build(card["architecture"], card["arguments"])
+    model = build(card.architecture, card.arguments)
     load_weights(file, model)
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if card.get("weights_sha256") not in (None, found):
+    if card.weights_sha256 not in (None, found):
         raise InputError(f"{file} is damaged, or not the one that {folder / CARD} speaks of")
-    model.card = card  # type: ignore[assignment]
+    model.card = card.to_dict()  # type: ignore[assignment]
     return model.eval()
 
 

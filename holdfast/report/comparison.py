@@ -9,16 +9,15 @@ from itertools import groupby
 from markupsafe import Markup
 
 from .. import charts
-from . import format as words
+from . import format
 from .evaluation import Curves, headings, security_curves
-from .evaluation_run import Evaluation
-from .fields import Accuracy
+from .runs import Accuracy, EvaluationRun
 
 
 @dataclass(frozen=True)
 class ComparisonRow:
     number: int
-    run: Evaluation
+    run: EvaluationRun
     name: str
     data: str
     figures: list[Accuracy | None]  # one a column; None where the run used another suite
@@ -33,17 +32,18 @@ class Comparison:
     curves: list[Curves]
 
 
-def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
+def comparison(runs: Sequence[EvaluationRun]) -> Comparison | None:
     """Several evaluations side by side, a column for each suite and threat model: figures from
     different suites never share one."""
     if len(runs) < 2:
         return None
 
-    def column(run: Evaluation) -> str:
-        return f"{run.suite or words.NONE} · {run.threat}"
+    def column(run: EvaluationRun) -> str:
+        return f"{run.record.suite or format.NONE} · {run.threat}"
 
-    def images(run: Evaluation) -> tuple[str, str, int | None, str, int]:
-        return run.data, run.split, run.first, run.pixels, run.n
+    def images(run: EvaluationRun) -> tuple[str, str, int | None, str, int]:
+        data = run.data
+        return data.name or "", data.split or "", data.first, data.pixels or "", run.n
 
     columns = list(dict.fromkeys(column(run) for run in runs))
     names = headings(runs)
@@ -52,13 +52,13 @@ def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
             number,
             run,
             names[number - 1],
-            words.data(run.data, run.split, run.first, run.n),
+            format.data(run.data, run.n),
             [run.robust if column(run) == name else None for name in columns],
             charts.strip(
-                f"{names[number - 1]}: {words.accuracy(run.standard)} standard, "
-                f"{words.accuracy(run.robust)} robust accuracy",
-                ("standard", words.estimate(run.standard)),
-                ("robust", words.estimate(run.robust)),
+                f"{names[number - 1]}: {format.accuracy(run.standard)} standard, "
+                f"{format.accuracy(run.robust)} robust accuracy",
+                ("standard", format.estimate(run.standard)),
+                ("robust", format.estimate(run.robust)),
             )
             if len(columns) == 1
             else None,
@@ -66,12 +66,12 @@ def comparison(runs: Sequence[Evaluation]) -> Comparison | None:
         for number, run in enumerate(runs, 1)
     ]
 
-    def search(run: Evaluation) -> tuple[str, ...]:
-        n = run.curve.n if run.curve else None
-        attack = run.curve.attack if run.curve else ""
+    def search(run: EvaluationRun) -> tuple[str, ...]:
+        curve = run.record.curve
+        n, attack = (curve.n, curve.attack) if curve else (None, "")
         return (run.threat.norm, attack, str(n), *(str(part) for part in images(run)))
 
-    with_curves = sorted((run for run in runs if run.curve), key=search)
+    with_curves = sorted((run for run in runs if run.record.curve), key=search)
     groups = [list(group) for _, group in groupby(with_curves, key=search)]
     curves = [security_curves(group) for group in groups if len(group) > 1]
     return Comparison(

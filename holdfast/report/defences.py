@@ -13,10 +13,8 @@ import numpy as np
 from ..errors import InputError
 from ..evaluation.defence_examples import FILE
 from ..evaluation.result import distinct_names
-from . import format as words
-from . import pictures
-from .evaluation_run import DrawFigure, Evaluation, read_arrays
-from .fields import Accuracy
+from . import format, pictures
+from .runs import Accuracy, EvaluationRun, read_arrays
 
 # The pictures of a strip, in the order of the answers in the file.
 FRAMES = (
@@ -55,10 +53,20 @@ class Knowledge:
 
 
 @dataclass(frozen=True)
+class DrawRow:
+    """Accuracies of a random model over fresh draws."""
+
+    kind: str
+    draws: int | None
+    standard: Accuracy
+    robust: Accuracy
+
+
+@dataclass(frozen=True)
 class Defended:
-    names: list[str]
+    names: tuple[str, ...]
     rows: list[Knowledge]
-    draws: list[DrawFigure]
+    draws: list[DrawRow]
     strips: list[Strip]
     note: str
 
@@ -66,48 +74,59 @@ class Defended:
 @dataclass(frozen=True)
 class TableRow:
     number: int
-    run: Evaluation
+    run: EvaluationRun
     model: str
     names: str
     search: str
 
 
-def defended(run: Evaluation) -> Defended | None:
+def defended(run: EvaluationRun) -> Defended | None:
     """The section on a run's defences; None for a model without any.
 
     Raises:
         InputError: the file of strips is damaged, or shows images that the verdicts do not hold.
     """
-    if not run.defences and not run.draws:
+    record = run.record
+    if not run.model.defences and not record.draws:
         return None
     rows = [Knowledge("none", "clean images", run.standard)]
-    if run.unaware is not None:
-        rows.append(Knowledge("does not know of the defence", run.unaware_attack, run.unaware))
-    rows.append(Knowledge("knows all of it", f"suite {run.suite}", run.robust))
+    if record.unaware is not None and run.unaware is not None:
+        rows.append(Knowledge("does not know of the defence", record.unaware.attack, run.unaware))
+    rows.append(Knowledge("knows all of it", f"suite {record.suite or ''}", run.robust))
+    draws = [
+        DrawRow(
+            figure.kind,
+            figure.draws,
+            Accuracy.stated(figure.standard_accuracy, figure.standard_accuracy_interval, run.n),
+            Accuracy.stated(figure.robust_accuracy, figure.robust_accuracy_interval, run.n),
+        )
+        for figure in record.draws
+    ]
     strips, note = _strips(run)
-    return Defended(run.defences, rows, run.draws, strips, note)
+    return Defended(run.model.defences, rows, draws, strips, note)
 
 
-def defence_table(runs: Sequence[Evaluation]) -> list[TableRow]:
+def defence_table(runs: Sequence[EvaluationRun]) -> list[TableRow]:
     """Defended runs beside each other and beside the bare models; empty where none is defended."""
-    if not any(run.defences for run in runs):
+    if not any(run.model.defences for run in runs):
         return []
     models = distinct_names(
-        [run.model or run.path.resolve().name for run in runs], [run.sha256 for run in runs]
+        [run.model.name or run.path.resolve().name for run in runs],
+        [run.model.sha256 or "" for run in runs],
     )
     return [
         TableRow(
             number,
             run,
             models[number - 1],
-            ", then ".join(run.defences) or "none",
-            f"{run.suite or words.NONE} · {run.threat}",
+            ", then ".join(run.model.defences) or "none",
+            f"{run.record.suite or format.NONE} · {run.threat}",
         )
         for number, run in enumerate(runs, 1)
     ]
 
 
-def _strips(run: Evaluation) -> tuple[list[Strip], str]:
+def _strips(run: EvaluationRun) -> tuple[list[Strip], str]:
     path = run.path / FILE
     if not os.path.lexists(path) or run.verdicts is None:
         return [], ""
@@ -127,7 +146,7 @@ def _strips(run: Evaluation) -> tuple[list[Strip], str]:
                 what=what,
                 whose=whose,
                 answer=run.class_name(int(tensors["answers"][i, place])),
-                confidence=words.percent(float(tensors["confidences"][i, place])),
+                confidence=format.percent(float(tensors["confidences"][i, place])),
                 wrong=int(tensors["answers"][i, place]) != label,
             )
             for place, (name, what, whose) in enumerate(FRAMES)

@@ -8,11 +8,10 @@ from itertools import pairwise
 from markupsafe import Markup
 
 from .. import charts
-from . import format as words
-from . import table_cells as cells
-from .fields import Fields
-from .table_cells import Table
-from .uncertainty_run import Uncertainty
+from ..runs.records.uncertainty import Detection, OutOfDistribution, Separation
+from . import format, metrics
+from .metrics import Table
+from .runs import UncertaintyRun
 
 KINDS = {
     "clean": ("clean", "standard"),
@@ -22,22 +21,22 @@ KINDS = {
 }
 
 
-def _told(detector: Fields, name: str, metric: str) -> str:
-    under = detector.object(name).object("told")
-    return cells.with_interval(under.object(metric), share=False) if under.value else words.NONE
+def auroc(under: Detection | None) -> str:
+    """How well a detector tells broken images from clean ones under one attack."""
+    return metrics.number(under.told.auroc) if under and under.told else format.NONE
 
 
-def detectors_table(run: Uncertainty) -> Table:
-    told = run.result.object("detectors")
+def detectors_table(run: UncertaintyRun) -> Table:
     rows = []
-    for name in cells.keys(told):
-        detector = told.object(name)
-        row = [words.name(name)]
-        row += [_told(detector, who, "auroc") for who in ("unaware", "aware")]
+    for name, detector in run.record.detectors.items():
+        attackers = [attack or Detection() for attack in (detector.unaware, detector.aware)]
+        row = [format.name(name)]
+        row += [
+            metrics.with_interval((attack.told or Separation()).auroc, share=False)
+            for attack in attackers
+        ]
         for rate in ("0.05", "0.5"):
-            for who in ("unaware", "aware"):
-                error = detector.object(who).object("robust_error").object(rate)
-                row.append(cells.percent(error))
+            row += [metrics.percent(attack.robust_error.get(rate)) for attack in attackers]
         rows.append(row)
     return Table(
         [
@@ -60,68 +59,59 @@ class Named:
     chart: Markup
 
 
-def histograms(run: Uncertainty) -> list[Named]:
+def histograms(run: UncertaintyRun) -> list[Named]:
     """Scores of clean and attacked images, for the detectors that were attacked."""
-    told, drawn = run.result.object("detectors"), []
-    for name in cells.keys(told):
-        detector = told.object(name)
-        if not detector.object("aware").value:
+    drawn = []
+    for name, detector in run.record.detectors.items():
+        histogram = detector.histogram
+        if detector.aware is None or histogram is None or len(histogram.edges) < 2:
             continue
-        histogram = detector.object("histogram")
-        edges = [e for e in cells.numbers(histogram, "edges") if e is not None]
-        if len(edges) < 2:
-            continue
+        edges = histogram.edges
         middles = [(a + b) / 2 for a, b in pairwise(edges)]
         lines = []
         for kind, (title, tone) in KINDS.items():
-            shares = cells.numbers(histogram.object("shares"), kind)
+            shares = histogram.shares.get(kind, ())
             if len(shares) == len(middles):
                 lines.append(charts.Line(title, tone, middles, shares))
         if not lines:
             continue
         top = max(share or 0.0 for line in lines for share in line.y) or 1.0
         chart = charts.line_chart(
-            f"How often images have which score of {words.name(name)}.",
+            f"How often images have which score of {format.name(name)}.",
             charts.Axis(
                 "score: higher is less sure", edges[0], edges[-1], charts.ticks(edges[0], edges[-1])
             ),
             charts.Axis("share of images", 0, top, charts.ticks(0, top), charts.whole_percent),
             lines,
-            write=words.percent,
+            write=format.percent,
         )
-        broken = detector.object("suite").object("told").whole("n")
+        broken = detector.suite.told and detector.suite.told.n
         of = (
-            f"of the {words.count(broken)} images that the suite breaks, clean and attacked"
+            f"of the {format.count(broken)} images that the suite breaks, clean and attacked"
             if broken
             else "of all images: the suite breaks none"
         )
-        drawn.append(Named(words.name(name), of, chart))
+        drawn.append(Named(format.name(name), of, chart))
     return drawn
 
 
-def _attacked(foreign: Fields) -> str:
-    """AUROC, and of how many foreign images where only some were attacked."""
-    attacked = foreign.object("attacked")
-    n = attacked.whole("n")
-    number = cells.number(attacked.object("auroc"))
-    return number if n in (None, foreign.whole("n")) else f"{number} (n = {words.count(n)})"
+def _attacked(images: OutOfDistribution) -> str:
+    """AUROC, and of how many images where only some were attacked."""
+    n, number = images.attacked.n, metrics.number(images.attacked.auroc)
+    return number if n in (None, images.n) else f"{number} (n = {format.count(n)})"
 
 
-def foreign_table(run: Uncertainty) -> Table | None:
-    told = run.result.object("foreign")
-    names = cells.keys(told)
-    if not names:
+def foreign_table(run: UncertaintyRun) -> Table | None:
+    found = run.record.foreign
+    if not found:
         return None
-    scores = cells.keys(told.object(names[0]).object("scores"))
+    scores = list(next(iter(found.values())).scores)
     rows = [
         [
-            f"{name} (n = {words.count(told.object(name).whole('n'))})",
-            *(
-                cells.number(told.object(name).object("scores").object(s).object("auroc"))
-                for s in scores
-            ),
-            _attacked(told.object(name)),
+            f"{name} (n = {format.count(images.n)})",
+            *(metrics.number(images.scores.get(s, Separation()).auroc) for s in scores),
+            _attacked(images),
         ]
-        for name in names
+        for name, images in found.items()
     ]
-    return Table(["AUROC", *map(words.name, scores), "max softmax, attacked"], rows)
+    return Table(["AUROC", *map(format.name, scores), "max softmax, attacked"], rows)

@@ -15,12 +15,9 @@ from markupsafe import Markup
 
 from .. import charts
 from ..evaluation.result import distinct_names
-from . import format as words
-from . import pictures
-from .evaluation_run import Curve, Evaluation
-from .fields import Accuracy
-from .runs import Run
-from .training_run import Training
+from ..runs.records import Curve, CurvePoint, DataInfo
+from . import format, pictures
+from .runs import Accuracy, EvaluationRun, Run, TrainingRun
 
 MOST_CLASSES = 30  # rows of the class table
 MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond
@@ -32,19 +29,17 @@ Facts = list[tuple[str, str]]
 
 
 def heading(run: Run) -> str:
-    if isinstance(run, Evaluation) and run.model:
-        behind = f" behind {', then '.join(run.defences)}" if run.defences else ""
-        return run.model + behind
-    if not isinstance(run, Evaluation | Training) and run.model:
-        return run.model
-    return run.path.resolve().name
+    if isinstance(run, TrainingRun) or not run.model.name:
+        return run.path.resolve().name
+    return run.model.title
 
 
 def headings(runs: Sequence[Run]) -> list[str]:
     """Headings that tell runs apart which stand side by side: models of one name but of other
     weights by these, and otherwise alike ones by their folders."""
     apart = distinct_names(
-        [heading(run) for run in runs], [getattr(run, "sha256", "") for run in runs]
+        [heading(run) for run in runs],
+        ["" if isinstance(run, TrainingRun) else run.model.sha256 or "" for run in runs],
     )
     return [
         f"{name}, {run.path.resolve().name}" if apart.count(name) > 1 else name
@@ -55,7 +50,7 @@ def headings(runs: Sequence[Run]) -> list[str]:
 # --- the verdict -------------------------------------------------------------------------------
 
 
-def verdict(run: Evaluation) -> tuple[str, str]:
+def verdict(run: EvaluationRun) -> tuple[str, str]:
     """The outcome in plain words: one short judgement, and the counts behind it."""
     right, standing = run.standard.count, run.robust.count
     if right is None or standing is None:
@@ -79,14 +74,14 @@ def verdict(run: Evaluation) -> tuple[str, str]:
         judgement = "More than half of what the model gets right stands under attack."
     else:
         judgement = "Nearly all that the model gets right stands under attack."
-    counts = f"It names {words.count(right)} of {words.count(run.n)} images right."
+    counts = f"It names {format.count(right)} of {format.count(run.n)} images right."
     if right:
         counts += (
-            f" An attacker who may {words.permission(run.threat)} makes it wrong on "
-            f"{words.count(right - standing)} of these"
+            f" An attacker who may {format.permission(run.threat)} makes it wrong on "
+            f"{format.count(right - standing)} of these"
         )
         counts += (
-            f"; {words.count(standing)} still stand after the whole suite. A stronger attack "
+            f"; {format.count(standing)} still stand after the whole suite. A stronger attack "
             "could only lower that figure."
             if standing
             else "; none is left."
@@ -94,29 +89,41 @@ def verdict(run: Evaluation) -> tuple[str, str]:
     return judgement, counts
 
 
-def facts(run: Evaluation) -> Facts:
+def remarks(data: DataInfo) -> Facts:
+    """What a record says against its images, as rows of a table."""
+    absent = data.classes_without_images
+    named = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
+    rows = [("Classes without an image", f"{len(absent)}: {named}")] if absent else []
+    for each in data.overlaps:
+        images = f"{format.count(each.images)} of {each.split} are in {each.other} too"
+        rows.append(("Images in two splits", images))
+    return rows
+
+
+def facts(run: EvaluationRun) -> Facts:
+    record = run.record
     return [
-        ("Images", words.data(run.data, run.split, run.first, run.n)),
-        ("Pixels", run.pixels or words.NONE),
-        *run.remarks,
+        ("Images", format.data(run.data, run.n)),
+        ("Pixels", run.data.pixels or format.NONE),
+        *remarks(run.data),
         ("Threat model", str(run.threat)),
-        ("Suite", run.suite or words.NONE),
-        ("Model", " · ".join(w for w in (run.architecture, run.sha256[:12]) if w) or words.NONE),
-        ("Seed · precision", f"{words.figure(run.seed)} · {run.precision or words.NONE}"),
-        ("Time", words.duration(run.seconds)),
+        ("Suite", record.suite or format.NONE),
+        ("Model", format.model(run.model)),
+        ("Seed · precision", f"{format.figure(record.seed)} · {record.precision or format.NONE}"),
+        ("Time", format.duration(record.seconds)),
         (
             "Forwards · backwards",
-            f"{words.count(run.forwards)} · {words.count(run.backwards)}",
+            f"{format.count(record.forwards)} · {format.count(record.backwards)}",
         ),
     ]
 
 
-def fates(run: Evaluation) -> Markup | None:
+def fates(run: EvaluationRun) -> Markup | None:
     """What became of all n images; None where the counts of the attacks do not add up to n."""
     right, standing = run.standard.count, run.robust.count
     if right is None or standing is None:
         return None
-    broken = [(attack.name, attack.broken) for attack in run.attacks if attack.broken]
+    broken = [(attack.name, attack.broken) for attack in run.record.attacks if attack.broken]
     parts = [charts.Part("stand", "robust", standing)]
     parts += [
         charts.Part(f"broken by {name}", f"broken-{min(i, 2)}", number)
@@ -140,7 +147,7 @@ class Curves:
     caption: str
 
 
-def _epsilon_axis(runs: Sequence[Evaluation], high: float) -> charts.Axis:
+def _epsilon_axis(runs: Sequence[EvaluationRun], high: float) -> charts.Axis:
     if runs[0].threat.norm == "linf":
         ticks = [tick / 255 for tick in charts.ticks(0, high * 255)]
         return charts.Axis(
@@ -152,21 +159,27 @@ def _epsilon_axis(runs: Sequence[Evaluation], high: float) -> charts.Axis:
 
 def _end(curve: Curve) -> float:
     """The radius from which nothing stands, or the last one."""
-    end = curve.eps[-1]
-    for eps, a in zip(reversed(curve.eps), reversed(curve.accuracies), strict=True):
-        if a.value != 0:
+    points = ascending(curve)
+    end = points[-1].eps
+    for point in reversed(points):
+        if point.robust_accuracy != 0:
             break
-        end = eps
+        end = point.eps
     return end
 
 
-def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
+def ascending(curve: Curve) -> list[CurvePoint]:
+    """A curve's points by their radius."""
+    return sorted(curve.points, key=lambda point: point.eps)
+
+
+def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
     """Robust accuracy against ε, one line a run, and each suite's own figure as a marked point.
 
     The runs must share the norm and the curve's attack: figures from different searches never
     share a line, nor lines a chart.
     """
-    shown = [(run, run.curve) for run in runs if run.curve is not None]
+    shown = [(run, curve) for run in runs if (curve := run.record.curve) and curve.points]
     if not shown:
         return None
     high = max(max(run.threat.eps, _end(curve)) for run, curve in shown)
@@ -176,25 +189,24 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
     names = headings([run for run, _ in shown])
     for i, (run, curve) in enumerate(shown):
         tone = f"tone-{i % TONES}" if several else "robust"
-        radii = [eps for eps in curve.eps if eps <= high]
-        points = curve.accuracies[: len(radii)]
+        points = [point for point in ascending(curve) if point.eps <= high]
         lines.append(
             charts.Line(
-                names[i] if several else f"{curve.attack}, n = {words.count(curve.n)}",
+                names[i] if several else f"{curve.attack}, n = {format.count(curve.n)}",
                 tone,
-                radii,
-                [a.value for a in points],
-                [a.low for a in points],
-                [a.high for a in points],
+                [point.eps for point in points],
+                [point.robust_accuracy for point in points],
+                [point.interval and point.interval[0] for point in points],
+                [point.interval and point.interval[1] for point in points],
             )
         )
-        title = f"suite {run.suite} at {run.threat}, n = {words.count(run.n)}"
+        title = f"suite {run.record.suite or ''} at {run.threat}, n = {format.count(run.n)}"
         marks.append(
             charts.Mark(
                 f"{names[i]}: {title}" if several else title,
                 tone if several else "ink",
                 run.threat.eps,
-                words.estimate(run.robust),
+                format.estimate(run.robust),
                 title,
             )
         )
@@ -204,22 +216,21 @@ def security_curves(runs: Sequence[Evaluation]) -> Curves | None:
         charts.fraction_axis("robust accuracy"),
         lines,
         marks,
-        write=words.percent,
+        write=format.percent,
     )
-    table = charts.data_table(axis.label, lines, axis.write, words.percent)
+    table = charts.data_table(axis.label, lines, axis.write, format.percent)
     caption = "The band is the 95 % interval. The diamond is the suite's own figure: " + (
         "the line is made of the same distances."
-        if all(curve.attack == f"suite {run.suite}" for run, curve in shown)
+        if all(curve.attack == f"suite {run.record.suite}" for run, curve in shown)
         else "a longer search on its own images, so it belongs to no line."
     )
-    unfinished = [run for run, curve in shown if curve.accuracies[-1].value not in (None, 0.0)]
-    if unfinished:
+    if any(ascending(curve)[-1].robust_accuracy not in (None, 0.0) for _, curve in shown):
         caption += (
             " The line does not reach 0: either the radii end too early, or the attack "
             "fails where a stronger one would not."
         )
     if several:
-        caption += f" Lines: {shown[0][1].attack}, n = {words.count(shown[0][1].n)}."
+        caption += f" Lines: {shown[0][1].attack}, n = {format.count(shown[0][1].n)}."
     return Curves(chart, table, caption)
 
 
@@ -240,7 +251,7 @@ class Classes:
     left_out: int
 
 
-def classes(run: Evaluation) -> Classes | None:
+def classes(run: EvaluationRun) -> Classes | None:
     """Accuracy by class; of many classes, those that are weakest under attack."""
     if run.verdicts is None:
         return None
@@ -251,9 +262,9 @@ def classes(run: Evaluation) -> Classes | None:
         robust = Accuracy.of(int((own & ~v.broken).sum()), int(own.sum()))
         name = run.class_name(int(label))
         strip = charts.strip(
-            f"{name}: {words.accuracy(standard)} clean, {words.accuracy(robust)} under attack",
-            ("standard", words.estimate(standard)),
-            ("robust", words.estimate(robust)),
+            f"{name}: {format.accuracy(standard)} clean, {format.accuracy(robust)} under attack",
+            ("standard", format.estimate(standard)),
+            ("robust", format.estimate(robust)),
         )
         rows.append(ClassRow(name, standard, robust, strip))
     if len(rows) <= MOST_CLASSES:
@@ -274,13 +285,13 @@ class Confusion:
     pairs: list[tuple[str, str, int]]
 
 
-def confusion(run: Evaluation) -> Confusion | None:
+def confusion(run: EvaluationRun) -> Confusion | None:
     if run.verdicts is None:
         return None
     v = run.verdicts
     of_interest = v.broken_by_attack & (v.adversarial_prediction >= 0)
     labels, turned = v.label[of_interest], v.adversarial_prediction[of_interest]
-    k = int(max(len(run.classes), *(v.label + 1), *(turned + 1)))
+    k = int(max(len(run.record.classes), *(v.label + 1), *(turned + 1)))
     pairs, numbers = np.unique(np.stack([labels, turned]), axis=1, return_counts=True)
     if k <= MOST_CONFUSED:
         counts = np.zeros((k, k), int)
@@ -334,17 +345,17 @@ class Examples:
     note: str
 
 
-def _distance(run: Evaluation, value: float) -> str:
+def _distance(run: EvaluationRun, value: float) -> str:
     if not np.isfinite(value):
         return ""
     if value == 0:
         return "no change"
     if run.threat.norm == "linf":
-        return f"L∞ {words.over_255(value)}"
+        return f"L∞ {format.over_255(value)}"
     return f"{str(run.threat).split()[0]} {value:.4g}"
 
 
-def examples(run: Evaluation) -> Examples | None:
+def examples(run: EvaluationRun) -> Examples | None:
     """The first of the stored examples, as pictures."""
     if run.examples is None or run.verdicts is None or not len(run.examples.rows):
         return None
@@ -384,7 +395,7 @@ def examples(run: Evaluation) -> Examples | None:
 
 
 def _confidence(value: float) -> str:
-    return "" if np.isnan(value) else words.percent(float(value))
+    return "" if np.isnan(value) else format.percent(float(value))
 
 
 # --- cost --------------------------------------------------------------------------------------
@@ -401,18 +412,18 @@ class CostRow:
     outcome: str = ""  # in place of the figures, where it was not tried
 
 
-def cost(run: Evaluation) -> list[CostRow]:
+def cost(run: EvaluationRun) -> list[CostRow]:
     return [
         CostRow(
             attack.name,
-            words.count(attack.broken),
+            format.count(attack.broken),
             (attack.broken or 0) / run.n,
-            words.count(attack.forwards),
-            words.count(attack.backwards),
-            words.duration(attack.seconds),
+            format.count(attack.forwards),
+            format.count(attack.backwards),
+            format.duration(attack.seconds),
             "" if attack.ran else attack.outcome,
         )
-        for attack in run.attacks
+        for attack in run.record.attacks
     ]
 
 
@@ -432,27 +443,24 @@ class Request:
 def request(run: Run) -> Request | None:
     if run.request is None:
         return None
-    asked = run.request.get("asked")
-    # What was asked may stand in an object of its own.
-    given = run.request | (asked if isinstance(asked, dict) else {})
-    command, versions, recipe = (given.get(key) for key in ("command", "versions", "recipe"))
-    if isinstance(command, list):
-        command = shlex.join(str(word) for word in command)
+    # Of the first version, what was asked stands beside the rest.
+    given = run.request.to_dict() | run.request.asked
+    recipe = given.get("recipe")
     if recipe is not None and not isinstance(recipe, str):
         recipe = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     details = [
-        (words.name(key), _asked(value))
+        (format.name(key), _asked(value))
         for key, value in given.items()
         if key not in _SHOWN_ELSEWHERE
     ]
-    if not isinstance(run, Training):
-        details += [("model loaded from", run.source), ("weights, SHA-256", run.sha256)]
+    if not isinstance(run, TrainingRun):
+        details += [
+            ("model loaded from", run.model.source or ""),
+            ("weights, SHA-256", run.model.sha256 or ""),
+        ]
     return Request(
-        command=command if isinstance(command, str) else "",
-        versions=[
-            (key, words.figure(value))
-            for key, value in (versions if isinstance(versions, dict) else {}).items()
-        ],
+        command=shlex.join(run.request.command),
+        versions=[(key, format.figure(value)) for key, value in run.request.versions.items()],
         asked=[(name, value) for name, value in details if value],
         recipe=recipe or "",
     )
@@ -462,4 +470,4 @@ def _asked(value: Any) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value, ensure_ascii=False)
     # The exact number: it is what one would have to ask again.
-    return repr(value) if isinstance(value, float) else words.figure(value)
+    return repr(value) if isinstance(value, float) else format.figure(value)

@@ -9,8 +9,9 @@ import math
 from typing import Any
 
 from ..charts import NO_VALUE, Estimate
+from ..runs.records import DataInfo, ModelInfo
 from ..threat import Threat
-from .fields import Accuracy
+from .runs import Accuracy
 
 NONE = NO_VALUE
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
@@ -81,7 +82,7 @@ def figure(value: Any) -> str:
 
 
 def name(text: str) -> str:
-    """A key of a file as words: "images_per_second" is "images per second"."""
+    """A key of a file in words: "images_per_second" is "images per second"."""
     return text.replace("_", " ").replace("-", " ")
 
 
@@ -115,9 +116,16 @@ def _step(threat: Threat) -> str:
     return f"{100 * threat.eps:.3g}{_SPACE}% of its range"
 
 
-def data(title: str, split: str, first: int | None, n: int) -> str:
+def data(images: DataInfo, n: int) -> str:
     """ "cifar10 test, first 1,000", or "1,000 of digits test"."""
-    words = " ".join(word for word in (title, split) if word)
-    if not words:
+    split = " ".join(word for word in (images.name, images.split) if word)
+    if not split:
         return f"{count(n)} images"
-    return f"{words}, first {count(n)}" if first == n else f"{count(n)} of {words}"
+    return f"{split}, first {count(n)}" if images.first == n else f"{count(n)} of {split}"
+
+
+def model(info: ModelInfo) -> str:
+    """Architecture and the beginning of the weights' SHA-256."""
+    return (
+        " · ".join(word for word in (info.architecture, (info.sha256 or "")[:12]) if word) or NONE
+    )

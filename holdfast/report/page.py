@@ -15,15 +15,9 @@ from .. import charts
 from ..errors import InputError
 from ..runs.files import check_named, write_named
 from ..terminal import page_text, tell
-from . import certification, defences, training, uncertainty
-from . import evaluation as sections
-from . import format as words
-from .certification import Certification
+from . import certification, defences, evaluation, format, training, uncertainty
 from .comparison import comparison
-from .evaluation_run import Evaluation
-from .runs import Run, read_run
-from .training_run import Training
-from .uncertainty_run import Uncertainty
+from .runs import CertificationRun, EvaluationRun, Run, TrainingRun, UncertaintyRun, read_run
 
 
 @functools.cache
@@ -37,16 +31,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
     )
     environment.filters |= {
-        "accuracy": words.accuracy,
-        "interval": words.interval,
-        "percent": words.percent,
-        "count": words.count,
-        "duration": words.duration,
-        "figure": words.figure,
-        "words": words.name,
-        "title": words.title,
+        "accuracy": format.accuracy,
+        "interval": format.interval,
+        "percent": format.percent,
+        "count": format.count,
+        "duration": format.duration,
+        "figure": format.figure,
+        "in_words": format.name,
+        "title": format.title,
     }
-    environment.globals["NONE"] = words.NONE
+    environment.globals["NONE"] = format.NONE
     return environment
 
 
@@ -56,40 +50,40 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         "number": number,
         "id": f"run-{number}",
         "run": run,
-        "heading": sections.heading(run),
-        "request": sections.request(run),
+        "heading": evaluation.heading(run),
+        "request": evaluation.request(run),
     }
-    if isinstance(run, Training):
+    if isinstance(run, TrainingRun):
         return SimpleNamespace(**common, facts=training.facts(run), charts=training.curves(run))
-    if isinstance(run, Uncertainty):
+    if isinstance(run, UncertaintyRun):
         return SimpleNamespace(**common, **uncertainty.view(run))
-    if isinstance(run, Certification):
+    if isinstance(run, CertificationRun):
         return SimpleNamespace(**common, **certification.view(run))
     return SimpleNamespace(
         **common,
-        verdict=sections.verdict(run),
-        facts=sections.facts(run),
-        fates=sections.fates(run),
-        curves=sections.security_curves([run]),
-        classes=sections.classes(run),
-        confusion=sections.confusion(run),
-        examples=sections.examples(run),
-        cost=sections.cost(run),
+        verdict=evaluation.verdict(run),
+        facts=evaluation.facts(run),
+        fates=evaluation.fates(run),
+        curves=evaluation.security_curves([run]),
+        classes=evaluation.classes(run),
+        confusion=evaluation.confusion(run),
+        examples=evaluation.examples(run),
+        cost=evaluation.cost(run),
         defended=defences.defended(run),
         standard_strip=charts.strip(
-            "standard accuracy", ("standard", words.estimate(run.standard))
+            "standard accuracy", ("standard", format.estimate(run.standard))
         ),
-        robust_strip=charts.strip("robust accuracy", ("robust", words.estimate(run.robust))),
+        robust_strip=charts.strip("robust accuracy", ("robust", format.estimate(run.robust))),
     )
 
 
 def render(runs: Sequence[Run], command: str) -> str:
     """The page of these runs, evaluations first, and the command that makes it; the same runs
     always give the same page."""
-    evaluations = [run for run in runs if isinstance(run, Evaluation)]
-    trainings = [run for run in runs if isinstance(run, Training)]
-    uncertainties = [run for run in runs if isinstance(run, Uncertainty)]
-    certifications = [run for run in runs if isinstance(run, Certification)]
+    evaluations = [run for run in runs if isinstance(run, EvaluationRun)]
+    trainings = [run for run in runs if isinstance(run, TrainingRun)]
+    uncertainties = [run for run in runs if isinstance(run, UncertaintyRun)]
+    certifications = [run for run in runs if isinstance(run, CertificationRun)]
     ordered: list[Run] = [*evaluations, *certifications, *uncertainties, *trainings]
     return (
         _environment()

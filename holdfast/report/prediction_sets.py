@@ -5,140 +5,127 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from .. import charts
-from . import format as words
-from . import table_cells as cells
-from .fields import Fields
-from .table_cells import Table
-from .uncertainty_run import Uncertainty
+from ..runs.records.uncertainty import SetFigures
+from . import format, metrics
+from .metrics import Table
+from .runs import UncertaintyRun
 
 TONES = ("robust", "tone-1", "tone-2", "tone-4", "tone-5")
 
 RATES = {"clean": "clean", "suite": "labels attacked", "miscalibrate": "confidence attacked"}
 
 
-def _set_cells(told: Fields) -> list[str]:
+def _cells(sets: SetFigures) -> list[str]:
     return [
-        cells.with_interval(told.object("coverage"), share=True),
-        words.figure(told.number("mean_size")),
-        words.percent(told.number("trivial", 0, 1)),
+        metrics.with_interval(sets.coverage, share=True),
+        format.figure(sets.mean_size),
+        format.percent(sets.trivial),
     ]
 
 
-def sets_table(run: Uncertainty) -> Table:
+def sets_table(run: UncertaintyRun) -> Table:
     """Coverage, size, and the share of trivial sets, of every kind of sets."""
-    told, robust = run.result.object("sets"), run.result.object("robust_sets")
+    plain, robust = run.record.sets, run.record.robust_sets
     rows = []
-    for name in cells.keys(told.object("by_score")):
-        sets = told.object("by_score").object(name)
-        rows.append([f"{name.upper()}, clean", *_set_cells(sets.object("clean"))])
-        attacked = sets.object("attacked")
-        covered, larger = attacked.object("covered"), attacked.object("enlarged")
-        rows.append([f"{name.upper()}, coverage attacked", *_set_cells(covered)])
-        rows.append([f"{name.upper()}, size attacked", *_set_cells(larger)])
-    by_class = told.object("class_conditional")
-    if not by_class.text("unavailable"):
-        rows.append(["LAC, a threshold a class, clean", *_set_cells(by_class)])
-    for name, title in (
-        ("clean", "Robust sets, clean"),
-        ("inside", f"Robust sets, attacked inside L2 {robust.number('radius') or 0:g}"),
-        ("beyond", f"Robust sets, attacked at {run.threat}: empirical, no promise"),
+    for name, sets in plain.by_score.items():
+        rows.append([f"{name.upper()}, clean", *_cells(sets.clean)])
+        rows.append([f"{name.upper()}, coverage attacked", *_cells(sets.attacked.covered)])
+        rows.append([f"{name.upper()}, size attacked", *_cells(sets.attacked.enlarged)])
+    by_class = plain.class_conditional or SetFigures()
+    if not by_class.unavailable:
+        rows.append(["LAC, a threshold a class, clean", *_cells(by_class)])
+    for found, title in (
+        (robust.clean, "Robust sets, clean"),
+        (robust.inside, f"Robust sets, attacked inside L2 {robust.radius or 0:g}"),
+        (robust.beyond, f"Robust sets, attacked at {run.threat}: empirical, no promise"),
     ):
-        sets = robust.object(name)
-        if sets.value:
-            n = sets.whole("n")
-            rows.append([title if n == run.n else f"{title}, n = {n}", *_set_cells(sets)])
+        if found is not None:
+            named = title if found.n == run.n else f"{title}, n = {found.n}"
+            rows.append([named, *_cells(found)])
     return Table(["", "Coverage", "Mean size", "Trivial: all classes"], rows)
 
 
-def sets_sentences(run: Uncertainty) -> list[str]:
-    told, robust = run.result.object("sets"), run.result.object("robust_sets")
+def sets_sentences(run: UncertaintyRun) -> list[str]:
+    plain, robust = run.record.sets, run.record.robust_sets
     lines = []
-    promise = words.percent(told.number("promise", 0, 1))
-    for name in cells.keys(told.object("by_score")):
-        splits = told.object("by_score").object(name).object("splits")
-        low, high = ([*cells.numbers(splits, "interval"), None, None])[:2]
-        if low is None or high is None:
+    for name, sets in plain.by_score.items():
+        splits = sets.splits
+        if splits.interval is None:
             continue
+        low, high = splits.interval
         lines.append(
-            f"{name.upper()}: promised {promise}; over {len(splits.list('coverages'))} random "
-            f"splits the mean coverage is {words.percent(splits.number('mean', 0, 1))}, and "
-            f"{splits.whole('inside')} of them lie in the interval of a right method "
-            f"({100 * low:.1f} – {100 * high:.1f} %)."
+            f"{name.upper()}: promised {format.percent(plain.promise)}; over "
+            f"{len(splits.coverages)} random splits the mean coverage is "
+            f"{format.percent(splits.mean)}, and {splits.inside} of them lie in the interval of a "
+            f"right method ({100 * low:.1f} – {100 * high:.1f} %)."
         )
-    for part, what in ((robust, "Robust sets"), (told.object("class_conditional"), "By class")):
-        if part.text("unavailable"):
-            lines.append(f"{what}: none; {part.text('unavailable')}.")
-    if robust.object("inside").value:
+    for part, what in ((robust, "Robust sets"), (plain.class_conditional, "By class")):
+        if part is not None and part.unavailable:
+            lines.append(f"{what}: none; {part.unavailable}.")
+    if robust.inside is not None:
         lines.append(
-            f"Robust sets promise {words.percent(robust.number('promise', 0, 1))} under every "
-            f"attack within L2 {robust.number('radius') or 0:g} by one who does not know the draw "
-            f"of noise (σ = {robust.number('sigma') or 0:g}) that decides; beyond it, coverage is "
+            f"Robust sets promise {format.percent(robust.promise)} under every "
+            f"attack within L2 {robust.radius or 0:g} by one who does not know the draw "
+            f"of noise (σ = {robust.sigma or 0:g}) that decides; beyond it, coverage is "
             "what was measured and nothing more."
         )
     return lines
 
 
-def sets_charts(run: Uncertainty) -> list[Markup]:
+def sets_charts(run: UncertaintyRun) -> list[Markup]:
     """Coverage and mean size against ε."""
-    by_score = run.result.object("sets").object("by_score")
+    by_score = run.record.sets.by_score
     scale = 255.0 if run.threat.norm == "linf" else 1.0
     label = "ε (L∞), in steps of 1/255" if scale > 1 else f"ε ({str(run.threat).split()[0]})"
     found = []
     for what, title in (("coverage", "coverage"), ("mean_size", "mean size of a set")):
         lines = []
-        for name, tone in zip(cells.keys(by_score), TONES, strict=False):
-            curve = by_score.object(name).object("against_eps")
-            line = cells.line(curve, "eps", what, name.upper(), tone, scale)
+        for (name, sets), tone in zip(by_score.items(), TONES, strict=False):
+            curve = sets.against_eps
+            line = metrics.line(curve.eps, getattr(curve, what), name.upper(), tone, scale)
             if line is not None:
                 lines.append(line)
         if not lines:
             return []
-        x = cells.axis(label, [v for line in lines for v in line.x], "{:.4g}".format)
-        top = len(run.result.list("classes")) or 1
+        x = metrics.axis(label, [v for line in lines for v in line.x], "{:.4g}".format)
+        top = len(run.record.classes) or 1
         shares = what == "coverage"
-        y = charts.fraction_axis(title) if shares else cells.axis(title, [top], "{:g}".format)
-        write = words.percent if shares else "{:.2f}".format
+        y = charts.fraction_axis(title) if shares else metrics.axis(title, [top], "{:g}".format)
+        write = format.percent if shares else "{:.2f}".format
         found.append(charts.line_chart(f"{title} against ε", x, y, lines, write=write))
     return found
 
 
-def sets_caption(run: Uncertainty) -> str:
+def sets_caption(run: UncertaintyRun) -> str:
     """Why the charts' figures are not the table's: other images, and another attack."""
-    told = run.result.object("sets").object("by_score")
-    drawn = [told.object(name).object("against_eps") for name in cells.keys(told)]
-    n = next((size for size in (curve.whole("n") for curve in drawn) if size), None)
+    drawn = [sets.against_eps for sets in run.record.sets.by_score.values()]
+    n = next((curve.n for curve in drawn if curve.n), None)
     return (
-        f"The charts: the first {words.count(n)} images, attacked anew at each ε by a short search "
-        "that aims at LAC sets, whichever sets are drawn. The table: all "
-        f"{words.count(run.n)} images at {run.threat}, and for each image the worst that any "
+        f"The charts: the first {format.count(n)} images, attacked anew at each ε by a short "
+        "search that aims at LAC sets, whichever sets are drawn. The table: all "
+        f"{format.count(run.n)} images at {run.threat}, and for each image the worst that any "
         "attack of this run found, by a longer search. So at one ε the table shows less coverage "
         "and larger sets than the charts; where they differ, the table is closer to the truth."
     )
 
 
-def abstaining_tables(run: Uncertainty) -> list[tuple[str, Table | None]]:
+def abstaining_tables(run: UncertaintyRun) -> list[tuple[str, Table | None]]:
     """Each promise with what became of it; or why it could not be given."""
-    told = run.result.object("abstaining")
     found: list[tuple[str, Table | None]] = []
-    for name in cells.keys(told):
-        one = told.object(name)
-        if one.text("unavailable"):
-            found.append((one.text("unavailable"), None))
+    for one in run.record.abstaining.values():
+        if one.unavailable:
+            found.append((one.unavailable, None))
             continue
-        rates = one.object("rates")
-        rows: list[list[str]] = []
-        for condition in cells.keys(rates):
-            shares = rates.object(condition)
-            title = RATES.get(condition, condition)
-            rows.append(
-                [
-                    "attacker's choice, image by image" if condition == "worst" else title,
-                    *(
-                        words.percent(shares.number(key, 0, 1))
-                        for key in ("right", "wrong", "abstained", "risk")
-                    ),
-                ]
-            )
+        rows = [
+            [
+                "attacker's choice, image by image"
+                if condition == "worst"
+                else RATES.get(condition, condition),
+                *map(format.percent, (shares.right, shares.wrong, shares.abstained, shares.risk)),
+            ]
+            for condition, shares in one.rates.items()
+        ]
         head = ["", "Right", "Wrong", "Abstained", "Risk among answers"]
-        found.append((f"Promised on clean images: {one.text('promise')}.", Table(head, rows)))
+        promise = f"Promised on clean images: {one.promise or ''}."
+        found.append((promise, Table(head, rows)))
     return found

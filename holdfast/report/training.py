@@ -11,11 +11,9 @@ from statistics import median
 from markupsafe import Markup
 
 from .. import charts
-from . import format as words
-from .evaluation import Facts
-from .evaluation_run import Evaluation
-from .runs import Run
-from .training_run import Training
+from . import format
+from .evaluation import Facts, remarks
+from .runs import EvaluationRun, Run, TrainingRun
 
 _ACCURACIES = (
     ("train_accuracy", "training images, as trained on", "tone-3"),
@@ -35,22 +33,23 @@ class TrainingCharts:
     table: Markup
 
 
-def facts(run: Training) -> Facts:
+def facts(run: TrainingRun) -> Facts:
     speed = [value for value in run.metrics.get("images_per_second", []) if value is not None]
+    record, data = run.record, run.data
     return [
-        ("Data", " ".join(word for word in (run.data, run.split) if word) or words.NONE),
-        ("Pixels", run.pixels or words.NONE),
-        *run.remarks,
-        ("Epochs", words.figure(run.epochs)),
-        ("Steps", words.count(run.steps)),
-        ("Time", words.duration(run.seconds)),
-        ("Weights kept from epoch", words.figure(run.best_epoch)),
-        ("Images a second, median", words.count(median(speed) if speed else None)),
-        ("Validation images", words.count(run.standard.n)),
+        ("Data", " ".join(word for word in (data.name, data.split) if word) or format.NONE),
+        ("Pixels", data.pixels or format.NONE),
+        *remarks(data),
+        ("Epochs", format.figure(record.epochs)),
+        ("Steps", format.count(record.steps)),
+        ("Time", format.duration(record.seconds)),
+        ("Weights kept from epoch", format.figure(record.best_epoch)),
+        ("Images a second, median", format.count(median(speed) if speed else None)),
+        ("Validation images", format.count(run.standard.n)),
     ]
 
 
-def curves(run: Training) -> TrainingCharts | None:
+def curves(run: TrainingRun) -> TrainingCharts | None:
     epochs = run.metrics.get("epoch", [])
     known = [(i, epoch) for i, epoch in enumerate(epochs) if epoch is not None]
     if not known:
@@ -73,12 +72,13 @@ def curves(run: Training) -> TrainingCharts | None:
         return charts.line_chart(f"{title} by epoch", axis, y, [shown])
 
     events = [
-        charts.Event(event.epoch, words.name(event.kind) or "event", "alarm")
-        for event in run.events
+        charts.Event(event.epoch, format.name(event.kind) or "event", "alarm")
+        for event in run.record.events
         if event.epoch is not None and low <= event.epoch <= high
     ]
-    if run.best_epoch is not None and low <= run.best_epoch <= high:
-        events.append(charts.Event(run.best_epoch, "weights kept", "calm"))
+    best = run.record.best_epoch
+    if best is not None and low <= best <= high:
+        events.append(charts.Event(best, "weights kept", "calm"))
     lines = [shown for shown in (line(*spec) for spec in _ACCURACIES) if shown]
     accuracy = None
     if lines:
@@ -88,10 +88,10 @@ def curves(run: Training) -> TrainingCharts | None:
             charts.fraction_axis("accuracy"),
             lines,
             events=events,
-            write=words.percent,
+            write=format.percent,
         )
     columns = [
-        charts.Line(words.name(column), "", x, [values[i] for i, _ in known])
+        charts.Line(format.name(column), "", x, [values[i] for i, _ in known])
         for column, values in run.metrics.items()
         if column != "epoch"
     ]
@@ -113,9 +113,10 @@ def linked_trainings(runs: Sequence[Run]) -> list[Path]:
     known = {run.path.resolve() for run in runs}
     found = []
     for run in runs:
-        if not isinstance(run, Evaluation) or not run.training_run or "\0" in run.training_run:
+        named = run.record.training_run if isinstance(run, EvaluationRun) else None
+        if not named or "\0" in named:
             continue
-        for path in (Path(run.training_run), run.path / run.training_run):
+        for path in (Path(named), run.path / named):
             beside = os.path.dirname(os.path.realpath(run.path))
             place = os.path.realpath(path)
             if place.startswith(os.path.join(beside, "")) and os.path.isfile(path / "result.json"):

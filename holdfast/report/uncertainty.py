@@ -10,12 +10,19 @@ from markupsafe import Markup
 
 from .. import charts
 from ..evaluation.result import distinct_names
-from . import detectors, prediction_sets
-from . import format as words
-from . import table_cells as cells
-from .fields import Fields
-from .table_cells import Table
-from .uncertainty_run import Uncertainty
+from ..runs.records.uncertainty import (
+    Answers,
+    BesidePeople,
+    CalibrationError,
+    ConformalSets,
+    Figure,
+    Moved,
+    SetFigures,
+)
+from . import detectors, format, metrics, prediction_sets
+from .evaluation import remarks
+from .metrics import Table
+from .runs import UncertaintyRun
 
 CONDITIONS = {
     "clean": ("clean", "standard"),
@@ -40,7 +47,7 @@ METRICS: tuple[tuple[str, str, bool], ...] = (
     ("right_aupr", "… AUPR of right answers", False),
     ("mistakes_fpr_at_95_tpr", "… false positives at 95 % found", True),
 )
-SCALINGS = {
+CALIBRATORS = {
     "none": "as trained",
     "temperature": "temperature",
     "vector": "vector",
@@ -51,64 +58,61 @@ SCALINGS = {
 # --- what the page says -------------------------------------------------------------------------
 
 
-def facts(run: Uncertainty) -> list[tuple[str, str]]:
-    asked = run.result.object("settings")
+def facts(run: UncertaintyRun) -> list[tuple[str, str]]:
+    record, asked = run.record, run.record.settings
     return [
-        ("Images", words.data(run.data, run.split, run.first, run.n)),
-        ("Pixels", run.pixels or words.NONE),
-        *run.remarks,
-        ("Threat model · suite", f"{run.threat} · {run.suite}"),
+        ("Images", format.data(run.data, run.n)),
+        ("Pixels", run.data.pixels or format.NONE),
+        *remarks(run.data),
+        ("Threat model · suite", f"{run.threat} · {record.suite or ''}"),
         (
             "Fitted on",
-            f"{words.count(asked.whole('tuning'))} validation images; calibrated on "
-            f"{words.count(asked.whole('held'))} others",
+            f"{format.count(asked.tuning)} validation images; calibrated on "
+            f"{format.count(asked.held)} others",
         ),
-        ("Temperature", words.figure(run.result.number("temperature"))),
-        ("Model", " · ".join(w for w in (run.architecture, run.sha256[:12]) if w) or words.NONE),
-        ("Seed", words.figure(asked.whole("seed", -(2**63)))),
-        ("Time", words.duration(run.seconds)),
+        ("Temperature", format.figure(record.temperature)),
+        ("Model", format.model(run.model)),
+        ("Seed", format.figure(asked.seed)),
+        ("Time", format.duration(record.seconds)),
     ]
 
 
-def judgement(run: Uncertainty) -> str:
+def judgement(run: UncertaintyRun) -> str:
     """One sentence on whether the model's confidence can be believed."""
-    error = {
-        name: run.result.object("conditions").object(name).object("ece").number("value", 0, 1)
-        for name in CONDITIONS
-    }
-    clean, moved = error["clean"], error["miscalibrate"]
+    clean, moved = (_answers(run, name).ece for name in ("clean", "miscalibrate"))
     if clean is None or moved is None:
         return "The run reached no calibration error."
     return (
-        f"On clean images its confidence is off by {words.percent(clean)} on average; an attacker "
-        f"who leaves every answer as it is makes that {words.percent(moved)}."
+        f"On clean images its confidence is off by {metrics.percent(clean)} on average; an "
+        f"attacker who leaves every answer as it is makes that {metrics.percent(moved)}."
     )
 
 
-def metric(figure: Fields, name: str, share: bool) -> str:
+def _answers(run: UncertaintyRun, condition: str) -> Answers:
+    return run.record.conditions.get(condition) or Answers()
+
+
+def metric(figure: Figure | None, name: str, share: bool) -> str:
     """A figure with its interval; older runs have a wrong one for calibration errors."""
-    if name.startswith("ece") and figure.number("by_chance") is None:
-        return cells.percent(figure)
-    return cells.with_interval(figure, share)
+    if name.startswith("ece") and (figure is None or figure.by_chance is None):
+        return metrics.percent(figure)
+    return metrics.with_interval(figure, share)
 
 
-def metrics_table(run: Uncertainty) -> Table:
-    conditions = run.result.object("conditions")
+def metrics_table(run: UncertaintyRun) -> Table:
+    answers = [_answers(run, condition) for condition in CONDITIONS]
     return Table(
         ["", *(title for title, _ in CONDITIONS.values())],
         [
-            [
-                title,
-                *(metric(conditions.object(c).object(name), name, share) for c in CONDITIONS),
-            ]
+            [title, *(metric(getattr(found, name), name, share) for found in answers)]
             for name, title, share in METRICS
         ],
     )
 
 
-def scalings_table(run: Uncertainty) -> Table:
-    told, of_more = run.result.object("calibration"), run.result.object("calibration_of_more")
-    more = f"clean, {of_more.whole('n')} images" if of_more.value else None
+def calibrators_table(run: UncertaintyRun) -> Table:
+    errors, of_more = run.record.calibration, run.record.calibration_of_more
+    more = f"clean, {of_more.n} images" if of_more is not None else None
     return Table(
         [
             "Calibration error by scaling",
@@ -119,39 +123,39 @@ def scalings_table(run: Uncertainty) -> Table:
             [
                 title,
                 *(
-                    words.percent(told.object(method).object(c).number("ece", 0, 1))
+                    format.percent(errors.get(method, {}).get(c, CalibrationError()).ece)
                     for c in CONDITIONS
                 ),
-                *([cells.percent(of_more.object(method))] if more else []),
+                *([metrics.percent(getattr(of_more, method))] if of_more is not None else []),
             ]
-            for method, title in SCALINGS.items()
+            for method, title in CALIBRATORS.items()
         ],
     )
 
 
-def reliability(run: Uncertainty) -> Markup | None:
+def reliability(run: UncertaintyRun) -> Markup | None:
     lines = [charts.Line("as sure as right", "calm", [0, 1], [0, 1])]
     for name, (title, tone) in CONDITIONS.items():
-        drawn = run.result.object("drawings").object(name).object("reliability")
-        line = cells.line(drawn, "confidence", "frequency", title, tone)
-        if line is not None:
-            lines.append(line)
+        if (drawn := run.record.drawings.get(name)) is not None:
+            diagram = drawn.reliability
+            line = metrics.line(diagram.confidence, diagram.frequency, title, tone)
+            lines += [] if line is None else [line]
     return charts.line_chart(
         "How often answers are right, against their confidence.",
         charts.fraction_axis("confidence"),
         charts.fraction_axis("share right"),
         lines,
-        write=words.percent,
+        write=format.percent,
     )
 
 
-def risk_coverage(run: Uncertainty) -> Markup | None:
-    lines = []
+def risk_coverage(run: UncertaintyRun) -> Markup | None:
+    lines: list[charts.Line] = []
     for name, (title, tone) in CONDITIONS.items():
-        drawn = run.result.object("drawings").object(name).object("risk_coverage")
-        line = cells.line(drawn, "coverage", "risk", title, tone)
-        if line is not None:
-            lines.append(line)
+        drawn = run.record.drawings.get(name)
+        if drawn is not None and (curve := drawn.risk_coverage) is not None:
+            line = metrics.line(curve.coverage, curve.risk, title, tone)
+            lines += [] if line is None else [line]
     if not lines:
         return None
     return charts.line_chart(
@@ -159,44 +163,40 @@ def risk_coverage(run: Uncertainty) -> Markup | None:
         charts.fraction_axis("coverage: share answered, the surest first"),
         charts.fraction_axis("risk: share wrong"),
         lines,
-        write=words.percent,
+        write=format.percent,
     )
 
 
-def chance_sentence(run: Uncertainty) -> str:
+def chance_sentence(run: UncertaintyRun) -> str:
     """What a calibrated model would measure, without which a small error cannot be read."""
-    conditions = run.result.object("conditions")
-    told = [
-        f"{words.percent(by_chance)} ({title})"
+    by_chance = [
+        f"{format.percent(error.by_chance)} ({title})"
         for name, (title, _) in CONDITIONS.items()
-        if (by_chance := conditions.object(name).object("ece").number("by_chance", 0, 1))
-        is not None
+        if (error := _answers(run, name).ece) is not None and error.by_chance is not None
     ]
-    if not told:
+    if not by_chance:
         return (
             "The run is of a version that gave no interval for calibration errors, or a wrong "
             "one: theirs are not shown."
         )
     return (
         "Measured on few images, even a perfectly calibrated model shows a calibration error: with "
-        f"these confidences, in 15 bins, {', '.join(told)} on average. The intervals take that "
-        "into account."
+        f"these confidences, in 15 bins, {', '.join(by_chance)} on average. The intervals take "
+        "that into account."
     )
 
 
-def confidence_sentence(run: Uncertainty) -> str:
-    told = run.result.object("confidence")
-    right, wrong = told.object("right"), told.object("wrong")
+def confidence_sentence(run: UncertaintyRun) -> str:
+    found = run.record.confidence
 
-    def moved(side: Fields, what: str) -> str:
-        before, after = side.number("before", 0, 1), side.number("after", 0, 1)
-        n = words.count(side.whole("n"))
-        return f"{n} {what} from {words.percent(before)} to {words.percent(after)}"
+    def moved(side: Moved, what: str) -> str:
+        before, after = format.percent(side.before), format.percent(side.after)
+        return f"{format.count(side.n)} {what} from {before} to {after}"
 
-    changed = told.whole("answers_changed")
     return (
-        f"Mean confidence moves on {moved(right, 'right answers')}, and on "
-        f"{moved(wrong, 'wrong answers')}; {words.count(changed)} answers change."
+        f"Mean confidence moves on {moved(found.right, 'right answers')}, and on "
+        f"{moved(found.wrong, 'wrong answers')}; {format.count(found.answers_changed)} answers "
+        "change."
     )
 
 
@@ -208,26 +208,23 @@ class Corruptions:
     table: Table
 
 
-def corruptions(run: Uncertainty) -> Corruptions | str | None:
+def corruptions(run: UncertaintyRun) -> Corruptions | str | None:
     """Charts by severity and a table by type; or why there are none."""
-    told = run.result.object("corruptions")
-    if told.text("unavailable"):
-        return told.text("unavailable")
-    severities, accuracy, confidence, error = [], [], [], []
-    for row in told.objects("by_severity"):
-        severities.append(float(row.whole("severity", 1) or 0))
-        accuracy.append(row.number("accuracy", 0, 1))
-        confidence.append(row.number("confidence", 0, 1))
-        error.append(row.number("ece", 0, 1))
+    found = run.record.corruptions
+    if found.unavailable:
+        return found.unavailable
+    severities = [float(row.severity) for row in found.by_severity]
     if not severities:
         return None
+    accuracy = [row.accuracy for row in found.by_severity]
+    confidence = [row.confidence for row in found.by_severity]
+    error = [row.ece for row in found.by_severity]
     x = charts.Axis("severity", 1, max(5, *severities), severities)
     top = max(e or 0.0 for e in error) or 1.0
-    by_type = told.object("by_type")
     return Corruptions(
-        f"Over {len(cells.keys(by_type))} corruptions at {len(severities)} severities, "
-        f"{words.count(told.whole('n'))} images each, the mean accuracy is "
-        f"{cells.with_interval(told.object('mean_accuracy'), share=True)}.",
+        f"Over {len(found.by_type)} corruptions at {len(severities)} severities, "
+        f"{format.count(found.n)} images each, the mean accuracy is "
+        f"{metrics.with_interval(found.mean_accuracy, share=True)}.",
         charts.line_chart(
             "Accuracy and mean confidence by severity.",
             x,
@@ -236,39 +233,38 @@ def corruptions(run: Uncertainty) -> Corruptions | str | None:
                 charts.Line("accuracy", "robust", severities, accuracy),
                 charts.Line("mean confidence", "standard", severities, confidence),
             ],
-            write=words.percent,
+            write=format.percent,
         ),
         charts.line_chart(
             "Calibration error by severity.",
             x,
             charts.Axis("calibration error", 0, top, charts.ticks(0, top), charts.whole_percent),
             [charts.Line("calibration error", "tone-4", severities, error)],
-            write=words.percent,
+            write=format.percent,
         ),
         Table(
             ["Accuracy by severity", *(f"{s:g}" for s in severities)],
             [
-                [words.name(name), *(words.percent(v) for v in cells.numbers(by_type, name))]
-                for name in cells.keys(by_type)
+                [format.name(name), *(format.percent(value) for value in values)]
+                for name, values in found.by_type.items()
             ],
         ),
     )
 
 
-def people(run: Uncertainty) -> Table | None:
-    human = run.result.object("human")
-    if not human.value:
+def people(run: UncertaintyRun) -> Table | None:
+    human, rows = run.record.human, []
+    if human is None:
         return None
-    compared, rows = human.object("compared"), []
     for condition, (title, _) in CONDITIONS.items():
-        told = compared.object(condition)
+        found = human.compared.get(condition) or BesidePeople()
         rows.append(
             [
                 title,
-                words.figure(told.number("cross_entropy")),
-                words.figure(told.number("human_entropy")),
-                words.figure(told.number("entropy_correlation", -1, 1)),
-                words.figure(told.number("disagreement_auroc", 0, 1)),
+                format.figure(found.cross_entropy),
+                format.figure(found.human_entropy),
+                format.figure(found.entropy_correlation),
+                format.figure(found.disagreement_auroc),
             ]
         )
     return Table(
@@ -283,29 +279,27 @@ def people(run: Uncertainty) -> Table | None:
     )
 
 
-def people_sentence(run: Uncertainty) -> str:
-    first = run.result.object("human").object("broken_first")
-    if first.number("value", 0, 1) is None:
+def people_sentence(run: UncertaintyRun) -> str:
+    if run.record.human is None or (first := run.record.human.broken_first) is None:
         return ""
     return (
         "A broken image is one that people are less sure of than of one that stands with "
-        f"probability {cells.with_interval(first, share=False)}; 0.5 would be chance."
+        f"probability {metrics.with_interval(first, share=False)}; 0.5 would be chance."
     )
 
 
-def view(run: Uncertainty) -> dict[str, Any]:
+def view(run: UncertaintyRun) -> dict[str, Any]:
     """What the template is given."""
-    stages = run.result.object("stages")
     return {
         "facts": facts(run),
-        "fired": [f for f in run.result.objects("flags") if f.truth("fired")],
+        "fired": run.fired,
         "judgement": judgement(run),
         "metrics": metrics_table(run),
         "confidence": confidence_sentence(run),
         "chance": chance_sentence(run),
         "reliability": reliability(run),
         "risk_coverage": risk_coverage(run),
-        "scalings": scalings_table(run),
+        "calibrators": calibrators_table(run),
         "detectors": detectors.detectors_table(run),
         "histograms": detectors.histograms(run),
         "foreign": detectors.foreign_table(run),
@@ -320,8 +314,8 @@ def view(run: Uncertainty) -> dict[str, Any]:
         "cost": Table(
             ["Stage", "Time"],
             [
-                [words.name(name), words.duration(stages.number(name))]
-                for name in cells.keys(stages)
+                [format.name(name), format.duration(seconds)]
+                for name, seconds in run.record.stages.items()
             ],
         ),
     }
@@ -330,58 +324,54 @@ def view(run: Uncertainty) -> dict[str, Any]:
 # --- side by side -------------------------------------------------------------------------------
 
 
-def side_by_side(runs: Sequence[Uncertainty]) -> Table | None:
+def side_by_side(runs: Sequence[UncertaintyRun]) -> Table | None:
     """The figures that say most of several models, a column a run."""
     if len(runs) < 2:
         return None
 
-    def auroc(run: Uncertainty, detector: str, who: str) -> str:
-        told = run.result.object("detectors").object(detector).object(who).object("told")
-        return cells.number(told.object("auroc"))
+    def auroc(run: UncertaintyRun, detector: str, who: str) -> str:
+        return detectors.auroc(getattr(run.record.detectors.get(detector), who, None))
 
-    def sets(run: Uncertainty, which: str) -> str:
-        told = run.result.object("sets").object("by_score").object("lac")
-        told = told.object("clean") if which == "clean" else told.object("attacked").object(which)
-        size = words.figure(told.number("mean_size"))
-        return f"{cells.percent(told.object('coverage'))}, size {size}"
+    def size(sets: SetFigures) -> str:
+        return f"{metrics.percent(sets.coverage)}, size {format.figure(sets.mean_size)}"
 
-    def robust(run: Uncertainty) -> str:
-        told = run.result.object("robust_sets")
-        if told.text("unavailable"):
-            return words.NONE
-        inside = told.object("inside")
-        size = words.figure(inside.number("mean_size"))
-        radius = told.number("radius") or 0
-        return f"{cells.percent(inside.object('coverage'))}, size {size}, L2 {radius:g}"
+    def lac(run: UncertaintyRun) -> ConformalSets:
+        return run.record.sets.by_score.get("lac") or ConformalSets()
 
-    rows: list[list[str]] = [["Threat model, suite", *(f"{r.threat}, {r.suite}" for r in runs)]]
-    rows.append(["Images", *(words.data(r.data, r.split, r.first, r.n) for r in runs)])
+    def robust(run: UncertaintyRun) -> str:
+        found = run.record.robust_sets
+        if found.unavailable:
+            return format.NONE
+        return f"{size(found.inside or SetFigures())}, L2 {found.radius or 0:g}"
+
+    rows: list[list[str]] = [
+        ["Threat model, suite", *(f"{r.threat}, {r.record.suite or ''}" for r in runs)]
+    ]
+    rows.append(["Images", *(format.data(r.data, r.n) for r in runs)])
     for name in ("accuracy", "confidence", "ece"):
         title = next(t for metric, t, _ in METRICS if metric == name)
         for condition, (where, _) in CONDITIONS.items():
             rows.append(
                 [
                     f"{title}, {where}",
-                    *(
-                        cells.percent(r.result.object("conditions").object(condition).object(name))
-                        for r in runs
-                    ),
+                    *(metrics.percent(getattr(_answers(r, condition), name)) for r in runs),
                 ]
             )
     for detector in ("max-softmax", "mahalanobis"):
         for who, how in (("unaware", "unknown"), ("aware", "known")):
             rows.append(
                 [
-                    f"AUROC of {words.name(detector)}, {how} to the attacker",
+                    f"AUROC of {format.name(detector)}, {how} to the attacker",
                     *(auroc(r, detector, who) for r in runs),
                 ]
             )
-    rows.append(["Conformal sets, clean", *(sets(r, "clean") for r in runs)])
-    rows.append(["Conformal sets, attacked", *(sets(r, "covered") for r in runs)])
+    rows.append(["Conformal sets, clean", *(size(lac(r).clean) for r in runs)])
+    rows.append(["Conformal sets, attacked", *(size(lac(r).attacked.covered) for r in runs)])
     rows.append(["Robust sets, attacked inside their radius", *(robust(r) for r in runs)])
-    mean = [r.result.object("corruptions").object("mean_accuracy") for r in runs]
-    rows.append(["Mean corruption accuracy", *(cells.percent(figure) for figure in mean)])
+    mean = [r.record.corruptions.mean_accuracy for r in runs]
+    rows.append(["Mean corruption accuracy", *(metrics.percent(figure) for figure in mean)])
     names = distinct_names(
-        [r.model or r.path.resolve().name for r in runs], [r.sha256 for r in runs]
+        [r.model.name or r.path.resolve().name for r in runs],
+        [r.model.sha256 or "" for r in runs],
     )
     return Table(["", *names], rows)

@@ -66,11 +66,15 @@ def write_json(path: Path, value: dict[str, Any], *, sealed: bool = False) -> di
     Returns:
         what the file holds.
     """
-    if sealed:
-        plain = {key: item for key, item in value.items() if key != SEAL}
-        value = {**plain, SEAL: _seal(plain)}
+    value = add_seal(value) if sealed else value
     write_atomically(path, json_text(value))
     return value
+
+
+def add_seal(value: dict[str, Any]) -> dict[str, Any]:
+    """A JSON object with the checksum over the rest of it."""
+    plain = {key: item for key, item in value.items() if key != SEAL}
+    return {**plain, SEAL: _seal(plain)}
 
 
 def json_text(value: Any) -> str:
@@ -207,14 +211,11 @@ def read_text(path: Path, most: int = MOST, pipes: bool = False) -> str:
         raise InputError(f"{path} cannot be read: {error}") from None
 
 
-def read_json(path: Path, *, with_seal: bool = False) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """The JSON object in a file, without its seal; InputError naming the file if there is none, if
     it is not what was sealed, or if it is nested deeper than `DEEPEST` levels.
 
     A whole number of more than 20 digits is read as a float.
-
-    Args:
-        with_seal: leave the seal, if there is one, in the object.
     """
     text = read_text(path)
     try:
@@ -232,7 +233,7 @@ def read_json(path: Path, *, with_seal: bool = False) -> dict[str, Any]:
             f"{path} is damaged: it is not what was written there, by its {SEAL!r}; make it anew "
             f"(if you changed it on purpose, remove {SEAL!r} from it)"
         )
-    return value if with_seal else plain
+    return plain
 
 
 def _seal(value: dict[str, Any]) -> str:

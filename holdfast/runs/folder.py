@@ -1,27 +1,20 @@
-"""Run folders: who may work in them, what they hold, and whether it is whole."""
+"""Run folders: how a run is begun, found again, and finished."""
 
 from __future__ import annotations
 
-import contextlib
 import os
-import socket
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import InputError
 from ..threat import Threat
-from .files import PARTIAL, file_digest, make_folder, read_json, write_json
+from .files import PARTIAL, file_digest, make_folder, write_json
+from .lock import LOCK
+from .records import REQUEST, RESULT, Record, RequestRecord, check_files, read_file
 
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None  # type: ignore[assignment]
-
-LOCK = "lock"  # in a run folder while a process works on it
-REQUEST = "request.json"  # in a run folder from its beginning on
-RESULT = "result.json"  # in a run folder that is finished
+R = TypeVar("R", bound=Record)
 
 
 def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -> tuple[Path, bool]:
@@ -58,15 +51,15 @@ def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -
     ):
         raise InputError(f"{folder} holds other files; choose another --out")
     make_folder(folder)
-    request = {"schema": "holdfast/request/1", "kind": kind, "identity": key, **request}
-    write_json(file, request, sealed=True)
+    asked = RequestRecord.checked({**request, "kind": kind, "identity": key}, "the request")
+    write_json(file, asked.to_dict(), sealed=True)
     return folder, False
 
 
 def _held(folder: Path) -> dict[str, Any]:
     """The request of the run in a folder."""
     try:
-        return read_json(folder / REQUEST)
+        return read_file(folder / REQUEST).to_dict()
     except InputError as error:
         raise InputError(f"{error}; remove the run folder to start anew") from None
 
@@ -84,7 +77,7 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def finish(folder: Path, result: dict[str, Any], files: Iterable[str] = ()) -> dict[str, Any]:
+def finish(folder: Path, result: R, files: Iterable[str] = ()) -> R:
     """Write a run's `result.json`, its last file, so that its presence means done.
 
     Args:
@@ -95,54 +88,39 @@ def finish(folder: Path, result: dict[str, Any], files: Iterable[str] = ()) -> d
         what it holds.
     """
     sums = {name: file_digest(folder / name) for name in files if (folder / name).is_file()}
-    result = {"finished": now(), **result, "files": sums}
-    return write_json(folder / RESULT, result, sealed=True)
+    held = {"finished": now(), **result.to_dict(), "files": sums}
+    record = type(result).checked(held, str(folder / RESULT))
+    write_json(folder / RESULT, record.to_dict(), sealed=True)
+    return record
 
 
-def finished(folder: Path | str) -> dict[str, Any] | None:
-    """The `result.json` of a run that is whole; None where the run, or a file of it, is not there.
+def finished(folder: Path | str, kind: type[R] = Record) -> R | None:  # type: ignore[assignment]
+    """The result of a run that is whole; None where the run, or a file of it, is not there.
+
+    Args:
+        kind: of record that it must be.
 
     Raises:
         InputError: a file is damaged; one line that says what to do.
     """
     folder = Path(folder)
-    if not (folder / RESULT).is_file():
+    path = folder / RESULT
+    if not path.is_file():
         return None
     try:
-        result = read_json(folder / RESULT, with_seal=True)
+        result = read_file(path)
+        if not isinstance(result, kind):
+            raise InputError(f"{path} has schema {result.SCHEMA!r}, not {kind.SCHEMA!r}")
     except InputError as error:
         raise InputError(
             f"{error}; remove it and issue the run's command again, which writes it anew"
         ) from None
-    if "finished" not in result:  # of a version that did not say
-        written = (folder / RESULT).stat().st_mtime
-        result["finished"] = datetime.fromtimestamp(written, UTC).isoformat(timespec="seconds")
-    check_files(folder, result)
-    files = result.get("files")
-    return result if all(os.path.isfile(folder / name) for name in files or ()) else None
-
-
-def check_files(folder: Path, result: dict[str, Any]) -> None:
-    """InputError where a file beside `result.json` is not the one that was written with it.
-
-    A file may be missing: results are published without those that are large.
-    """
-    sums = result.get("files", {})
-    if not isinstance(sums, dict):
-        raise InputError(f"{folder / RESULT}: 'files' must be an object of checksums")
-    for name, written in sums.items():
-        if os.path.isabs(name) or ".." in Path(name).parts:
-            raise InputError(f"{folder / RESULT}: 'files' names {name!r}, outside the run's folder")
-        # os.path has no error, whatever the name is.
-        if os.path.isfile(folder / name) and file_digest(folder / name) != written:
-            anew = (
-                "restore it, or remove the run folder to start anew"
-                if name.startswith("model/")  # the best weights of a training are nowhere else
-                else "remove it and issue the run's command again, which writes it anew"
-            )
-            raise InputError(
-                f"{folder / name} is damaged: it is not what {RESULT} says was written; {anew}"
-            )
+    files = getattr(result, "files", None) or {}
+    check_files(folder, files)
+    if getattr(result, "finished", None) is None:  # of a version that did not say
+        written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        result = result.model_copy(update={"finished": written.isoformat(timespec="seconds")})
+    return result if all(os.path.isfile(folder / name) for name in files) else None
 
 
 def on_date(finished: str) -> str:
@@ -152,102 +130,6 @@ def on_date(finished: str) -> str:
     except (TypeError, ValueError, OverflowError):
         return str(finished)
     return f"{moment.day} {moment:%B %Y, %H:%M} UTC"
-
-
-def worker_on(folder: Path | str) -> str | None:
-    """The process that works on a run now, as `PID on HOST`; None where none does."""
-    path = Path(folder) / LOCK
-    try:
-        handle = os.open(path, os.O_RDWR | os.O_NONBLOCK)
-    except OSError:
-        return None
-    try:
-        if not _taken(handle):
-            return None
-        return os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def claimed(folder: Path | str) -> Iterator[None]:
-    """Inside, this process alone works on a run folder, which is created if need be.
-
-    The claim is a lock on the file `lock`, which the system lifts when the process dies, however it
-    dies. Where files cannot be locked (some network file systems) the file itself is the claim:
-    one whose process is gone is taken over on the same machine, and has to be removed by hand
-    where it comes from another. A folder that is empty afterwards is removed if it was created.
-
-    Raises:
-        InputError: another process works on the run; the folder cannot be written.
-    """
-    folder = Path(folder)
-    created = not folder.exists()
-    make_folder(folder)
-    path = folder / LOCK
-    handle = _claim(path)
-    try:
-        yield
-    finally:
-        with contextlib.suppress(OSError):
-            path.unlink()
-        os.close(handle)
-        if created:
-            with contextlib.suppress(OSError):  # it holds a run now
-                folder.rmdir()
-
-
-def _claim(path: Path) -> int:
-    """The open, locked file; InputError saying who has it."""
-    me = f"{os.getpid()} on {socket.gethostname()}"
-    while True:
-        try:
-            handle = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o644)
-        except OSError as error:
-            raise InputError(f"cannot write {path}: {error.strerror or error}") from None
-        try:
-            if _taken(handle):
-                owner = os.pread(handle, 200, 0).decode(errors="replace").strip()
-                raise InputError(
-                    f"run {path.parent} is being worked on by process {owner or 'unknown'}; "
-                    f"wait for it, or end it (if it is gone, remove {path})"
-                )
-            # Whoever had it may have removed it meanwhile: then the lock is on nothing.
-            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
-                os.ftruncate(handle, 0)
-                os.pwrite(handle, me.encode(), 0)
-                return handle
-        except BaseException:
-            os.close(handle)
-            raise
-        os.close(handle)
-
-
-def _taken(handle: int) -> bool:
-    """Whether another process has the claim; if not, this one has it now."""
-    if fcntl is not None:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-        except OSError:  # a file system without locks
-            pass
-    return _lives(os.pread(handle, 200, 0).decode(errors="replace").strip())
-
-
-def _lives(owner: str) -> bool:
-    """Whether the process "PID on HOST" may still be there; one of another machine may."""
-    number, _, host = owner.partition(" on ")
-    if not number.isdigit() or host != socket.gethostname():
-        return bool(owner)
-    try:
-        os.kill(int(number), 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is there, and somebody else's
-        return True
-    return True
 
 
 def withdraw_run(folder: Path) -> None:

@@ -18,9 +18,11 @@ from ..errors import HoldfastError, InputError
 from ..inputs import checked_device
 from ..models import load_checkpoint
 from ..runs.environment import circumstances
-from ..runs.folder import claimed, finish, finished, on_date, open_run, withdraw_run
+from ..runs.folder import finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import digest, identity
+from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
+from ..runs.records import TrainingRecord, Validation
 from .job import TrainingJob
 from .recipe import Recipe, load_recipe
 from .tracking import check_trackers
@@ -143,10 +145,10 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
         **circumstances(job.fabric.device),
     }
     key = identity(**request["asked"])
-    done: dict[str, Any] | None = None
+    done: TrainingRecord | None = None
     if job.leads:
         _, begun = open_run(job.run, "train", key, request)
-        done = finished(job.run) if begun else None
+        done = finished(job.run, TrainingRecord) if begun else None
     done = job.fabric.broadcast(done)
     title = f"training {job.recipe.model.architecture}"
     with ProgressLine(title, progress and job.leads) as line:
@@ -157,17 +159,17 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
                 done = finish(job.run, done, FILES)
             done = job.fabric.broadcast(done)
         else:
-            day = on_date(done["finished"])
+            day = on_date(done.finished or "")
             line.say(f"{job.run} was finished on {day}: read, not trained again")
     return TrainingResult(
         job.run,
         load_checkpoint(job.run / "model"),
-        done["epochs"],
-        done["steps"],
-        done["seconds"],
-        done["validation"],
-        done["events"],
-        done["finished"],
+        done.epochs or 0.0,
+        done.steps or 0,
+        done.seconds or 0.0,
+        (done.validation or Validation()).to_dict(),
+        [event.to_dict() for event in done.events],
+        done.finished or "",
     )
 
 
@@ -187,11 +189,10 @@ def _train(trainer: Trainer, line: ProgressLine) -> None:
         raise
 
 
-def _result(trainer: Trainer, key: str) -> dict[str, Any]:
+def _result(trainer: Trainer, key: str) -> TrainingRecord:
     """What `result.json` holds of a run at its end."""
     job, schedule, history = trainer.job, trainer.schedule, trainer.history
-    return {
-        "schema": "holdfast/training/1",
+    held = {
         "status": "complete",
         "identity": key,
         "model": "model",
@@ -211,6 +212,7 @@ def _result(trainer: Trainer, key: str) -> dict[str, Any]:
         "events": history.events,
         "seed": job.seed,
     }
+    return TrainingRecord.checked(held, str(job.run))
 
 
 def fabric_for(recipe: Recipe, device: str | None) -> Fabric:

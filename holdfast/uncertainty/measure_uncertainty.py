@@ -19,6 +19,7 @@ from ..evaluation.cards import threat_of
 from ..inputs import checked_data, checked_device, checked_threat
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
+from ..runs.records import UncertaintyRecord
 from ..threat import Images, Threat
 from ..types import Model
 from .conformal import robust_alpha
@@ -52,7 +53,7 @@ def measure_uncertainty(
     run: Path | str | None = None,
     progress: bool = False,
     described: dict[str, Any] | None = None,
-) -> dict[str, Any]:
+) -> UncertaintyRecord:
     """Measure how sure a model is, and whether that can be believed.
 
     Calibration, abstaining, conformal sets and detectors, each on clean, corrupted,

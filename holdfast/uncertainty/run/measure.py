@@ -23,10 +23,12 @@ from ...inputs import check_logits
 from ...models.modes import evaluating
 from ...models.wrapper import standard_defaults, unwrapped
 from ...runs.environment import circumstances
-from ...runs.folder import claimed, finished, on_date, open_run, withdraw_run
+from ...runs.folder import finished, on_date, open_run, withdraw_run
 from ...runs.identity import code_version, digest, identity, settings_digest, weights_digest
+from ...runs.lock import claimed
 from ...runs.parts import Done, Stages
 from ...runs.progress import ProgressLine
+from ...runs.records import UncertaintyRecord
 from ..batches import in_batches
 from ..calibration import IsotonicScaling, TemperatureScaling, VectorScaling
 from . import measurements
@@ -35,7 +37,6 @@ from .probed_model import ProbedModel
 from .request import Request
 from .result import Findings, conformal_sets, figures_of, rows_of, thresholds_of
 
-SCHEMA = "holdfast/uncertainty/1"
 CODE = (
     "attacks",
     "search",
@@ -55,7 +56,7 @@ def measure(
     *,
     described: dict[str, Any] | None = None,
     progress: bool = False,
-) -> dict[str, Any]:
+) -> UncertaintyRecord:
     """Measure how sure a model is, and whether that can be believed.
 
     Everything is measured on clean, corrupted, out-of-distribution and attacked images.
@@ -88,7 +89,7 @@ def measure(
             folder, begun = open_run(
                 run, "uncertainty", key, {"asked": asked, **circumstances(request.device)}
             )
-            result = finished(folder) if begun else None
+            result = finished(folder, UncertaintyRecord) if begun else None
             if result is not None:
                 _say_finished(folder, result, progress)
                 return result
@@ -102,7 +103,7 @@ def measure(
 
 def _measure(
     request: Request, folder: Path | None, key: str, described: dict[str, Any], progress: bool
-) -> dict[str, Any]:
+) -> UncertaintyRecord:
     """Attack predictions, fit calibrators, measure all else, write the result."""
     began = time.monotonic()
     _check_differentiable(request)
@@ -116,7 +117,6 @@ def _measure(
     found = Findings(request, probed.temperature, calibrators, logits, suite, outcomes)
     seconds, settings = {"suite": suite.seconds} | steps.seconds, _settings(request)
     result = {
-        "schema": SCHEMA,
         "status": "complete",
         "identity": key,
         **described,
@@ -129,10 +129,11 @@ def _measure(
         # The work of earlier processes on this run counts too.
         "seconds": max(time.monotonic() - began, sum(seconds.values())),
     }
-    if folder is not None:
-        result = write_run(folder, result, rows_of(found))
-        steps.forget()
-    return result
+    if folder is None:
+        return UncertaintyRecord.checked(result, "the result")
+    record = write_run(folder, result, rows_of(found))
+    steps.forget()
+    return record
 
 
 # --- before anything is searched -----------------------------------------------------------------
@@ -329,10 +330,10 @@ def _checksums(request: Request) -> dict[str, str]:
     }
 
 
-def _say_finished(folder: Path, result: dict[str, Any], progress: bool) -> None:
+def _say_finished(folder: Path, result: UncertaintyRecord, progress: bool) -> None:
     with ProgressLine("uncertainty", progress) as line:
         Stages(folder, line, {}).forget()  # left by a process that was killed at the very end
-        when = on_date(result["finished"])
+        when = on_date(result.finished or "")
         line.say(f"{folder} was finished on {when}: read, not measured again")
 
 

@@ -70,7 +70,7 @@ def attack_predictions(
         progress=progress,
         described={**described, "classes": list(request.classes)},
     )
-    summary = evaluation.summary()
+    summary = evaluation.to_dict()
     kept = ("attacks", "flags", "forwards", "backwards", "precision")
     tensors = {"images": evaluation.adversarial, "broken": evaluation.broken}
     return {name: summary[name] for name in kept}, tensors

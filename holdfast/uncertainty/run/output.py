@@ -8,11 +8,14 @@ from typing import Any
 
 from ...runs.files import csv_text, write_atomically
 from ...runs.folder import finish
-from ...threat import Threat
+from ...runs.records import UncertaintyRecord
+from ...runs.records.uncertainty import Figure, Separation
 from .plots import draw
 
 
-def write_run(folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]) -> dict[str, Any]:
+def write_run(
+    folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]
+) -> UncertaintyRecord:
     """The files of a finished run; `result.json` last, so that its presence means done.
 
     Args:
@@ -26,7 +29,8 @@ def write_run(folder: Path, result: dict[str, Any], rows: list[dict[str, Any]]) 
     pictures = {f"{name}.svg": picture for name, picture in draw(result).items()}
     for name, picture in pictures.items():
         write_atomically(folder / name, picture)
-    return finish(folder, result, ["metrics.csv", "images.csv", *pictures])
+    record = UncertaintyRecord.checked(result, str(folder))
+    return finish(folder, record, ["metrics.csv", "images.csv", *pictures])
 
 
 _LEFT_OUT = {"drawings", "histogram", "against_eps", "stages", "attacks", "flags", "settings"}
@@ -65,48 +69,46 @@ def images_csv(rows: list[dict[str, Any]]) -> str:
     )
 
 
-def share(figure: dict[str, float] | None) -> str:
+def share(figure: Figure | None) -> str:
     """A figure with its interval, in per cent."""
     if figure is None:
         return "no value"
-    if "low" not in figure:
-        return f"{figure['value']:.1%}"
-    return f"{figure['value']:.1%} ({figure['low']:.1%} to {figure['high']:.1%})"
+    if figure.low is None or figure.high is None:
+        return f"{figure.value:.1%}"
+    return f"{figure.value:.1%} ({figure.low:.1%} to {figure.high:.1%})"
 
 
-def summary_lines(result: dict[str, Any]) -> Iterator[str]:
+def summary_lines(result: UncertaintyRecord) -> Iterator[str]:
     """What a terminal shows: the few figures that say most."""
-    conditions = result["conditions"]
     for title, name in (
         ("accuracy", "accuracy"),
         ("confidence", "confidence"),
         ("calibration error", "ece"),
     ):
-        clean, suite, moved = (share(conditions[c][name]) for c in conditions)
+        clean, suite, moved = (share(getattr(c, name)) for c in result.conditions.values())
         yield f"{title:18} clean {clean}, labels attacked {suite}, confidence attacked {moved}"
-    for name, told in result["detectors"].items():
-        if told["aware"] is not None:
-            unaware, aware = (
-                "no value"
-                if t["told"] is None or t["told"]["auroc"] is None
-                else f"{t['told']['auroc']['value']:.2f}"
-                for t in (told["unaware"], told["aware"])
-            )
+
+    def auroc(separation: Separation | None) -> str:
+        found = None if separation is None else separation.auroc
+        return "no value" if found is None else f"{found.value:.2f}"
+
+    for name, detector in result.detectors.items():
+        if detector.aware is not None:
+            unaware, aware = (auroc(d.told) for d in (detector.unaware, detector.aware))
             yield f"{name:18} AUROC {unaware} where it is unknown, {aware} where it is known"
-    plain = result["sets"]["by_score"]["lac"]
+    plain = result.sets.by_score["lac"]
     yield (
-        f"{'conformal sets':18} promise {result['sets']['promise']:.0%}, clean "
-        f"{share(plain['clean']['coverage'])}, attacked "
-        f"{share(plain['attacked']['covered']['coverage'])}"
+        f"{'conformal sets':18} promise {result.sets.promise:.0%}, clean "
+        f"{share(plain.clean.coverage)}, attacked {share(plain.attacked.covered.coverage)}"
     )
-    robust = result["robust_sets"]
-    if "inside" in robust:
+    robust = result.robust_sets
+    if robust.inside is not None:
         yield (
-            f"{'robust sets':18} promise {robust['promise']:.0%} within L2 {robust['radius']:g}, "
-            f"attacked there {share(robust['inside']['coverage'])}, mean size "
-            f"{robust['inside']['mean_size']:.1f} of {len(result['classes'])}"
+            f"{'robust sets':18} promise {robust.promise:.0%} within L2 {robust.radius:g}, "
+            f"attacked there {share(robust.inside.coverage)}, mean size "
+            f"{robust.inside.mean_size:.1f} of {len(result.classes)}"
         )
     yield (
-        f"n = {result['n']}, {Threat(**result['threat'])}, suite {result['suite']}, "
-        f"seed {result['seed']}, {result['seconds']:.0f} s"
+        f"n = {result.n}, {result.described_threat}, suite {result.suite}, "
+        f"seed {result.seed}, {result.seconds:.0f} s"
     )

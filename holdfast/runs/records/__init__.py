@@ -1,0 +1,72 @@
+"""Records: every kind of file that a run or a model keeps, described once.
+
+Each is a pydantic model with a version (`SCHEMA`): the class that writes a file reads it. `read`
+opens any of them.
+"""
+
+from .base import Part, Record
+from .card import Card
+from .certification import CertificationRecord, CertifiedAt
+from .evaluation import Curve, CurvePoint, DrawFigure, EvaluationRecord, Unaware
+from .measured import (
+    NOT_NEEDED,
+    RAN,
+    AttackCost,
+    DataInfo,
+    Flag,
+    Measurement,
+    ModelInfo,
+    threat_in,
+)
+from .mixture import MixtureFigures, MixtureRecord
+from .reading import (
+    CARD,
+    RECORDS,
+    REQUEST,
+    RESULT,
+    check_files,
+    json_schemas,
+    read,
+    read_file,
+    read_result,
+)
+from .request import RequestRecord
+from .training import TrainingEvent, TrainingRecord, Validation
+from .uncertainty import UncertaintyRecord
+
+__all__ = [
+    "CARD",
+    "NOT_NEEDED",
+    "RAN",
+    "RECORDS",
+    "REQUEST",
+    "RESULT",
+    "AttackCost",
+    "Card",
+    "CertificationRecord",
+    "CertifiedAt",
+    "Curve",
+    "CurvePoint",
+    "DataInfo",
+    "DrawFigure",
+    "EvaluationRecord",
+    "Flag",
+    "Measurement",
+    "MixtureFigures",
+    "MixtureRecord",
+    "ModelInfo",
+    "Part",
+    "Record",
+    "RequestRecord",
+    "TrainingEvent",
+    "TrainingRecord",
+    "Unaware",
+    "UncertaintyRecord",
+    "Validation",
+    "check_files",
+    "json_schemas",
+    "read",
+    "read_file",
+    "read_result",
+    "threat_in",
+]

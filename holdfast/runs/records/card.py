@@ -1,0 +1,55 @@
+"""What a checkpoint's card says of its model."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator
+
+from .base import Integer, Names, Record
+from .measured import ThreatFields, threat_in
+
+
+def _no_others(threat: dict[str, Any]) -> dict[str, Any]:
+    unknown = threat.keys() - {"norm", "eps", "degrees", "pixels"}
+    if unknown:
+        raise ValueError(f"{min(unknown)!r} is no part of a threat model")
+    return threat
+
+
+class Card(Record):
+    """`card.json`, beside `model.safetensors`.
+
+    Attributes:
+        architecture: a registered name; `arguments` are its own.
+        classes: label names, in the order of the labels; a denoiser may have none.
+        threat: the threat model that it was trained for; None for an undefended model.
+        trained_on: the splits, such as `train+validation-1000`.
+        defences: which the model stands behind, such as `jpeg:quality=75`, relative to its folder.
+        recipe: what it was trained by.
+        data: what its parameters were chosen on.
+        figures: on validation images, and how each was measured.
+        weights_sha256: of `model.safetensors`.
+    """
+
+    SCHEMA: ClassVar[str] = "holdfast/card/1"
+    FILE: ClassVar[str] = "card.json"
+
+    architecture: str
+    arguments: dict[str, Any]
+    classes: Names = ()
+    threat: Annotated[ThreatFields, AfterValidator(_no_others)] | None = None
+    recipe: dict[str, Any] | None = None
+    seed: Integer | None = None
+    trained_on: str | None = None
+    defences: Names = ()
+    data: Any = None
+    figures: dict[str, Any] | None = None
+    weights_sha256: str | None = None
+
+    def headline(self) -> str:
+        threat = "none" if self.threat is None else str(threat_in(self.threat))
+        return f"Model: {self.architecture}, {len(self.classes)} classes, trained for {threat}"
+
+    def key_figures(self) -> list[tuple[str, str]]:
+        return [("trained on", self.trained_on or "?")]

@@ -1,0 +1,103 @@
+"""The result of an evaluation: standard and robust accuracy under a suite of attacks."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from .base import Count, Fraction, Interval, ListOf, Names, Part, Positive, Quantity, percent
+from .measured import AttackCost, Measurement
+
+
+class CurvePoint(Part):
+    eps: Quantity
+    robust_accuracy: Fraction
+    interval: Interval | None = None
+
+
+class Curve(Part):
+    """Accuracy against ε under one attack of fixed strength, on the first `n` images; or, where
+    `attack` is a suite, by the smallest distances that it found, on all of them."""
+
+    attack: str = ""
+    n: Positive | None = None
+    points: ListOf[CurvePoint] = ()
+
+
+class DrawFigure(Part):
+    """Accuracies of a random model over fresh draws, which no search has seen.
+
+    Attributes:
+        kind: `average`, the share of right answers, over images and draws; `worst`, an image
+            counts as right if all `draws` answers are; `majority`, if the most frequent answer
+            is: what verdicts go by.
+    """
+
+    kind: str
+    draws: Positive | None = None
+    standard_accuracy: Fraction | None = None
+    standard_accuracy_interval: Interval | None = None
+    robust_accuracy: Fraction | None = None
+    robust_accuracy_interval: Interval | None = None
+
+
+class Unaware(Part):
+    """What a defence looks like to an attacker who does not know of it: the network behind it is
+    attacked, and the points are shown to the defended model."""
+
+    attack: str = ""
+    n: Positive | None = None
+    robust_accuracy: Fraction | None = None
+    robust_accuracy_interval: Interval | None = None
+
+
+class EvaluationRecord(Measurement):
+    """`result.json` of an evaluation.
+
+    Attributes:
+        standard_accuracy, robust_accuracy: fractions of the n images, in [0, 1].
+        standard_accuracy_interval, robust_accuracy_interval: 95 %, Clopper–Pearson.
+        attacks: what each attack of the suite broke and cost.
+        curve: security curve, if one was asked for.
+        draws: of a model that draws random numbers: its accuracies over fresh draws.
+        unaware: of a defended model: its accuracy against an attacker who does not know of the
+            defence. Never its robust accuracy.
+        unanswered: how many of the broken images are so because the model answers nothing at the
+            breaking point (a logit is NaN or +∞).
+        log: why a faster copy of the model, or a compiled one, was not searched on.
+        classes: names, in the order of the labels.
+        training_run: the folder of the run that trained the model.
+    """
+
+    SCHEMA: ClassVar[str] = "holdfast/evaluation/1"
+
+    standard_accuracy: Fraction | None = None
+    standard_accuracy_interval: Interval | None = None
+    robust_accuracy: Fraction | None = None
+    robust_accuracy_interval: Interval | None = None
+    suite: str | None = None
+    attacks: ListOf[AttackCost] = ()
+    curve: Curve | None = None
+    forwards: Count | None = None
+    backwards: Count | None = None
+    precision: str | None = None
+    batch_size: Positive | None = None
+    draws: ListOf[DrawFigure] = ()
+    unaware: Unaware | None = None
+    unanswered: Count = 0
+    log: Names = ()
+    classes: Names = ()
+    training_run: str | None = None
+
+    def headline(self) -> str:
+        return f"Evaluation of {self.measured_on()}, suite {self.suite or '?'}"
+
+    def key_figures(self) -> list[tuple[str, str]]:
+        fired = ", ".join(flag.name for flag in self.fired)
+        return [
+            (
+                "standard accuracy",
+                percent(self.standard_accuracy, self.standard_accuracy_interval),
+            ),
+            ("robust accuracy", percent(self.robust_accuracy, self.robust_accuracy_interval)),
+            ("flags fired", fired or "none"),
+        ]
