@@ -115,10 +115,13 @@ def test_a_card_may_declare_defences(tmp_path):
     assert [step.spec for step in steps(loaded)] == ["median:kernel=3", "bit-depth:bits=4"]
     assert loaded.card["architecture"] == "small-cnn"
     for bad, says in (("median", "a list of names"), (["medien"], "did you mean 'median'")):
-        folder = save_checkpoint(tmp_path / "bad", net, CARD | {"defences": bad})
+        card = folder / "card.json"
+        card.write_text(json.dumps(json.loads(card.read_text()) | {"defences": bad}))
         with pytest.raises(InputError, match=says) as refused:
             hf.load(folder)
         assert "card.json" in str(refused.value)
+    with pytest.raises(InputError, match=r"card\.json: 'defences' must be a list of names"):
+        save_checkpoint(tmp_path / "bad", net, CARD | {"defences": "median"})
 
 
 # -- the page -----------------------------------------------------------------------------------

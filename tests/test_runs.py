@@ -187,7 +187,7 @@ def test_folders_that_hold_something_else(tmp_path):
     with pytest.raises(InputError, match=r"request\.json"):
         open_run(tmp_path / "run", "train", "k", REQUEST)
     (tmp_path / "run" / "request.json").write_text('{"asked": [1]}')
-    with pytest.raises(InputError, match="'asked' must be an object"):
+    with pytest.raises(InputError, match="'asked' must be a JSON object"):
         open_run(tmp_path / "run", "train", "k", REQUEST)
     (tmp_path / "run" / "request.json").write_text('{"asked": {"seed": 1}}')
     with pytest.raises(InputError, match="another run"):

@@ -28,7 +28,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_models_without_a_threat_model_name_none() -> None:
     for folder in zoo.zoo_models().values():
-        card = read_card(folder, classifier=False)
+        card = read_card(folder, classifier=False).to_dict()
         plain = card["recipe"]["objective"]["name"] in ("standard", "denoising", "diffusion")
         assert ("threat" in card) != plain, folder
 
