@@ -16,7 +16,7 @@ from holdfast.attacks import APGD, FAB, FGSM, PGD, Attack, Square, Stage, Suite
 from holdfast.attacks.state import State
 from holdfast.errors import InputError
 from holdfast.search import CLEAN, STANDING, FastCopy, Journal, Ledger, Level, Search
-from holdfast.search import scheduler as search
+from holdfast.search import search as suite_search
 from holdfast.search.fast_copies import compiled, fast_copy_of, original
 from holdfast.threat import Threat
 
@@ -519,7 +519,7 @@ def test_an_interruption_in_any_lane_loses_nothing(tmp_path, monkeypatch, method
 def test_many_interruptions_in_a_row(tmp_path, monkeypatch):
     model, x, labels, threat = problem()
     expected = run(model, x, labels, threat).ledger
-    monkeypatch.setattr(search, "ACCOUNT_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr(suite_search, "ACCOUNT_SECONDS", 0.0)  # after every step
     deaths = 0
     while interrupted(tmp_path, monkeypatch, "spend", 3 + 4 * deaths):
         deaths += 1

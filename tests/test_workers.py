@@ -28,6 +28,7 @@ from holdfast import distributed as workers
 from holdfast.attacks import APGD, PGD, Square, Stage, Suite
 from holdfast.evaluation import Evaluation
 from holdfast.search import scheduler as search
+from holdfast.search import search as suite_search
 from holdfast.threat import Threat
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -111,7 +112,7 @@ def team(
 
 
 def die_at(step: int) -> None:
-    taken, real = 0, search.Search._tell
+    taken, real = 0, suite_search.Search._tell
 
     def counting(self: Any, *arguments: Any) -> None:
         nonlocal taken
@@ -120,7 +121,7 @@ def die_at(step: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         real(self, *arguments)
 
-    search.Search._tell = counting  # type: ignore[method-assign]
+    suite_search.Search._tell = counting  # type: ignore[method-assign]
 
 
 def spoilt(x: torch.Tensor) -> torch.Tensor:

@@ -4,7 +4,7 @@ from .batch_size import measure_batch_size, seconds_per_image
 from .fast_copies import FastCopy, Level, compiled, fast_copy_of
 from .journal import Journal
 from .ledger import CLEAN, STANDING, Ledger
-from .scheduler import Search, StageCost
+from .search import Search, StageCost
 from .shards import Shard
 from .verifier import MAJORITY_OF, Answers, Verifier
 

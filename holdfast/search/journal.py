@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import InputError
+from .batch import Key, StoredItem
 from .ledger import Ledger
 
 # Every row ends with a checksum over its other values: see `_checksum`.
@@ -46,6 +47,8 @@ _TABLES = {
     # What came of the whole run, once that is known.
     "outcome": f"part INTEGER PRIMARY KEY, packed BLOB NOT NULL, {_SUM}",
 }
+# Columns of `broken` that the ledger has too.
+_OF_VERDICT = ("stage", "item", "target", "forwards", "backwards", "score")
 _WITHOUT_ROWID = ("item", "spent")
 _PART_BYTES = 2**24  # of the outcome, in one row
 _CHECKED = [table for table in _TABLES if table != "run"]
@@ -62,22 +65,6 @@ class FinishedItem:
     forwards: int
     backwards: int
     score: float
-
-
-@dataclass(frozen=True)
-class FlyingItem:
-    """A work item between two steps.
-
-    Attributes:
-        forwards, backwards: passes spent on it so far.
-        refused: the score at which its point was last looked at in vain.
-        state: its row of the attack's state, without the batch dimension, on the CPU.
-    """
-
-    forwards: int
-    backwards: int
-    refused: float
-    state: Mapping[str, Tensor]
 
 
 class Journal:
@@ -238,7 +225,7 @@ class Journal:
         ).fetchone() or (0.0, 0, 0)
         self._put("spent", *place, before[0] + seconds, before[1] + forwards, before[2] + backwards)
 
-    def fly(self, stage: int, level: int, items: Mapping[tuple[int, int], FlyingItem]) -> None:
+    def fly(self, stage: int, level: int, items: Mapping[Key, StoredItem]) -> None:
         """Keep the items (item, image) in flight, in place of those of this level and before."""
         self.db.execute(
             "DELETE FROM flight WHERE stage < ? OR (stage = ? AND level <= ?)",
@@ -314,23 +301,23 @@ class Journal:
             ):
                 ledger.clean_prediction[image] = prediction
                 ledger.clean_confidence[image] = confidence
-            for image, score, stage, item, *blobs, _ in self.db.execute("SELECT * FROM strongest"):
+            for image, score, stage, item, point, shown in self.db.execute(
+                "SELECT image, score, stage, item, point, witness FROM strongest"
+            ):
                 ledger.score[image] = score
                 ledger.found[image], ledger.found_item[image] = stage, item
-                ledger.adversarial[image] = _tensor(blobs[0], shape)
-                ledger.witness[image] = _tensor(blobs[1], witness)
-            for row in self.db.execute("SELECT * FROM broken"):
-                image = row[0]
+                ledger.adversarial[image] = _tensor(point, shape)
+                ledger.witness[image] = _tensor(shown, witness)
+            for image, point, shown, *values in self.db.execute(
+                f"SELECT image, point, witness, {', '.join(_OF_VERDICT)} FROM broken"
+            ):
                 ledger.broken[image] = True
-                for column, value in zip(
-                    ("stage", "item", "target", "forwards", "backwards", "score"),
-                    row[1:7],
-                    strict=True,
-                ):
+                for column, value in zip(_OF_VERDICT, values, strict=True):
                     getattr(ledger, column)[image] = value
-                ledger.found[image], ledger.found_item[image] = row[1], row[2]
-                ledger.adversarial[image] = _tensor(row[7], shape)
-                ledger.witness[image] = _tensor(row[8], witness)
+                ledger.found[image] = ledger.stage[image]
+                ledger.found_item[image] = ledger.item[image]
+                ledger.adversarial[image] = _tensor(point, shape)
+                ledger.witness[image] = _tensor(shown, witness)
 
     def broken_images(self) -> list[int]:
         with self._reading():
@@ -346,13 +333,15 @@ class Journal:
         """The items of a stage that ended without success, in the order of their keys."""
         with self._reading():
             return [
-                FinishedItem(*row[:-1])
+                FinishedItem(*row)
                 for row in self.db.execute(
-                    "SELECT * FROM item WHERE stage = ? ORDER BY level, image, item", (stage,)
+                    "SELECT stage, level, image, item, forwards, backwards, score FROM item "
+                    "WHERE stage = ? ORDER BY level, image, item",
+                    (stage,),
                 )
             ]
 
-    def flying(self, stage: int, level: int) -> dict[tuple[int, int], FlyingItem]:
+    def flying(self, stage: int, level: int) -> dict[Key, StoredItem]:
         """The items (item, image) that were in flight when a run was interrupted.
 
         Some may have ended since they were kept.
@@ -364,7 +353,7 @@ class Journal:
                 (stage, level),
             )
             return {
-                (item, image): FlyingItem(forwards, backwards, refused, load(state))
+                Key(item, image): StoredItem(forwards, backwards, refused, load(state))
                 for item, image, forwards, backwards, refused, state in rows
             }
 

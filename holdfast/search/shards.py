@@ -21,7 +21,7 @@ from torch import Tensor
 from ..distributed import Workers
 from ..errors import InputError
 from .journal import Journal
-from .scheduler import Search
+from .search import Search
 
 NAME = "journal.sqlite"
 

@@ -1,0 +1,283 @@
+"""A suite over images: stage after stage on whatever still stands.
+
+A stage tries its attack on every image that stands, in work items (image, restart, target), on one
+precision level after the other: a coarse fast copy first, then only what ended near the boundary
+on a finer one. `stage` says what counts as a success, `scheduler` keeps the batches full.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+import torch
+from torch import Tensor
+
+from .. import draws
+from ..attacks.base import Model, Oracle
+from ..attacks.suite import Stage, Suite
+from ..errors import InputError
+from ..inputs import check_logits
+from ..threat import Threat
+from .batch import Key
+from .fast_copies import Level
+from .journal import Journal
+from .ledger import CLEAN, Ledger
+from .scheduler import Checkpoints, Scheduler
+from .stage import BallPass, ClosestPass, Problem
+from .verifier import Verifier
+
+ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
+NEARLY = 0.01  # of the span of an answer's logits: more than any batch rounds them
+
+Report = Callable[[float, str], None]  # share of the work done, a word on how it goes
+
+
+@dataclass(frozen=True)
+class StageCost:
+    """What a stage cost, items that were dropped included."""
+
+    seconds: float
+    forwards: int
+    backwards: int
+
+
+class Search:
+    """Runs a suite over images.
+
+    Args:
+        model: the original: images (N, C, H, W) on `device` → logits (N, K).
+        images, labels: on the CPU; (N, C, H, W) in [0, 1], and (N,).
+        threat: ball and box.
+        suite: what is tried, in order.
+        levels: the fast copies that each stage searches on, in order.
+        rows: which images are searched, int64 (R,); by default all.
+        views: the levels of stages that look at something else, by their `view`.
+        verifier: who decides whether a point is a success; by default the model, asked once.
+        misled: whether the model's gradients mislead: stages that wait for a sign of it run.
+        batch_size: items stepped together.
+        device: where the model is.
+        seed: of all random draws.
+        ledger: what is known so far; filled in as verdicts fall.
+        journal: where verdicts are kept.
+        report: told how far the work is, after every step.
+
+    Attributes:
+        costs: of every stage, once the search has run.
+        idle: why a stage made no pass; empty where it did.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        images: Tensor,
+        labels: Tensor,
+        threat: Threat,
+        suite: Suite,
+        *,
+        levels: Sequence[Level],
+        batch_size: int,
+        device: torch.device,
+        seed: int,
+        ledger: Ledger,
+        journal: Journal,
+        report: Report = lambda share, word: None,
+        rows: Tensor | None = None,
+        views: Mapping[str, Sequence[Level]] | None = None,
+        verifier: Verifier | None = None,
+        misled: bool = False,
+    ):
+        self.problem = Problem(
+            images=images,
+            labels=labels,
+            threat=threat,
+            suite=suite,
+            verifier=verifier or Verifier(model),
+            device=device,
+            seed=seed,
+            rows=torch.arange(len(images)) if rows is None else rows,
+            ledger=ledger,
+            journal=journal,
+        )
+        self.model, self.suite, self.batch_size = model, suite, batch_size
+        self.ledger, self.journal, self.report = ledger, journal, report
+        self.views, self.misled = {**(views or {}), "": levels}, misled
+        self.costs: list[StageCost] = []
+        self.idle: list[str] = []
+        self.iterations = 0  # steps of single items, in this process
+        self.checkpoints = Checkpoints(journal)
+
+    def run(self) -> None:
+        """Everything that is not in the journal yet."""
+        self.journal.restore(self.ledger)
+        self._verify_restored()
+        self.clean()
+        for number, stage in enumerate(self.suite.stages):
+            due, standing = self._is_due(stage), bool(self.problem.standing())
+            if due:
+                self._run_stage(number)
+            cost = StageCost(*self.journal.cost(number))
+            self.costs.append(cost)
+            why = "no sign that gradients mislead" if not due else "nothing stood any more"
+            if due and standing:
+                why = "no image of its sample stood"
+            self.idle.append("" if cost.forwards or cost.backwards else why)
+        if self.suite.closest:
+            self._settle()
+
+    # -- before and after the stages ------------------------------------------------------
+
+    def _verify_restored(self) -> None:
+        """Points that come from the journal count only if they hold: one forward each.
+
+        Every one must be legal. One that broke its image must still be answered wrongly, or about
+        as gladly: batches round differently. A random model has the last word at the end.
+
+        Raises:
+            InputError: one does not hold.
+        """
+        ledger, threat, closest = self.ledger, self.problem.threat, self.suite.closest
+        broke = ledger.found >= 0 if closest else ledger.broken
+        for rows in (ledger.found >= 0).nonzero().squeeze(1).split(self.batch_size):
+            points, x = ledger.adversarial[rows], self.problem.images[rows]
+            eps = threat.radii(x) + (inf if closest else 0.0)
+            holds = threat.contains(points, x, eps, ledger.witness[rows])
+            if closest:
+                stated = ledger.score[rows] + threat.radii(x)
+                off = (threat.distance(points, x) - stated).abs()
+                holds &= off <= 1e-4 * (1 + stated.abs())
+            if self.problem.verifier.draws == 1:
+                labels = self.problem.labels[rows, None]
+                with torch.no_grad():
+                    logits = self.model(points.to(self.problem.device)).float().cpu()
+                own = logits.gather(1, labels).squeeze(1)
+                slack = NEARLY * (logits.amax(1) - logits.amin(1))
+                others = logits.scatter(1, labels, -inf).amax(1)
+                holds &= ~broke[rows] | (own - others <= slack)
+            if not bool(holds.all()):
+                image = int(rows[~holds][0])
+                raise InputError(
+                    f"journal {self.journal.path} is damaged, or the model's answers depend on "
+                    f"the batch: the adversarial image that it holds of image {image} does not "
+                    "count any more; remove the run folder to start anew"
+                )
+
+    def clean(self) -> None:
+        """Answers on the clean images: mistakes are broken, logits order the targets."""
+        problem, ledger = self.problem, self.ledger
+        for rows in problem.rows.split(self.batch_size):
+            seeds = draws.item_seeds(problem.seed, "clean", ledger.index[rows])
+            answers = problem.verifier.ask(problem.images[rows].to(problem.device), seeds)
+            y = problem.labels[rows].to(problem.device)
+            logits = check_logits(answers.logits, len(rows), y, first=rows).cpu()
+            if not problem.classes:
+                problem.order = torch.zeros(len(problem.images), logits.shape[1]).long()
+            problem.order[rows] = logits.scatter(1, problem.labels[rows, None], -torch.inf).argsort(
+                dim=1, descending=True, stable=True
+            )
+            prediction = answers.prediction.cpu()
+            ledger.clean_prediction[rows] = prediction
+            ledger.clean_confidence[rows] = answers.confidence.cpu()
+            wrong = rows[prediction != problem.labels[rows]]
+            ledger.broken[wrong], ledger.stage[wrong] = True, CLEAN
+            with self.journal.transaction():
+                self.journal.clean(ledger, rows)
+        # What the journal says of images that an attack broke includes the clean pass.
+        ledger.forwards[ledger.stage < 0] = problem.verifier.draws
+
+    def _settle(self) -> None:
+        """Broken are the images whose closest adversarial point lies in the ball."""
+        ledger, problem = self.ledger, self.problem
+        inside = problem.threat.contains(ledger.adversarial, problem.images) & (ledger.found >= 0)
+        for image in (inside & ~ledger.broken).nonzero().squeeze(1).tolist():
+            number, item = int(ledger.found[image]), int(ledger.found_item[image])
+            stage = self.suite.stages[number]
+            ledger.broken[image] = True
+            ledger.stage[image], ledger.item[image] = number, item
+            ledger.target[image] = problem.target(stage, item, image)
+
+    # -- one stage ------------------------------------------------------------------------
+
+    def _is_due(self, stage: Stage) -> bool:
+        """Whether the stage that this one waits for, if any, broke an image: or need not have."""
+        if stage.after is None or self.misled:
+            return True
+        return bool(torch.any(self.ledger.stage == stage.after))
+
+    def _run_stage(self, number: int) -> None:
+        """One attack on every image that stands, and the account of its time."""
+        began, owed = time.monotonic(), False
+        for left in self._steps(number):
+            self._tell(number, left)
+            owed = time.monotonic() - began < ACCOUNT_SECONDS
+            if not owed:
+                began = self._account(number, began)
+        if owed:
+            self._account(number, began)
+
+    def _account(self, number: int, began: float) -> float:
+        """Write down the time that a stage has taken since `began`; returns the time now."""
+        now = time.monotonic()
+        with self.journal.transaction():
+            self.journal.spend(number, now - began)
+        return now
+
+    def _steps(self, number: int) -> Iterator[int]:
+        """A stage on one level after the other. Yields after every step: the steps left at most."""
+        problem, stage = self.problem, self.suite.stages[number]
+        share = draws.uniform(draws.item_seeds(problem.seed, self.ledger.index, "share", number), 0)
+        tried = share < stage.share_of(len(problem.images))
+        finished = self.journal.items(number)
+        before: dict[Key, float] = {}
+        for level_number, (level, below) in enumerate(self._levels(stage)):
+            kind = ClosestPass if self.suite.closest else BallPass
+            one_pass = kind(problem, number, level_number, level)
+            one_pass.plan(tried, finished, before, below)
+            scheduler = Scheduler(
+                stage.attack,
+                Oracle(level.fast_copy.model, stage.samples, stage.attack.decisions),
+                problem.threat,
+                one_pass,
+                batch_size=max(1, self.batch_size // stage.samples),
+                checkpoints=self.checkpoints,
+                stage=number,
+                level=level_number,
+                own_draws=problem.verifier.draws > 1,
+            )
+            for left in scheduler.run(one_pass.keys):
+                self.iterations += scheduler.stepped
+                yield left
+            one_pass.close()
+            before = one_pass.scores
+
+    def _levels(self, stage: Stage) -> list[tuple[Level, float | None]]:
+        """The levels that a stage runs on, and the scores below which items come to each."""
+        levels = self.views[stage.view]
+        if stage.compares:
+            return [(level, level.near) for level in levels]
+        distances = stage.attack.minimum_norm and not self.suite.closest
+        near = [level.near_in(self.problem.threat) if distances else None for level in levels]
+        every = list(zip(levels, near, strict=True))
+        # Where a score does not say how far the coarse fast copy may be trusted, the search runs on
+        # the exact one alone.
+        return every if near[-1] is not None else every[-1:]
+
+    def _tell(self, number: int, left: int) -> None:
+        """Report the share done: steps so far, beside those that are left at most.
+
+        What later stages will need is estimated from the images that stand now.
+        """
+        standing, images = len(self.problem.standing()), len(self.problem.images)
+        stand, rows = standing, self.problem.rows
+        if self.suite.closest:
+            stand = int(((self.ledger.score > 0) & ~self.ledger.broken)[rows].sum())
+        for later in self.suite.stages[number + 1 :]:
+            if self._is_due(later):
+                items = standing * later.items_per_image(self.problem.classes)
+                left += int(later.share_of(images) * items * later.attack.iterations)
+        self.report(
+            self.iterations / (self.iterations + left),
+            f"{self.suite.stages[number].name}: {stand} of {len(rows)} stand",
+        )
