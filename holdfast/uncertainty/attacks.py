@@ -7,8 +7,7 @@ box. So every figure measured on what `seek` returns is the original model's.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +21,10 @@ from ..attacks.state import pick
 from ..errors import InputError
 from ..inputs import checked_data
 from ..models.wrapper import standard_defaults, wrapped
+from ..search.batch import Batch, Key
+from ..search.journal import FinishedItem, Journal
+from ..search.ledger import Ledger
+from ..search.scheduler import Checkpoints, Scheduler, Task
 from ..threat import Threat
 from ..types import Images, Model, Report
 from .goals import Goal, Outputs, Values
@@ -183,6 +186,7 @@ def seek(
     seed: int = 0,
     batch_size: int = 128,
     device: torch.device | str | None = None,
+    journal: Journal | None = None,
     report: Report = lambda share: None,
 ) -> Found:
     """Climb a goal on every image in full batches, and verify what was found on the original.
@@ -203,6 +207,8 @@ def seek(
         items: the number of each image in its data set, to which the draws of random models
             belong (`holdfast.draws.fixed_draws`); None: 0 … N−1.
         samples: draws of a random model that every look, and the verdict, averages over.
+        journal: keeps what is found, so that the same call goes on where it was interrupted; it
+            belongs to this very call. None: in memory.
         report: told how far the work is.
 
     Raises:
@@ -243,8 +249,41 @@ def seek(
         start=begin,
     )
     oracle = Oracle(search or model, samples)
-    best = _climb(attack, oracle, wanted, threat, batch_size, device, report)
+    kept = journal or Journal(None, attack.name)
+    try:
+        best = _climb(attack, oracle, wanted, threat, batch_size, device, kept, report)
+    finally:
+        if journal is None:
+            kept.close()
     return _verified(attack.goal, ask, wanted, begin, first, best, threat)
+
+
+class _Climb(Task):
+    """One item an image; each runs until it has its aim, or to its end."""
+
+    def __init__(self, wanted: Items, ledger: Ledger, journal: Journal, device: torch.device | str):
+        self.wanted, self.ledger, self.journal, self.device = wanted, ledger, journal, device
+
+    def keys(self) -> list[Key]:
+        """The items that the journal does not know to be over."""
+        self.journal.restore(self.ledger)
+        over = {it.image for it in self.journal.items(0)}
+        return [Key(0, image) for image in range(len(self.wanted)) if image not in over]
+
+    def items(self, keys: Sequence[Key]) -> Items:
+        return self.wanted.select(torch.tensor([key.image for key in keys])).to(self.device)
+
+    def examine(self, batch: Batch) -> Bool[Tensor, " r"]:
+        return (batch.state.finished | (batch.state.score < 0)).cpu()
+
+    def leave(self, batch: Batch, row: int) -> None:
+        ledger, image = self.ledger, batch.keys[row].image
+        forwards, backwards = batch.passes[row].tolist()
+        ledger.adversarial[image] = batch.state.best[row].cpu()
+        ledger.score[image] = score = float(batch.state.score[row])
+        ledger.found[image] = ledger.found_item[image] = 0
+        self.journal.finished(FinishedItem(0, 0, image, 0, forwards, backwards, score))
+        self.journal.strongest(ledger, image)
 
 
 def _climb(
@@ -254,34 +293,19 @@ def _climb(
     threat: Threat,
     batch_size: int,
     device: torch.device | str,
+    journal: Journal,
     report: Report,
 ) -> Images:
     """The best point that the search believes in; the start where it believes in none."""
-    best = wanted.start.clone()
-    queue = deque(range(len(wanted)))
-    rows = torch.zeros(0, dtype=torch.int64)
-    state: AscentState | None = None
-    total, looked = len(wanted) * attack.iterations, 0
-    while queue or len(rows):
-        room = min(batch_size - len(rows), len(queue))
-        if room > 0:
-            fresh = torch.tensor([queue.popleft() for _ in range(room)])
-            started = attack.start(wanted.select(fresh).to(device), threat)
-            state = started if state is None else state.join(started)
-            rows = torch.cat([rows, fresh])
-        assert state is not None
-        oracle.prepare(state)
-        state = attack.step(oracle, state, threat)
-        looked += len(rows)
-        leaving = (state.finished | (state.score < 0)).cpu()
-        if bool(leaving.any()):
-            left = state.select(leaving.to(device))
-            best[rows[leaving]] = left.best.cpu()
-            # What those that leave early do not need any more counts as done.
-            looked += int(attack.iterations_left(left).clamp_min(0).sum())
-            rows, state = rows[~leaving], state.select(~leaving.to(device))
-        report(min(looked / total, 1.0))
-    return best
+    ledger = Ledger.of(wanted.start, wanted.labels, torch.arange(len(wanted)))
+    task = _Climb(wanted, ledger, journal, device)
+    scheduler = Scheduler(
+        attack, oracle, threat, task, batch_size=batch_size, checkpoints=Checkpoints(journal)
+    )
+    total = len(wanted) * attack.iterations
+    for left in scheduler.run(task.keys()):
+        report(1 - left / total)
+    return ledger.adversarial
 
 
 def _verified(
