@@ -48,6 +48,11 @@ def layers(model: nn.Module) -> list[nn.Module]:
 
     Raises:
         InputError: a network that is no `nn.Sequential`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Sequential(nn.Linear(4, 3), nn.ReLU()))
+        >>> [type(layer).__name__ for layer in layers(model)]
+        ['Flatten', 'Linear', 'ReLU']
     """
     if not isinstance(model, nn.Sequential):
         raise InputError(
@@ -147,6 +152,11 @@ def margin_bounds(
     Args:
         labels: (N,).
         model, images, eps: as in `logit_bounds`.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> margin_bounds(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 2]), eps=0.1).shape
+        torch.Size([2, 3])
     """
     *body, last = layers(model)
     interval = _input_interval(images, eps)
@@ -209,6 +219,11 @@ def ibp_loss(
         model, images, eps: as in `logit_bounds`.
         labels: (N,).
         clean_share: weight of the clean loss, κ in the paper, 0 to 1.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> loss = ibp_loss(model, torch.rand(2, 1, 2, 2), torch.tensor([0, 2]), eps=0.1)
+        >>> loss.backward()
     """
     clean = F.cross_entropy(model(images), labels)
     worst = F.cross_entropy(-margin_bounds(model, images, labels, eps), labels)
@@ -236,6 +251,12 @@ def outside_bounds(
 
     Returns:
         bool (N,).
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> images = torch.rand(2, 1, 2, 2)
+        >>> outside_bounds(model, images, 0.1, logit_bounds(model, images, 0.1))
+        tensor([False, False])
     """
     lower, upper = bounds
     slack = _ROUNDING * torch.maximum(lower.abs(), upper.abs()).amax(1, keepdim=True)

@@ -191,6 +191,11 @@ class SoftlySmoothed(nn.Module):
         samples: number of draws.
 
     Cost: a pass takes `samples` passes of the model, in one batch.
+
+    Example:
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> SoftlySmoothed(model, sigma=0.25)(torch.rand(5, 1, 2, 2)).shape
+        torch.Size([5, 3])
     """
 
     def __init__(self, model: Model, sigma: float, samples: int = 16, seed: int = 0):

@@ -87,6 +87,11 @@ def save_autoencoder(
 
     Returns:
         the folder.
+
+    Example:
+        >>> folder = save_autoencoder("denoiser", DenoisingAutoencoder(channels=1, width=4))
+        >>> load_autoencoder(folder)(torch.rand(3, 1, 8, 8)).shape
+        torch.Size([3, 1, 8, 8])
     """
     card = {**(card or {}), "architecture": ARCHITECTURE, "arguments": network.arguments}
     return save_checkpoint(make_folder(Path(folder)), network, card)
@@ -100,6 +105,8 @@ def load_autoencoder(folder: Path | str) -> DenoisingAutoencoder:
 
     Raises:
         InputError: a file is missing or damaged, or holds something else.
+
+    Example: see `save_autoencoder`.
     """
     place = weights_folder("autoencoder", folder)
     card = read_card(place, classifier=False)

@@ -11,11 +11,18 @@ from .layers import natural
 
 
 class DenoisingAutoencoder(nn.Module):
-    """Two convolutions down to a quarter of each side, two up again; the output is in [0, 1].
+    """Two convolutions down to a quarter of each side, and two up again: noisy to clean images.
 
     Args:
         channels: of the images.
         width: channels of the first convolution; the code has twice as many.
+
+    Raises:
+        InputError: an argument that is no whole number of at least 1.
+
+    Example:
+        >>> DenoisingAutoencoder(channels=1, width=4)(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(self, *, channels: int = 3, width: int = 32):

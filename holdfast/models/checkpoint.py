@@ -42,6 +42,13 @@ def save_checkpoint(
 
     Raises:
         InputError: weights that are not finite (in that type); a folder that cannot be written.
+
+    Example:
+        >>> card = {"architecture": "small-cnn", "arguments": {"width": 8}}
+        >>> card["classes"] = [str(digit) for digit in range(10)]
+        >>> folder = save_checkpoint("reads-digits", build("small-cnn", {"width": 8}), card)
+        >>> load_checkpoint(folder).card["architecture"]
+        'small-cnn'
     """
     folder = make_folder(Path(folder))
     weights = {
@@ -104,10 +111,10 @@ def checkpoint_in(folder: Path) -> Path | None:
 
 
 def load_checkpoint(folder: Path | str, classifier: bool = True) -> nn.Module:
-    """The model of a checkpoint folder, in eval mode, float32, with its card as `model.card`.
+    """The model of a checkpoint folder, in eval mode and float32, with its card as `model.card`.
 
-    Nothing of what a folder holds is run, and its network is only built once its weights are known
-    to fit: memory is bounded by the size of the files.
+    No code from the folder is run. The network is built only after its weights are known to fit, so
+    memory is bounded by the size of the files.
 
     Args:
         classifier: whether the card must name classes.

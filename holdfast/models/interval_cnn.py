@@ -14,15 +14,23 @@ from .resnet import CIFAR10_MEAN, CIFAR10_STD
 class IntervalCNN(nn.Sequential):
     """Three convolutions, an average and two linear layers, with ReLUs and no batch norm.
 
-    Every layer is one that `holdfast.certification.bounds` has a rule for. About the small network
+    `holdfast.certification.bounds` has a rule for every layer. The network resembles the small one
     of Gowal et al., "On the effectiveness of interval bound propagation for training verifiably
-    robust models", 2018; the average fixes the size of what the linear layers see.
+    robust models", 2018. The average makes the linear layers' size independent of the images'.
 
     Args:
         width: channels of the first convolution; the others have twice as many.
         classes: number of classes.
         mean, std: normalisation per channel; their length is the number of image channels.
         stride: of the last convolution: 1 for 8×8 images, 2 for 32×32.
+
+    Raises:
+        InputError: an argument out of its range.
+
+    Example:
+        >>> import torch
+        >>> IntervalCNN(width=4)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

@@ -20,13 +20,25 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def activation_named(name: str) -> Callable[[Tensor], Tensor]:
+    """One of `ACTIVATIONS`; InputError for another name."""
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise InputError(f"activation {name!r} is unknown; known: {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 
 class Normalise(nn.Module):
-    """(x − mean) / std per channel, inside the model: images stay in [0, 1] everywhere outside."""
+    """(x − mean) / std in each channel. It is part of a model, which takes images in [0, 1].
+
+    Args:
+        mean, std: one number a channel; std above 0.
+
+    Raises:
+        InputError: other values, or lists of different length.
+
+    Example:
+        >>> Normalise([0.5], [0.25])(torch.tensor([[[[0.0, 1.0]]]]))
+        tensor([[[[-2.,  2.]]]])
+    """
 
     mean: Tensor
     std: Tensor
@@ -52,7 +64,7 @@ def _finite(value: object) -> bool:
 
 
 def natural(name: str, value: object, most: int = 2**31 - 1) -> int:
-    """`value` if it is a whole number from 1 to `most`; else InputError naming the argument."""
+    """`value`, if it is a whole number from 1 to `most`; else InputError naming the argument."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
     if value > most:

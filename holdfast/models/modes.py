@@ -11,9 +11,18 @@ from torch import nn
 
 @contextmanager
 def evaluating(*models: Any) -> Iterator[None]:
-    """Inside, modules are in eval mode; afterwards every part is in the mode it was in.
+    """Inside, models are in eval mode; afterwards every part is in the mode it was in before.
 
-    What is no module (a bare function) has no mode and is left alone.
+    Args:
+        models: modules, or bare functions, which have no mode.
+
+    Example:
+        >>> model = nn.Dropout()
+        >>> with evaluating(model):
+        ...     model.training
+        False
+        >>> model.training
+        True
     """
     training = [
         part

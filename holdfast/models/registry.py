@@ -58,7 +58,15 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 
 
 def arguments_of(name: str) -> Mapping[str, inspect.Parameter]:
-    """The keyword arguments of an architecture; InputError with the nearest known name."""
+    """The keyword arguments of an architecture.
+
+    Raises:
+        InputError: an unknown name; the message holds the nearest known one.
+
+    Example:
+        >>> list(arguments_of("small-cnn"))
+        ['width', 'classes', 'mean', 'std']
+    """
     if name not in NETWORKS:
         raise InputError(f"architecture {name!r} is unknown{nearest(name, NETWORKS)}")
     return inspect.signature(NETWORKS[name]).parameters
@@ -73,6 +81,10 @@ def build(name: str, arguments: Mapping[str, Any]) -> nn.Module:
 
     Raises:
         InputError: unknown name or argument (with the nearest known one), or a bad value.
+
+    Example:
+        >>> type(build("small-cnn", {"width": 8})).__name__
+        'SmallCNN'
     """
     known = arguments_of(name)
     for key in arguments:

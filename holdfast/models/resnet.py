@@ -22,7 +22,7 @@ CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 class _Block(nn.Module):
     """norm → activation → 3×3 → norm → activation → 3×3, added to the input.
 
-    Where the shape changes, the shortcut is a 1×1 convolution of the *activated* input.
+    If the shape changes, the shortcut is a 1×1 convolution of the *activated* input.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
@@ -76,7 +76,7 @@ class _Trunk(nn.Module):
         self.linear = nn.Linear(channels, classes)
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """What the linear layer sees: averaged activations of the last block."""
+        """The input (N, D) of the linear layer: averaged activations of the last block."""
         x = self.blocks(self.stem(self.normalise(images)))
         return self.act(self.norm(x)).mean((2, 3))
 
@@ -88,15 +88,23 @@ class PreActResNet(_Trunk):
     """Pre-activation ResNet with four stages of `width`, 2, 4 and 8 × `width` channels.
 
     Args:
-        depth: 2 + 2 × stages × blocks per stage: with four stages 10, 18, 26, …; also 34, for
-            stages of 3, 4, 6 and 3 blocks.
+        depth: 2 + 2 × stages × blocks per stage, which is 10, 18, 26, … with four stages; or 34,
+            for stages of 3, 4, 6 and 3 blocks.
         width: channels of the first stage (64 in the paper).
         stages: each halves the resolution and doubles the channels of the one before.
         classes: number of classes.
         mean, std: normalisation per channel; their length is the number of image channels.
-        stem_stride: 1 as published; 2 works at half resolution throughout: a quarter of the
-            cost, and twice the width at equal cost.
+        stem_stride: 1 as published. With 2, all blocks work at half the resolution, which costs a
+            quarter.
         activation: `relu`, `silu` or `gelu`.
+
+    Raises:
+        InputError: an argument out of its range.
+
+    Example:
+        >>> import torch
+        >>> PreActResNet(depth=10, width=4)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -138,6 +146,14 @@ class WideResNet(_Trunk):
         depth: 4 + 6 × blocks per stage (16, 28, 34, …).
         widen: widening factor (10 in WRN-34-10).
         classes, mean, std, activation: as in `PreActResNet`.
+
+    Raises:
+        InputError: an argument out of its range.
+
+    Example:
+        >>> import torch
+        >>> WideResNet(depth=10, widen=1)(torch.rand(2, 3, 32, 32)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(

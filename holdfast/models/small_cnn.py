@@ -18,6 +18,13 @@ class SmallCNN(nn.Module):
         width: channels of the first convolution; the second has twice as many.
         classes: number of classes.
         mean, std: normalisation per channel; their length is the number of image channels.
+
+    Raises:
+        InputError: an argument out of its range.
+
+    Example:
+        >>> SmallCNN(width=8)(torch.rand(2, 1, 8, 8)).shape
+        torch.Size([2, 10])
     """
 
     def __init__(
@@ -47,7 +54,7 @@ class SmallCNN(nn.Module):
         self.linear = nn.Linear(8 * width, classes)
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """What the linear layer sees."""
+        """The input (N, D) of the linear layer."""
         return torch.flatten(self.pool(self.body(self.normalise(images))), 1)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:

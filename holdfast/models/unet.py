@@ -42,17 +42,22 @@ class _Block(nn.Module):
 
 
 class DenoisingUNet(nn.Module):
-    """D(x, σ): the best guess of the clean image, given x = image + N(0, σ²I).
+    """D(x, σ): an estimate of the clean image, given x = image + N(0, σ²I).
 
     Args:
-        width: channels at full resolution; lower ones have twice as many.
-        levels: resolutions, each half of the one before: 2 for 8×8 digits, 3 for 32×32.
-        blocks: residual blocks a level, on the way down and again on the way up.
+        width: channels at full resolution; lower resolutions have twice as many.
+        levels: number of resolutions, each half of the one before: 2 for 8×8 digits, 3 for 32×32.
+        blocks: residual blocks of a level, on the way down and again on the way up.
         mean, std: of the images per channel; their length is the number of image channels.
-        least_noise, most_noise: the σ it is trained for, in image units.
+        least_noise, most_noise: the smallest and largest σ of training, in image units.
 
     Raises:
         InputError: an argument out of its range.
+
+    Example:
+        >>> network = DenoisingUNet(width=8, levels=2, mean=[0.3], std=[0.4])
+        >>> network(torch.rand(2, 1, 8, 8), torch.tensor([0.1, 0.5])).shape
+        torch.Size([2, 1, 8, 8])
     """
 
     def __init__(
@@ -97,7 +102,12 @@ class DenoisingUNet(nn.Module):
         self.head = _zero(nn.Conv2d(channels, len(mean), 3, 1, 1))
 
     def forward(self, images: Images, sigma: Float[Tensor, " n"]) -> Images:
-        """The denoised images; sigma is in image units, one an image."""
+        """The denoised images.
+
+        Args:
+            images: noisy, (N, C, H, W).
+            sigma: (N,), the standard deviation of each image's noise, in image units.
+        """
         s, sigma = self.data_std, per_item(sigma, images)
         total = (sigma**2 + s**2).sqrt()
         centred = images - self.normalise.mean
@@ -106,7 +116,7 @@ class DenoisingUNet(nn.Module):
         return denoised + self.normalise.mean
 
     def weight(self, sigma: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
-        """What a squared error at noise σ counts in training: so that all σ count alike."""
+        """The weight (N,) of a squared error at noise σ in training, so that all σ count alike."""
         return (sigma**2 + self.data_std**2) / (sigma * self.data_std) ** 2
 
     def _network(self, x: Tensor, level: Float[Tensor, " n"]) -> Tensor:

@@ -22,12 +22,20 @@ def in_batches(
     """`function(images, *more)` batch by batch, concatenated.
 
     Args:
-        function: images (B, C, H, W) in [0, 1], and its share of `more`, to (B, …).
+        function: from a batch of images (B, C, H, W) in [0, 1], and the same rows of `more`, to a
+            tensor (B, …).
         images: in [0, 1], or as data sets store them (uint8, divided by 255 here).
         more: tensors whose first dimension is the image.
 
+        batch_size: images in a batch.
+
     Raises:
         InputError: no images, or values outside [0, 1].
+
+    Example:
+        >>> images = torch.full((5, 1, 2, 2), 255, dtype=torch.uint8)
+        >>> in_batches(lambda x: x.mean((1, 2, 3)), images, batch_size=2)
+        tensor([1., 1., 1., 1., 1.])
     """
     if len(images) == 0:
         raise InputError("there are no images to run the model on")

@@ -358,6 +358,12 @@ class NoisyModel(nn.Module):
     Args:
         model: images to logits.
         sigma: standard deviation of the noise in image units.
+
+    Example:
+        >>> import torch
+        >>> model = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+        >>> NoisyModel(model, 0.25)(torch.rand(3, 1, 2, 2)).shape
+        torch.Size([3, 2])
     """
 
     def __init__(self, model: Callable[[Tensor], Tensor], sigma: float) -> None:

@@ -37,6 +37,12 @@ def read_human(path: str | Path, labels: Int64[Array, " n"], *, classes: int = 1
     Raises:
         InputError: a file that is missing, damaged or pickled; another shape; rows that are no
             distribution; rows or columns in another order than the labels.
+
+    Example:
+        >>> np.save("human.npy", [[0.9, 0.1], [0.2, 0.8]])
+        >>> read_human("human.npy", np.array([0, 1]), classes=2)
+        array([[0.9, 0.1],
+               [0.2, 0.8]])
     """
     file = Path(path)
     y = checked_labels(labels, len(labels), classes)

@@ -41,7 +41,12 @@ def checked_share(name: str, share: float) -> Fraction:
 
 
 def ceil_share(share: Fraction, n: int) -> int:
-    """⌈share · n⌉, exactly: in floating point, 0.55 · 100 exceeds 55, and ⌈0.55 · 100⌉ is 56."""
+    """⌈share · n⌉, exactly: in floating point, 0.55 · 100 exceeds 55, and ⌈0.55 · 100⌉ is 56.
+
+    Example:
+        >>> ceil_share(checked_share("coverage", 0.55), 100)
+        55
+    """
     return math.ceil(share * n)
 
 

@@ -61,7 +61,12 @@ class Reliability(NamedTuple):
 def bin_of(
     confidence: Float64[np.ndarray, " n"], bins: int, binning: str
 ) -> Int64[np.ndarray, " n"]:
-    """The bin, 0 … bins−1, of each confidence; `bins` and `binning` as in `reliability`."""
+    """The bin, 0 … bins−1, of each confidence; `bins` and `binning` as in `reliability`.
+
+    Example:
+        >>> bin_of(np.array([0.05, 0.5, 0.51, 1.0]), bins=2, binning="equal-width")
+        array([0, 0, 1, 1])
+    """
     if bins < 1:
         raise InputError(f"bins must be at least 1, not {bins}")
     if binning == "equal-width":

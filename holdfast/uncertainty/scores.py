@@ -228,6 +228,12 @@ class DisagreementScore(Score):
 
     Raises:
         InputError: unknown measure; fewer than two members.
+
+    Example:
+        >>> def member(images, seeds):
+        ...     return draws.normal(seeds, 0, (3,))
+        >>> DisagreementScore([member, member], "spread")(torch.rand(2, 1, 2, 2)).shape
+        torch.Size([2])
     """
 
     def __init__(self, members: Sequence[Member], measure: str, *, seed: int = 0) -> None:
@@ -309,7 +315,12 @@ def mc_dropout(
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether a model has dropout modules, which `mc_dropout` needs."""
+    """Whether a model has dropout modules, which `mc_dropout` needs.
+
+    Example:
+        >>> has_dropout(nn.Sequential(nn.Flatten(), nn.Dropout(0.5), nn.Linear(4, 3)))
+        True
+    """
     return bool(_dropouts(model))
 
 

@@ -180,16 +180,8 @@ def attack_detector(
     """
     request = probed.request
     labels = request.test.labels
-    every_logits, every_score = (
-        torch.stack([scored[f"{name}/{what}"] for name in attacked])
-        for what in ("logits", detector)
-    )
-    breaks = torch.stack([wrong(logits, labels) for logits in every_logits])
-    # Where no attack breaks the image, this takes the first.
-    chosen = torch.where(breaks, every_score, torch.inf).argmin(0), torch.arange(len(labels))
-    starts = torch.stack(list(attacked.values()))[chosen]
-    logits, scores = every_logits[chosen], every_score[chosen]
-    rows = breaks.any(0).nonzero().squeeze(1)
+    rows, starts, logits, scores = _least_suspicious(detector, labels, attacked, scored)
+    tried = len(rows)
     by = torch.zeros(len(logits), dtype=torch.int64)  # 1: selective, 2: orthogonal
     both, fast_copy = probed.with_detector(detector)
     # Below this score, an image looks surer than 9 of 10 clean ones, and is accepted everywhere.
@@ -218,12 +210,33 @@ def attack_detector(
         logits[where], scores[where] = found.outputs[lower, :-1], found.outputs[lower, -1]
         by[where] = number + 1
     figures = {
-        "tried": int(breaks.any(0).sum()),
+        "tried": tried,
         "selective": int((by == 1).sum()),
         "orthogonal": int((by == 2).sum()),
         "search": fast_copy.name,
     }
     return figures, {"logits": logits, "scores": scores}
+
+
+def _least_suspicious(
+    detector: str, labels: Tensor, attacked: dict[str, Images], scored: dict[str, Tensor]
+) -> tuple[Tensor, Images, Tensor, Tensor]:
+    """Of the images that different attacks found, the one with the lowest score that is wrong.
+
+    Where none is wrong, the first attack's. Arguments as in `attack_detector`.
+
+    Returns:
+        which rows (M,) are wrong; images (N, C, H, W), their logits (N, K) and scores (N,).
+    """
+    every_logits, every_score = (
+        torch.stack([scored[f"{name}/{what}"] for name in attacked])
+        for what in ("logits", detector)
+    )
+    breaks = torch.stack([wrong(logits, labels) for logits in every_logits])
+    chosen = torch.where(breaks, every_score, torch.inf).argmin(0), torch.arange(len(labels))
+    rows = breaks.any(0).nonzero().squeeze(1)
+    images = torch.stack(list(attacked.values()))
+    return rows, images[chosen], every_logits[chosen], every_score[chosen]
 
 
 def score_out_of_distribution(
