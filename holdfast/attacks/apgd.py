@@ -62,11 +62,12 @@ def _or_random(gradient: Images, state: APGDState) -> Images:
 
 
 class APGD(Attack[S]):
-    """Auto-PGD (Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble
-    of diverse parameter-free attacks", ICML 2020), algorithm 1.
+    """Auto-PGD: projected gradient ascent that chooses its own step size.
 
-    Steps start at 2ε and are halved, going back to the best point, whenever a window of steps
-    ends in which too few steps raised the loss or nothing was gained since the last window.
+    Croce & Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse
+    parameter-free attacks", ICML 2020, algorithm 1. Steps start at 2ε and are halved, going back to
+    the best point, whenever a window of steps ends in which too few steps raised the loss or
+    nothing was gained since the last window.
 
     In L1 (Croce & Hein, "Mind the box! l1-APGD", ICML 2021) a step moves only as many components
     as the best point so far uses, the ball shrinks from 3ε over 2ε to ε, and points are

@@ -37,17 +37,17 @@ class CarliniWagnerState(AdamState, MinimumNormState):
 
 
 class CarliniWagner(MinimumNorm[CarliniWagnerState]):
-    """Carlini & Wagner, "Towards evaluating the robustness of neural networks", S&P 2017, L2.
+    """The closest point in L2, by weighing distance and margin against each other.
 
-    Adam on ‖δ‖² + c · max(margin, 0) in variables w with x + δ = (tanh w + 1) / 2, so that the
-    box always holds. A search over c, `searches` times `steps` moves from the image, raises c
-    tenfold until a point is adversarial and then bisects; a search that no longer improves ends
-    early.
+    Carlini & Wagner, "Towards evaluating the robustness of neural networks", S&P 2017: Adam on ‖δ‖²
+    + c · max(margin, 0) in variables w with x + δ = (tanh w + 1) / 2, so that the box always holds.
+    A search over c, `searches` times `steps` moves from the image, raises c tenfold until a point
+    is adversarial and then bisects; a search that no longer improves ends early.
 
     Args:
         steps: moves of each search.
         searches: values of c that are tried.
-        length: Adam's step, in w.
+        length: Adam's step, in w, above 0.
         weight: the first c, above 0.
         targeted: approach the boundary between the label and the item's target class; otherwise
             that of the strongest wrong class at each point.

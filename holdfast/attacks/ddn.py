@@ -25,17 +25,17 @@ class DDNState(MinimumNormState):
 
 
 class DDN(MinimumNorm[DDNState]):
-    """Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial
-    attacks and defenses", CVPR 2019.
+    """The closest point in L2, on spheres that shrink and grow.
 
-    Steps along the normalised gradient of the loss, of length 1 falling to 0.01 with a
-    cosine, are brought to a sphere around the image, whose radius shrinks by `rate` after an
-    adversarial point and grows by it after any other.
+    Rony et al., "Decoupling direction and norm for efficient gradient-based L2 adversarial attacks
+    and defenses", CVPR 2019, algorithm 1. Steps along the normalised gradient of the loss, of
+    length 1 falling to 0.01 with a cosine, are brought to a sphere around the image, whose radius
+    shrinks by `rate` after an adversarial point and grows by it after any other.
 
     Args:
         steps: moves after the start.
-        radius: of the first sphere, in image units.
-        rate: in (0, 1).
+        radius: ε_0, of the first sphere, in image units.
+        rate: γ, by which the radius changes, in (0, 1).
         loss: `ce` as published, `dlr` or `margin`.
         targeted: approach the item's target class; not with `ce`.
         stop_inside: see `MinimumNorm`.
@@ -104,11 +104,13 @@ class DDN(MinimumNorm[DDNState]):
         fooled: Bool[Tensor, " n"],
         threat: Threat,
     ) -> DDNState:
-        x = state.images
+        x, gamma = state.images, self.rate
         alpha = cosine(state.iteration, self.steps, 1.0, 0.01)
+        # δ_{k+1} = δ_k + α ∇ / ‖∇‖₂
         delta = state.point - x + per_item(alpha, x) * threat.table.steepest(gradient)
-        radius = state.radius * torch.where(fooled, 1 - self.rate, 1 + self.rate)
+        # ε_{k+1} = (1 − γ) ε_k where x_k is adversarial, (1 + γ) ε_k elsewhere
+        radius = state.radius * torch.where(fooled, 1 - gamma, 1 + gamma)
+        # x_{k+1} = x + ε_{k+1} δ_{k+1} / ‖δ_{k+1}‖₂, cut to the box
         onto_sphere = radius / threat.table.distance(delta).clamp_min(1e-12)
-        return state.replace(
-            radius=radius, point=(x + per_item(onto_sphere, x) * delta).clamp(0, 1)
-        )
+        point = (x + per_item(onto_sphere, x) * delta).clamp(0, 1)
+        return state.replace(radius=radius, point=point)

@@ -25,11 +25,12 @@ class DeepFoolState(MinimumNormState):
 
 
 class DeepFool(MinimumNorm[DeepFoolState]):
-    """Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool: a simple and accurate method to fool deep
-    neural networks", CVPR 2016.
+    """The closest point, by steps to the nearest linearised class boundary.
 
-    Each move goes to the nearest of the linearised class boundaries, by the shortest way inside
-    the box (the paper leaves the box and clips). The search ends at the first adversarial point.
+    Moosavi-Dezfooli, Fawzi & Frossard, "DeepFool: a simple and accurate method to fool deep neural
+    networks", CVPR 2016, algorithm 2. Each move goes to the nearest of the linearised class
+    boundaries, by the shortest way inside the box (the paper leaves the box and clips). The search
+    ends at the first adversarial point.
 
     Args:
         steps: moves at most.

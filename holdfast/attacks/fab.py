@@ -17,23 +17,23 @@ from .state import Items, pick
 
 
 class FAB(MinimumNorm[MinimumNormState]):
-    """Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary
-    attack", ICML 2020: projections onto the linearised decision boundary inside the box, drawn
-    towards the image.
+    """The closest point, by projections onto the linearised decision boundary inside the box.
 
-    Each move mixes the projections of the current point and of the image onto the hyperplane,
-    both overshot; an adversarial point is first pulled back towards the image. Here the boundary
-    is linearised at the point that was queried, also where that point is then pulled back; the
-    paper asks the model a second time for each such point.
+    Croce & Hein, "Minimally distorted adversarial examples with a fast adaptive boundary attack",
+    ICML 2020. Each move mixes the projections of the current point and of the image onto the
+    hyperplane, both overshot; an adversarial point is first pulled back towards the image. Here the
+    boundary is linearised at the point that was queried, also where that point is then pulled back;
+    the paper asks the model a second time for each such point.
 
     Args:
         steps: moves after the start.
         targeted: approach the boundary between the label and the item's target class. Otherwise
             the nearest boundary of all, at K − 1 backwards a step.
         start: `clean`, or `random`: at a distance of ε/2.
-        image_share: largest weight in (0, 1) of the image's own projection; 0.1 as published.
-        overshoot: at least 1, factor on the projections; 1.05 as published.
-        pull_back: in (0, 1], factor on the distance of an adversarial point; 0.9 as published.
+        image_share: α_max, largest weight of the image's own projection, in [0, 1); 0.1 as
+            published.
+        overshoot: η, factor on the projections, at least 1; 1.05 as published.
+        pull_back: β, factor on the distance of an adversarial point, in (0, 1]; 0.9 as published.
         stop_inside: see `MinimumNorm`.
 
     Cost: steps + 1 forwards, and as many backwards; K − 1 times as many where untargeted.
@@ -110,6 +110,7 @@ class FAB(MinimumNorm[MinimumNormState]):
         else:
             normals, values, logits = oracle.class_differences(queried, labels)
         state, fooled = self.record(state, logits, threat)
+        # An adversarial point is pulled back: x_i = (1 − β) x + β x_i.
         point = pick(fooled, x + self.pull_back * (queried - x), queried)
         back = torch.where(fooled, 1 - self.pull_back, 0.0)  # share of the way to the image
         if self.targeted:
@@ -121,12 +122,16 @@ class FAB(MinimumNorm[MinimumNormState]):
             )
             rows = torch.arange(len(x), device=x.device)
             normal, value, rise = (v[rows, nearest] for v in (normals, values, rises))
-        near = shortest_move(point, normal, value - back * rise, threat.norm)
-        far = shortest_move(x, normal, value - rise, threat.norm)
-        near_length = threat.table.distance(near)
-        both = (near_length + threat.table.distance(far)).clamp_min(1e-12)
-        share = per_item((near_length / both).clamp_max(self.image_share), x)
-        moved = (1 - share) * (point + self.overshoot * near) + share * (x + self.overshoot * far)
+        # d_i and d: the shortest moves from x_i and from the image x to the hyperplane.
+        d_i = shortest_move(point, normal, value - back * rise, threat.norm)
+        d = shortest_move(x, normal, value - rise, threat.norm)
+        # α = min(‖d_i‖ / (‖d_i‖ + ‖d‖), α_max)
+        length = threat.table.distance(d_i)
+        both = (length + threat.table.distance(d)).clamp_min(1e-12)
+        alpha = per_item((length / both).clamp_max(self.image_share), x)
+        # x_{i+1} = (1 − α) (x_i + η d_i) + α (x + η d), cut to the box
+        eta = self.overshoot
+        moved = (1 - alpha) * (point + eta * d_i) + alpha * (x + eta * d)
         return state.replace(point=moved.clamp(0, 1), iteration=state.iteration + 1)
 
 

@@ -26,19 +26,19 @@ class FMNState(MinimumNormState):
 
 
 class FMN(MinimumNorm[FMNState]):
-    """Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive
-    norm constraints", NeurIPS 2021.
+    """The closest point, in a ball whose radius adapts.
 
-    Steps along the normalised gradient of the margin are projected onto a ball whose radius is,
-    until a first adversarial point is found, the linear estimate of the distance to the boundary
-    (L0: one component more each time); then it shrinks after adversarial points and grows after
-    others, by a share that falls with a cosine.
+    Pintor, Roli, Brendel & Biggio, "Fast minimum-norm adversarial attacks through adaptive norm
+    constraints", NeurIPS 2021, algorithm 1. Steps along the normalised gradient of the margin are
+    projected onto a ball whose radius is, until a first adversarial point is found, the linear
+    estimate of the distance to the boundary (L0: one component more each time); then it shrinks
+    after adversarial points and grows after others, by a share that falls with a cosine.
 
     Args:
         steps: moves after the start.
         length: of the first step in the L2 norm, image units; it falls to a hundredth. By default
             1, but 2·√(C·H·W) in L0, where a component had better go all the way at once.
-        rate: share by which the radius changes at first, in (0, 1); it falls to `last_rate`.
+        rate: γ_0, share by which the radius changes at first, in (0, 1); it falls to `last_rate`.
         last_rate: in (0, rate].
         targeted: approach the boundary between the label and the item's target class; otherwise
             that of the strongest wrong class at each point.
@@ -108,6 +108,8 @@ class FMN(MinimumNorm[FMNState]):
     ) -> FMNState:
         x, k = state.images, state.iteration
         gamma = cosine(k, self.steps, self.rate, self.last_rate)
+        # ε_k: min((1 − γ) ε, ‖δ*‖) where x_k is adversarial; elsewhere the estimated distance to
+        # the boundary, ‖δ_k‖ + |L| / ‖∇L‖_q, while none was found, then (1 + γ) ε.
         if threat.norm == "l0":
             radius = _next_count(state.radius, fooled, gamma)
         else:
@@ -117,6 +119,7 @@ class FMN(MinimumNorm[FMNState]):
             grown = torch.where(found, state.radius, reach) * (1 + gamma)
             shrunk = (state.radius * (1 - gamma)).minimum(state.distance)
             radius = torch.where(fooled, shrunk, grown)
+        # δ_{k+1} = Π(δ_k + α ∇L / ‖∇L‖₂), Π onto the ball of radius ε_k and the box
         size = gradient.flatten(1).norm(dim=1).clamp_min(1e-30)
         first = self.length or (2 * x[0].numel() ** 0.5 if threat.norm == "l0" else 1.0)
         alpha = cosine(k, self.steps, first, first / 100) / size

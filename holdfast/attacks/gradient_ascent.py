@@ -19,7 +19,9 @@ S = TypeVar("S", bound=State, default=Any)
 
 
 class GradientAscent(Attack[S]):
-    """x_{k+1} = Π(x_k + α_k · d_k), where d_k is the steepest direction of the loss at x_k and Π
+    """Projected gradient ascent: the base of attacks that step along a gradient inside the ball.
+
+    x_{k+1} = Π(x_k + α_k · d_k), where d_k is the steepest direction of the loss at x_k and Π
     projects onto ball ∩ box.
 
     A subclass fills in the hooks that differ: `first_point` (x₀; by default a random point of the

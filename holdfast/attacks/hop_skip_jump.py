@@ -43,12 +43,12 @@ class HopSkipJumpState(MinimumNormState):
 
 
 class HopSkipJump(MinimumNorm[HopSkipJumpState]):
-    """Chen, Jordan & Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack",
-    S&P 2020, algorithm 2. Uses nothing but the predicted class.
+    """The closest point from predicted classes alone, along the boundary.
 
-    From a misclassified random image, each round goes to the boundary by bisection towards the
-    clean image, estimates the boundary's normal from `probes` · √round random points around, and
-    leaps along it, half as far until the point is adversarial.
+    Chen, Jordan & Wainwright, "HopSkipJumpAttack: a query-efficient decision-based attack", S&P
+    2020, algorithm 2. From a misclassified random image, each round goes to the boundary by
+    bisection towards the clean image, estimates the boundary's normal from `probes` · √round random
+    points around, and leaps along it, half as far until the point is adversarial.
 
     Every query is one forward pass, whatever the item is doing; so items in different rounds
     share a batch.

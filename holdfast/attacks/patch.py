@@ -34,9 +34,9 @@ class PatchState(State):
 
 
 class Patch(Attack[PatchState]):
-    """One square of pixels, all channels, set to any values in the box; after Brown et al.,
-    "Adversarial patch", 2017, but one patch an image, at the place where it harms that image most.
+    """One square of pixels, all channels, set to any values, where it harms the image most.
 
+    After Brown et al., "Adversarial patch", 2017, but one patch an image, at a place of its own.
     A patch of side s changes at most C·s² components, so it lives in the L0 ball: s is the
     largest that ε allows. It is the weaker for being a square, and a verdict says so: standing
     against this attack is no claim about L0 attacks in general.

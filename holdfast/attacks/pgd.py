@@ -24,7 +24,7 @@ class PGDState(State):
 
 
 class PGD(GradientAscent[PGDState]):
-    """`steps` projected steps of length `step_size` × ε from a random start.
+    """Projected gradient ascent: steps of a fixed length from a random start.
 
     Madry et al., "Towards deep learning models resistant to adversarial attacks", ICLR 2018;
     with `momentum`, Dong et al., "Boosting adversarial attacks with momentum", CVPR 2018,

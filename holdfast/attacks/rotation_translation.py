@@ -29,8 +29,10 @@ class RotationTranslationState(State):
 
 
 class RotationTranslation(Attack[RotationTranslationState]):
-    """Engstrom et al., "Exploring the landscape of spatial robustness", ICML 2019: the worst of a
-    grid of rotations and shifts, of random ones, and of gradient steps from the best of these.
+    """The worst of a grid of rotations and shifts, of random ones, and of gradient steps.
+
+    Engstrom et al., "Exploring the landscape of spatial robustness", ICML 2019. Gradient steps
+    begin at the best point of the grid and the random ones.
 
     The image alone does not show that it is a turned one, so the state's `witness` (N, 3) holds
     the parameters of `best` (see `holdfast.spatial.moved`); whoever doubts it applies them.

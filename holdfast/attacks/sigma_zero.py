@@ -26,13 +26,13 @@ class SigmaZeroState(AdamState, MinimumNormState):
 
 
 class SigmaZero(MinimumNorm[SigmaZeroState]):
-    """Cinà et al., "σ-zero: gradient-based optimization of ℓ0-norm adversarial examples",
-    ICLR 2025.
+    """The fewest components to change (L0), by a smooth stand-in for their number.
 
-    Adam on the margin (while the point is not adversarial) plus the mean of δᵢ² / (δᵢ² + σ) over
-    the components, gradients scaled to a largest entry of 1. After each step, components smaller
-    than a threshold are set back to the image's; the threshold rises after adversarial points
-    and falls after others.
+    Cinà et al., "σ-zero: gradient-based optimization of ℓ0-norm adversarial examples", ICLR 2025,
+    algorithm 1: Adam on the margin (while the point is not adversarial) plus the mean of δᵢ² / (δᵢ²
+    + σ) over the components, gradients scaled to a largest entry of 1. After each step, components
+    smaller than a threshold are set back to the image's; the threshold rises after adversarial
+    points and falls after others.
 
     Args:
         steps: moves after the start.

@@ -18,12 +18,12 @@ from .state import Items
 
 
 class SPSA(GradientAscent[AdamState]):
-    """Uesato, O'Donoghue, van den Oord & Kohli, "Adversarial risk and the dangers of evaluating
-    against weak attacks", ICML 2018: simultaneous perturbation stochastic approximation (Spall,
-    1992) of the margin's gradient, for models without usable gradients.
+    """Gradient ascent on the margin without gradients: they are estimated from pairs of queries.
 
-    Adam steps inside ball and box, from a random start, along the mean over `samples` random
-    sign vectors v of v · (f(x + r·v) − f(x − r·v)) / 2r.
+    Uesato, O'Donoghue, van den Oord & Kohli, "Adversarial risk and the dangers of evaluating
+    against weak attacks", ICML 2018, with the simultaneous perturbation stochastic approximation of
+    Spall (1992). Adam steps inside ball and box, from a random start, along the mean over `samples`
+    random sign vectors v of v · (f(x + r·v) − f(x − r·v)) / 2r.
 
     Args:
         steps: moves after the start.

@@ -19,8 +19,10 @@ SMALLEST_WINDOW = 3  # side in L2 and L1
 
 
 class Square(Attack[State]):
-    """Andriushchenko, Croce, Flammarion & Hein, "Square attack: a query-efficient black-box
-    adversarial attack via random search", ECCV 2020, on the margin.
+    """Random search on the margin with squares, without gradients.
+
+    Andriushchenko, Croce, Flammarion & Hein, "Square attack: a query-efficient black-box
+    adversarial attack via random search", ECCV 2020.
 
     L∞: starts from vertical stripes of ±ε; each query then sets a random square to ±ε by channel.
     L2: starts from tiles that hold a positive and a negative bump each; each query then adds
