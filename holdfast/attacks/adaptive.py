@@ -43,6 +43,10 @@ def adaptive(
 
     Raises:
         InputError: samples below 1; a norm that none of the attacks knows.
+
+    Example:
+        >>> [stage.name for stage in adaptive(["identity"], norm="l1").stages][:3]
+        ['pgd', 'pgd, identity', 'apgd-ce']
     """
     if isinstance(samples, bool) or not isinstance(samples, int) or samples < 1:
         raise InputError(f"samples must be a whole number of at least 1, not {samples!r}")

@@ -105,6 +105,7 @@ class Oracle:
         return copies.nanmean(1) if bool(nothing.any()) else copies.mean(1)
 
     def logits(self, x: Images) -> Logits:
+        """The logits at x, float32 (N, K), without a gradient."""
         with torch.no_grad(), self._drawing():
             return self._forward(x)
 
@@ -385,6 +386,18 @@ def run(
 
     Returns:
         The state of all items, in their order.
+
+    Raises:
+        InputError: a threat model that the attack does not know.
+
+    Example:
+        >>> from holdfast.attacks import FGSM
+        >>> x, y = torch.full((2, 1, 2, 2), 0.3), torch.tensor([0, 1])
+        >>> items = Items(x, labels=y, targets=y * 0 - 1, eps=torch.full((2,), 0.1), seeds=y)
+        >>> oracle = Oracle(lambda x: x.flatten(1)[:, :2])
+        >>> state = run(FGSM(), oracle, items, Threat("linf", 0.1))
+        >>> oracle.forwards, state.iteration, state.score
+        (2, tensor([2, 2]), tensor([-0.2000, -0.2000]))
     """
     state = attack.start(items, threat)
     rows = torch.arange(len(items), device=items.labels.device)  # of those that go on

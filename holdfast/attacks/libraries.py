@@ -325,6 +325,11 @@ def library_attack(text: str, **options: Any) -> LibraryAttack:
 
     Raises:
         InputError: as `LibraryAttack`, or a value of another type than the option's.
+
+    Example:
+        >>> library_attack("torchatacks:APGD")
+        Traceback (most recent call last):
+        holdfast.errors.InputError: library 'torchatacks' is unknown; did you mean 'torchattacks'?
     """
     library, _, rest = text.partition(":")
     attack, _, rest = rest.partition(":")

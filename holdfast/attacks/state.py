@@ -66,6 +66,14 @@ class Items:
 
         Raises:
             TypeError: a name that this record does not have.
+
+        Example:
+            >>> y = torch.tensor([2, 0, 1])
+            >>> items = Items(torch.rand(3, 1, 2, 2), y, targets=y * 0 - 1, eps=y + 0.5, seeds=y)
+            >>> items.select(y > 0).replace(targets=torch.tensor([1, 2])).tensors()["targets"]
+            tensor([1, 2])
+            >>> items.join(items.select(torch.tensor([0]))).labels
+            tensor([2, 0, 1, 2])
         """
         return replace(self, **changes)
 

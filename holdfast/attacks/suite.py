@@ -29,12 +29,20 @@ class Stage:
         view: what is searched in place of the model: `exact`, `identity` or `surrogate`,
             another backward pass that its defences offer, or `UNDEFENDED`, the network behind
             them. Verdicts always come from the model itself.
-        share: of the images that stand, the share that it is tried on: every image draws by
+        share: the share of the standing images that it is tried on, in (0, 1]. Each image draws for
             itself whether it is among them.
-        least: where that would be fewer than so many of all images that are evaluated, the share
-            is larger: a small evaluation has not a smaller sample.
-        after: the number of an earlier stage; this one runs only if that one broke an image, or
-            if the model's gradients mislead for all that is known beforehand.
+        least: with N images evaluated, the share is at least `least` / N (1 at most), so that a
+            small evaluation is not left with a sample of a handful.
+        after: the number of an earlier stage. This one runs only if that one broke an image, or if
+            it was known before the search that the model's gradients mislead.
+
+    Raises:
+        InputError: a count below 1, a share outside (0, 1], `least` below 0.
+
+    Example:
+        >>> from holdfast.attacks import APGD
+        >>> Stage(APGD(loss="dlr", targeted=True), targets=9).items_per_image(classes=5)
+        4
     """
 
     attack: Attack
@@ -69,7 +77,7 @@ class Stage:
         return not self.attack.minimum_norm and self.view != UNDEFENDED
 
     def share_of(self, images: int) -> float:
-        """The share of the standing ones that it is tried on, where so many are evaluated."""
+        """The share of the standing images that it is tried on, where `images` are evaluated."""
         return max(self.share, min(1.0, self.least / images))
 
     def items_per_image(self, classes: int) -> int:
@@ -80,6 +88,7 @@ class Stage:
         return self.restarts * (wrong if self.targets is None else min(self.targets, wrong))
 
     def describe(self) -> dict[str, Any]:
+        """The attack's name and settings, and the stage's own."""
         return {
             **self.attack.describe(),
             "restarts": self.restarts,
@@ -100,6 +109,16 @@ class Suite:
         closest: what is searched for is the closest adversarial point of every image, whatever ε
             is: every stage goes over all images, to its end, and the closest point of all counts.
             All attacks are then minimum-norm ones that do not stop inside the ball.
+
+    Raises:
+        InputError: no stages; a stage that waits for a later one; a search for the closest points
+            by an attack that stops inside the ball.
+
+    Example:
+        >>> from holdfast.attacks import APGD, Square
+        >>> suite = Suite("mine", (Stage(APGD(steps=20)), Stage(Square(queries=500), share=0.1)))
+        >>> [stage.name for stage in suite.stages]
+        ['apgd-ce', 'square, on a sample']
     """
 
     name: str
@@ -155,6 +174,7 @@ class Suite:
         return tuple(left)
 
     def describe(self) -> dict[str, Any]:
+        """Its name and its stages: what a run's identity is made of."""
         return {
             "name": self.name,
             "stages": [stage.describe() for stage in self.stages],

@@ -76,8 +76,8 @@ def _adaptive() -> Sequence[Stage]:
     return adaptive().stages
 
 
-PROBED = 0.1  # of the standing images,
-LEAST_PROBED = 32  # or as if so many of all images were probed
+PROBED = 0.1  # share of the standing images that are searched without gradients
+LEAST_PROBED = 32  # and its least size, in images evaluated: see `Stage.least`
 PROBE_QUERIES = 500
 
 
@@ -197,6 +197,12 @@ def suite_named(name: str | Suite | Attack | Sequence[Attack | Stage]) -> Suite:
 
     Raises:
         InputError: unknown name, with the nearest known one; anything else, with the right call.
+
+    Example:
+        >>> [stage.name for stage in suite_named("apgd").stages]
+        ['apgd-ce', 'apgd-dlr-targeted']
+        >>> suite_named([FGSM(), Square()]).name
+        'fgsm, square'
     """
     if isinstance(name, Suite):
         return name

@@ -1,4 +1,4 @@
-"""One strong point for each image, from attacks that need no engine."""
+"""One strong point for each image, from attacks that run alone."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def strongest(
     model = wrapped(model)
     found = images.clone()
     rows = torch.arange(len(images), device=images.device)
-    looks: list[Model] = [model, *views(model).values()]
-    for look, loss in product(looks, LOSSES):
+    backward_passes: list[Model] = [model, *views(model).values()]
+    for differentiated, loss in product(backward_passes, LOSSES):
         points = APGD(steps=steps, loss=loss)(
-            look, images[rows], labels[rows], threat, seed=seed, batch_size=batch_size
+            differentiated, images[rows], labels[rows], threat, seed=seed, batch_size=batch_size
         )
         found[rows] = points
         with torch.no_grad():

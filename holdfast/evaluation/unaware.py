@@ -53,11 +53,11 @@ def unaware_accuracy(
 ) -> Unaware:
     """Accuracy of the defended model on the first `IMAGES` images, attacked unawares.
 
-    A random model is asked once an image, as authors do.
+    A random model is queried once an image, as authors do.
 
     Args:
         network: what is attacked, behind the defences.
-        judge: of the defended model.
+        verifier: of the defended model.
     """
     n, right = min(len(images), IMAGES), 0
     for rows in torch.arange(n).split(batch_size):
