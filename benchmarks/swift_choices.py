@@ -6,8 +6,8 @@
 From every image that the model gets right, runs of 20 steps of APGD each way: on the margin to
 whichever class is closest, on the cross-entropy, and on the margin to each wrong class. Where all
 of these leave it close to the boundary, 100 steps of targeted APGD-DLR on every class besides. So
-it is known which images fall at all, how far each run had come after a few looks, and what later
-broke an image that the first runs had left far from the boundary.
+it is known which images fall at all, how far each run had come after a few iterations, and what
+later broke an image that the first runs had left far from the boundary.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from holdfast.search import fast_copy_of
 
 RESULTS = Path(__file__).resolve().parent / "results"
 STEPS, LONG_STEPS = 20, 100
-LOOKS = (2, 3, 4, 5, 8, 21)  # after which a run is looked at
+COUNTS = (2, 3, 4, 5, 8, 21)  # of iterations after which a run is measured
 NEAR = 0.35  # share of the first margin below which the longest runs begin
 BATCH = 64
 
@@ -120,10 +120,10 @@ def main() -> None:
         )[:, -1]
         longest[near] = longest[near].minimum(end)
 
-    short = torch.stack([margins[:, LOOKS[2] - 1] for margins in runs.values()]).amin(0)
+    short = torch.stack([margins[:, COUNTS[2] - 1] for margins in runs.values()]).amin(0)
     falls = (least < 0) | (longest < 0)
-    # Shares of the first margin that three looks of each of the first two runs leave.
-    few = (runs[name][:, LOOKS[1] - 1] for name in ("margin, closest class", "cross-entropy"))
+    # Shares of the first margin that three iterations of each of the first two runs leave.
+    few = (runs[name][:, COUNTS[1] - 1] for name in ("margin, closest class", "cross-entropy"))
     two = torch.stack(list(few)).amin(0) / first
     late = falls & (two >= 0)
     standing = ~falls
@@ -145,12 +145,13 @@ def main() -> None:
         "falls_to_whole_runs": int((least < 0).sum()),
         "falls_to_the_longest_alone": int(((longest < 0) & (least >= 0)).sum()),
         "near": len(near),
-        # For each run: how many it alone breaks within so many looks.
+        # For each run: how many it alone breaks within so many iterations.
         "broken_within": {
-            name: {str(look): int((margins[:, look - 1] < 0).sum()) for look in LOOKS}
+            name: {str(n): int((margins[:, n - 1] < 0).sum()) for n in COUNTS}
             for name, margins in runs.items()
         },
-        # What the first two runs leave after three looks each: of what falls later, of the rest.
+        # What three iterations of each of the first two runs leave: of what falls later, of the
+        # rest.
         "late_shares": sorted((round(float(s), 3) for s in two[late]), reverse=True),
         "standing_share_quantiles": {
             f"{float(q):g}": round(float(v), 3)

@@ -86,23 +86,23 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
     lines = []
     for result in results:
         broken = result["broken_within"]
-        looks = list(next(iter(broken.values())))
+        counts = list(next(iter(broken.values())))
         lines += [
-            f"### {result['model']['name']}: what a run breaks within its first looks",
+            f"### {result['model']['name']}: what a run breaks within its first iterations",
             "",
-            "| run of APGD | " + " | ".join(f"{look} looks" for look in looks) + " |",
-            "| --- |" + " --- |" * len(looks),
+            "| run of APGD | " + " | ".join(f"{n} iterations" for n in counts) + " |",
+            "| --- |" + " --- |" * len(counts),
             *(
-                f"| {name} | " + " | ".join(str(within[look]) for look in looks) + " |"
+                f"| {name} | " + " | ".join(str(within[n]) for n in counts) + " |"
                 for name, within in broken.items()
             ),
             "",
             f"- {result['falls']} of {result['right']} images that the model gets right fall to "
             f"anything: {result['falls_to_whole_runs']} to these runs together, "
-            f"{result['falls_to_four_looks']} within four looks of one of them, "
+            f"{result['falls_to_four_looks']} within four iterations of one of them, "
             f"{result['falls_to_the_longest_alone']} only to 100 steps of targeted APGD-DLR on all "
             f"classes, which the {result['near']} that came near were given.",
-            f"- Of the first margin, three looks of the first two runs left "
+            f"- Of the first margin, three iterations of the first two runs left "
             f"{_numbers(result['late_shares'])} of images that fell later, and of those that stand "
             + ", ".join(
                 f"{value:.2f} ({float(q):.0%} of them less)"

@@ -37,7 +37,7 @@ def test_swifts_choices_count_what_falls_and_when(tmp_path, monkeypatch):
     assert said["falls_to_whole_runs"] + said["falls_to_the_longest_alone"] == said["falls"]
     assert len(said["broken_within"]) == 2 + 9
     for within in said["broken_within"].values():
-        counts = [within[str(look)] for look in swift_choices.LOOKS]
+        counts = [within[str(n)] for n in swift_choices.COUNTS]
         assert counts == sorted(counts) and counts[-1] <= said["falls_to_whole_runs"]
     assert max(within["21"] for within in said["broken_within"].values()) > 0
     table = "\n".join(swift_page.choices([said]))
