@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .mixing.run import mix
     from .report import write_report
+    from .runs.records.reading import read
     from .threat import Threat
     from .training import train
     from .uncertainty.measure_uncertainty import measure_uncertainty
@@ -41,6 +42,7 @@ __all__ = [
     "load",
     "measure_uncertainty",
     "mix",
+    "read",
     "train",
     "uncertainty",
     "write_report",
@@ -62,6 +64,7 @@ __getattr__, __dir__ = lazily(
         "load": "loading:load",
         "measure_uncertainty": "uncertainty.measure_uncertainty:measure_uncertainty",
         "mix": "mixing.run:mix",
+        "read": "runs.records.reading:read",
         "train": "training:train",
         "uncertainty": "uncertainty",
         "write_report": "report:write_report",

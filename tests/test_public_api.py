@@ -35,6 +35,7 @@ PUBLIC = {
     "load",
     "measure_uncertainty",
     "mix",
+    "read",
     "train",
     "uncertainty",
     "write_report",
@@ -89,7 +90,7 @@ def test_every_public_name_is_explained(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["evaluate", "certify", "measure_uncertainty", "mix", "train", "load", "write_report"],
+    ["evaluate", "certify", "measure_uncertainty", "mix", "train", "load", "read", "write_report"],
 )
 def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
     function = getattr(hf, name)
@@ -100,7 +101,7 @@ def test_every_parameter_of_a_public_function_is_explained(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["evaluate", "certify", "measure_uncertainty", "mix", "train", "load", "write_report"],
+    ["evaluate", "certify", "measure_uncertainty", "mix", "train", "load", "read", "write_report"],
 )
 def test_every_public_function_has_an_example(name: str) -> None:
     assert ">>> " in (inspect.getdoc(getattr(hf, name)) or "")  # run by test_doctests

@@ -187,7 +187,7 @@ class Record(Part):
 
     def __repr__(self) -> str:
         figures = ", ".join(f"{name} {value}" for name, value in self.key_figures())
-        return printable(f"{self.headline()}\n{figures}", keep="\n")
+        return f"{printable(self.headline())}\n{printable(figures)}"
 
     __str__ = __repr__
 

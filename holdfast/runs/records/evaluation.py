@@ -99,5 +99,5 @@ class EvaluationRecord(Measurement):
                 percent(self.standard_accuracy, self.standard_accuracy_interval),
             ),
             ("robust accuracy", percent(self.robust_accuracy, self.robust_accuracy_interval)),
-            ("flags fired", fired or "none"),
+            ("fired flags", fired or "none"),
         ]
