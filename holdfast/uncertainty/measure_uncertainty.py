@@ -56,8 +56,9 @@ def measure_uncertainty(
 ) -> UncertaintyRecord:
     """Measure how sure a model is, and whether that can be believed.
 
-    Calibration, abstaining, conformal sets and detectors, each on clean, corrupted,
-    out-of-distribution and attacked images; the attacks know what they attack.
+    Calibration, abstaining, conformal sets and detectors are measured on clean, corrupted,
+    out-of-distribution and attacked images. There are attacks on each of them, by an attacker who
+    knows it.
 
     Args:
         model: images to logits (N, K), which PyTorch can differentiate.
@@ -92,7 +93,8 @@ def measure_uncertainty(
 
     Raises:
         InputError: options out of range; bad images or labels; too few calibration images; a model
-            that answers nonsense or cannot be differentiated; a folder that holds another run.
+            whose logits are not finite, or that cannot be differentiated; a folder that holds
+            another run.
 
     Example:
         >>> import torch, holdfast as hf
@@ -101,7 +103,7 @@ def measure_uncertainty(
         >>> found = hf.measure_uncertainty(
         ...     model, x[:10], y[:10], calibration=(x[10:], y[10:]), attack="fgsm", ood=["noise"]
         ... )
-        >>> found["n"], found["suite"]
+        >>> found.n, found.suite
         (10, 'fgsm')
     """
     checked_share("alpha", alpha)
@@ -114,13 +116,7 @@ def measure_uncertainty(
     for stage in suite.stages:
         stage.attack.check_norm(threat)
     test = _labelled(images, labels)
-    shuffled = _shuffled(_labelled(*_both("calibration", calibration)), seed)
-    fitting, calibrating = shuffled[: len(shuffled) // 2], shuffled[len(shuffled) // 2 :]
-    if len(calibrating) * alpha < 1 or not len(fitting):
-        raise InputError(
-            f"{len(shuffled)} calibration images are too few for alpha = {alpha}: give at least "
-            f"{2 * math.ceil(1 / alpha)}, for one half of them fits calibrators"
-        )
+    fitting, calibrating = _halves(_labelled(*_both("calibration", calibration)), alpha, seed)
     known = fitting if training is None else _labelled(*_both("training", training))
     where = checked_device(device)
     for each in (model, *ensemble):
@@ -171,20 +167,37 @@ def _both(name: str, pair: Any) -> tuple[Any, Any]:
 
 
 def _labelled(images: Any, labels: Any) -> LabelledImages:
+    """Images and labels, checked, on the CPU."""
     with standard_defaults():
         x, y = checked_data(images, labels)
     return LabelledImages(x.cpu(), y.cpu(), torch.arange(len(y)))
 
 
-def _shuffled(whole: LabelledImages, seed: int) -> LabelledImages:
-    """In random order, so that neither half depends on how images were sorted."""
-    seeds = draws.item_seeds(seed, "split", "calibration", whole.items)
+def _halves(
+    images: LabelledImages, alpha: float, seed: int
+) -> tuple[LabelledImages, LabelledImages]:
+    """The fitting and the calibration split: random halves, however the images are sorted.
+
+    Raises:
+        InputError: too few images for conformal sets at `alpha`.
+    """
+    seeds = draws.item_seeds(seed, "split", "calibration", images.items)
     order = draws.uniform(seeds, 0).argsort(stable=True)
-    return LabelledImages(whole.images[order], whole.labels[order], order)
+    fitting, calibrating = (
+        LabelledImages(images.images[rows], images.labels[rows], rows)
+        for rows in (order[: len(order) // 2], order[len(order) // 2 :])
+    )
+    if len(calibrating) * alpha < 1 or not len(fitting):
+        raise InputError(
+            f"{len(images)} calibration images are too few for alpha = {alpha}: give at least "
+            f"{2 * math.ceil(1 / alpha)}, because one half of them fits calibrators"
+        )
+    return fitting, calibrating
 
 
 def _numbered(model: Model, test: LabelledImages, device: torch.device) -> list[str]:
     """A name for each of the model's classes."""
-    asked = wrapped(model)
-    with torch.no_grad(), evaluating(asked):
-        return [str(k) for k in range(asked(test.images[:1].to(device)).shape[1])]
+    wrapped_model = wrapped(model)
+    with torch.no_grad(), evaluating(wrapped_model):
+        logits = wrapped_model(test.floats[:1].to(device))
+    return [str(k) for k in range(logits.shape[1])]

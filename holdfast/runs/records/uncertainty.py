@@ -51,9 +51,12 @@ class Settings(Part):
     """What was asked.
 
     Attributes:
-        n, tuning, held, more_test, more_held, training: images measured on; on which scalings are
-            fitted; on which thresholds and sets are calibrated; the first and the third with more
-            of their kind; whose features detectors know.
+        n: number of test images that are measured and attacked.
+        tuning: of the fitting split, on which calibrators are fitted.
+        held: of the calibration split, on which thresholds and conformal sets are calibrated.
+        more_test, more_held: of the test and the calibration images with further ones, on which
+            whatever needs no attack is measured.
+        training: of the training images, whose features detectors compare with.
         members: further models of an ensemble.
         foreign: names of sets of out-of-distribution images.
         alpha: share of conformal sets that may miss.
