@@ -14,12 +14,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from published import ROOT, verdicts
+from published import RESULTS, ROOT, read, verdicts
 
 from holdfast.cli.tables import model_name
 from holdfast.models.checkpoint import CARD, WEIGHTS, read_card
 from holdfast.models.zoo import INDEX
 from holdfast.runs.files import write_atomically
+from holdfast.runs.records import CertificationRecord
 
 KEPT = (  # of each result
     "suite",
@@ -30,11 +31,23 @@ KEPT = (  # of each result
     "robust_accuracy",
     "robust_accuracy_interval",
 )
+CERTIFIED = (  # of each certification
+    "method",
+    "threat",
+    "n",
+    "standard_accuracy",
+    "standard_accuracy_interval",
+    "certified",
+)
 
 
 def listed() -> dict[str, Any]:
     """Every model of the zoo, with what was published of it."""
     results = verdicts()
+    certificates = [read(file) for file in sorted(RESULTS.glob("*/result.json"))]
+    certificates = [
+        found for found in certificates if found.get("schema") == CertificationRecord.SCHEMA
+    ]
     models = {}
     for card in sorted((ROOT / "zoo").glob(f"*/{CARD}")):
         folder = card.parent
@@ -48,6 +61,11 @@ def listed() -> dict[str, Any]:
                 {**{key: result[key] for key in KEPT}, "pixels": result["data"]["pixels"]}
                 for result in results
                 if model_name(result) == folder.name
+            ],
+            "certificates": [
+                {key: found[key] for key in CERTIFIED}
+                for found in certificates
+                if model_name(found) == folder.name
             ],
         }
     return {"schema": "holdfast/zoo/1", "models": models}

@@ -76,6 +76,10 @@ def test_models_fit_and_draw_no_boxes() -> None:
     assert best["threat"] == {"norm": "linf", "eps": pytest.approx(8 / 255)}
     assert {result["suite"] for result in best["results"]} == {"swift", "autoattack"}
     assert "44.4% (41.3% to 47.5%)" in text
+    assert "apgd, L∞ 8/255" in text  # what an undefended model was judged by
+    assert "swift, L∞" not in text  # what the others were trained for
+    (line,) = [line for line in text.splitlines() if "certified, L2 0.5" in line]
+    assert "35.6% (29.7% to 41.9%)" in line and line.endswith(" 250")
     for name in ("cifar10-standard-cpu", "cifar10-autoencoder-cpu", "cifar10-diffusion-cpu"):
         assert by_name[name]["threat"] is None
         assert f"{name}: {by_name[name]['architecture']}, no threat model" in text

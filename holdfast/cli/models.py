@@ -35,7 +35,7 @@ def run(options: Options) -> list[dict[str, Any]]:
 
     Returns:
         for each model `name`, `architecture`, `threat` (None: not trained for any), `folder`
-        (None: to be fetched), `size` in bytes, and `results`.
+        (None: to be fetched), `size` in bytes, `results` and `certificates`.
 
     Raises:
         InputError: the zoo has no model of a name.
@@ -50,11 +50,11 @@ def run(options: Options) -> list[dict[str, Any]]:
     found = []
     for name in sorted({*here, *published}):
         folder, known = here.get(name), published.get(name)
-        results = []
+        results, certificates = [], []
         if folder is None:
             assert known is not None
             card: dict[str, Any] = {"architecture": known.architecture, "threat": known.threat}
-            size, results = known.size, known.results
+            size, results, certificates = known.size, known.results, known.certificates
         else:
             try:
                 card = read_card(folder, classifier=False).to_dict()
@@ -65,6 +65,7 @@ def run(options: Options) -> list[dict[str, Any]]:
             results = evaluations(folder)
             if known and card.get("weights_sha256") == known.files[WEIGHTS]:
                 results += known.results
+                certificates = known.certificates
         found.append(
             {
                 "name": name,
@@ -73,6 +74,7 @@ def run(options: Options) -> list[dict[str, Any]]:
                 "folder": None if folder is None else str(folder),
                 "size": size,
                 "results": results,
+                "certificates": certificates,
             }
         )
     return found
@@ -92,13 +94,41 @@ def show(models: list[dict[str, Any]], options: Options) -> None:
         rows.append(f"{model['name']}: {model['architecture']}, {threat}{where}")
         rows += [
             (
-                f"    {result['suite']}",
+                _suite(result, model["threat"]),
                 percent(result, "standard_accuracy"),
                 percent(result, "robust_accuracy"),
                 str(result["n"]),
             )
             for result in model["results"]
         ]
+        rows += [_certified(found) for found in model["certificates"]]
     tell_table("zoo", ("model, suites", "standard accuracy", "robust accuracy", "n"), rows)
     if any(model["folder"] is None for model in models):
         tell("`holdfast models --fetch NAME` fetches a model; HOLDFAST_ZOO names a folder of them.")
+
+
+def _certified(found: dict[str, Any]) -> tuple[str, ...]:
+    """The row of a certification: at the largest radius that it reports."""
+    from ..runs.records import threat_in
+
+    farthest = found["certified"][-1]
+    robust = {
+        "robust_accuracy": farthest["certified_accuracy"],
+        "robust_accuracy_interval": farthest["interval"],
+    }
+    threat = threat_in({"norm": found["threat"]["norm"], "eps": farthest["radius"]})
+    return (
+        f"    certified, {threat}",
+        percent(found, "standard_accuracy"),
+        percent(robust, "robust_accuracy"),
+        str(found["n"]),
+    )
+
+
+def _suite(result: dict[str, Any], trained_for: dict[str, Any] | None) -> str:
+    """What a model was judged by; the threat model only if it is another than the model's."""
+    from ..runs.records import threat_in
+
+    threat = threat_in(result["threat"])
+    same = trained_for is not None and threat_in(trained_for) == threat
+    return f"    {result['suite']}" if same else f"    {result['suite']}, {threat}"

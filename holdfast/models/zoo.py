@@ -35,6 +35,7 @@ class ZooModel(NamedTuple):
         files: SHA-256 by the name of the file.
         size: of all files together, in bytes.
         results: what evaluations found, each a part of its `result.json`.
+        certificates: what certifications found, likewise.
     """
 
     architecture: str
@@ -42,6 +43,7 @@ class ZooModel(NamedTuple):
     files: dict[str, str]
     size: int
     results: list[dict[str, Any]]
+    certificates: list[dict[str, Any]]
 
 
 @functools.cache
