@@ -1,4 +1,4 @@
-"""Images turned and shifted."""
+"""Images rotated and translated."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-# The three numbers that describe a move: degrees anticlockwise, pixels down, pixels right.
+# Of a rotation and translation: degrees anticlockwise, pixels down, pixels right.
 PARAMETERS = 3
 
 
-def moved(
+def transformed(
     x: Float[Tensor, "n c h w"], parameters: Float[Tensor, "n 3"]
 ) -> Float[Tensor, "n c h w"]:
-    """Each image turned about its centre, then shifted; what comes in from outside is 0.
+    """Each image rotated about its centre, then translated; what comes in from outside is 0.
 
     Bilinear interpolation; differentiable in both arguments. Pixels are taken to be square
     whatever the image's shape.
@@ -30,7 +30,7 @@ def moved(
     cos, sin = angle.cos().view(-1, 1, 1), angle.sin().view(-1, 1, 1)
     row = torch.arange(height, device=x.device, dtype=x.dtype)[:, None] - (height - 1) / 2
     column = torch.arange(width, device=x.device, dtype=x.dtype) - (width - 1) / 2
-    # Where each pixel of the result comes from: shifted back, then turned back.
+    # Where each pixel of the result comes from: translated back, then rotated back.
     row, column = row - down.view(-1, 1, 1), column - right.view(-1, 1, 1)
     source_row, source_column = cos * row + sin * column, cos * column - sin * row
     # `grid_sample` wants −1 and 1 at the outer edges.

@@ -19,8 +19,8 @@ from torch import Tensor
 from . import draws
 from .errors import InputError
 from .parsing import parse_number
-from .spatial import PARAMETERS, moved
-from .types import Images as Images
+from .spatial import PARAMETERS, transformed
+from .types import Images
 
 
 def per_item(values: Float[Tensor, " n"], like: Tensor) -> Tensor:
@@ -219,7 +219,7 @@ class Threat:
 
     A point of a spatial threat model is legal if it is the image turned and shifted by allowed
     parameters. The point alone does not show them: they go with it as its *witness* (N, 3), see
-    `holdfast.spatial.moved`, and are applied anew to check it. Norms need none.
+    `holdfast.spatial.transformed`, and are applied anew to check it. Norms need none.
 
     Raises:
         InputError: unknown norm; a radius that is not a finite number above 0, or so large that
@@ -349,7 +349,7 @@ class Threat:
         eps = self.radii(x) if eps is None else eps
         in_ball = self.reaches(self.distance(x_adv, x, witness), eps)
         if self.norm == SPATIAL:
-            again = moved(x, self._witness(witness).to(x))
+            again = transformed(x, self._witness(witness).to(x))
             in_ball &= (again - x_adv).flatten(1).abs().amax(1) <= INTERPOLATION
         flat = x_adv.flatten(1)
         in_box = (flat.amin(1) >= 0) & (flat.amax(1) <= 1)

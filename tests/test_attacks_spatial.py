@@ -14,7 +14,7 @@ import holdfast as hf
 from holdfast.attacks import Items, Oracle, RotationTranslation
 from holdfast.errors import InputError
 from holdfast.report import write_report
-from holdfast.spatial import moved
+from holdfast.spatial import transformed
 from holdfast.threat import Threat
 
 SHAPE = (1, 7, 7)
@@ -47,7 +47,7 @@ def test_moves_known_by_hand():
     x = models.images(2, (3, 6, 5))
 
     def by(*parameters, of=x):
-        return moved(of, torch.tensor([parameters]).float().expand(len(of), 3))
+        return transformed(of, torch.tensor([parameters]).float().expand(len(of), 3))
 
     torch.testing.assert_close(by(0, 0, 0), x, atol=2e-6, rtol=0)
     down = torch.zeros_like(x)
@@ -73,7 +73,9 @@ def test_moves_known_by_hand():
 def test_moves_can_be_differentiated():
     x = models.images(1, (1, 5, 5)).double()
     parameters = torch.tensor([[7.3, 0.31, -0.27]], dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda p: moved(x * 0.8 + 0.1, p), (parameters,), atol=1e-4)
+    assert torch.autograd.gradcheck(
+        lambda p: transformed(x * 0.8 + 0.1, p), (parameters,), atol=1e-4
+    )
 
 
 # -- the threat model ---------------------------------------------------------------------
@@ -84,7 +86,7 @@ def test_a_point_is_legal_by_its_parameters():
     parameters = torch.tensor(
         [[30, 2, -2], [30.1, 0, 0], [0, 2.1, 0], [0, 0, -2.1], [5, 1, 1], [0, 0, 0]]
     )
-    points = moved(x, parameters)
+    points = transformed(x, parameters)
     legal = THREAT.contains(points, x, witness=parameters)
     assert legal.tolist() == [True, False, False, False, True, True]
     # Other parameters, an image touched afterwards, NaN, another ε.
@@ -108,7 +110,10 @@ def test_only_turning_or_only_shifting():
     x = models.images(2, SHAPE)
     turns = Threat("spatial", 1, degrees=20, pixels=0)
     parameters = torch.tensor([[20.0, 0, 0], [20.0, 0, 0.01]])
-    assert turns.contains(moved(x, parameters), x, witness=parameters).tolist() == [True, False]
+    assert turns.contains(transformed(x, parameters), x, witness=parameters).tolist() == [
+        True,
+        False,
+    ]
     _, looked, _ = run(RotationTranslation(grid=(5, 3)), models.linear(2, SHAPE), x,
                        torch.tensor([0, 1]), turns)  # fmt: skip
     assert (looked[..., 1:] == 0).all() and looked[..., 0].abs().amax() == 20
@@ -146,7 +151,7 @@ def test_finds_the_best_of_all_moves_on_a_linear_classifier():
     labels = models.answers(model, x)
     state, looked, _ = run(RotationTranslation(grid=(7, 5)), model, x, labels, THREAT)
     for i, label in enumerate(labels.tolist()):
-        every = moved(x[i : i + 1].expand(looked.shape[1], -1, -1, -1), looked[i])
+        every = transformed(x[i : i + 1].expand(looked.shape[1], -1, -1, -1), looked[i])
         logits = model(every)
         others = logits.clone()
         others[:, label] = -torch.inf
@@ -159,7 +164,7 @@ def bar_reader(angle: float):
     """Class 1 where a bright bar through the middle lies as the bar turned by `angle` does."""
     bar = torch.zeros(1, *SHAPE)
     bar[0, 0, 3] = 1.0
-    wanted = moved(bar, torch.tensor([[angle, 0, 0]]))[0]
+    wanted = transformed(bar, torch.tensor([[angle, 0, 0]]))[0]
 
     def answer(x):
         seen = -(x - wanted).square().sum((1, 2, 3))

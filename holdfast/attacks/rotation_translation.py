@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import draws as random_draws
 from ..errors import InputError
-from ..spatial import PARAMETERS, moved
+from ..spatial import PARAMETERS, transformed
 from ..threat import Threat
 from ..types import Images
 from .base import Attack, Oracle
@@ -35,7 +35,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
     begin at the best point of the grid and the random ones.
 
     The image alone does not show that it is a turned one, so the state's `witness` (N, 3) holds
-    the parameters of `best` (see `holdfast.spatial.moved`); whoever doubts it applies them.
+    the parameters of `best` (see `holdfast.spatial.transformed`); whoever doubts it applies them.
 
     Args:
         grid: how many rotations, and how many shifts each way; (0, 0) for none. (31, 5) as
@@ -120,7 +120,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
         first = self.on_grid + self.draws
         parameters = pick(k == first, state.witness, parameters)
         parameters = pick(k > first, climbed, parameters)
-        return state.replace(parameters=parameters, point=moved(state.images, parameters))
+        return state.replace(parameters=parameters, point=transformed(state.images, parameters))
 
     def _grid_point(self, k: Int64[Tensor, " n"]) -> Float[Tensor, "n 3"]:
         """The k-th point of the grid, (N, 3) in [−1, 1]; anything once the grid is done."""
@@ -139,7 +139,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
         """A signed step along the loss's gradient in the parameters, inside what is allowed."""
         with torch.enable_grad():
             leaf = parameters.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(moved(state.images, leaf), leaf, slope)
+            (gradient,) = torch.autograd.grad(transformed(state.images, leaf), leaf, slope)
         limits = threat.limits(state.eps)
         first = self.on_grid + self.draws
         length = cosine((state.iteration - first - 1).clamp_min(0), self.steps, *LENGTHS)[:, None]

@@ -15,7 +15,8 @@ from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..inputs import check_count, checked_data, checked_device
 from ..models.wrapper import standard_defaults, wrapped
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images
 from .run import Certification, IntervalBounds, Method, Smoothing, certify_by
 from .smoothing import Smoothed
 

@@ -43,7 +43,8 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import CertificationRecord
 from ..runs.records.base import Fraction, Integer, Interval, ListOf, Quantity
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images
 from .bounds import logit_bounds, outside_bounds, verified
 from .smoothing import ABSTAIN, Certificates, Smoothed
 

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from .. import data as datasets
-from ..attacks.base import Model
 from ..data.base import held_back, seen_in_training
 from ..distributed import leads
 from ..errors import InputError
@@ -15,6 +14,7 @@ from ..parsing import parse_number
 from ..runs.identity import weights_digest
 from ..terminal import tell
 from ..threat import USUAL_EPS, Threat, norm_named
+from ..types import Model
 
 
 def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -> Threat:

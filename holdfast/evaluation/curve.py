@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..attacks import PGD
-from ..attacks.base import Model
 from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
 from ..runs.records import Curve, CurvePoint
 from ..threat import Threat
+from ..types import Model
 
 IMAGES = 200
 STEPS = 20

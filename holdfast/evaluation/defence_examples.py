@@ -10,11 +10,11 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .. import draws
-from ..attacks.base import Model
 from ..defences import shown
 from ..runs.files import write_atomically
 from ..search import Answers, Verifier
 from ..threat import Threat
+from ..types import Model
 from .result import Evaluation
 from .unaware import IMAGES, unaware_points, unaware_seeds
 

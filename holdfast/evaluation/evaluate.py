@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ..attacks import Attack, Suite
 from ..attacks.adaptive import SAMPLES
-from ..attacks.base import Model
 from ..distributed import Workers, joined
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
 from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images, Model
 from .inspection import Inspection
 from .plan import Plan, choose
 from .request import Request

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..attacks import PGD
-from ..attacks.base import Model
 from ..attacks.losses import margin, margin_loss
 from ..defences import declared
 from ..draws import fixed_draws, item_seeds
 from ..models.wrapper import is_out_of_memory, predicted, spread_of, traits_of
 from ..threat import Threat
+from ..types import Model
 from .result import AttackCost, Flag
 
 # Checks made before the search which say, where they fire, that its gradients lead astray.

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from ..attacks import Square, Stage, Suite, adaptive
-from ..attacks.base import Model
 from ..attacks.suite import UNDEFENDED
 from ..defences import declared, steps, undefended, views, with_network
 from ..draws import fixed_draws, repeated_draws
@@ -20,6 +19,7 @@ from ..models.wrapper import unwrapped
 from ..runs.identity import digest, settings_digest, weights_digest
 from ..search import FastCopy, Level
 from ..search.fast_copies import levels_of, original
+from ..types import Model
 from . import health
 from .classes import logits_without_images
 from .request import Request

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..attacks import PGD, Stage, Suite
-from ..attacks.base import Model
 from ..attacks.suite import UNDEFENDED
 from ..distributed import Workers
 from ..errors import InputError
 from ..search import MAJORITY_OF, Verifier, measure_batch_size
 from ..search.fast_copies import compiled_where_it_pays
+from ..types import Model
 from . import health
 from .inspection import Inspection, Levels, frozen
 from .request import Request

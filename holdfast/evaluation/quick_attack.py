@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 
 from ..attacks import APGD
-from ..attacks.base import Model
 from ..defences import views
 from ..models.wrapper import predicted, wrapped
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images, Model
 
 LOSSES = ("ce", "margin")
 BATCH = 250

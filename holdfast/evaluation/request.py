@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from ..attacks import Attack, Stage, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
-from ..attacks.base import Model
 from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
 from ..inputs import check_count, checked_data, checked_device, checked_threat
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
 from ..threat import Threat
+from ..types import Model
 
 PRECISIONS = ("auto", "bf16", "float32", "original")
 

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks import PGD, Items, Oracle, run
-from ..attacks.base import Model
 from ..intervals import clopper_pearson
 from ..search import Verifier
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images, Model
 from .result import Unaware
 
 STEPS = 40

@@ -29,7 +29,8 @@ from ..runs.lock import claimed
 from ..runs.parts import Stages
 from ..runs.progress import ProgressLine
 from ..runs.records import MixtureFigures, MixtureRecord
-from ..threat import Images, Threat
+from ..threat import Threat
+from ..types import Images
 from .parameters import Choice, Figures, Parameters, fit_mixture
 
 FIGURES = ("chosen", "robust_alone", "accurate_alone")  # of a choice

@@ -1,4 +1,4 @@
-"""Detectors of wrong and of foreign images on the page of an uncertainty run."""
+"""Detectors of wrong and of out-of-distribution images on the page of an uncertainty run."""
 
 from __future__ import annotations
 
@@ -9,16 +9,10 @@ from markupsafe import Markup
 
 from .. import charts
 from ..runs.records.uncertainty import Detection, OutOfDistribution, Separation
+from ..uncertainty.run.plots import KINDS
 from . import format, metrics
 from .metrics import Table
 from .runs import UncertaintyRun
-
-KINDS = {
-    "clean": ("clean", "standard"),
-    "suite": ("labels attacked", "tone-1"),
-    "unaware": ("attacked to the end, detector unknown", "tone-2"),
-    "evading": ("attacked, detector known", "tone-4"),
-}
 
 
 def auroc(under: Detection | None) -> str:

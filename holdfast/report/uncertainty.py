@@ -19,16 +19,12 @@ from ..runs.records.uncertainty import (
     Moved,
     SetFigures,
 )
+from ..uncertainty.run.plots import CONDITIONS
 from . import detectors, format, metrics, prediction_sets
 from .evaluation import remarks
 from .metrics import Table
 from .runs import UncertaintyRun
 
-CONDITIONS = {
-    "clean": ("clean", "standard"),
-    "suite": ("labels attacked", "robust"),
-    "miscalibrate": ("confidence attacked", "tone-4"),
-}
 # name, heading, whether it is a share, and whether higher is better (for a reader's orientation)
 METRICS: tuple[tuple[str, str, bool], ...] = (
     ("accuracy", "Accuracy", True),

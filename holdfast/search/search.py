@@ -32,7 +32,7 @@ from .verifier import Verifier
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 NEARLY = 0.01  # of the span of an answer's logits: more than any batch rounds them
 
-Report = Callable[[float, str], None]  # share of the work done, a word on how it goes
+SearchReport = Callable[[float, str], None]  # share of the work done, a word on how it goes
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class Search:
         seed: int,
         ledger: Ledger,
         journal: Journal,
-        report: Report = lambda share, word: None,
+        report: SearchReport = lambda share, word: None,
         rows: Tensor | None = None,
         views: Mapping[str, Sequence[Level]] | None = None,
         verifier: Verifier | None = None,

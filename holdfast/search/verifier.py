@@ -13,7 +13,7 @@ from torch import Tensor
 from ..attacks.base import Model
 from ..draws import fixed_draws, image_seeds, item_seeds, repeated_draws
 from ..models.wrapper import NO_PREDICTION, predicted
-from ..threat import Images
+from ..types import Images
 
 MAJORITY_OF = 21  # draws behind a verdict on a random model; odd, so that two classes do not tie
 FIRST_LOOK = 5  # draws that spare the others where a point is nowhere near a success

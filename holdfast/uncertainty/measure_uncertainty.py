@@ -20,8 +20,8 @@ from ..inputs import checked_data, checked_device, checked_threat
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
 from ..runs.records import UncertaintyRecord
-from ..threat import Images, Threat
-from ..types import Model
+from ..threat import Threat
+from ..types import Images, Model
 from .conformal import robust_alpha
 from .inputs import check_every_class, checked_share
 from .run.measure import measure

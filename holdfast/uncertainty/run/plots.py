@@ -8,17 +8,18 @@ from typing import Any
 
 from ...charts import Axis, Chart, Line, fraction_axis, svg_file, ticks, whole_percent
 
-# name in the result → name in the legend, tone
+# Conditions and kinds of images by their names in the result: name in a legend, tone. The page
+# about a run has the same.
 CONDITIONS = {
-    "clean": ("clean", "robust"),
-    "suite": ("labels attacked", "alarm"),
-    "miscalibrate": ("confidence attacked", "tone-2"),
+    "clean": ("clean", "standard"),
+    "suite": ("labels attacked", "robust"),
+    "miscalibrate": ("confidence attacked", "tone-4"),
 }
 KINDS = {
-    "clean": ("clean", "robust"),
+    "clean": ("clean", "standard"),
     "suite": ("labels attacked", "tone-1"),
     "unaware": ("attacked to the end, detector unknown", "tone-2"),
-    "evading": ("attacked, detector known", "alarm"),
+    "evading": ("attacked, detector known", "tone-4"),
 }
 SCORES = {"lac": "robust", "aps": "tone-1", "raps": "tone-2"}
 WORST = {"alarm": 0, "tone-2": 1, "tone-4": 2}  # tones of the corruptions that cost most, by rank
