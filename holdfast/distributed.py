@@ -70,8 +70,6 @@ class Workers:
         """Worker 0's `value`, which pickle can hold, in every worker."""
         return value
 
-    broadcast = share
-
     def gather(self, value: Any) -> list[Any]:
         """Every worker's `value` in worker 0, in their order; nothing in the others."""
         return [value]
@@ -183,8 +181,6 @@ class _Team(Workers):
         with _reachable():
             dist.broadcast_object_list(held, src=0, group=self.group)
         return held[0]
-
-    broadcast = share
 
     def gather(self, value: Any) -> list[Any]:
         self.meet()

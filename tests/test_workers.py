@@ -304,7 +304,7 @@ def test_alone_there_is_nobody_to_wait_for():
     with workers.joined() as me:
         assert (me.rank, me.size, me.leads) == (0, 1, True)
         assert me.share({"a": 1}) == {"a": 1}
-        assert me.gather(b"x") == [b"x"] and me.broadcast(b"y") == b"y"
+        assert me.gather(b"x") == [b"x"] and me.share(b"y") == b"y"
         me.meet()
         me.check()
 

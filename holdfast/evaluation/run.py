@@ -88,11 +88,9 @@ class Run:
 
     def _everywhere(self, result: Evaluation | None) -> Evaluation:
         """Worker 0's result, in all workers."""
-        if self.workers.size > 1:
-            held = b"" if result is None else result.to_bytes()
-            result = Evaluation.from_bytes(self.workers.broadcast(held))
-        assert result is not None
-        return result
+        shared: Evaluation | None = self.workers.share(result)
+        assert shared is not None
+        return shared
 
     def _ledger(self) -> Ledger:
         images, labels = self.request.images, self.request.labels
