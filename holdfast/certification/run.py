@@ -28,7 +28,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation import health
 from ..evaluation.classes import logits_without_images
-from ..evaluation.quick_attack import strongest
+from ..evaluation.quick_attack import quick_attack
 from ..evaluation.result import Flag
 from ..inputs import check_labels, check_logits
 from ..intervals import clopper_pearson
@@ -171,7 +171,7 @@ class Smoothing(Method):
             return (prediction != ABSTAIN) & (prediction != labels.cpu())
 
         size = max(1, self.smoothed.batch_size // self.samples)
-        points = strongest(
+        points = quick_attack(
             self.smoothed.soft(self.samples),
             images,
             labels,
@@ -221,7 +221,9 @@ class IntervalBounds(Method):
     def broken(
         self, images: Images, labels: Int64[Tensor, " n"], indices: Int64[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
-        points = strongest(self.wrapped_model, images, labels, self.threat, self.steps, self.seed)
+        points = quick_attack(
+            self.wrapped_model, images, labels, self.threat, self.steps, self.seed
+        )
         with torch.no_grad():
             predictions = [predicted(self.wrapped_model(x)) for x in (images, points)]
         return (torch.stack(predictions) != labels).any(0).cpu()

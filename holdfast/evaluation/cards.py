@@ -18,7 +18,7 @@ from ..types import Model
 
 
 def threat_of(norm: str | None, eps: str | float | None, card: dict[str, Any]) -> Threat:
-    """The threat model asked for; what is not said is taken from the model's card.
+    """The threat model of the options; what they leave out is taken from the model's card.
 
     Without either it is L∞ 8/255, or the usual radius of the norm (L2 0.5, L1 12).
     """
@@ -50,7 +50,7 @@ def unseen_validation(
     Whatever is fitted on images that a model knows by heart promises too much.
 
     Args:
-        models: the cards, by what the models were asked for as.
+        models: the cards, by the names that the user gave.
 
     Raises:
         InputError: a model was trained on all of them.
@@ -80,11 +80,11 @@ def what_was_measured(
     """`model` and `data` of a `result.json`.
 
     Args:
-        source: what the model was asked for as.
+        source: the model's name as the user gave it.
         network: without its defences.
         first: how many images of the split.
-        pixels: what they are, in words; by default what the data set says.
-        specs: the defences, as they were asked for.
+        pixels: what they are, such as `JPEG test images`; by default the data set's description.
+        specs: the defences, as on the command line.
     """
     card = getattr(network, "card", {})
     return {
@@ -108,11 +108,11 @@ def what_was_measured(
 
 
 def remark(dataset: datasets.DataSet, split: str, first: int, trained_on: str = "") -> None:
-    """Say on the terminal what has to be said of the images that are judged.
+    """Print what a reader must know of the images: missing classes, overlaps, training on them.
 
     Args:
         first: how many images of the split.
-        trained_on: what the model's card says that it was trained on, if anything.
+        trained_on: `trained_on` of the model's card; empty if unknown.
     """
     if not leads():
         return

@@ -35,7 +35,7 @@ def logits_without_images(
 
     Args:
         logits: how many the model answers.
-        classes: of the data. Where nobody said, those among the labels, if it cannot be chance
+        classes: of the data. By default those among the labels, if it cannot be chance
             that images of the others are missing.
 
     Raises:

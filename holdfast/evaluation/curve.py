@@ -29,7 +29,7 @@ def security_curve(
 
     Args:
         model: the original, which decides.
-        search: what the attack looks at.
+        search: what the attack queries.
         images, labels: on the model's device.
     """
     attack = PGD(steps=STEPS, step_size=0.15, loss="margin")
@@ -59,7 +59,7 @@ def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:
             found.
         attack: who found them.
         threat: its ε is one of the radii; up to that nothing is left out, beyond it the curve
-            ends where nothing stands.
+            ends at the first radius where no image stands.
     """
     n = len(distances)
     points = [_point(0.0, int((distances > 0).sum()), n)]

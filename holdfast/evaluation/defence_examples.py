@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import draws
 from ..defences import shown
 from ..runs.files import write_atomically
-from ..search import Answers, Verifier
+from ..search import Predictions, Verifier
 from ..threat import Threat
 from ..types import Model
 from .result import Evaluation
@@ -22,7 +22,7 @@ STRIPS = 6
 FILE = "strips.safetensors"
 
 
-def write_strips(
+def write_defence_examples(
     folder: Path,
     network: Model,
     verifier: Verifier,
@@ -62,11 +62,11 @@ def write_strips(
     known = draws.item_seeds(result.seed, "unaware verdict", rows)
     final = draws.item_seeds(result.seed, "last word", rows)
     said = [
-        bare.ask(clean, known),
-        bare.ask(unaware, known),
-        verifier.ask(unaware, known, 1),
-        bare.ask(adaptive, final),
-        verifier.ask(adaptive, final),
+        bare.predict(clean, known),
+        bare.predict(unaware, known),
+        verifier.predict(unaware, known, 1),
+        bare.predict(adaptive, final),
+        verifier.predict(adaptive, final),
     ]
     write_atomically(
         folder / FILE,
@@ -81,7 +81,7 @@ def write_strips(
     )
 
 
-def _columns(said: list[Answers], name: str) -> Tensor:
+def _columns(said: list[Predictions], name: str) -> Tensor:
     return torch.stack([getattr(answers, name) for answers in said], 1).cpu()
 
 

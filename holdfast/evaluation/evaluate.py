@@ -72,7 +72,7 @@ def evaluate(
         run: a folder for journal and result; the same call goes on where it was interrupted.
         progress: show a progress bar (plain lines where there is no terminal).
         curve: also measure the security curve on the first images.
-        samples: of the suite `adaptive`: over how many draws each look at a random model averages.
+        samples: of the suite `adaptive`: draws of a random model that each iteration averages over.
         described: for `result.json`: what the model and the data are.
 
     Raises:
@@ -134,7 +134,7 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
     if before is not None:
         return before
 
-    # 2. Choose the search: the stages that serve, what they look at, the batch size.
+    # 2. Choose the search: stages, precision levels, batch size.
     plan = choose(request, known, workers, run.key)
     run.open(plan)
 
@@ -145,7 +145,7 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
 
         # 3. Search: every stage on every image that stands; in journals, on all workers.
         search, earlier = run.search(plan, line)
-        if search is None:  # worker 0 has it all, and says what came of it
+        if search is None:  # worker 0 has all verdicts, and judges them
             return run.others()
 
         # 4. Judge: the original model has the last word on every adversarial image.
@@ -158,7 +158,7 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
 
 
 def _remarks(known: Inspection, plan: Plan) -> list[str]:
-    """What has to be said before the search begins."""
+    """Lines for the terminal before the search begins."""
     remarks = [known.classes.detail] if known.classes.fired else []
     remarks += dict.fromkeys(known.log)
     if plan.misled and any(stage.after is not None for stage in plan.suite.stages):

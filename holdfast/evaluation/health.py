@@ -70,7 +70,7 @@ def _largest_difference(first: Tensor, second: Tensor) -> float:
     return float((first - second).nan_to_num(0.0).abs().max())
 
 
-ALONE = 4  # images that are asked by themselves
+ALONE = 4  # images that are predicted by themselves
 
 
 def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
@@ -82,7 +82,7 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
 
     Args:
         images: on the model's device.
-        random: whether two equal calls differ: then nothing can be said.
+        random: whether two equal calls differ; then the batch's part cannot be measured.
     """
     name = "answers-depend-on-batch"
     defended = declared(model).random
@@ -147,7 +147,7 @@ def writes_to_its_input(model: Model) -> Flag:
 
 
 def answers_nothing(count: int, n: int) -> Flag:
-    """At some points of the ball the model has no answer: a success of the attacker."""
+    """The model has no finite logits at some points of the ball: a success of the attacker."""
     fired = count > 0
     return Flag(
         name="answers-nothing",
@@ -161,12 +161,12 @@ def answers_nothing(count: int, n: int) -> Flag:
 
 
 def averaged(changes: Flag, samples: int) -> Flag:
-    """What `outputs_change` found, in the light of how many draws a look of the suite takes."""
+    """The flag of `outputs_change`, with how many draws an iteration of the suite averages over."""
     if not changes.fired or samples == 1:
         return changes
     detail = (
         "The same images get different answers. The suite averages over up to "
-        f"{samples} draws a look, and fresh draws decide."
+        f"{samples} draws an iteration, and fresh draws decide."
     )
     return changes.model_copy(update={"fired": False, "detail": detail})
 
@@ -273,7 +273,7 @@ def huge_eps(
 
     Args:
         model: the original, which decides.
-        searches: what attacks look at, each by another backward pass: one that sees is enough.
+        searches: what attacks query, each with another backward pass; one that works is enough.
     """
     ball = threat.times(HUGE)
     attack = PGD(steps=20, step_size=0.25, loss="margin")

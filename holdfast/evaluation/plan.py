@@ -1,4 +1,4 @@
-"""How a model is searched: the suite that serves, what it looks at, in which batches."""
+"""How a model is searched: the stages that run, the levels they query, the batch size."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ class Plan:
         precision: what the search runs in, such as `bf16 then float32`.
         misled: whether the model's gradients mislead, for all that is known beforehand.
         climbable: whether PGD can climb the model in this threat model.
-        answers: the model as health checks and curves ask it; its draws are fixed.
-        searched: the same with the gradients that its search climbs.
+        steady: the model as health checks and curves query it: its draws are fixed.
+        searched: the same, but as a stage sees it: a fast copy, or another backward pass.
         flags: the health checks made so far.
     """
 
@@ -47,13 +47,13 @@ class Plan:
     precision: str
     misled: bool
     climbable: bool
-    answers: Model
+    steady: Model
     searched: Model
     flags: tuple[Flag, ...]
 
     @property
     def levels(self) -> Levels:
-        """Those of stages that look at the model itself."""
+        """The levels of stages that query the model itself."""
         return self.views[""]
 
     @property
@@ -81,16 +81,16 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     # carried over.
     seen = dict.fromkeys(["", *(stage.view for stage in suite.stages)])
     searched = [views[view][-1].fast_copy.model for view in seen if view != UNDEFENDED]
-    answers: Model = request.model
+    steady: Model = request.model
     if known.random:
         few = max(1, samples // 10)  # draws: the checks are no search
-        searched, answers = [frozen(model, few) for model in searched], frozen(answers, few)
+        searched, steady = [frozen(model, few) for model in searched], frozen(steady, few)
     climbable = known.differentiable and threat.norm in PGD.norms
     if climbable:
         probe = known.images, known.labels, threat, seed
         flags += [
             health.more_steps(searched[0], *probe),
-            health.huge_eps(answers, searched, *probe),
+            health.huge_eps(steady, searched, *probe),
         ]
     misled = any(flag.fired for flag in flags if flag.name in health.MISLEADING)
     misled = workers.share(misled)
@@ -124,7 +124,7 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
         precision=_precision(views[""]),
         misled=misled,
         climbable=climbable,
-        answers=answers,
+        steady=steady,
         searched=searched[0],
         flags=tuple(flags),
     )
@@ -146,7 +146,7 @@ def _check_views(suite: Suite, views: dict[str, Levels]) -> None:
 
 
 def _agree(workers: Workers, seen: dict[str, Any]) -> None:
-    """All workers were asked the same, and decided alike how to go about it."""
+    """InputError in a worker whose request or plan differs from worker 0's."""
     first = workers.share(seen)
     for name, value in json.loads(json.dumps(seen)).items():
         if not workers.leads and first[name] != value:

@@ -17,7 +17,7 @@ LOSSES = ("ce", "margin")
 BATCH = 250
 
 
-def strongest(
+def quick_attack(
     model: Model,
     images: Images,
     labels: Tensor,

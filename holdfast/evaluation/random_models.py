@@ -29,7 +29,9 @@ def draw_figures(
         attacked: every draw's answer to the adversarial images.
     """
     parts = [
-        verifier.ask(images[rows].to(device), draws.item_seeds(seed, "clean", ledger.index[rows]))
+        verifier.predict(
+            images[rows].to(device), draws.item_seeds(seed, "clean", ledger.index[rows])
+        )
         for rows in torch.arange(len(images)).split(batch_size)
     ]
     clean = torch.cat([part.draws for part in parts]).cpu() == ledger.labels[:, None]

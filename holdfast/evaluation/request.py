@@ -1,4 +1,4 @@
-"""What `evaluate` is asked, checked once."""
+"""The request of an evaluation: its input, checked once."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ PRECISIONS = ("auto", "bf16", "float32", "original")
 
 @dataclass(frozen=True)
 class Request:
-    """An evaluation that is asked for.
+    """An evaluation to be done.
 
     Attributes:
         model: behind `WrappedModel`.
         images, labels: float32 (N, C, H, W) and int64 (N,), on the CPU.
         threat: what the attacker may do.
         suite: the stages that know the norm.
-        unfitting: the stages that were asked for and do not know it.
+        unfitting: the stages of the suite that do not know it.
         samples: draws over which each iteration averages, where the suite is made for the model
             (`adaptive`); None elsewhere.
         batch_size: items searched at once; None: measured.

@@ -18,7 +18,7 @@ from ..runs.progress import ProgressLine
 from ..search import Journal, Ledger, Search, Shard
 from ..search.shards import NAME as JOURNAL
 from . import health
-from .defence_examples import write_strips
+from .defence_examples import write_defence_examples
 from .inspection import Inspection
 from .plan import Plan
 from .request import Request
@@ -167,7 +167,7 @@ class Run:
         if self.folder is not None:
             request = self.request
             if result.unaware is not None:
-                write_strips(
+                write_defence_examples(
                     self.folder,
                     plan.network,
                     plan.verifier,

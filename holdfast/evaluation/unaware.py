@@ -63,7 +63,7 @@ def unaware_accuracy(
     for rows in torch.arange(n).split(batch_size):
         x, y = images[rows].to(device), labels[rows].to(device)
         point = unaware_points(network, x, y, threat, unaware_seeds(seed, rows))
-        answers = verifier.ask(point, draws.item_seeds(seed, "unaware verdict", rows), 1)
+        answers = verifier.predict(point, draws.item_seeds(seed, "unaware verdict", rows), 1)
         right += int((answers.prediction == y).sum())
     attack = f"PGD on the cross-entropy, {STEPS} steps, on the network behind the defence"
     return Unaware(

@@ -92,7 +92,7 @@ def _curve(
         return None
     line.say("security curve …")
     return security_curve(
-        plan.answers,
+        plan.steady,
         plan.searched,
         request.images[:CURVE_IMAGES].to(request.device),
         request.labels[:CURVE_IMAGES].to(request.device),
@@ -149,13 +149,13 @@ def final_predictions(
     device: torch.device,
     seed: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What the original says of every adversarial image: the last word on every verdict.
+    """The original model's predictions on all adversarial images, which settle all verdicts.
 
-    A random model is asked in draws that no search has seen, so what was broken by a lucky draw
-    stands after all; clean mistakes stay what they were.
+    A random model predicts on draws that no search has seen: an image that only a lucky draw had
+    broken stands. Clean mistakes stay broken.
 
     Returns:
-        prediction and confidence, (N,), and the answer of every draw, (N, D).
+        prediction and confidence, (N,), and the prediction of every draw, (N, D).
     """
     parts = []
     for rows in torch.arange(len(images)).split(batch_size):
@@ -164,12 +164,12 @@ def final_predictions(
             draws.item_seeds(seed, "clean", ledger.index[rows]),
             draws.item_seeds(seed, "last word", ledger.index[rows]),
         )
-        parts.append(verifier.ask(ledger.adversarial[rows].to(device), seeds))
+        parts.append(verifier.predict(ledger.adversarial[rows].to(device), seeds))
     prediction = torch.cat([part.prediction for part in parts]).cpu()
     prediction = torch.where(ledger.stage == CLEAN, ledger.clean_prediction, prediction)
     confidence = torch.cat([part.confidence for part in parts]).cpu()
     # Rounding differs between batches of different make-up; a point right on the boundary may
-    # answer differently now. The attacker chooses.
+    # be predicted differently now. What helps the attacker counts.
     wrong = prediction != ledger.labels
     fooled = wrong & _in_parts(
         lambda x_adv, x, witness: threat.contains(x_adv, x, None, witness),
@@ -193,7 +193,7 @@ def final_predictions(
 def costs_of(
     suite: Suite, search: Search, left_out: Sequence[tuple[Stage, str]] = ()
 ) -> tuple[AttackCost, ...]:
-    """What became of every stage that was asked for.
+    """Cost and outcome of every stage of the suite.
 
     Args:
         left_out: stages that cannot run on this model in this threat model, and why.

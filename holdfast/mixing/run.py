@@ -16,7 +16,7 @@ from ..data.base import held_back
 from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..evaluation.classes import check_number_of_logits
-from ..evaluation.quick_attack import LOSSES, strongest
+from ..evaluation.quick_attack import LOSSES, quick_attack
 from ..inputs import checked_data, checked_device, checked_threat
 from ..models import save_checkpoint
 from ..models.mixture import Mixture
@@ -195,7 +195,7 @@ class _Search:
 
             def attack(model: nn.Module) -> Images:
                 def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-                    points = strongest(
+                    points = quick_attack(
                         model, self.images, self.labels, self.threat, self.steps, self.seed
                     )
                     return {}, {"points": points.cpu()}

@@ -6,17 +6,17 @@ from .journal import Journal
 from .ledger import CLEAN, STANDING, Ledger
 from .search import Search, StageCost
 from .shards import Shard
-from .verifier import MAJORITY_OF, Answers, Verifier
+from .verifier import MAJORITY_OF, Predictions, Verifier
 
 __all__ = [
     "CLEAN",
     "MAJORITY_OF",
     "STANDING",
-    "Answers",
     "FastCopy",
     "Journal",
     "Ledger",
     "Level",
+    "Predictions",
     "Search",
     "Shard",
     "StageCost",

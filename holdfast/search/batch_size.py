@@ -20,7 +20,7 @@ def measure_batch_size(
     """The batch size from which on larger ones bring little, within memory.
 
     Args:
-        model: what the search looks at.
+        model: what the search queries.
         images: (N, C, H, W); no batch is larger than N.
         differentiable: whether gradients are timed, or forward passes alone.
     """
@@ -43,11 +43,11 @@ def measure_batch_size(
 
 
 def seconds_per_image(model: Model, images: Tensor, differentiable: bool = True) -> float:
-    """What one look at one image of such a batch takes.
+    """Seconds that one iteration of one image takes in such a batch.
 
     Args:
         images: (N, C, H, W) on the model's device.
-        differentiable: whether a look is a gradient, or a forward pass alone.
+        differentiable: whether an iteration takes a gradient, or a forward pass alone.
     """
     oracle = Oracle(model)
     return min(_seconds(oracle, images, differentiable) for _ in range(2)) / len(images)

@@ -1,4 +1,4 @@
-"""Fast copies: copies of a model that answer the same, sooner.
+"""Fast copies: copies of a model with the same logits up to rounding, in less time.
 
 A fast copy is only ever used to *search*; every verdict is checked on the original model.
 """
@@ -27,15 +27,15 @@ from .batch_size import seconds_per_image
 
 SLOPES = 16  # probe images whose gradients are compared
 
-Say = Callable[[str], None]  # told, in one line, why something faster is not used
+Say = Callable[[str], None]  # takes one line: why something faster is not used
 
 
 class _Refused(Exception):
-    """A fast copy does not answer as the original does; the message says how."""
+    """A copy's logits or gradients differ from the original's; the message says how."""
 
 
 def unsaid(reason: str) -> None:
-    """Nobody asked."""
+    """Drop the line."""
 
 
 def _reason(error: Exception) -> str:
@@ -102,7 +102,7 @@ def fast_copy_of(
         probe: images (N, C, H, W) on the model's device to compare on.
         labels: int64 (N,).
         precision: `float32` or `bf16`.
-        say: told why a copy is refused.
+        say: takes why a copy is refused.
     """
     if not isinstance(model, nn.Module) or not isinstance(unwrapped(model), nn.Module):
         say(f"no {precision} copy: the model is no torch.nn.Module")
@@ -136,7 +136,7 @@ def _like(
     alike, slopes = _climbs_alike(model, fast_copy, probe[:SLOPES], labels[:SLOPES], precision)
     if not alike:
         raise _Refused("its gradients point elsewhere")
-    # A model that draws random numbers, or a folding gone wrong, does not answer the same.
+    # The logits of a model that draws random numbers differ, and so do those of a wrong folding.
     allowed = (0.25 if precision == "bf16" else 1e-3) * max(spread, 1e-6)
     if not error <= allowed:
         raise _Refused(f"its margins are off by {error:.2g}, more than {allowed:.2g}")
@@ -194,7 +194,7 @@ def compiled(
         model: the original, to compare with.
         images: (N, C, H, W) on the model's device: batches will have N rows.
         labels: int64 (N,).
-        say: told why it cannot be.
+        say: takes why it cannot be.
     """
     try:
         fast = WrappedModel(_Compiled(unwrapped(fast_copy.model), len(images)))
@@ -224,9 +224,11 @@ def compiled(
 
 
 def compiling_pays(device: torch.device) -> bool:
-    """Whether convolutions are so fast that what stands between them, which compiling spares, is
-    worth sparing. On a CPU without matrix units (AMX) nearly all time is in the convolutions
-    themselves, and compiling would gain less than it takes."""
+    """Whether compiling pays: it saves the time between convolutions.
+
+    On a CPU without matrix units (AMX) nearly all time is in the convolutions themselves, and
+    compiling would gain less than it takes.
+    """
     amx = getattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
     return device.type != "cpu" or bool(amx())
 
@@ -309,7 +311,7 @@ def compiled_where_it_pays(
         batch_size: of the search. With fewer images than that, its batches of several items an
             image would not be those that were compiled for.
         of: how many images there are in all.
-        say: told why it is not compiled, where it would have paid.
+        say: takes why it is not compiled, where compiling would have paid.
     """
     coarse = levels[0].fast_copy
     if len(levels) == 1 or of < batch_size or not compiling_pays(images.device):

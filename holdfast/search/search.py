@@ -30,7 +30,7 @@ from .stage import BallPass, ClosestPass, Problem
 from .verifier import Verifier
 
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
-NEARLY = 0.01  # of the span of an answer's logits: more than any batch rounds them
+ROUNDING = 0.01  # of the span of an image's logits: more than batches change them
 
 SearchReport = Callable[[float, str], None]  # share of the work done, a word on how it goes
 
@@ -54,15 +54,15 @@ class Search:
         suite: what is tried, in order.
         levels: the fast copies that each stage searches on, in order.
         rows: which images are searched, int64 (R,); by default all.
-        views: the levels of stages that look at something else, by their `view`.
-        verifier: who decides whether a point is a success; by default the model, asked once.
+        views: the levels of stages that query another view of the model, by its name.
+        verifier: decides whether a point is a success; by default the model's one prediction.
         misled: whether the model's gradients mislead: stages that wait for a sign of it run.
         batch_size: items stepped together.
         device: where the model is.
         seed: of all random draws.
         ledger: what is known so far; filled in as verdicts fall.
         journal: where verdicts are kept.
-        report: told how far the work is, after every step.
+        report: called after every step with the share that is done, and a word on it.
 
     Attributes:
         costs: of every stage, once the search has run.
@@ -132,8 +132,8 @@ class Search:
     def _verify_restored(self) -> None:
         """Points that come from the journal count only if they hold: one forward each.
 
-        Every one must be legal. One that broke its image must still be answered wrongly, or about
-        as gladly: batches round differently. A random model has the last word at the end.
+        Each must lie in ball and box. One that broke its image must still be misclassified, up to
+        rounding, which differs between batches. Those of a random model are judged at the end.
 
         Raises:
             InputError: one does not hold.
@@ -153,7 +153,7 @@ class Search:
                 with torch.no_grad():
                     logits = self.model(points.to(self.problem.device)).float().cpu()
                 own = logits.gather(1, labels).squeeze(1)
-                slack = NEARLY * (logits.amax(1) - logits.amin(1))
+                slack = ROUNDING * (logits.amax(1) - logits.amin(1))
                 others = logits.scatter(1, labels, -inf).amax(1)
                 holds &= ~broke[rows] | (own - others <= slack)
             if not bool(holds.all()):
@@ -165,11 +165,11 @@ class Search:
                 )
 
     def clean(self) -> None:
-        """Answers on the clean images: mistakes are broken, logits order the targets."""
+        """Predictions on the clean images: mistakes are broken, logits order the targets."""
         problem, ledger = self.problem, self.ledger
         for rows in problem.rows.split(self.batch_size):
             seeds = draws.item_seeds(problem.seed, "clean", ledger.index[rows])
-            answers = problem.verifier.ask(problem.images[rows].to(problem.device), seeds)
+            answers = problem.verifier.predict(problem.images[rows].to(problem.device), seeds)
             y = problem.labels[rows].to(problem.device)
             logits = check_logits(answers.logits, len(rows), y, first=rows).cpu()
             if not problem.classes:
@@ -201,20 +201,20 @@ class Search:
     # -- one stage ------------------------------------------------------------------------
 
     def _is_due(self, stage: Stage) -> bool:
-        """Whether the stage that this one waits for, if any, broke an image: or need not have."""
+        """Whether a stage runs: one that waits for another does if that broke an image."""
         if stage.after is None or self.misled:
             return True
         return bool(torch.any(self.ledger.stage == stage.after))
 
     def _run_stage(self, number: int) -> None:
         """One attack on every image that stands, and the account of its time."""
-        began, owed = time.monotonic(), False
+        began, unaccounted = time.monotonic(), False
         for left in self._steps(number):
             self._tell(number, left)
-            owed = time.monotonic() - began < ACCOUNT_SECONDS
-            if not owed:
+            unaccounted = time.monotonic() - began < ACCOUNT_SECONDS
+            if not unaccounted:
                 began = self._account(number, began)
-        if owed:
+        if unaccounted:
             self._account(number, began)
 
     def _account(self, number: int, began: float) -> float:

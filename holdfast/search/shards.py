@@ -54,12 +54,12 @@ class Shard:
             self.journal = self._opened_with_all()
             self.rows = torch.arange(count)
             return
-        told: tuple[int, list[int]] | None = None
+        known: tuple[int, list[int]] | None = None
         if workers.leads and folder is not None:
             journal = self._opened_with_all()
-            told = journal.session, journal.broken_images()
+            known = journal.session, journal.broken_images()
             journal.close()  # now the others may read it
-        session, broken = workers.share(told) or (0, [])
+        session, broken = workers.share(known) or (0, [])
         standing = torch.ones(count, dtype=torch.bool)
         standing[broken] = False
         # Every N-th: hard images often lie side by side.

@@ -1,4 +1,4 @@
-"""Who decides a verdict: the original model, by its answer or by a vote over fresh draws."""
+"""The verifier decides verdicts: it is the original model, or a vote over draws of a random one."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from ..models.wrapper import NO_PREDICTION, predicted
 from ..types import Images
 
 MAJORITY_OF = 21  # draws behind a verdict on a random model; odd, so that two classes do not tie
-FIRST_LOOK = 5  # draws that spare the others where a point is nowhere near a success
-CHANCE = 0.02  # that a label as likely as its strongest rival loses by so much as ends a search
+FIRST_DRAWS = 5  # where these find no success, the others are spared
+CHANCE = 0.02  # p-value at which a search stops: the label is outvoted beyond luck
 _TOGETHER = 256  # copies in a pass
 
 
 @dataclass(frozen=True)
-class Answers:
-    """What a model says of N images, on its device.
+class Predictions:
+    """A model's predictions for N images, on its device.
 
     Attributes:
-        prediction: int64 (N,), the class that most draws answer; `NOTHING` (−1) where most
-            answer none, which is never right.
-        confidence: float32 (N,), its softmax probability; 0 where nothing is answered.
+        prediction: int64 (N,), the class that most draws predict; `NO_PREDICTION` (−1) where most
+            give no class (NaN logits), which is never right.
+        confidence: float32 (N,), the softmax probability of that class; 0 without one.
         logits: float32 (N, K), over several draws their mean; NaN where no draw has any.
-        draws: int64 (N, D), the class that each draw answers, or `NOTHING`.
+        draws: int64 (N, D), the class that each draw predicts, or `NO_PREDICTION`.
     """
 
     prediction: Int64[Tensor, " n"]
@@ -50,12 +50,13 @@ class Verifier:
     def __init__(self, model: Model, draws: int = 1):
         self.model, self.draws = model, draws
 
-    def ask(self, images: Images, seeds: Int64[Tensor, " n"], count: int | None = None) -> Answers:
-        """The model's answers.
+    def predict(
+        self, images: Images, seeds: Int64[Tensor, " n"], count: int | None = None
+    ) -> Predictions:
+        """The model's predictions.
 
         Args:
-            seeds: for what random defences draw, one an image; whoever asks for another purpose
-                brings others.
+            seeds: int64 (N,), of what random defences draw; each purpose has seeds of its own.
             count: how many draws of a random model; by default as many as decide.
 
         Cost: `count` forwards.
@@ -63,17 +64,21 @@ class Verifier:
         count = count or self.draws
         with torch.no_grad():
             every = self._logits(images, seeds, count)
-        said = predicted(every)  # of the logits: the softmax rounds close ones to a tie
-        logits = every.nanmean(1) if bool((said == NO_PREDICTION).any()) else every.mean(1)
-        votes = _votes(said, every.shape[2])
-        # Of a tie between a class and no answer, the class has it.
+        predicted_classes = predicted(
+            every
+        )  # of the logits: the softmax rounds close ones to a tie
+        logits = (
+            every.nanmean(1) if bool((predicted_classes == NO_PREDICTION).any()) else every.mean(1)
+        )
+        votes = _votes(predicted_classes, every.shape[2])
+        # In a tie between a class and no class, the class wins.
         prediction = votes.argmax(1)
         prediction = torch.where(
-            (said == NO_PREDICTION).sum(1) > votes.amax(1), NO_PREDICTION, prediction
+            (predicted_classes == NO_PREDICTION).sum(1) > votes.amax(1), NO_PREDICTION, prediction
         )
         confidence = logits.softmax(1).gather(1, prediction.clamp_min(0)[:, None]).squeeze(1)
         confidence = torch.where(prediction == NO_PREDICTION, 0.0, confidence)
-        return Answers(prediction, confidence, logits, said)
+        return Predictions(prediction, confidence, logits, predicted_classes)
 
     def _logits(
         self, images: Images, seeds: Int64[Tensor, " n"], count: int
@@ -100,23 +105,23 @@ class Verifier:
         """
         passes = torch.ones_like(labels)
         if self.draws == 1:
-            return self.ask(images, seeds).prediction != labels, passes
-        first = self.ask(images, item_seeds(0, "first", seeds), FIRST_LOOK)
+            return self.predict(images, seeds).prediction != labels, passes
+        first = self.predict(images, item_seeds(0, "first", seeds), FIRST_DRAWS)
         fooled = first.prediction != labels
         rows = fooled.nonzero().squeeze(1)
-        passes = passes * FIRST_LOOK + fooled * self.draws
+        passes = passes * FIRST_DRAWS + fooled * self.draws
         if len(rows):
-            second = self.ask(images[rows], item_seeds(0, "second", seeds[rows.cpu()]))
+            second = self.predict(images[rows], item_seeds(0, "second", seeds[rows.cpu()]))
             fooled[rows] = _outvoted(second, labels[rows])
         return fooled, passes
 
 
-def _votes(said: Int64[Tensor, "n d"], classes: int) -> Int64[Tensor, "n k"]:
-    """How many draws answer each class; those that answer nothing answer none of them."""
-    return F.one_hot(said + 1, classes + 1).sum(1)[:, 1:]
+def _votes(draws: Int64[Tensor, "n d"], classes: int) -> Int64[Tensor, "n k"]:
+    """How many draws predict each class; draws without a prediction count for none."""
+    return F.one_hot(draws + 1, classes + 1).sum(1)[:, 1:]
 
 
-def _outvoted(answers: Answers, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+def _outvoted(answers: Predictions, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
     votes = _votes(answers.draws, answers.logits.shape[1])
     own = votes.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
     rivals = votes.scatter(1, labels[:, None], 0).amax(1)
