@@ -3,6 +3,7 @@ folder, in an environment without this checkout."""
 
 from __future__ import annotations
 
+import ast
 import json
 import os
 import shutil
@@ -96,15 +97,38 @@ def test_the_metadata_say_whose_it_is(wheel: Path) -> None:
     urls = told.get_all("Project-URL") or []
     assert all("https://github.com/holdfast-robustness/holdfast" in url for url in urls) and urls
     assert told.get_all("Classifier")
-    pinned = {
-        line.split("==")[0].lower()
-        for line in (ROOT / "constraints.txt").read_text().splitlines()
-        if "==" in line
-    }
+
+
+def declared() -> set[str]:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    for wanted in project["dependencies"]:  # `make` installs exact versions
-        name = wanted.partition(">")[0].lower()
-        assert name in pinned or name == "torch", name
+    return {plain(wanted.partition(">")[0]) for wanted in project["dependencies"]}
+
+
+def plain(name: str) -> str:
+    return name.lower().replace("_", "-")
+
+
+def test_everything_that_is_imported_is_declared() -> None:
+    called = {"PIL": "pillow", "yaml": "pyyaml", "sklearn": "scikit-learn"}
+    comes_with = {"pydantic_core": "pydantic", "markupsafe": "jinja2"}
+    for file in (ROOT / "holdfast").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Import):
+                modules = [alias.name for alias in node.names]
+            elif isinstance(node, ast.ImportFrom) and node.level == 0:
+                modules = [str(node.module)]
+            else:
+                continue
+            for module in (name.partition(".")[0] for name in modules):
+                if module not in sys.stdlib_module_names and module != "holdfast":
+                    name = called.get(module, comes_with.get(module, module))
+                    assert plain(name) in declared(), f"{file}: {module}"
+
+
+def test_make_installs_exact_versions_of_what_is_declared() -> None:
+    lines = (ROOT / "constraints.txt").read_text().splitlines()
+    pinned = {plain(line.partition("==")[0]) for line in lines if "==" in line}
+    assert declared() - {"torch"} <= pinned
 
 
 def test_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
