@@ -52,6 +52,8 @@ class OutOfDistribution:
 
 # --- generated ----------------------------------------------------------------------------------
 
+# The names of the random streams are those of the first version: images stay what they were.
+
 
 def _noise(count: int, shape: Shape, seed: int) -> Float[Tensor, "n c h w"]:
     return draws.uniform(draws.item_seeds(seed, "foreign-noise", torch.arange(count)), 0, shape)

@@ -121,7 +121,7 @@ def _asked(trainer: Trainer) -> dict[str, Any]:
 
 
 def _note_overlaps(trainer: Trainer) -> None:
-    """Note where extra images are held-out ones, which models are judged by."""
+    """Note where extra images are held-out ones too: figures on those flatter the model."""
     job = trainer.job
     if job.extra is None:
         return
