@@ -6,7 +6,9 @@ loaders, a pair as a threat model. Of anything else one line says what is wrong,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -47,12 +49,40 @@ def check_images(images: Tensor, name: str = "images") -> None:
             )
 
 
-def check_count(name: str, value: Any) -> None:
-    """InputError where it is no whole number of at least 1."""
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise InputError(f"{name} must be a whole number, not {value!r}")
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, not {value}")
+LARGEST = 2**31 - 1
+
+
+def whole_number(name: str, value: Any, low: int = 1, high: int = LARGEST) -> int:
+    """`value`, if it is a whole number from `low` to `high`.
+
+    Raises:
+        InputError: it is not; the message begins with `name`.
+
+    Example:
+        >>> whole_number("jpeg: quality", 75, 1, 100)
+        75
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        limits = f"of at least {low}" if high == LARGEST else f"from {low} to {high}"
+        raise InputError(f"{name} must be a whole number {limits}, not {value!r}")
+    return value
+
+
+def real_number(name: str, value: Any, *, above: float, at_most: float = math.inf) -> float:
+    """`value`, if it is a finite number above `above` and at most `at_most`.
+
+    Raises:
+        InputError: it is not; the message begins with `name`.
+
+    Example:
+        >>> real_number("smoothing: sigma", 0.25, above=0)
+        0.25
+    """
+    real = isinstance(value, Real) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and above < value <= at_most):
+        limits = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
+        raise InputError(f"{name} must be a number {limits}, not {value!r}")
+    return float(value)
 
 
 def _not_finite(flat: Tensor) -> Tensor:

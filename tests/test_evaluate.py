@@ -503,7 +503,7 @@ BAD = {
     "suite 'apdg' is unknown.*apgd": lambda g: {"suite": "apdg"},
     "knows the norms": lambda g: {"threat": Threat("l0", 3)},
     "precision must be one of": lambda g: {"precision": "fp8"},
-    "batch_size must be at least 1": lambda g: {"batch_size": 0},
+    "batch_size must be a whole number of at least 1": lambda g: {"batch_size": 0},
     "device .*cannot be used": lambda g: {"device": "abacus"},
     "device .*cannot be used ": lambda g: {"device": "xpu:7"},
 }

@@ -146,7 +146,7 @@ def test_certify_says_what_is_wrong_in_a_line() -> None:
         ("a-name", {}, "holdfast.load"),
         (lambda images: model(images), {}, "no torch.nn.Module"),
         (model, {"sigma": 0.1, "alpha": 2.0}, "alpha"),
-        (model, {"sigma": 0.1, "batch_size": 0}, "batch_size must be at least 1"),
+        (model, {"sigma": 0.1, "batch_size": 0}, "batch_size must be a whole number of at least 1"),
     ):
         with pytest.raises(hf.InputError, match=says) as caught:
             hf.certify(wrong, x, y, **options)

@@ -38,12 +38,12 @@ from typing_extensions import TypeVar
 from .. import draws
 from ..errors import InputError
 from ..inputs import (
-    check_count,
     check_labels,
     check_logits,
     checked_data,
     checked_labels,
     checked_threat,
+    whole_number,
 )
 from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Threat
@@ -309,7 +309,7 @@ class Attack(ABC, Generic[S]):
             labels = labels.to(images.device)
             if not self.minimum_norm:  # those search for the closest point, whatever ε is
                 threat.check_reach(images)
-            check_count("batch_size", batch_size)
+            whole_number("batch_size", batch_size)
             if targets is not None:
                 targets = self._checked_targets(targets, labels)
             return self._alone(model, images, labels, threat, targets, seed, batch_size)

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .. import draws
-from ..defences.base import real_number
 from ..errors import InputError
-from ..inputs import check_labels
+from ..inputs import check_labels, real_number
 from ..models.layers import Normalise
 from ..types import Images
 
@@ -111,7 +110,7 @@ def _affine(
 
 def _input_interval(images: Images, eps: float) -> Interval:
     if eps != 0:
-        real_number("interval bounds", "eps", eps, above=0)
+        real_number("interval bounds: eps", eps, above=0)
     return (images - eps).clamp_min(0), (images + eps).clamp_max(1)
 
 

@@ -10,10 +10,9 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from ..defences.base import real_number, whole_number
 from ..errors import InputError
 from ..evaluation.cards import threat_of
-from ..inputs import check_count, checked_data, checked_device
+from ..inputs import checked_data, checked_device, real_number, whole_number
 from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Threat
 from ..types import Images
@@ -91,10 +90,10 @@ def certify(
         raise InputError("the model is no torch.nn.Module, so nothing is known of its weights")
     with standard_defaults():
         images, labels = checked_data(images, labels)
-    whole_number("smoothing", "n0", n0, 1)
-    whole_number("smoothing", "n", n, 1)
-    real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
-    check_count("batch_size", batch_size)
+    whole_number("smoothing: n0", n0, 1)
+    whole_number("smoothing: n", n, 1)
+    real_number("smoothing: alpha", alpha, above=0, at_most=0.5)
+    whole_number("batch_size", batch_size)
     where = checked_device(device)
     card = getattr(model, "card", {})
     model.to(where)

@@ -18,9 +18,8 @@ from scipy import stats
 from torch import Tensor, nn
 
 from .. import draws
-from ..defences.base import real_number, whole_number
 from ..errors import InputError
-from ..inputs import check_images, check_labels
+from ..inputs import check_images, check_labels, real_number, whole_number
 from ..intervals import lower_bound
 from ..models.modes import evaluating
 from ..models.wrapper import NO_PREDICTION, predicted, wrapped
@@ -70,8 +69,8 @@ class Smoothed:
 
     def __init__(self, model: Model, sigma: float, *, batch_size: int = 512, seed: int = 0):
         self.model = wrapped(model)
-        self.sigma = real_number("smoothing", "sigma", sigma, above=0)
-        self.batch_size = whole_number("smoothing", "batch_size", batch_size, 1)
+        self.sigma = real_number("smoothing: sigma", sigma, above=0)
+        self.batch_size = whole_number("smoothing: batch_size", batch_size, 1)
         self.seed = seed
 
     def certify(
@@ -101,9 +100,9 @@ class Smoothed:
 
         Cost: N × (n0 + n) forwards.
         """
-        whole_number("smoothing", "n0", n0, 1)
-        whole_number("smoothing", "n", n, 1)
-        real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
+        whole_number("smoothing: n0", n0, 1)
+        whole_number("smoothing: n", n, 1)
+        real_number("smoothing: alpha", alpha, above=0, at_most=0.5)
         chosen = self.counts(images, n0, "select", indices).argmax(1)
         votes = self.counts(images, n, "estimate", indices).gather(1, chosen[:, None]).squeeze(1)
         bound = lower_bound(votes.numpy(), n, alpha)
@@ -130,8 +129,8 @@ class Smoothed:
 
         Arguments and errors are as in `certify`. Cost: N × n forwards.
         """
-        whole_number("smoothing", "n", n, 1)
-        real_number("smoothing", "alpha", alpha, above=0, at_most=0.5)
+        whole_number("smoothing: n", n, 1)
+        real_number("smoothing: alpha", alpha, above=0, at_most=0.5)
         top = self.counts(images, n, "predict", indices).topk(2, dim=1)
         first, second = top.values.numpy().T
         p_value = 2 * stats.binom.sf(first - 1, first + second, 0.5)
@@ -200,8 +199,8 @@ class SoftlySmoothed(nn.Module):
 
     def __init__(self, model: Model, sigma: float, samples: int = 16, seed: int = 0):
         super().__init__()
-        self.model, self.sigma = wrapped(model), real_number("smoothing", "sigma", sigma, above=0)
-        self.samples = whole_number("smoothing", "samples", samples, 1)
+        self.model, self.sigma = wrapped(model), real_number("smoothing: sigma", sigma, above=0)
+        self.samples = whole_number("smoothing: samples", samples, 1)
         self.seeds = draws.item_seeds(seed, "smoothing", "soft", torch.arange(samples))
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:

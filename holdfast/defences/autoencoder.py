@@ -10,12 +10,12 @@ import torch.nn.functional as F
 
 from .. import draws
 from ..errors import InputError
-from ..inputs import check_images
+from ..inputs import check_images, real_number, whole_number
 from ..models.autoencoder import DenoisingAutoencoder
 from ..models.checkpoint import load_checkpoint, read_card, save_checkpoint
 from ..runs.files import make_folder
 from ..types import Images, Model
-from .base import Defence, real_number, weights_folder, whole_number
+from .base import Defence, weights_folder
 
 ARCHITECTURE = "denoising-autoencoder"
 
@@ -55,8 +55,8 @@ def train_autoencoder(
         torch.Size([3, 1, 8, 8])
     """
     check_images(images)
-    real_number(ARCHITECTURE, "sigma", sigma, above=0)
-    whole_number(ARCHITECTURE, "steps", steps, 1)
+    real_number(f"{ARCHITECTURE}: sigma", sigma, above=0)
+    whole_number(f"{ARCHITECTURE}: steps", steps, 1)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = DenoisingAutoencoder(channels=images.shape[1], width=width).to(images.device)

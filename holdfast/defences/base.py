@@ -10,13 +10,17 @@ A defence around a defended model makes a chain. The outermost defence gets the 
 `name`, which `registry` finds by itself: the command line, cards of models and the tests know it
 from then on. A defence of your own may also stay outside, and is then called `module:Class`::
 
+    from ..inputs import real_number
+    from ..types import Images, Model
+    from .base import Defence
+
     class Darken(Defence):
         '''Multiplies every value by `factor`, above 0 and at most 1.'''
 
         name = "darken"  # --defence darken:factor=0.5
 
         def __init__(self, model: Model, *, factor: float = 0.5):
-            self.factor = real_number(self.name, "factor", factor, above=0, at_most=1)
+            self.factor = real_number(f"{self.name}: factor", factor, above=0, at_most=1)
             super().__init__(model, factor=factor)
 
         def transform(self, images: Images) -> Images:
@@ -34,7 +38,6 @@ import os
 from abc import ABC, abstractmethod
 from contextlib import nullcontext
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
@@ -45,6 +48,7 @@ from torch import Tensor, nn
 from .. import draws
 from ..draws import fixed_draws, image_seeds
 from ..errors import InputError
+from ..inputs import whole_number
 from ..models.backward import BACKWARDS, OffersBackwards, offering, replace_backward, with_backward
 from ..models.chain import Preprocessor
 from ..models.checkpoint import checkpoint_in
@@ -271,29 +275,9 @@ def weights_folder(owner: str, folder: str | Path) -> Path:
 # --- checks of options ------------------------------------------------------------------------
 
 
-def whole_number(owner: str, option: str, value: Any, low: int, high: int | None = None) -> int:
-    """`value` if it is a whole number in [low, high]; InputError naming the option otherwise."""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if not whole or value < low or (high is not None and value > high):
-        limits = f"of at least {low}" if high is None else f"from {low} to {high}"
-        raise InputError(f"{owner}: {option} must be a whole number {limits}, not {value!r}")
-    return value
-
-
-def real_number(
-    owner: str, option: str, value: Any, *, above: float, at_most: float = math.inf
-) -> float:
-    """`value` if it is finite and in (above, at_most]; InputError naming the option otherwise."""
-    real = isinstance(value, Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and above < value <= at_most):
-        limits = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
-        raise InputError(f"{owner}: {option} must be a number {limits}, not {value!r}")
-    return float(value)
-
-
 def odd_kernel(owner: str, value: Any) -> int:
     """`value` if it is an odd whole number of at least 3; InputError otherwise."""
-    if whole_number(owner, "kernel", value, 3) % 2 == 0:
+    if whole_number(f"{owner}: kernel", value, 3) % 2 == 0:
         raise InputError(f"{owner}: kernel must be odd, so that it has a centre, not {value}")
     return value
 

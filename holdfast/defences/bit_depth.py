@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import torch
 
+from ..inputs import whole_number
 from ..types import Images, Model
-from .base import Defence, smooth_round, whole_number
+from .base import Defence, smooth_round
 
 
 class BitDepth(Defence):
@@ -24,7 +25,7 @@ class BitDepth(Defence):
     backwards = ("identity", "surrogate")
 
     def __init__(self, model: Model, *, bits: int = 4):
-        self.top = 2 ** whole_number(self.name, "bits", bits, 1, 8) - 1
+        self.top = 2 ** whole_number(f"{self.name}: bits", bits, 1, 8) - 1
         super().__init__(model, bits=bits)
 
     def transform(self, images: Images) -> Images:

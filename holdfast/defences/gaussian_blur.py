@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 
+from ..inputs import real_number
 from ..types import Images, Model
-from .base import Defence, fits, real_number
+from .base import Defence, fits
 
 
 class GaussianBlur(Defence):
@@ -29,7 +30,7 @@ class GaussianBlur(Defence):
     name = "gaussian-blur"
 
     def __init__(self, model: Model, *, sigma: float = 0.5):
-        self.sigma = real_number(self.name, "sigma", sigma, above=0)
+        self.sigma = real_number(f"{self.name}: sigma", sigma, above=0)
         super().__init__(model, sigma=sigma)
 
     def transform(self, images: Images) -> Images:

@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import InputError
+from ..inputs import whole_number
 from ..types import Images, Model
-from .base import Defence, smooth_round, whole_number
+from .base import Defence, smooth_round
 
 # ITU-T T.81, annex K, tables K.1 and K.2
 _LUMINANCE = """
@@ -85,7 +86,7 @@ class Jpeg(Defence):
     to_ycc: Tensor
 
     def __init__(self, model: Model, *, quality: int = 75):
-        whole_number(self.name, "quality", quality, 1, 100)
+        whole_number(f"{self.name}: quality", quality, 1, 100)
         super().__init__(model, quality=quality)
         for name, value in (
             ("dct", _dct()),

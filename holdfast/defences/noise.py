@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from .. import draws
+from ..inputs import real_number
 from ..types import Images, Model
-from .base import Defence, real_number
+from .base import Defence
 
 
 class Noise(Defence):
@@ -28,7 +29,7 @@ class Noise(Defence):
     random = True
 
     def __init__(self, model: Model, *, sigma: float = 0.05):
-        self.sigma = real_number(self.name, "sigma", sigma, above=0)
+        self.sigma = real_number(f"{self.name}: sigma", sigma, above=0)
         super().__init__(model, sigma=sigma)
 
     def transform(self, images: Images) -> Images:

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
+from ..inputs import whole_number
 from ..types import Images, Model
-from .base import Defence, whole_number
+from .base import Defence
 
 _ROUNDS = 8  # of k-means; the error has all but settled by then
 _GOLDEN = (5**0.5 - 1) / 2
@@ -33,7 +34,7 @@ class Palette(Defence):
     backwards = ("identity", "surrogate")
 
     def __init__(self, model: Model, *, colours: int = 64):
-        self.colours = whole_number(self.name, "colours", colours, 2, 256)
+        self.colours = whole_number(f"{self.name}: colours", colours, 2, 256)
         super().__init__(model, colours=colours)
 
     def palette(self, images: Images) -> Float[Tensor, "n k c"]:

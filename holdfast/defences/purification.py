@@ -14,10 +14,11 @@ from torch.utils.checkpoint import checkpoint
 
 from .. import draws
 from ..errors import InputError
+from ..inputs import real_number, whole_number
 from ..models.checkpoint import load_checkpoint
 from ..models.unet import DenoisingUNet
 from ..types import Images, Model
-from .base import Defence, real_number, weights_folder, whole_number
+from .base import Defence, weights_folder
 
 CURVE = 7.0  # exponent ρ of Karras et al.: the larger, the closer noise levels are near 0
 
@@ -90,9 +91,9 @@ class Purification(Defence):
         rounds: int = 1,
         checkpointing: bool = True,
     ):
-        self.noise = real_number(self.name, "noise", noise, above=0)
-        self.steps = whole_number(self.name, "steps", steps, 1)
-        self.rounds = whole_number(self.name, "rounds", rounds, 1)
+        self.noise = real_number(f"{self.name}: noise", noise, above=0)
+        self.steps = whole_number(f"{self.name}: steps", steps, 1)
+        self.rounds = whole_number(f"{self.name}: rounds", rounds, 1)
         if weights is None:
             raise InputError(
                 "purification: say where its weights are, purification:weights=FOLDER "

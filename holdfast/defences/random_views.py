@@ -15,8 +15,9 @@ from torch import Tensor
 
 from .. import draws
 from ..draws import repeated_draws
+from ..inputs import real_number, whole_number
 from ..types import Images, Model
-from .base import Defence, real_number, whole_number
+from .base import Defence
 
 # The place of a view in its image: (top, left) and (height, width), in pixels.
 Window = tuple[Int64[Tensor, "n 2"], Int64[Tensor, "n 2"]]
@@ -66,7 +67,7 @@ class ResizePad(Defence):
     random = True
 
     def __init__(self, model: Model, *, smallest: float = 0.875):
-        self.smallest = real_number(self.name, "smallest", smallest, above=0, at_most=1)
+        self.smallest = real_number(f"{self.name}: smallest", smallest, above=0, at_most=1)
         super().__init__(model, smallest=smallest)
 
     def transform(self, images: Images) -> Images:
@@ -98,8 +99,8 @@ class CropEnsemble(Defence):
     random = True
 
     def __init__(self, model: Model, *, crops: int = 10, size: float = 0.875):
-        self.crops = whole_number(self.name, "crops", crops, 1)
-        self.size = real_number(self.name, "size", size, above=0, at_most=1)
+        self.crops = whole_number(f"{self.name}: crops", crops, 1)
+        self.size = real_number(f"{self.name}: size", size, above=0, at_most=1)
         super().__init__(model, crops=crops, size=size)
 
     def transform(self, images: Images) -> Images:

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..inputs import whole_number
 from ..types import Images, Model
-from .base import Defence, replace_backward, whole_number
+from .base import Defence, replace_backward
 
 
 class Thermometer(Defence):
@@ -34,7 +35,7 @@ class Thermometer(Defence):
     backwards = ("identity", "surrogate")
 
     def __init__(self, model: Model, *, levels: int = 16, decode: bool = True):
-        self.levels = whole_number(self.name, "levels", levels, 2, 256)
+        self.levels = whole_number(f"{self.name}: levels", levels, 2, 256)
         self.decode = decode
         super().__init__(model, levels=levels, decode=decode)
 

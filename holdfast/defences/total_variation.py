@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..inputs import real_number, whole_number
 from ..types import Images, Model
-from .base import Defence, real_number, whole_number
+from .base import Defence
 
 
 class TotalVariation(Defence):
@@ -32,8 +33,8 @@ class TotalVariation(Defence):
     name = "total-variation"
 
     def __init__(self, model: Model, *, weight: float = 0.03, iterations: int = 30):
-        self.weight = real_number(self.name, "weight", weight, above=0)
-        self.iterations = whole_number(self.name, "iterations", iterations, 1)
+        self.weight = real_number(f"{self.name}: weight", weight, above=0)
+        self.iterations = whole_number(f"{self.name}: iterations", iterations, 1)
         super().__init__(model, weight=weight, iterations=iterations)
 
     def transform(self, images: Images) -> Images:

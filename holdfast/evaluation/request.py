@@ -16,7 +16,7 @@ from ..attacks.adaptive import SAMPLES, adaptive
 from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
-from ..inputs import check_count, checked_data, checked_device, checked_threat
+from ..inputs import checked_data, checked_device, checked_threat, whole_number
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
 from ..threat import Threat
 from ..types import Model
@@ -97,7 +97,7 @@ class Request:
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
         if batch_size is not None:
-            check_count("batch_size", batch_size)
+            whole_number("batch_size", batch_size)
         made_for_model = suite == ADAPTIVE
         whole = (
             adaptive(samples=samples, norm=threat.norm) if made_for_model else suite_named(suite)

@@ -21,9 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
-from ..defences.base import real_number, whole_number
 from ..errors import InputError
-from ..inputs import check_logits, checked_data
+from ..inputs import check_logits, checked_data, real_number, whole_number
 from ..models.mixture import Mixture, sharpened
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
@@ -244,9 +243,9 @@ def fit_mixture(
     """
     images, labels = checked_data(images, labels)
     labels = labels.to(images.device)
-    whole_number("mixture", "rounds", rounds, 1)
+    whole_number("mixture: rounds", rounds, 1)
     if cost != 0:
-        real_number("mixture", "cost", cost, above=0, at_most=1)
+        real_number("mixture: cost", cost, above=0, at_most=1)
     with standard_defaults(), evaluating(robust, accurate), torch.no_grad():
         points = Points(robust, accurate, images, labels)
         attacked = [ROBUST_ALONE]

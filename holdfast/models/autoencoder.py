@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..inputs import whole_number
 from ..types import Images
-from .layers import natural
 
 
 class DenoisingAutoencoder(nn.Module):
@@ -27,8 +27,8 @@ class DenoisingAutoencoder(nn.Module):
 
     def __init__(self, *, channels: int = 3, width: int = 32):
         super().__init__()
-        natural("channels", channels)
-        natural("width", width)
+        whole_number("channels", channels)
+        whole_number("width", width)
         self.arguments = {"channels": channels, "width": width}
         self.down1 = nn.Conv2d(channels, width, 3, 2, 1)
         self.down2 = nn.Conv2d(width, 2 * width, 3, 2, 1)

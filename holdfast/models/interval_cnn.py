@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from torch import nn
 
-from .layers import Normalise, natural
+from ..inputs import whole_number
+from .layers import Normalise
 from .resnet import CIFAR10_MEAN, CIFAR10_STD
 
 
@@ -42,9 +43,9 @@ class IntervalCNN(nn.Sequential):
         std: Sequence[float] = CIFAR10_STD,
         stride: int = 2,
     ):
-        natural("width", width)
-        natural("classes", classes)
-        natural("stride", stride)
+        whole_number("width", width)
+        whole_number("classes", classes)
+        whole_number("stride", stride)
         super().__init__(
             OrderedDict(
                 normalise=Normalise(mean, std),

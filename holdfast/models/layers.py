@@ -61,12 +61,3 @@ class Normalise(nn.Module):
 
 def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def natural(name: str, value: object, most: int = 2**31 - 1) -> int:
-    """`value`, if it is a whole number from 1 to `most`; else InputError naming the argument."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise InputError(f"{name} must be a whole number of at least 1, not {value!r}")
-    if value > most:
-        raise InputError(f"{name} must be at most {most}, not {value}")
-    return value

@@ -13,7 +13,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
-from .layers import Normalise, activation_named, natural
+from ..inputs import whole_number
+from .layers import Normalise, activation_named
 
 CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
@@ -119,19 +120,19 @@ class PreActResNet(_Trunk):
         stem_stride: int = 1,
         activation: str = "relu",
     ):
-        natural("width", width)
-        natural("classes", classes)
-        per_block = 2 * natural("stages", stages, 16)
+        whole_number("width", width)
+        whole_number("classes", classes)
+        per_block = 2 * whole_number("stages", stages, 1, 16)
         if (depth, stages) == (34, 4):
             counts = [3, 4, 6, 3]
-        elif natural("depth", depth) > 2 and (depth - 2) % per_block == 0:
+        elif whole_number("depth", depth) > 2 and (depth - 2) % per_block == 0:
             counts = [(depth - 2) // per_block] * stages
         else:
             fitting = ", ".join(str(2 + per_block * n) for n in (1, 2, 3))
             raise InputError(
                 f"depth {depth} fits no PreAct ResNet of {stages} stages; use {fitting}, …"
             )
-        if natural("stem_stride", stem_stride) > 2:
+        if whole_number("stem_stride", stem_stride) > 2:
             raise InputError(f"stem_stride must be 1 or 2, not {stem_stride!r}")
         shapes = [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
         super().__init__(
@@ -166,9 +167,9 @@ class WideResNet(_Trunk):
         std: Sequence[float] = CIFAR10_STD,
         activation: str = "relu",
     ):
-        natural("widen", widen)
-        natural("classes", classes)
-        if natural("depth", depth) < 10 or (depth - 4) % 6 != 0:
+        whole_number("widen", widen)
+        whole_number("classes", classes)
+        if whole_number("depth", depth) < 10 or (depth - 4) % 6 != 0:
             raise InputError(f"depth {depth} fits no Wide ResNet; use 10, 16, 22, 28, 34, …")
         count = (depth - 4) // 6
         stages = [(16 * widen << i, count, 1 if i == 0 else 2) for i in range(3)]

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from .layers import Normalise, natural
+from ..inputs import whole_number
+from .layers import Normalise
 
 
 class SmallCNN(nn.Module):
@@ -36,8 +37,8 @@ class SmallCNN(nn.Module):
         std: Sequence[float] = (0.3760,),
     ):
         super().__init__()
-        natural("width", width)
-        natural("classes", classes)
+        whole_number("width", width)
+        whole_number("classes", classes)
         self.normalise = Normalise(mean, std)
         self.body = nn.Sequential(
             nn.Conv2d(len(mean), width, 3, 1, 1, bias=False),

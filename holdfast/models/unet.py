@@ -16,9 +16,10 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..inputs import whole_number
 from ..threat import per_item
 from ..types import Images
-from .layers import Normalise, natural
+from .layers import Normalise
 from .resnet import CIFAR10_MEAN, CIFAR10_STD
 
 
@@ -72,9 +73,9 @@ class DenoisingUNet(nn.Module):
         most_noise: float = 1.0,
     ):
         super().__init__()
-        natural("width", width)
-        natural("levels", levels, 16)
-        natural("blocks", blocks)
+        whole_number("width", width)
+        whole_number("levels", levels, 1, 16)
+        whole_number("blocks", blocks)
         if not 0 < least_noise < most_noise < math.inf:
             raise InputError(
                 "least_noise must be above 0 and below most_noise, "
