@@ -11,6 +11,7 @@ from torch import nn
 from holdfast.attacks import PGD, Items
 from holdfast.data import digits as embedded
 from holdfast.errors import InputError
+from holdfast.search import Journal, scheduler
 from holdfast.threat import Threat
 from holdfast.uncertainty import goals
 from holdfast.uncertainty.attacks import Ascent, _orthogonal, seek
@@ -301,3 +302,40 @@ def test_a_watched_model_says_what_both_say(read):
     assert last_linear(model) == "linear"
     assert last_linear(nn.Flatten()) is None
     assert last_linear(lambda x: x) is None
+
+
+class _Interrupted(Exception):
+    pass
+
+
+@pytest.mark.parametrize("moment", [3, 14, 25])
+def test_an_interrupted_search_goes_on_in_its_midst(read, tmp_path, monkeypatch, moment):
+    model, x, y = read
+    threat, attack = THREATS[0], Ascent(goals.Miscalibrate(), steps=6)
+    expected = seek(attack, model, x, y, threat, batch_size=16)
+    monkeypatch.setattr(scheduler, "CHECKPOINT_SECONDS", 0.0)  # after every step
+    monkeypatch.setattr(scheduler, "CHECKPOINT_SHARE", float("inf"))
+    shares: list[float] = []
+
+    def asked(stop: int | None):
+        shares.clear()
+
+        def report(share: float) -> None:
+            shares.append(share)
+            if len(shares) == stop:
+                raise _Interrupted
+
+        journal = Journal(tmp_path / "search.sqlite", "this search")
+        try:
+            return seek(attack, model, x, y, threat, batch_size=16, journal=journal, report=report)
+        finally:
+            journal.close()
+
+    with pytest.raises(_Interrupted):
+        asked(moment)
+    steps = len(shares)
+    found = asked(None)
+    whole = -(-60 * 7 // 16)
+    assert len(shares) <= whole - steps + 2  # no more than the step that was lost is done again
+    for was, now in zip(expected, found, strict=True):
+        assert torch.equal(was, now)

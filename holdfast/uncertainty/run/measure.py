@@ -112,7 +112,7 @@ def _measure(
         steps = Stages(folder, line, _weights(request))
         logits = steps.do("answers", lambda report: ({}, _clean_logits(request))).tensors
         calibrators = _fit_calibrators(request, logits["fitting"])
-        probed = ProbedModel(request, calibrators["temperature"])
+        probed = ProbedModel(request, calibrators["temperature"], folder=steps.folder, key=key)
         outcomes = _search(probed, steps, logits, suite)
     found = Findings(request, probed.temperature, calibrators, logits, suite, outcomes)
     seconds, settings = {"suite": suite.seconds} | steps.seconds, _settings(request)

@@ -24,7 +24,7 @@ from ...evaluation.unaware import unaware_points, unaware_seeds
 from ...threat import Threat
 from ...types import Images, Model, Report
 from ..abstaining import Threshold
-from ..attacks import Ascent, Found, seek
+from ..attacks import Ascent, Found
 from ..conformal import NoisyModel, RobustConformal, SplitConformal
 from ..detection import threshold_at_fpr
 from ..goals import Enlarge, Evade, Goal, LookFamiliar, Miscalibrate, Miscover
@@ -135,16 +135,13 @@ def attack_confidence(probed: ProbedModel, report: Report) -> Outcome:
     """
     request = probed.request
     fast_copy = probed.fast_copy("calibrated", probed.model)
-    found = seek(
+    found = probed.seek(
         Ascent(Miscalibrate(), steps=STEPS, slack=fast_copy.error),
         probed.model,
         request.test.floats,
         request.test.labels,
         request.threat,
         search=fast_copy.model,
-        seed=request.seed,
-        batch_size=probed.batch_size,
-        device=request.device,
         report=report,
     )
     return {"moved": int(found.moved.sum()), "search": fast_copy.name}, {
@@ -191,7 +188,7 @@ def attack_detector(
         rows = rows[scores[rows] >= target]
         if not len(rows):
             break
-        found = seek(
+        found = probed.seek(
             Ascent(Evade(), steps=STEPS, orthogonal=orthogonal, aim=-target, slack=fast_copy.error),
             both,
             request.test.floats[rows],
@@ -200,9 +197,6 @@ def attack_detector(
             search=fast_copy.model,
             starts=starts[rows],
             items=request.test.items[rows],
-            seed=request.seed,
-            batch_size=probed.batch_size,
-            device=request.device,
             report=between(report, number / 2, (number + 1) / 2),
         )
         lower = found.moved & (found.outputs[:, -1] < scores[rows])
@@ -254,16 +248,13 @@ def score_out_of_distribution(
     report(0.3)
     some = images[:OOD_ATTACKED].float() / 255
     fast_copy = probed.fast_copy("calibrated", probed.model)
-    found = seek(
+    found = probed.seek(
         Ascent(LookFamiliar(), steps=OOD_STEPS),
         probed.model,
         some,
         torch.zeros(len(some), dtype=torch.int64),  # these images are of none of the classes
         request.threat,
         search=fast_copy.model,
-        seed=request.seed,
-        batch_size=probed.batch_size,
-        device=request.device,
         report=between(report, 0.3, 1.0),
     )
     return {"n": len(images), "attacked": len(some)}, {
@@ -332,7 +323,7 @@ def attack_sets(
     def climb(
         goal: Goal, count: int, threat: Threat, starts: Images, steps: int, low: float, high: float
     ) -> Found:
-        return seek(
+        return probed.seek(
             Ascent(goal, steps=steps),
             probed.model,
             images[:count],
@@ -340,9 +331,6 @@ def attack_sets(
             threat,
             search=fast_copy.model,
             starts=starts[:count],
-            seed=request.seed,
-            batch_size=probed.batch_size,
-            device=request.device,
             report=between(report, low, high),
         )
 
@@ -395,7 +383,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
         ("beyond", request.threat, min(CURVE_IMAGES, len(images))),
     )
     for number, (name, ball, n) in enumerate(attacks):
-        found = seek(
+        found = probed.seek(
             Ascent(Miscover(), steps=ROBUST_STEPS),
             NoisyModel(probed.model, request.sigma).eval(),
             images[:n],
@@ -404,9 +392,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
             search=NoisyModel(fast_copy.model, request.sigma).eval(),
             samples=ROBUST_SAMPLES,
             items=request.test.items[:n],
-            seed=request.seed,
             batch_size=max(1, probed.batch_size // ROBUST_SAMPLES),
-            device=device,
             report=between(report, number / 2, (number + 1) / 2),
         )
         tensors[name] = torch.from_numpy(robust.sets(found.images, request.test.items[:n]))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -15,8 +17,14 @@ from ... import draws
 from ...defences.base import declared
 from ...errors import InputError
 from ...models.wrapper import unwrapped
+from ...runs.files import make_folder
+from ...runs.identity import digest
+from ...search import Journal
 from ...search.fast_copies import FastCopy, Say, fast_copy_of, has_fast_bf16, original
+from ...threat import Threat
+from ...types import Images, Model
 from .. import scores
+from ..attacks import Ascent, Found, seek
 from ..batches import in_batches
 from ..calibration import Calibrated, TemperatureScaling
 from ..detection import WithDetector, last_linear
@@ -46,6 +54,8 @@ class ProbedModel:
         batch_size: images in a pass.
         fast_copies: those made so far, by name.
         log: why a search could not use a faster copy, one line a reason.
+        folder: where searches keep what they find while they run; None: in memory.
+        key: the run's identity.
     """
 
     request: Request
@@ -53,6 +63,8 @@ class ProbedModel:
     batch_size: int = 128
     fast_copies: dict[str, FastCopy] = field(default_factory=dict)
     log: list[str] = field(default_factory=list)
+    folder: Path | None = None
+    key: str = ""
 
     @cached_property
     def model(self) -> Calibrated:
@@ -155,6 +167,44 @@ class ProbedModel:
         if name not in self.fast_copies:
             self.fast_copies[name] = _fastest_copy(model, self.request, self.log.append)
         return self.fast_copies[name]
+
+    def seek(
+        self,
+        attack: Ascent,
+        model: Model,
+        images: Images,
+        labels: Int64[Tensor, " n"],
+        threat: Threat,
+        *,
+        starts: Images | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Found:
+        """`seek` with the run's seed, device and batch size. A run that is interrupted goes on in
+        the midst of it."""
+        journal = None
+        if self.folder is not None:
+            begin = images if starts is None else starts
+            asked = digest(images, begin, labels, json.dumps(attack.describe()), str(threat))
+            path = make_folder(self.folder) / f"search-{asked[:16]}.sqlite"
+            journal = Journal(path, f"{self.key}/{asked}")
+        try:
+            return seek(
+                attack,
+                model,
+                images,
+                labels,
+                threat,
+                starts=starts,
+                seed=self.request.seed,
+                batch_size=batch_size or self.batch_size,
+                device=self.request.device,
+                journal=journal,
+                **options,
+            )
+        finally:
+            if journal is not None:
+                journal.close()
 
 
 def _fastest_copy(model: nn.Module, request: Request, say: Say) -> FastCopy:
