@@ -48,8 +48,10 @@ def test_there_are_shipped_recipes():
 
 def test_a_recipe_survives_being_written_down():
     recipe = Recipe(
-        model=ModelSpec("wide-resnet", {"depth": 16, "mean": [0.5, 0.5, 0.5]}),
-        threat=ThreatSpec("l2", "0.5"),
+        model=ModelSpec(
+            architecture="wide-resnet", arguments={"depth": 16, "mean": [0.5, 0.5, 0.5]}
+        ),
+        threat=ThreatSpec(norm="l2", eps="0.5"),
         budget="1h30m",
     )
     assert recipe_from(recipe.to_dict()) == recipe
@@ -73,6 +75,22 @@ def test_keys_that_came_later_are_written_only_when_they_say_something():
     assert written_down["optimiser"]["bias_rate"] == 2
     assert written_down["extra"] == {"file": "more.npz", "share": 0.7}
     assert recipe_from(written_down) == new
+
+
+def test_a_bad_recipe_made_in_python_is_one_line() -> None:
+    for values, says in (
+        ({"epochs": 0}, "'epochs' must be a finite number above 0, not 0"),
+        ({"epoch": 3}, "unknown key 'epoch'; did you mean 'epochs'?"),
+        ({"model": "cnn"}, "'model' must be a mapping of keys to values, not 'cnn'"),
+        ({"optimiser": {"name": "sgdd"}}, "'optimiser': 'name' must be sgd, muon or adam"),
+        ({"budget": "soon"}, "budget 'soon' is no length of time"),
+    ):
+        with pytest.raises(InputError) as caught:
+            Recipe(**values)
+        assert str(caught.value).startswith(says) and "\n" not in str(caught.value)
+        with pytest.raises(InputError) as caught:
+            recipe_from(values, "mine.yaml")
+        assert str(caught.value).startswith(f"mine.yaml: {says}")
 
 
 def test_an_empty_mapping_is_the_default_recipe(tmp_path):
@@ -128,6 +146,9 @@ def test_unknown_names_are_refused_with_the_nearest(tmp_path, text, key, meant):
         "model: {arguments: {width: .nan}}",
         "model: {arguments: {width: 2020-01-01}}",
         "model: {arguments: {1: 2}}",
+        "model: {1: 2}",
+        "1: 2",
+        "~: 2",
         "model: {arguments: {mean: !!set {0.5}}}",
         "model: {architecture: null}",
         "optimiser: {learning_rate: 0}",
@@ -249,7 +270,9 @@ def test_set_reaches_every_level(tmp_path):
     )
     assert recipe.optimiser.learning_rate == 0.05
     assert recipe.optimiser.momentum == 0.8
-    assert recipe.model == ModelSpec("small-cnn", {"width": 8, "mean": [0.5]})
+    assert recipe.model == ModelSpec(
+        architecture="small-cnn", arguments={"width": 8, "mean": [0.5]}
+    )
     assert recipe.epochs == 5  # the last one counts
     assert recipe.threat.eps == "4/255"
     assert recipe.budget == "1h30m"

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
-import reprlib
 import shlex
-import types
-import typing
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 import yaml
+from pydantic import (
+    AfterValidator,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from ..attacks import FGSM
 from ..data.augment import Augment
@@ -24,32 +31,100 @@ from ..errors import InputError
 from ..models import arguments_of
 from ..parsing import nearest
 from ..runs.files import read_text
+from ..runs.records.base import Part, complaint, must_be
 from ..shipped import recipe_file
 from ..threat import Threat
 from .objectives import objective_named
 from .schedule import parse_seconds
 
-# Keys that came after the first runs: left out of what is written while they are at their default,
-# so that a run from before is still known as the same run.
-LATER = {"later": True}
 LONGEST = 2**20  # bytes of a recipe
 DEEPEST = 20  # levels of nesting in it
 
 
-@dataclass(frozen=True)
-class ModelSpec:
-    architecture: str = "preact-resnet"
-    arguments: dict[str, Any] = field(default_factory=dict)
+def _number(value: Any) -> Any:
+    if isinstance(value, str):  # if it was quoted
+        with contextlib.suppress(ValueError):
+            return float(value)
+    return value
 
 
-@dataclass(frozen=True)
-class ThreatSpec:
-    norm: str = "linf"
-    eps: str = "8/255"
+def _whole(value: Any) -> Any:
+    return int(value) if isinstance(value, float) and value.is_integer() else value  # 1e4
 
 
-@dataclass(frozen=True)
-class ObjectiveSpec:
+def _text(value: Any) -> Any:
+    return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    """A recipe is written into request.json and into the card."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except TypeError as error:
+        raise ValueError(error) from None
+    return value
+
+
+# Kinds of fields, and the words for them.
+Number = Annotated[float, BeforeValidator(_number), must_be("a finite number")]
+Above0 = Annotated[Number, Field(gt=0), must_be("a finite number above 0")]
+AtLeast0 = Annotated[Number, Field(ge=0), must_be("a finite number of at least 0")]
+Share = Annotated[Number, Field(ge=0, le=1), must_be("a number in [0, 1]")]
+ShareBelow1 = Annotated[Number, Field(ge=0, lt=1), must_be("a number in [0, 1)")]
+ShareWithin = Annotated[Number, Field(gt=0, lt=1), must_be("a number in (0, 1)")]
+Whole = Annotated[int, BeforeValidator(_whole), must_be("a whole number")]
+WholeAtLeast0 = Annotated[Whole, Field(ge=0), must_be("a whole number of at least 0")]
+WholeAtLeast1 = Annotated[Whole, Field(ge=1), must_be("a whole number of at least 1")]
+WholeAtLeast2 = Annotated[Whole, Field(ge=2), must_be("a whole number of at least 2")]
+Text = Annotated[str, BeforeValidator(_text), must_be("text")]
+Arguments = Annotated[
+    dict[str, Any],
+    AfterValidator(_plain),
+    must_be("a mapping of names to numbers, text and lists of them"),
+]
+
+
+class Spec(Part):
+    """A part of a recipe.
+
+    Attributes:
+        LATER: keys that came after the first runs. What is written leaves them out while they are
+            at their default, so that a run from before is still known as the same run.
+    """
+
+    OBJECT = "a mapping of keys to values"
+
+    model_config = ConfigDict(extra="forbid")
+    LATER: ClassVar[tuple[str, ...]] = ()
+
+    @model_serializer(mode="wrap")
+    def _held(self, handler: Any) -> dict[str, Any]:
+        fields = type(self).model_fields
+        unsaid = {key for key in self.LATER if getattr(self, key) == fields[key].default}
+        return {key: value for key, value in handler(self).items() if key not in unsaid}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Nested mappings, as `recipe_from` reads them; a number stays the whole one that it is,
+        for a run's identity is a hash of them."""
+        held: dict[str, Any] = self.model_dump()
+        return held
+
+
+class ModelSpec(Spec):
+    """The network that is trained: a registered architecture, and its own arguments."""
+
+    architecture: Text = "preact-resnet"
+    arguments: Arguments = {}  # noqa: RUF012 - pydantic copies it
+
+
+class ThreatSpec(Spec):
+    """What the attacks of training and validation may do; ε in image units, such as `8/255`."""
+
+    norm: Text = "linf"
+    eps: Text = "8/255"
+
+
+class ObjectiveSpec(Spec):
     """What is minimised.
 
     Attributes:
@@ -62,15 +137,16 @@ class ObjectiveSpec:
             ICLR 2021); 0 for all of it from the beginning.
     """
 
-    name: str = "n-fgsm"
-    arguments: dict[str, Any] = field(default_factory=dict)
-    awp: float = field(default=0.0, metadata=LATER)
-    awp_warmup: float = field(default=0.05, metadata=LATER)
-    eps_warmup: float = field(default=0.0, metadata=LATER)
+    LATER = ("awp", "awp_warmup", "eps_warmup")
+
+    name: Text = "n-fgsm"
+    arguments: Arguments = {}  # noqa: RUF012 - pydantic copies it
+    awp: ShareBelow1 = 0.0
+    awp_warmup: Share = 0.05
+    eps_warmup: Share = 0.0
 
 
-@dataclass(frozen=True)
-class OptimiserSpec:
+class OptimiserSpec(Spec):
     """How weights are stepped, with a one-cycle learning rate.
 
     SGD has Nesterov momentum; Muon is for the convolutions, with SGD for the rest.
@@ -93,20 +169,21 @@ class OptimiserSpec:
             robust deep learning", ICML 2020).
     """
 
-    name: str = "sgd"
-    learning_rate: float = 0.1
-    matrix_rate: float = 0.05
-    warmup: float = 0.2
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    clip_gradient: float = 0.0
-    bias_rate: float = field(default=1.0, metadata=LATER)
-    hold: float = field(default=0.0, metadata=LATER)
-    floor: float = field(default=0.0, metadata=LATER)
+    LATER = ("bias_rate", "hold", "floor")
+
+    name: Annotated[Literal["sgd", "muon", "adam"], must_be("sgd, muon or adam")] = "sgd"
+    learning_rate: Above0 = 0.1
+    matrix_rate: Above0 = 0.05
+    warmup: ShareWithin = 0.2
+    momentum: ShareBelow1 = 0.9
+    weight_decay: AtLeast0 = 5e-4
+    clip_gradient: AtLeast0 = 0.0
+    bias_rate: Above0 = 1.0
+    hold: Share = 0.0
+    floor: Share = 0.0
 
 
-@dataclass(frozen=True)
-class AugmentSpec:
+class AugmentSpec(Spec):
     """How each image is changed before it is trained on: the attributes of `data.Augment`, and
 
     Attributes:
@@ -114,23 +191,24 @@ class AugmentSpec:
             from 0 to what they are; 0 for all of it from the beginning.
     """
 
-    crop_padding: int = 4
-    flip: str = "random"
-    pad_mode: str = "zeros"
-    crop_shift: int = field(default=0, metadata=LATER)
-    colour: float = field(default=0.0, metadata=LATER)
-    erase: float = field(default=0.0, metadata=LATER)
-    cutmix: float = field(default=0.0, metadata=LATER)
-    mixup: float = field(default=0.0, metadata=LATER)
-    mix_alpha: float = field(default=1.0, metadata=LATER)
-    warmup: float = field(default=0.0, metadata=LATER)
+    LATER = ("crop_shift", "colour", "erase", "cutmix", "mixup", "mix_alpha", "warmup")
+
+    crop_padding: WholeAtLeast0 = 4
+    flip: Text = "random"
+    pad_mode: Text = "zeros"
+    crop_shift: Whole = 0
+    colour: Number = 0.0
+    erase: Number = 0.0
+    cutmix: Number = 0.0
+    mixup: Number = 0.0
+    mix_alpha: Number = 1.0
+    warmup: Share = 0.0
 
     def operations(self) -> Augment:
         return Augment(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Augment)})
 
 
-@dataclass(frozen=True)
-class ExtraSpec:
+class ExtraSpec(Spec):
     """Other images to train on besides the data's own; see `data.extra`.
 
     Attributes:
@@ -138,12 +216,11 @@ class ExtraSpec:
         share: of every batch that they make up.
     """
 
-    file: str | None = None
-    share: float = 0.7
+    file: Text | None = None
+    share: ShareWithin = 0.7
 
 
-@dataclass(frozen=True)
-class ValidationSpec:
+class ValidationSpec(Spec):
     """What is measured after every `every` epochs, on the first `images` validation images.
 
     Attributes:
@@ -152,13 +229,12 @@ class ValidationSpec:
         steps: of the PGD attack that decides which weights are kept.
     """
 
-    every: float = 1.0
-    images: int = 500
-    steps: int = 10
+    every: Above0 = 1.0
+    images: WholeAtLeast1 = 500
+    steps: WholeAtLeast1 = 10
 
 
-@dataclass(frozen=True)
-class Recipe:
+class Recipe(Spec):
     """Everything that decides a training run's outcome, except its data and its seed.
 
     Attributes:
@@ -174,61 +250,41 @@ class Recipe:
         precision: `bf16` or `float32`.
     """
 
+    LATER = ("extra", "averaging_share")
+
     model: ModelSpec = ModelSpec()
     threat: ThreatSpec = ThreatSpec()
     objective: ObjectiveSpec = ObjectiveSpec()
     optimiser: OptimiserSpec = OptimiserSpec()
     augment: AugmentSpec = AugmentSpec()
     validation: ValidationSpec = ValidationSpec()
-    epochs: float = 15
-    budget: str | None = None
-    batch_size: int = 128
-    averaging: float = 0.998
-    train_on: str = "train"
-    precision: str = "bf16"
-    extra: ExtraSpec = field(default=ExtraSpec(), metadata=LATER)
-    averaging_share: float = field(default=0.0, metadata=LATER)
+    epochs: Above0 = 15
+    budget: Text | None = None
+    batch_size: WholeAtLeast2 = 128
+    averaging: ShareBelow1 = 0.998
+    train_on: Annotated[
+        Text,
+        Field(pattern=f"^({TRAINED_ON.pattern})$"),
+        must_be(
+            "train, train+validation or, to hold back the first 1,000 validation images, "
+            "train+validation-1000"
+        ),
+    ] = "train"
+    precision: Annotated[Literal["bf16", "float32"], must_be("bf16 or float32")] = "bf16"
+    extra: ExtraSpec = ExtraSpec()
+    averaging_share: ShareBelow1 = 0.0
 
-    def __post_init__(self) -> None:
-        optimiser, validation = self.optimiser, self.validation
-        for name, good, says in (
-            ("epochs", self.epochs > 0, "above 0"),
-            ("batch_size", self.batch_size >= 2, "at least 2"),
-            ("averaging", 0 <= self.averaging < 1, "in [0, 1)"),
-            ("averaging_share", 0 <= self.averaging_share < 1, "in [0, 1)"),
-            (
-                "train_on",
-                TRAINED_ON.fullmatch(self.train_on),
-                "train, train+validation or, to hold back the first 1,000 validation images, "
-                "train+validation-1000",
-            ),
-            ("precision", self.precision in ("bf16", "float32"), "bf16 or float32"),
-            ("optimiser.name", optimiser.name in ("sgd", "muon", "adam"), "sgd, muon or adam"),
-            ("optimiser.matrix_rate", optimiser.matrix_rate > 0, "above 0"),
-            ("optimiser.learning_rate", optimiser.learning_rate > 0, "above 0"),
-            ("optimiser.warmup", 0 < optimiser.warmup < 1, "in (0, 1)"),
-            ("optimiser.momentum", 0 <= optimiser.momentum < 1, "in [0, 1)"),
-            ("optimiser.weight_decay", optimiser.weight_decay >= 0, "at least 0"),
-            ("optimiser.clip_gradient", optimiser.clip_gradient >= 0, "at least 0"),
-            ("optimiser.bias_rate", optimiser.bias_rate > 0, "above 0"),
-            ("optimiser.hold", 0 <= optimiser.hold <= 1, "in [0, 1]"),
-            ("optimiser.floor", 0 <= optimiser.floor <= 1, "in [0, 1]"),
-            ("objective.awp", 0 <= self.objective.awp < 1, "in [0, 1)"),
-            ("objective.awp_warmup", 0 <= self.objective.awp_warmup <= 1, "in [0, 1]"),
-            ("objective.eps_warmup", 0 <= self.objective.eps_warmup <= 1, "in [0, 1]"),
-            ("extra.share", 0 < self.extra.share < 1, "in (0, 1)"),
-            ("augment.warmup", 0 <= self.augment.warmup <= 1, "in [0, 1]"),
-            ("augment.crop_padding", self.augment.crop_padding >= 0, "at least 0"),
-            ("validation.every", validation.every > 0, "above 0"),
-            ("validation.images", validation.images >= 1, "at least 1"),
-            ("validation.steps", validation.steps >= 1, "at least 1"),
-        ):
-            if not good:
-                raise InputError(f"{name} must be {says}, not {_value(self, name)!r}")
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise InputError(complaint(error, Recipe).removeprefix(":").strip()) from None
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
         # The attacks of training and validation must know the norm.
-        FGSM().check_norm(Threat(**vars(self.threat)))
-        augment = self.augment.operations()
-        spec = self.objective
+        FGSM().check_norm(Threat(self.threat.norm, self.threat.eps))  # type: ignore[arg-type]
+        augment, spec = self.augment.operations(), self.objective
         objective = objective_named(spec.name, spec.arguments, spec.awp, spec.awp_warmup)
         if (augment.cutmix or augment.mixup) and not objective.mixes:
             raise InputError(
@@ -236,95 +292,15 @@ class Recipe:
             )
         if self.budget is not None:
             parse_seconds(self.budget)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Nested mappings, as `recipe_from` reads them."""
-        values = dataclasses.asdict(self)
-        for spec, place in (
-            (self, values),
-            (self.objective, values["objective"]),
-            (self.optimiser, values["optimiser"]),
-            (self.augment, values["augment"]),
-        ):
-            for key in dataclasses.fields(spec):
-                if key.metadata == LATER and getattr(spec, key.name) == key.default:
-                    del place[key.name]
-        return values
-
-
-def _value(recipe: Recipe, dotted: str) -> Any:
-    value: Any = recipe
-    for part in dotted.split("."):
-        value = getattr(value, part)
-    return value
-
-
-def _fits(value: Any, kind: Any) -> Any:
-    """`value` as `kind`, or a TypeError. Whole numbers pass for floats; booleans do not."""
-    options = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    for option in options:
-        option = typing.get_origin(option) or option
-        if isinstance(value, bool):
-            continue
-        if option is float and isinstance(value, int | float | str):
-            try:  # text, if it was quoted
-                number = float(value)
-            except (ValueError, OverflowError):
-                continue
-            if math.isfinite(number):
-                return number
-        elif option is int and isinstance(value, float) and value.is_integer():
-            return int(value)  # 1e4
-        elif isinstance(value, option) and (option is not dict or _is_plain(value)):
-            return value
-        elif option is str and isinstance(value, int | float):
-            return str(value)
-    raise TypeError(" or ".join(_WORDS.get(option, str(option)) for option in options))
-
-
-_WORDS = {
-    float: "a finite number",
-    int: "a whole number",
-    str: "text",
-    types.NoneType: "null",
-    dict[str, Any]: "a mapping of names to numbers, text and lists of them",
-}
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether JSON can hold it: a recipe is written into request.json and into the card."""
-    try:
-        json.dumps(value, allow_nan=False)
-    except (TypeError, ValueError):
-        return False
-    return all(isinstance(key, str) for key in value)
-
-
-def _build(kind: type, values: Any, where: str) -> Any:
-    if not isinstance(values, dict):
-        raise InputError(f"{where} must be a mapping of keys to values, not {reprlib.repr(values)}")
-    hints = typing.get_type_hints(kind)
-    arguments = {}
-    for key, value in values.items():
-        name = f"{where}: {key}"
-        if key not in hints:
-            raise InputError(f"{where}: unknown key {key!r}{nearest(str(key), hints)}")
-        if dataclasses.is_dataclass(hints[key]):
-            arguments[key] = _build(hints[key], value, name)
-        else:
-            try:
-                arguments[key] = _fits(value, hints[key])
-            except TypeError as error:
-                raise InputError(f"{name} must be {error}, not {reprlib.repr(value)}") from None
-    try:
-        return kind(**arguments)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+        return self
 
 
 def recipe_from(values: dict[str, Any], where: str = "recipe") -> Recipe:
     """A recipe from nested mappings; InputError naming an unknown key or a value of wrong type."""
-    return _build(Recipe, values, where)
+    odd = [key for key in values if not isinstance(key, str)] if isinstance(values, dict) else []
+    if odd:
+        raise InputError(f"{where}: unknown key {odd[0]!r}{nearest('', Recipe.model_fields)}")
+    return Recipe.checked(values, where)
 
 
 class _Loader(yaml.SafeLoader):
@@ -419,7 +395,7 @@ def _check_paths(values: Any, path: Path) -> None:
             )
 
 
-def load_recipe(path: Path | str, overrides: typing.Sequence[str] = ()) -> Recipe:
+def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     """A recipe from a YAML file.
 
     Args:

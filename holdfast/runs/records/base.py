@@ -24,6 +24,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from ...errors import InputError
+from ...parsing import nearest
 from ...terminal import page_text, printable
 from ..files import add_seal, make_folder, write_result
 
@@ -79,6 +80,7 @@ _KINDS = {
     "tuple_type": "a list",
     "dict_type": "a JSON object",
     "model_type": "a JSON object",
+    "invalid_key": "text",
 }
 
 
@@ -87,6 +89,8 @@ _EMPTY: tuple[Any, ...] = (None, "", [], (), {})
 
 class Part(BaseModel):
     """A JSON object inside a record, with its fields by name and kind."""
+
+    OBJECT: ClassVar[str] = "a JSON object"  # what such an object is called in its kind of file
 
     model_config = ConfigDict(
         strict=True, extra="allow", frozen=True, allow_inf_nan=False, defer_build=True
@@ -117,10 +121,10 @@ class Part(BaseModel):
         try:
             return cls.model_validate(value)
         except ValidationError as error:
-            raise InputError(f"{where}{_complaint(error)}") from None
+            raise InputError(f"{where}{complaint(error, cls)}") from None
 
 
-def _complaint(error: ValidationError) -> str:
+def complaint(error: ValidationError, model: type[BaseModel]) -> str:
     """What is wrong first, to follow the name of the file."""
     first = error.errors(include_url=False)[0]
     names: list[str] = []
@@ -132,14 +136,19 @@ def _complaint(error: ValidationError) -> str:
     *parents, last = names or [""]
     place = "".join(f": {name}" for name in parents)
     kind, context, value = first["type"], first.get("ctx", {}), first["input"]
-    if kind == "missing" or (value is None and kind != "value_error"):
-        return f"{place} has no {last}"
+    if kind == "extra_forbidden":
+        for part in first["loc"][:-1]:
+            model = model.model_fields[str(part)].annotation  # type: ignore[assignment]
+        return f"{place}: unknown key {last}{nearest(str(first['loc'][-1]), model.model_fields)}"
     if kind == "value_error":  # of a check that says itself what is wrong
         return f"{place}: {last}: {context['error']}" if last else f"{place}: {context['error']}"
     if kind == "string_unicode":
         return f"{place}: {last or 'a name'} is no text"
-    wanted = context.get("wanted") or context.get("expected") or _KINDS.get(kind) or first["msg"]
-    return f"{place}: {last} must be {wanted}, not {shown(value)}"
+    if kind == "missing" or (value is None and last):
+        return f"{place} has no {last}"
+    wanted = context.get("wanted") or _KINDS.get(kind) or context.get("expected") or first["msg"]
+    wanted = getattr(model, "OBJECT", wanted) if kind in ("model_type", "dict_type") else wanted
+    return f"{place}{last and f': {last}'} must be {wanted}, not {shown(value)}"
 
 
 class Record(Part):
