@@ -26,6 +26,7 @@ from .options import (
 
 if TYPE_CHECKING:
     from ..data import DataSet, Split
+    from ..data.out_of_distribution import OutOfDistribution
     from ..runs.records import UncertaintyRecord
     from ..uncertainty.run.request import LabelledImages
 
@@ -136,6 +137,43 @@ def _drawn(split: Split, count: int, seed: int, name: str) -> LabelledImages:
     )
 
 
+def _halves(
+    options: Options, dataset: DataSet, validation: Split, enough: int
+) -> tuple[LabelledImages, LabelledImages, LabelledImages]:
+    """The fitting split, the calibration split, and the latter with further images behind it, all
+    drawn from the validation images.
+
+    Args:
+        enough: how many images the last one is to have, where there are as many.
+
+    Raises:
+        InputError: too few images, or a class without any.
+    """
+    shuffled = _drawn(validation, len(validation), options.seed, "validation")
+    n = min(options.calibration, len(shuffled))
+    fitting, calibrating = shuffled[: n // 2], shuffled[n // 2 : n]
+    for half in (fitting, calibrating):
+        _check_every_class(dataset, half, whole=n == len(shuffled))
+    if len(calibrating) * options.alpha < 1:
+        raise InputError(
+            f"{len(calibrating)} calibration images are too few for alpha = {options.alpha}: "
+            f"--calibration at least {2 * math.ceil(1 / options.alpha)}"
+        )
+    return fitting, calibrating, shuffled[n // 2 : max(n, enough)]
+
+
+def _other_images(options: Options, dataset: DataSet) -> list[OutOfDistribution]:
+    """Images of other kinds: generated ones, digits, and those asked for."""
+    from ..data import out_of_distribution
+
+    always = [*out_of_distribution.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
+    shape = dataset.test.images.shape[1:]
+    return [
+        out_of_distribution.load(source, shape, OUT_OF_DISTRIBUTION, seed=options.seed)
+        for source in dict.fromkeys([*always, *(options.ood or [])])
+    ]
+
+
 def _check_every_class(dataset: DataSet, part: LabelledImages, *, whole: bool) -> None:
     """InputError if a class is missing from a half of the calibration images."""
     absent = dataset.absent(part.labels.numpy())
@@ -182,7 +220,6 @@ def run(options: Options) -> UncertaintyRecord:
 
     from .. import data as datasets
     from ..attacks.suites import suite_named
-    from ..data import out_of_distribution
     from ..distributed import alone
     from ..evaluation.cards import (
         check_classes,
@@ -199,7 +236,6 @@ def run(options: Options) -> UncertaintyRecord:
 
     alone("uncertainty")
     _check(options)
-    alpha, seed = options.alpha, options.seed
     suite = suite_named(options.attack or USUAL_SUITE)
     network = load(options.model)
     ensemble = options.ensemble or []
@@ -217,16 +253,7 @@ def run(options: Options) -> UncertaintyRecord:
     test = dataset.test
     first = len(test) if options.limit is None else min(options.limit, len(test))
     remark(dataset, "test", first)
-    shuffled = _drawn(validation, len(validation), seed, "validation")
-    drawn = min(options.calibration, len(shuffled))
-    fitting, calibrating = shuffled[: drawn // 2], shuffled[drawn // 2 : drawn]
-    for part in (fitting, calibrating):
-        _check_every_class(dataset, part, whole=drawn == len(shuffled))
-    if len(calibrating) * alpha < 1:
-        raise InputError(
-            f"{len(calibrating)} calibration images are too few for alpha = {alpha}: "
-            f"--calibration at least {2 * math.ceil(1 / alpha)}"
-        )
+    fitting, calibrating, more_calibration = _halves(options, dataset, validation, MORE * first)
     more = min(len(test), MORE * first)
     more_test = LabelledImages(
         torch.from_numpy(test.images[:more]),
@@ -237,8 +264,6 @@ def run(options: Options) -> UncertaintyRecord:
     if options.human is not None:
         read = read_human(options.human, test.labels, classes=len(dataset.classes))
         people = torch.from_numpy(read[:first])
-    shape = test.images.shape[1:]
-    usual = [*out_of_distribution.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
     where = checked_device(options.device)
     for each in (network, *members):
         if isinstance(each, torch.nn.Module):
@@ -252,20 +277,17 @@ def run(options: Options) -> UncertaintyRecord:
         fitting=fitting,
         calibration=calibrating,
         more_test=more_test,
-        more_calibration=shuffled[drawn // 2 : max(drawn, MORE * first)],
-        training=_drawn(dataset.train, TRAINING, seed, "training"),
+        more_calibration=more_calibration,
+        training=_drawn(dataset.train, TRAINING, options.seed, "training"),
         classes=tuple(dataset.classes),
-        out_of_distribution=[
-            out_of_distribution.load(source, shape, OUT_OF_DISTRIBUTION, seed=seed)
-            for source in dict.fromkeys([*usual, *(options.ood or [])])
-        ],
+        out_of_distribution=_other_images(options, dataset),
         human=people,
-        alpha=alpha,
+        alpha=options.alpha,
         risk=options.risk,
         coverage=COVERAGE,
         radius=options.radius,
         sigma=options.sigma,
-        seed=seed,
+        seed=options.seed,
         device=where,
     )
     described = what_was_measured(options.model, network, dataset, "test", first, options.pixels)
