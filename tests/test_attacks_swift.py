@@ -3,7 +3,7 @@
 import pytest
 import torch
 from linear_classifiers import assert_items_are_independent, linear
-from test_engine import Identity, Scripted, run
+from test_search import Identity, Scripted, run
 
 import holdfast as hf
 from holdfast import draws
