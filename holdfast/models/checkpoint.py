@@ -22,7 +22,7 @@ from .registry import build
 
 WEIGHTS = "model.safetensors"
 FLOATS = ("F64", "F32", "F16", "BF16")  # what floating-point weights may be stored as
-SPARE = 1000  # tensors that a network may have beyond those of its file before it is given up
+SPARE = 1000  # a network with so many more tensors than its file (times 4) is not built
 
 
 def save_checkpoint(
@@ -31,7 +31,7 @@ def save_checkpoint(
     card: Mapping[str, Any],
     dtype: torch.dtype = torch.float32,
 ) -> Path:
-    """Write a model and its card; each file appears whole or not at all.
+    """Write a model and its card. Each file is written completely or not at all.
 
     Args:
         folder: created if need be.
@@ -100,7 +100,7 @@ def read_card(folder: Path, classifier: bool = True) -> Card:
 
 
 def checkpoint_in(folder: Path) -> Path | None:
-    """Where the card is: in the folder of a checkpoint, or in `model` of a training run's."""
+    """The folder with the card: a checkpoint itself, or `model` in a training run; else None."""
     for place in (folder, folder / "model"):
         try:
             if (place / CARD).is_file():
@@ -155,7 +155,7 @@ def _described(file: Path) -> Described:
 
 
 def _check_fit(file: Path, held: Described, model: nn.Module) -> None:
-    """InputError if a file's tensors are not exactly those of a model."""
+    """InputError if names, shapes and kinds of a file's tensors are not exactly a model's."""
     own: dict[str, Tensor] = model.state_dict()
     missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
     common = sorted(own.keys() & held.keys())
@@ -176,7 +176,7 @@ def _check_fit(file: Path, held: Described, model: nn.Module) -> None:
 
 @contextmanager
 def _at_most(tensors: int) -> Iterator[None]:
-    """Inside, a network of more parameters and buffers than this is refused while it is built."""
+    """Inside, building a network of more parameters and buffers than this raises InputError."""
     left = tensors
 
     def count(module: nn.Module, name: str, value: Any) -> None:

@@ -1,1 +1,1 @@
-"""The uncertainty run: every figure of `holdfast uncertainty`, in stages that a run remembers."""
+"""The uncertainty run: every figure of `holdfast uncertainty`, in steps that a run folder keeps."""
