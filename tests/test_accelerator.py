@@ -495,10 +495,11 @@ def test_the_uncertainty_command(tmp_path, monkeypatch):
     model = small_cnn(tmp_path)
 
     def measured(device: torch.device) -> dict[str, Any]:
-        return uncertainty_command(
+        result = uncertainty_command(
             model, "digits", tmp_path / device.type,
             attack="fgsm", limit=16, calibration=240, device=str(device),
         )  # fmt: skip
+        return result.to_dict()
 
     here, there = on_both(measured)
     found, expected = dict(leaves(there)), dict(leaves(here))

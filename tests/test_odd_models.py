@@ -105,7 +105,8 @@ def of_the_batch() -> nn.Module:
 
 def uncertainty(model: str, out: Path, **more: Any) -> UncertaintyRecord:
     options = {"attack": "fgsm", "limit": 12, "calibration": 400, "eps": 0.1}
-    return uncertainty_command(f"{HERE}:{model}", "digits", out, **{**options, **more})
+    result = uncertainty_command(f"{HERE}:{model}", "digits", out, **{**options, **more})
+    return result.to_dict()
 
 
 def certify(model: str, out: Path, **more: Any):

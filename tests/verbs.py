@@ -10,13 +10,14 @@ from holdfast.certification.run import Certification
 from holdfast.cli import certify, evaluate, leaderboard, mix, models, uncertainty
 from holdfast.evaluation import Evaluation
 from holdfast.mixing.parameters import Choice
+from holdfast.runs.records import UncertaintyRecord
 
 
 def evaluate_command(model: str, data: Any, out: Path, **options: Any) -> Evaluation:
     return evaluate.run(evaluate.Options(model, out, data, quiet=True, **options))
 
 
-def uncertainty_command(model: str, data: Any, out: Path, **options: Any) -> dict[str, Any]:
+def uncertainty_command(model: str, data: Any, out: Path, **options: Any) -> UncertaintyRecord:
     return uncertainty.run(uncertainty.Options(model, out, data, quiet=True, **options))
 
 
