@@ -280,3 +280,11 @@ def test_parts_are_compared_by_what_they_hold() -> None:
     assert Point(x=1, y=None).to_dict() == {"x": 1.0, "y": None}  # what was said to have no value
     with pytest.raises(InputError, match="somewhere has no 'x'"):
         Point.checked({"y": 1}, "somewhere")
+
+
+def test_models_that_were_made_show_their_figures(tmp_path: Path) -> None:
+    model, images, labels = models.digits(12)
+    mixed = hf.mix(model, model, images, labels, hf.Threat("linf", 0.1), steps=2, rounds=1)
+    assert repr(mixed).startswith("Mixture of a robust and an accurate model, n = 12\nstandard ")
+    assert hf.read(mixed.save(tmp_path)).to_dict() == mixed.to_dict()
+    assert "<caption>Mixture of a robust and an accurate model" in mixed._repr_html_()

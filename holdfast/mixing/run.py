@@ -29,6 +29,7 @@ from ..runs.lock import claimed
 from ..runs.parts import Stages
 from ..runs.progress import ProgressLine
 from ..runs.records import MixtureFigures, MixtureRecord
+from ..runs.records.base import ShownAsRecord
 from ..threat import Threat
 from ..types import Images
 from .parameters import Choice, Figures, Parameters, fit_mixture
@@ -45,8 +46,8 @@ CODE = (
 )
 
 
-@dataclass(frozen=True)
-class Mixed:
+@dataclass(frozen=True, repr=False)
+class Mixed(ShownAsRecord):
     """A mixture, and what it achieves on the images that chose it.
 
     Attributes:
@@ -58,6 +59,9 @@ class Mixed:
     model: Mixture
     choice: Choice
     finished: str = ""
+
+    def as_record(self) -> MixtureRecord:
+        return _record(self.choice, finished=self.finished or None)
 
 
 def mix(
@@ -282,10 +286,11 @@ def _forget_attacks(out: Path) -> None:
     Stages(out, ProgressLine("", enabled=False), {}).forget()
 
 
-def _record(choice: Choice, key: str) -> MixtureRecord:
+def _record(choice: Choice, key: str | None = None, finished: str | None = None) -> MixtureRecord:
     """What is written of a choice."""
+    known = {"identity": key, "finished": finished}
     return MixtureRecord(
-        identity=key,
+        **{name: value for name, value in known.items() if value is not None},  # type: ignore[arg-type]
         parameters=choice.parameters._asdict(),
         chosen=MixtureFigures(**choice.chosen._asdict()),
         robust_alone=MixtureFigures(**choice.robust_alone._asdict()),

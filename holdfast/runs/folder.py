@@ -182,8 +182,9 @@ def _what_differs(held: dict[str, Any], asked: dict[str, Any]) -> str:
     sums: dict[str, None] = {}
     for path, value in after.items():
         last = path.rpartition(".")[2]
-        told_below = path.startswith("threat.")
-        if path not in before or before[path] == value or last in _ASIDE or told_below:
+        if path not in before or before[path] == value or last in _ASIDE:
+            continue
+        if path.startswith("threat."):  # said below, in one
             continue
         known = [part for part in path.split(".") if part in _CHECKSUMS]
         if known:
@@ -200,8 +201,8 @@ def _what_differs(held: dict[str, Any], asked: dict[str, Any]) -> str:
         named[f"--norm and --eps {threats[0]}, not {threats[1]}"] = None
     if not named and "the images are others" in sums:  # what decides more than anything else
         sums = {"the images are others": None}
-    told = [*named] or [*sums] or ["made by another version of the code or on other data"]
-    return "; ".join(told[:3])
+    differences = [*named] or [*sums] or ["made by another version of the code or on other data"]
+    return "; ".join(differences[:3])
 
 
 def _option(kind: str, path: str) -> str:

@@ -23,6 +23,7 @@ from ..runs.identity import digest, identity
 from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import TrainingRecord, Validation
+from ..runs.records.base import ShownAsRecord
 from .job import TrainingJob
 from .recipe import Recipe, load_recipe
 from .tracking import check_trackers
@@ -35,9 +36,10 @@ if TYPE_CHECKING:
 FILES = ("metrics.csv", "model/card.json", "model/model.safetensors")  # that a reader goes by
 
 
-@dataclass(frozen=True)
-class TrainingResult:
-    """How a run ended; the model is in `run / "model"`."""
+@dataclass(frozen=True, repr=False)
+class TrainingResult(ShownAsRecord):
+    """How a run ended; the model is in `run / "model"`, and `record` is what its `result.json`
+    holds."""
 
     run: Path
     model: nn.Module
@@ -47,6 +49,10 @@ class TrainingResult:
     validation: dict[str, float | int]
     events: list[dict[str, Any]] = field(default_factory=list)
     finished: str = ""  # when, ISO 8601, UTC
+    record: TrainingRecord = field(default_factory=TrainingRecord)
+
+    def as_record(self) -> TrainingRecord:
+        return self.record
 
 
 def train(
@@ -170,6 +176,7 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
         (done.validation or Validation()).to_dict(),
         [event.to_dict() for event in done.events],
         done.finished or "",
+        done,
     )
 
 

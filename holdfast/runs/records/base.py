@@ -209,6 +209,29 @@ class Record(Part):
         return f"<table><caption>{_html(self.headline())}</caption>{rows}</table>"
 
 
+class ShownAsRecord:
+    """An outcome with a model in it, which no record holds: it is written, and shows itself, as the
+    record of its figures."""
+
+    def as_record(self) -> Record:
+        """The figures, as the run folder keeps them."""
+        raise NotImplementedError
+
+    def to_dict(self) -> dict[str, Any]:
+        """As `Record.to_dict`."""
+        return self.as_record().to_dict()
+
+    def save(self, folder: Path | str) -> Path:
+        """As `Record.save`."""
+        return self.as_record().save(folder)
+
+    def __repr__(self) -> str:
+        return repr(self.as_record())
+
+    def _repr_html_(self) -> str:
+        return self.as_record()._repr_html_()
+
+
 def _html(text: str) -> str:
     return html.escape(str(page_text(text)))
 

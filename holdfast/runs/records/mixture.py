@@ -43,8 +43,10 @@ class MixtureRecord(Record):
 
     def key_figures(self) -> list[tuple[str, str]]:
         return [
-            ("standard accuracy", percent(self.chosen.standard)),
-            ("under attack", percent(self.chosen.standing)),
-            ("the robust model alone", percent(self.robust_alone.standard)),
-            ("under attack", percent(self.robust_alone.standing)),
+            (f"{name}{measure}", percent(value))
+            for name, figures in (("", self.chosen), ("robust model's ", self.robust_alone))
+            for measure, value in (
+                ("standard accuracy", figures.standard),
+                ("accuracy under attack", figures.standing),
+            )
         ]
