@@ -34,7 +34,8 @@ from holdfast.runs.folder import open_run
 from holdfast.runs.parts import Done, _read, _write
 from holdfast.runs.progress import ProgressLine
 from holdfast.search import Journal, Ledger
-from holdfast.search.journal import _CHECKED, FinishedItem, FlyingItem, _checksum
+from holdfast.search.batch import StoredItem
+from holdfast.search.journal import _CHECKED, FinishedItem, _checksum
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
 from holdfast.training.checkpoints import Checkpoints
@@ -319,7 +320,7 @@ def journals(folder: Path, rng: random.Random, count: int) -> Iterator[Case]:
         journal.strongest(ledger, 1)
         journal.broken(ledger, 2)
         journal.spend(0, 1.0, 5, 5)
-        journal.fly(0, 0, {(0, 3): FlyingItem(1, 1, 0.5, {"point": torch.zeros(1, 3, 3)})})
+        journal.fly(0, 0, {(0, 3): StoredItem(1, 1, 0.5, {"point": torch.zeros(1, 3, 3)})})
     journal.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
     tables = {
         table: [row[1] for row in journal.db.execute(f"PRAGMA table_info({table})")]
