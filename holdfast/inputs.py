@@ -68,8 +68,15 @@ def whole_number(name: str, value: Any, low: int = 1, high: int = LARGEST) -> in
     return value
 
 
-def real_number(name: str, value: Any, *, above: float, at_most: float = math.inf) -> float:
-    """`value`, if it is a finite number above `above` and at most `at_most`.
+def real_number(
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    at_least: float = -math.inf,
+    at_most: float = math.inf,
+) -> float:
+    """`value`, if it is a finite number above `above`, at least `at_least`, at most `at_most`.
 
     Raises:
         InputError: it is not; the message begins with `name`.
@@ -79,9 +86,10 @@ def real_number(name: str, value: Any, *, above: float, at_most: float = math.in
         0.25
     """
     real = isinstance(value, Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and above < value <= at_most):
-        limits = f"above {above:g}" + (f" and at most {at_most:g}" if at_most < math.inf else "")
-        raise InputError(f"{name} must be a number {limits}, not {value!r}")
+    if not (real and math.isfinite(value) and above < value and at_least <= value <= at_most):
+        bounds = (("above", above), ("at least", at_least), ("at most", at_most))
+        limits = " and ".join(f"{word} {x:g}" for word, x in bounds if math.isfinite(x))
+        raise InputError(f"{name} must be a number {limits or 'that is finite'}, not {value!r}")
     return float(value)
 
 

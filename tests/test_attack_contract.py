@@ -8,6 +8,7 @@ from pathlib import Path
 import models
 import pytest
 import torch
+from contributing import snippet
 from linear_classifiers import assert_items_are_independent, linear
 
 import holdfast.attacks
@@ -119,38 +120,37 @@ def test_every_attack_refuses_a_norm_that_it_does_not_know(name):
         attack.start(items_of(model, threat, attack), threat)
 
 
-NEW = '''
-from .gradient_ascent import GradientAscent
-from .schedules import cosine
-
-
-class CosinePGD(GradientAscent):
-    """Projected steps that fall along a cosine."""
-
-    name = "cosine-pgd"
-
-    def step_size(self, state):
-        return state.eps * cosine(state.iteration, self.steps, 1.0, 0.01)
-'''
+# The example of CONTRIBUTING.md, under a name that nobody's file has.
+NEW = snippet("CosinePGD").replace('"cosine-pgd"', '"test-cosine-pgd"')
 
 
 def test_an_attack_is_added_by_one_file(tmp_path: Path, monkeypatch):
-    (tmp_path / "cosine_pgd.py").write_text(NEW)
-    with pytest.raises(InputError, match="'cosine-pgd' is unknown"):
-        suite_named("cosine-pgd")
+    (tmp_path / "test_cosine_pgd.py").write_text(NEW)
+    with pytest.raises(InputError, match="'test-cosine-pgd' is unknown"):
+        suite_named("test-cosine-pgd")
     paths = [*holdfast.attacks.__path__, str(tmp_path)]
     monkeypatch.setattr(holdfast.attacks, "__path__", paths)
     attack_classes.cache_clear()
     try:
-        (stage,) = suite_named("cosine-pgd").stages
+        (stage,) = suite_named("test-cosine-pgd").stages
     finally:
         attack_classes.cache_clear()
-        del sys.modules["holdfast.attacks.cosine_pgd"], holdfast.attacks.cosine_pgd
-    assert stage.attack.describe() == {"name": "cosine-pgd", "steps": 40, "loss": "ce"}
+        del sys.modules["holdfast.attacks.test_cosine_pgd"], holdfast.attacks.test_cosine_pgd
+    assert stage.attack.describe() == {
+        "name": "test-cosine-pgd",
+        "steps": 40,
+        "first": 1.0,
+        "loss": "ce",
+    }
     model = linear(2, "free", shape=(3, 6, 6), count=4)
     threat = Threat("linf", 1.5 * model.optimum("linf").max())
     points = stage.attack(model, model.images, model.labels, threat)
     assert (model(points).argmax(1) != model.labels).all()
+
+
+def test_an_attack_of_holdfasts_own_takes_no_options_in_the_name_of_a_suite():
+    with pytest.raises(InputError, match="'pgd' takes no options here"):
+        suite_named("pgd:steps=10")
 
 
 # -- records ------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import sys
 
 import pytest
 import torch
+from contributing import snippet
 from torch import nn
 
 from holdfast import defences
@@ -74,35 +75,40 @@ def test_every_defence_has_defaults_and_says_what_it_is(name):
 
 
 def test_a_new_file_is_all_that_a_new_defence_needs(tmp_path, monkeypatch):
-    (tmp_path / "darken.py").write_text(
-        "from holdfast.defences.base import Defence\n"
-        "from holdfast.defences.noise import Noise\n"  # found where it is defined, not here
-        "class Darken(Defence):\n"
-        "    name = 'darken'\n"
-        "    def transform(self, images):\n"
-        "        return images / 2\n"
-    )
+    # The example of CONTRIBUTING.md, under a name that nobody's file has.
+    text = snippet("Darken").replace('"darken"', '"test-darken"')
+    # What another module defines is found there, not here.
+    text = text.replace("from .base", "from .noise import Noise\nfrom .base")
+    (tmp_path / "test_darken.py").write_text(text)
     monkeypatch.setattr(defences, "__path__", [*defences.__path__, str(tmp_path)])
     found = registry._defences()
-    monkeypatch.delitem(sys.modules, "holdfast.defences.darken")
-    assert found.keys() == DEFENCES.keys() | {"darken"}
+    monkeypatch.delitem(sys.modules, "holdfast.defences.test_darken")
+    assert found.keys() == DEFENCES.keys() | {"test-darken"}
     assert all(found[name] is DEFENCES[name] for name in DEFENCES)
-    assert torch.equal(found["darken"](Pixels())(IMAGES), IMAGES.flatten(1) / 2)
+    assert torch.equal(found["test-darken"](Pixels())(IMAGES), IMAGES.flatten(1) / 2)
 
 
-def test_which_are_random_and_which_have_no_gradient():
-    assert {n for n, d in DEFENCES.items() if d.random} == {
-        "resize-pad",
-        "crop-ensemble",
-        "noise",
-        "purification",
-    }
-    assert {n for n, d in DEFENCES.items() if "exact" not in d.backwards} == {
-        "jpeg",
-        "bit-depth",
-        "thermometer",
-        "palette",
-    }
+@pytest.mark.parametrize("name", DEFENCES)
+def test_a_defence_declares_whether_it_draws(name):
+    defence = one(name)
+    with fixed_draws(0):
+        first = defence.defended(IMAGES)
+    with fixed_draws(1):
+        second = defence.defended(IMAGES)
+    assert torch.equal(first, second) != defence.random
+
+
+@pytest.mark.parametrize("name", DEFENCES)
+def test_a_defence_declares_an_exact_gradient_where_it_has_one(name):
+    defence = one(name)
+    images = IMAGES.clone().requires_grad_()
+    with fixed_draws(0):
+        shown = defence.transform(images)
+    slope = torch.zeros_like(images)
+    if shown.requires_grad:
+        (found,) = torch.autograd.grad(shown.sum(), images, allow_unused=True)
+        slope = slope if found is None else found
+    assert bool(slope.any()) >= ("exact" in defence.backwards)
 
 
 @pytest.mark.parametrize("name", DEFENCES)

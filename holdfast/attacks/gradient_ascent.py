@@ -27,14 +27,8 @@ class GradientAscent(Attack[S]):
     A subclass fills in the hooks that differ: `first_point` (x₀; by default a random point of the
     ball), `step_size` (α_k), `direction` (d_k, and what it remembers in a `State` of its own, which
     `begin` makes), `value` (what is climbed, where it is more than `loss`), `gradient` (where it is
-    not that of `value`), `observe` (what is kept of an answer) and `project` (Π). This is a whole
-    attack, PGD with steps that fall along a cosine:
-
-        class CosinePGD(GradientAscent):
-            name = "cosine-pgd"
-
-            def step_size(self, state):
-                return state.eps * cosine(state.iteration, self.steps, 1.0, 0.01)
+    not that of `value`), `observe` (what is kept of an answer) and `project` (Π). CONTRIBUTING.md
+    has a whole attack that fills in one of them.
 
     Args:
         steps: moves; the end is queried too.

@@ -220,6 +220,12 @@ def suite_named(name: str | Suite | Attack | Sequence[Attack | Stage]) -> Suite:
             f"the suite is a {type(name).__name__}: give a name, such as 'autoattack', an attack, "
             "or a list of attacks"
         )
+    own = name.partition(":")[0]
+    if own != name and own in (*SUITES, *attack_classes()):
+        raise InputError(
+            f"suite {name!r}: {own!r} takes no options here; in Python, give the attack itself, "
+            "such as PGD(steps=10)"
+        )
     if ":" in name:
         return Suite(name, (Stage(library_attack(name)),))
     if name in SUITES:

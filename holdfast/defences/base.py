@@ -275,10 +275,10 @@ def weights_folder(owner: str, folder: str | Path) -> Path:
 # --- checks of options ------------------------------------------------------------------------
 
 
-def odd_kernel(owner: str, value: Any) -> int:
+def odd_kernel(owner: str, value: Any, option: str = "kernel") -> int:
     """`value` if it is an odd whole number of at least 3; InputError otherwise."""
-    if whole_number(f"{owner}: kernel", value, 3) % 2 == 0:
-        raise InputError(f"{owner}: kernel must be odd, so that it has a centre, not {value}")
+    if whole_number(f"{owner}: {option}", value, 3) % 2 == 0:
+        raise InputError(f"{owner}: {option} must be odd, so that it has a centre, not {value}")
     return value
 
 
