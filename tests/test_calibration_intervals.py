@@ -42,7 +42,7 @@ def truth(kind: str, classwise: bool) -> float:
         true, said = true[rows, answer, None], said[rows, answer, None]
     return (
         sum(
-            np.abs(np.bincount(m.places(s, 15, "equal-width"), t - s, 15)).sum()
+            np.abs(np.bincount(m.bin_of(s, 15, "equal-width"), t - s, 15)).sum()
             for t, s in zip(true.T, said.T, strict=True)
         )
         / len(said)

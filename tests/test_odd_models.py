@@ -20,7 +20,6 @@ import holdfast as hf
 from holdfast import cli
 from holdfast.cli import uncertainty as command
 from holdfast.errors import InputError
-from holdfast.runs.records.uncertainty import UncertaintyRecord
 from holdfast.uncertainty.run import figures as run_figures
 from holdfast.uncertainty.run import measurements
 
@@ -103,7 +102,7 @@ def of_the_batch() -> nn.Module:
     return models.Wrapped(plain(), before=lambda x: x - x.mean() + 0.3)
 
 
-def uncertainty(model: str, out: Path, **more: Any) -> UncertaintyRecord:
+def uncertainty(model: str, out: Path, **more: Any) -> dict[str, Any]:
     options = {"attack": "fgsm", "limit": 12, "calibration": 400, "eps": 0.1}
     result = uncertainty_command(f"{HERE}:{model}", "digits", out, **{**options, **more})
     return result.to_dict()
@@ -152,7 +151,7 @@ def test_uncertainty_says_where_a_model_answers_nothing(tmp_path):
 
 def test_uncertainty_of_a_model_that_writes_to_its_images_is_that_of_the_plain_one(tmp_path):
     result, expected = (
-        uncertainty(model, tmp_path / model).to_dict() for model in ("in_place", "plain")
+        uncertainty(model, tmp_path / model) for model in ("in_place", "plain")
     )
     told = {"identity", "model", "seconds", "stages", "files", "seal", "finished", "log"}
     for key in expected.keys() - told:
