@@ -529,3 +529,9 @@ def coverage_at_risk_interval(
         return float(np.max(curve.coverage, where=kept, initial=0.0))
 
     return Interval(largest(curve.risk), largest(upper), largest(lower))
+
+
+# Names of version 0.1.0.
+expected_calibration_error = ece
+classwise_calibration_error = classwise_ece
+negative_log_likelihood = nll
