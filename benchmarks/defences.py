@@ -155,7 +155,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=512)
     parser.add_argument("--defences", nargs="+", default=DEFENCES, metavar="SPEC", help="a+b chain")
     parser.add_argument("--eps", default="8/255")
-    parser.add_argument("--samples", type=int, default=SAMPLES, help="draws a look, if random")
+    parser.add_argument(
+        "--samples", type=int, default=SAMPLES, help="draws an iteration, if random"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--pixels", help="what the pixels are, in words")

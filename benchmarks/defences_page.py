@@ -59,7 +59,7 @@ def section(result: dict[str, Any]) -> list[str]:
     drawn = [(row["defence"], row["samples"]) for row in rows if row["random"]]
     usual = max((samples for _, samples in drawn), default=0)
     fewer = [f"`{name}`: {samples}" for name, samples in drawn if samples != usual]
-    draws = f", {usual} draws a look at random models" if drawn else ""
+    draws = f", {usual} draws an iteration of random models" if drawn else ""
     draws += f" ({', '.join(fewer)})" if fewer else ""
     lines.append(
         f"- n = {result['n']}, {result['pixels']}; {threat}; suite `{result['suite']}`{draws}, "
@@ -97,7 +97,8 @@ def backward_tables(results: list[dict[str, Any]]) -> list[str]:
             "",
             f"- Standard accuracy {percent(rows[0], 'standard_accuracy')}, without the defence "
             f"{result['undefended_standard_accuracy']:.1%}. {threat}; PGD on the margin, "
-            f"{attack['steps']} steps, {attack['samples']} draws a look, seed {result['seed']}; "
+            f"{attack['steps']} steps, {attack['samples']} draws an iteration, "
+            f"seed {result['seed']}; "
             f"n = {result['n']}, {result['pixels']} ({result['split']}); "
             f"{sum(row['seconds'] for row in rows) / 60:.0f} minutes on {result['machine']}: "
             f"{pasted(result['command'])}",

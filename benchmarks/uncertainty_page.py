@@ -185,7 +185,7 @@ def rows(results: list[Result]) -> list[tuple[str, Callable[[Result], str]]]:
             title = f"abstaining for a promised {promise}, {where}: right / wrong / abstained"
             made.append((title, lambda r, p=promise, c=condition: abstaining(r, p, c)))
     for name in dict.fromkeys(name for r in results for name in r["foreign"]):
-        title = f"{name} told apart, AUROC: max-softmax; best score; max-softmax attacked"
+        title = f"{name} detected, AUROC: max-softmax; best score; max-softmax attacked"
         made.append((title, lambda r, n=name: out_of_distribution(r, n)))
     made += [
         ("mean corruption accuracy; calibration error by severity", corrupted),

@@ -150,9 +150,7 @@ def test_uncertainty_says_where_a_model_answers_nothing(tmp_path):
 
 
 def test_uncertainty_of_a_model_that_writes_to_its_images_is_that_of_the_plain_one(tmp_path):
-    result, expected = (
-        uncertainty(model, tmp_path / model) for model in ("in_place", "plain")
-    )
+    result, expected = (uncertainty(model, tmp_path / model) for model in ("in_place", "plain"))
     told = {"identity", "model", "seconds", "stages", "files", "seal", "finished", "log"}
     for key in expected.keys() - told:
         assert without_seconds(result[key]) == without_seconds(expected[key]), key

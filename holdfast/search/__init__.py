@@ -1,4 +1,4 @@
-"""The engine: searches for many images at once, verifies, and remembers."""
+"""Search: many images in full batches, verified on the original model, kept in a journal."""
 
 from .batch_size import measure_batch_size, seconds_per_image
 from .fast_copies import FastCopy, Level, compiled, fast_copy_of
