@@ -174,6 +174,18 @@ def test_another_run_is_refused_with_what_differs(tmp_path, kind, asked, says):
     assert (tmp_path / "request.json").read_bytes() == before
 
 
+def test_what_only_follows_from_another_option_is_not_named_as_one(tmp_path):
+    def asked(limit: int) -> dict:
+        lacking = {"classes_without_images": ["cat"] * limit, "seen_in_training": limit > 4}
+        return {"asked": {"n": limit, "data": {"first": limit, "overlaps": [limit], **lacking}}}
+
+    open_run(tmp_path, "evaluate", "k", asked(4))
+    with pytest.raises(InputError) as error:
+        open_run(tmp_path, "evaluate", "other", asked(5))
+    assert str(error.value).count("--") == 2  # in "choose another --out"
+    assert "(--limit 4, not 5)" in str(error.value)
+
+
 def test_folders_that_hold_something_else(tmp_path):
     (tmp_path / "photo.jpg").write_bytes(b"x")
     with pytest.raises(InputError, match="other files"):

@@ -169,7 +169,10 @@ _CHECKSUMS = {
     "weights": "the models' weights are others",
 }
 # Words that change no figure, and what only follows from something else that is named.
-_ASIDE = {"pixels", "source", "architecture", "more_test", "more_held", "training", "classes"}
+_ASIDE = {
+    "pixels", "source", "architecture", "more_test", "more_held", "training", "classes",
+    "classes_without_images", "overlaps", "seen_in_training", "trained_on",
+}  # fmt: skip
 
 
 def _what_differs(held: dict[str, Any], asked: dict[str, Any]) -> str:
