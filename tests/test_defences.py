@@ -88,6 +88,28 @@ def test_a_new_file_is_all_that_a_new_defence_needs(tmp_path, monkeypatch):
     assert torch.equal(found["test-darken"](Pixels())(IMAGES), IMAGES.flatten(1) / 2)
 
 
+SHIPPED = {
+    "autoencoder", "bit-depth", "crop-ensemble", "gaussian-blur", "jpeg", "median", "noise",
+    "palette", "purification", "resize-pad", "thermometer", "total-variation",
+}  # fmt: skip
+
+
+def test_which_of_holdfasts_own_are_random_and_which_have_no_gradient():
+    assert DEFENCES.keys() >= SHIPPED  # a new file may have added others
+    assert {n for n in SHIPPED if DEFENCES[n].random} == {
+        "resize-pad",
+        "crop-ensemble",
+        "noise",
+        "purification",
+    }
+    assert {n for n in SHIPPED if "exact" not in DEFENCES[n].backwards} == {
+        "jpeg",
+        "bit-depth",
+        "thermometer",
+        "palette",
+    }
+
+
 @pytest.mark.parametrize("name", DEFENCES)
 def test_a_defence_declares_whether_it_draws(name):
     defence = one(name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -15,6 +17,7 @@ from holdfast.search import Journal, scheduler
 from holdfast.threat import Threat
 from holdfast.uncertainty import goals
 from holdfast.uncertainty.attacks import Ascent, _orthogonal, seek
+from holdfast.uncertainty.calibration import TemperatureScaling
 from holdfast.uncertainty.conformal import NoisyModel, SplitConformal, report_sets
 from holdfast.uncertainty.detection import (
     WithDetector,
@@ -23,6 +26,7 @@ from holdfast.uncertainty.detection import (
     threshold_at_fpr,
 )
 from holdfast.uncertainty.metrics import auroc, ece
+from holdfast.uncertainty.run.probed_model import ProbedModel
 from holdfast.uncertainty.scores import LayerFeatures, LogitScore, Mahalanobis, max_softmax
 
 THREATS = [Threat("linf", 0.15), Threat("l2", 1.0)]
@@ -339,3 +343,21 @@ def test_an_interrupted_search_goes_on_in_its_midst(read, tmp_path, monkeypatch,
     assert len(shares) <= whole - steps + 2  # no more than the step that was lost is done again
     for was, now in zip(expected, found, strict=True):
         assert torch.equal(was, now)
+
+
+def test_two_detectors_attacked_alike_do_not_share_what_was_found(read, tmp_path):
+    model, x, y = read
+    threat, attack = THREATS[0], Ascent(goals.Evade(), steps=4, aim=10.0)  # which neither reaches
+    request = SimpleNamespace(seed=0, device=torch.device("cpu"))
+    probed = ProbedModel(request, TemperatureScaling(1.0), folder=tmp_path, key="the run")
+    found = {}
+    for name in ("max-softmax", "entropy"):
+        both = WithDetector(model, LogitScore(model, name)).eval()
+        kept = probed.seek(name, attack, both, x, y, threat)
+        alone = seek(attack, both, x, y, threat, seed=0)
+        assert torch.equal(kept.images, alone.images)
+        again = probed.seek(name, attack, both, x, y, threat)  # from the journal
+        assert torch.equal(again.images, alone.images)
+        found[name] = alone.images
+    assert not torch.equal(found["max-softmax"], found["entropy"])
+    assert len(list(tmp_path.glob("search-*.sqlite"))) == 2

@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .. import draws
+from ..attacks.minimum_norm import MinimumNormState
 from ..attacks.state import Items
 from ..attacks.suite import Stage, Suite
 from ..threat import Threat
@@ -50,8 +51,8 @@ class Problem:
         rows: the images that are searched, int64 (R,).
         ledger: what is known of every image; filled in as verdicts fall.
         journal: where verdicts are kept.
-        order: int64 (N, K − 1 or more), the wrong classes by falling clean logit; known once the
-            clean images were asked.
+        order: int64 (N, K), the classes by falling clean logit, the label last; (0, 0) before the
+            clean images were predicted.
     """
 
     images: Tensor
@@ -322,12 +323,12 @@ class ClosestPass(StagePass):
         """
         problem, threat, index = self.problem, self.problem.threat, rows.to(self.problem.device)
         state = batch.state.select(index)
+        assert isinstance(state, MinimumNormState)
         x, eps, best = state.images, state.eps, state.best.clone()
-        distance = state.tensors()["distance"]
         seeds = draws.item_seeds(0, "verdict", state.seeds.cpu(), state.iteration.cpu())
         score, asked = torch.full_like(eps, inf), torch.zeros(len(rows), dtype=torch.int64)
         for further in FURTHER:
-            left = (score.isinf() & distance.isfinite()).nonzero().squeeze(1)
+            left = (score.isinf() & state.distance.isfinite()).nonzero().squeeze(1)
             if not len(left):
                 break
             point = best[left]

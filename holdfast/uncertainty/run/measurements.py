@@ -136,6 +136,7 @@ def attack_confidence(probed: ProbedModel, report: Report) -> Outcome:
     request = probed.request
     fast_copy = probed.fast_copy("calibrated", probed.model)
     found = probed.seek(
+        "miscalibrate",
         Ascent(Miscalibrate(), steps=STEPS, slack=fast_copy.error),
         probed.model,
         request.test.floats,
@@ -189,6 +190,7 @@ def attack_detector(
         if not len(rows):
             break
         found = probed.seek(
+            f"evade {detector}",
             Ascent(Evade(), steps=STEPS, orthogonal=orthogonal, aim=-target, slack=fast_copy.error),
             both,
             request.test.floats[rows],
@@ -249,6 +251,7 @@ def score_out_of_distribution(
     some = images[:OOD_ATTACKED].float() / 255
     fast_copy = probed.fast_copy("calibrated", probed.model)
     found = probed.seek(
+        f"look familiar, {other.name}",
         Ascent(LookFamiliar(), steps=OOD_STEPS),
         probed.model,
         some,
@@ -324,6 +327,7 @@ def attack_sets(
         goal: Goal, count: int, threat: Threat, starts: Images, steps: int, low: float, high: float
     ) -> Found:
         return probed.seek(
+            f"sets, {goal.name}, {threat.eps!r}",
             Ascent(goal, steps=steps),
             probed.model,
             images[:count],
@@ -384,6 +388,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
     )
     for number, (name, ball, n) in enumerate(attacks):
         found = probed.seek(
+            f"robust sets, {name}",
             Ascent(Miscover(), steps=ROBUST_STEPS),
             NoisyModel(probed.model, request.sigma).eval(),
             images[:n],

@@ -170,6 +170,7 @@ class ProbedModel:
 
     def seek(
         self,
+        name: str,
         attack: Ascent,
         model: Model,
         images: Images,
@@ -181,11 +182,17 @@ class ProbedModel:
         **options: Any,
     ) -> Found:
         """`seek` with the run's seed, device and batch size. A run that is interrupted goes on in
-        the midst of it."""
+        the midst of it.
+
+        Args:
+            name: of this search, unlike that of any other in the run: nothing else tells apart two
+                detectors that are attacked alike.
+        """
         journal = None
         if self.folder is not None:
             begin = images if starts is None else starts
-            asked = digest(images, begin, labels, json.dumps(attack.describe()), str(threat))
+            settings = json.dumps([attack.describe(), threat.describe()], sort_keys=True)
+            asked = digest(name, images, begin, labels, settings)
             path = make_folder(self.folder) / f"search-{asked[:16]}.sqlite"
             journal = Journal(path, f"{self.key}/{asked}")
         try:
