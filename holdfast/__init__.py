@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.result import Evaluation
     from .loading import load
     from .mixing.run import mix
-    from .report import write_report
+    from .report import compare, write_report
     from .runs.records.reading import read
     from .threat import Threat
     from .training import train
@@ -36,6 +36,7 @@ __all__ = [
     "__version__",
     "attacks",
     "certify",
+    "compare",
     "data",
     "defences",
     "evaluate",
@@ -58,6 +59,7 @@ __getattr__, __dir__ = lazily(
         "__version__": "version:VERSION",
         "attacks": "attacks",
         "certify": "certification.certify:certify",
+        "compare": "report:compare",
         "data": "data",
         "defences": "defences",
         "evaluate": "evaluation:evaluate",

@@ -42,6 +42,32 @@ def test_interval_and_test_keep_their_promises(gain: float):
     assert alarmed < 0.05 if gain == 0 else alarmed > 0.15
 
 
+def by_grid(n: int, b: int, c: int, value: float) -> float:
+    """Tango's statistic, its maximum of the likelihood found by trying."""
+    only_first = np.linspace(max(0.0, -value), (1 - value) / 2, 200_001)[1:-1]
+    with np.errstate(divide="ignore"):
+        parts = [(b, only_first), (c, only_first + value), (n - b - c, 1 - 2 * only_first - value)]
+        likelihood = sum(k * np.log(p) for k, p in parts if k)
+    q = only_first[np.argmax(likelihood)]
+    return float((c - b - n * value) / np.sqrt(n * (2 * q + value * (1 - value))))
+
+
+@pytest.mark.parametrize("counts", [(50, 12, 2), (1600, 150, 86), (100, 0, 3), (44, 1, 0)])
+def test_the_ends_are_where_tangos_test_rejects(counts: tuple[int, int, int]):
+    low, high = Paired(*counts).interval()
+    assert by_grid(*counts, low) == pytest.approx(1.96, abs=1e-3)
+    assert by_grid(*counts, high) == pytest.approx(-1.96, abs=1e-3)
+    n, b, c = counts
+    assert Paired(n, c, b).interval() == pytest.approx((-high, -low))
+
+
+def test_intervals_at_the_ends():
+    assert Paired(10, 0, 10).interval()[1] == 1 and Paired(10, 10, 0).interval()[0] == -1
+    # Nothing tells the two apart: z² / (n + z²), not 0.
+    assert Paired(100, 0, 0).interval() == pytest.approx((-0.036993, 0.036993), abs=1e-5)
+    assert Paired(1, 0, 1).interval()[0] < 0
+
+
 def test_unlike_images_are_refused():
     with pytest.raises(InputError, match="same images"):
         paired(np.ones(3, bool), np.ones(4, bool))

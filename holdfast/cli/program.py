@@ -27,6 +27,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "certify",
     "mix",
     "report",
+    "compare",
     "leaderboard",
     "models",
     "list",

@@ -35,6 +35,7 @@ class Verdict:
     `adversarial_prediction` is −1 where the model answers nothing. `distance` is in the threat
     model's norm (spatial: the ε at which the move is just allowed); from the suite `minimum` it is
     the smallest found, ∞ where there is none. Passes are those spent up to the verdict.
+    `fingerprint` tells the clean image from others, see `holdfast.runs.identity`.
     """
 
     index: int
@@ -49,6 +50,7 @@ class Verdict:
     distance: float
     forwards: int
     backwards: int
+    fingerprint: int = -1  # of files of before, which do not say it
 
 
 class Flag(records.Flag):

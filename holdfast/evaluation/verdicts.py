@@ -14,7 +14,7 @@ from ..attacks.suite import UNDEFENDED
 from ..intervals import clopper_pearson
 from ..models.wrapper import NO_PREDICTION, unwrapped
 from ..runs.folder import now
-from ..runs.identity import weights_digest
+from ..runs.identity import fingerprint, weights_digest
 from ..runs.progress import ProgressLine
 from ..runs.records import NOT_NEEDED, RAN, Curve
 from ..search import CLEAN, STANDING, Ledger, Search, Verifier
@@ -70,7 +70,7 @@ def judge(
         identity="",
         broken=ledger.broken,
         adversarial=ledger.adversarial,
-        verdicts=verdicts_of(suite, ledger, distances, prediction, confidence),
+        verdicts=verdicts_of(suite, ledger, images, distances, prediction, confidence),
         draws=draw_figures(plan.verifier, ledger, images, predictions, batch, device, seed)
         if known.random
         else (),
@@ -239,10 +239,12 @@ def distances_of(suite: Suite, ledger: Ledger, images: Tensor, threat: Threat) -
 def verdicts_of(
     suite: Suite,
     ledger: Ledger,
+    images: Tensor,
     distance: Tensor,
     prediction: Tensor,
     confidence: Tensor,
 ) -> tuple[Verdict, ...]:
+    """One row an image, of all that the search and the original model said of it."""
     names = {CLEAN: "clean", STANDING: ""} | {
         number: stage.name for number, stage in enumerate(suite.stages)
     }
@@ -260,6 +262,7 @@ def verdicts_of(
             distance=float(distance[i]),
             forwards=int(ledger.forwards[i]),
             backwards=int(ledger.backwards[i]),
+            fingerprint=fingerprint(images[i]),
         )
         for i in range(len(distance))
     )

@@ -77,9 +77,13 @@ def _view(number: int, run: Run) -> SimpleNamespace:
     )
 
 
-def render(runs: Sequence[Run], command: str) -> str:
+def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
     """The page of these runs, evaluations first, and the command that makes it; the same runs
-    always give the same page."""
+    always give the same page.
+
+    Args:
+        pairs: which evaluations are compared image by image, as `holdfast.compare` takes it.
+    """
     evaluations = [run for run in runs if isinstance(run, EvaluationRun)]
     trainings = [run for run in runs if isinstance(run, TrainingRun)]
     uncertainties = [run for run in runs if isinstance(run, UncertaintyRun)]
@@ -92,7 +96,7 @@ def render(runs: Sequence[Run], command: str) -> str:
             views=[_view(number, run) for number, run in enumerate(ordered, 1)],
             evaluations=len(evaluations),
             uncertainties=len(uncertainties),
-            comparison=comparison(evaluations),
+            comparison=comparison(evaluations, pairs),
             side_by_side=uncertainty.side_by_side(uncertainties),
             defences=defences.defence_table(evaluations),
             report_command=command,
@@ -142,6 +146,21 @@ def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:
     command = ["holdfast", "report", *(str(folder) for folder in folders.values())]
     html = render(read, shlex.join([*command, "--out", str(out)]))
     # Paths of the file system may hold lone surrogates, which UTF-8 has no bytes for.
+    write_named(out, html.encode("utf-8", "replace"), _is_page)
+    return out
+
+
+def write_comparison(runs: Sequence[Path | str], out: Path, pairs: str = "first") -> Path:
+    """The page of `write_report` of evaluations that can be compared image by image.
+
+    Raises:
+        InputError: as `holdfast.compare` and `write_report`.
+    """
+    check_named(out, _is_page)
+    read = [read_run(Path(run)) for run in runs]
+    command = ["holdfast", "compare", *(str(run) for run in runs)]
+    command += [] if pairs == "first" else ["--pairs", pairs]
+    html = render(read, shlex.join([*command, "--out", str(out)]), pairs)
     write_named(out, html.encode("utf-8", "replace"), _is_page)
     return out
 

@@ -78,8 +78,8 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The columns of `verdicts.csv`, each of length n. Predictions are -1, and confidences and
-    distances NaN, where there is none."""
+    """The columns of `verdicts.csv`, each of length n. Predictions and fingerprints are -1, and
+    confidences and distances NaN, where there is none."""
 
     index: np.ndarray
     label: np.ndarray
@@ -90,6 +90,7 @@ class Verdicts:
     adversarial_prediction: np.ndarray
     adversarial_confidence: np.ndarray
     distance: np.ndarray
+    fingerprint: np.ndarray  # of the clean images, see `holdfast.runs.identity`
 
     @property
     def clean_right(self) -> np.ndarray:
@@ -312,6 +313,10 @@ def _read_verdicts(path: Path) -> Verdicts | None:
     columns |= {
         name: np.array(_csv_column(path, rows, name, float, math.nan), np.float64) for name in _REAL
     }
+    known = rows if rows and "fingerprint" in rows[0] else [{"fingerprint": ""} for _ in rows]
+    columns["fingerprint"] = np.array(
+        _csv_column(path, known, "fingerprint", _whole_number, -1), np.int64
+    )
     broken = _csv_column(path, rows, "broken", lambda text: bool(("0", "1").index(text)), False)
     return Verdicts(
         **columns, broken=np.array(broken, bool), attack=[row["attack"] for row in rows]

@@ -7,6 +7,7 @@ opens any of them.
 from .base import Part, Record
 from .card import Card
 from .certification import CertificationRecord, CertifiedAt
+from .comparison import Beside, ComparedPair, ComparedRun, ComparisonRecord
 from .evaluation import Curve, CurvePoint, DrawFigure, EvaluationRecord, Unaware
 from .measured import (
     NOT_NEEDED,
@@ -42,9 +43,13 @@ __all__ = [
     "REQUEST",
     "RESULT",
     "AttackCost",
+    "Beside",
     "Card",
     "CertificationRecord",
     "CertifiedAt",
+    "ComparedPair",
+    "ComparedRun",
+    "ComparisonRecord",
     "Curve",
     "CurvePoint",
     "DataInfo",

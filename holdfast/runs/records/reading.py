@@ -12,6 +12,7 @@ from ..lock import worker_on
 from .base import Record, shown
 from .card import Card
 from .certification import CertificationRecord
+from .comparison import ComparisonRecord
 from .evaluation import EvaluationRecord
 from .mixture import MixtureRecord
 from .request import RequestRecord
@@ -25,7 +26,7 @@ RESULTS: tuple[type[Record], ...] = (
     UncertaintyRecord,
     MixtureRecord,
 )
-OTHERS: tuple[type[Record], ...] = (RequestRecord, Card)
+OTHERS: tuple[type[Record], ...] = (RequestRecord, Card, ComparisonRecord)
 RECORDS: dict[str, type[Record]] = {kind.SCHEMA: kind for kind in RESULTS + OTHERS}
 RESULT, REQUEST, CARD = Record.FILE, RequestRecord.FILE, Card.FILE
 
