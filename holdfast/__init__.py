@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.result import Evaluation
     from .loading import load
     from .mixing.run import mix
-    from .report import compare, write_report
+    from .report import compare, require, write_report
     from .runs.records.reading import read
     from .threat import Threat
     from .training import train
@@ -44,6 +44,7 @@ __all__ = [
     "measure_uncertainty",
     "mix",
     "read",
+    "require",
     "train",
     "uncertainty",
     "write_report",
@@ -67,6 +68,7 @@ __getattr__, __dir__ = lazily(
         "measure_uncertainty": "uncertainty.measure_uncertainty:measure_uncertainty",
         "mix": "mixing.run:mix",
         "read": "runs.records.reading:read",
+        "require": "report:require",
         "train": "training:train",
         "uncertainty": "uncertainty",
         "write_report": "report:write_report",

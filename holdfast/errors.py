@@ -26,6 +26,12 @@ class OutOfMemory(HoldfastError):
     """The machine, or its accelerator, has not enough memory for what was tried."""
 
 
+class NotMet(HoldfastError):
+    """A run does not meet what was required of it (exit status 3)."""
+
+    exit_status = 3
+
+
 class InputError(HoldfastError, ValueError):
     """Bad input: the message is one line that names what is wrong, where, and what to do.
 

@@ -98,7 +98,7 @@ def test_images_are_known_by_their_pixels(tmp_path: Path) -> None:
     assert any("20, 27 images: compared are the 17" in note for note in found.notes)
     in_memory = hf.compare([first, second])
     assert in_memory.pairs == found.pairs and in_memory.images == found.images
-    with pytest.raises(InputError, match="other images: .* have none in common"):
+    with pytest.raises(InputError, match=r"other images: .* have none in common"):
         hf.compare([first, hf.evaluate(other, 1 - x, y, threat, suite="fgsm")])
     with pytest.raises(InputError, match="other labels on the same images"):
         hf.compare([first, hf.evaluate(other, x, (y + 1) % 4, threat, suite="fgsm")])

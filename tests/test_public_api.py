@@ -37,13 +37,14 @@ PUBLIC = {
     "measure_uncertainty",
     "mix",
     "read",
+    "require",
     "train",
     "uncertainty",
     "write_report",
 }
 EXPLAINED = [  # functions whose parameters, and an example, stand in the docstring
     "evaluate", "certify", "compare", "measure_uncertainty", "mix", "train", "load", "read",
-    "write_report",
+    "require", "write_report",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "PIL", "rich", "typer")
 

@@ -13,11 +13,13 @@ from .options import (
     DataOption,
     DeviceOption,
     EpsOption,
+    JunitOption,
     LimitOption,
     ModelArgument,
     NormOption,
     PixelsOption,
     QuietOption,
+    RequireOption,
     RunOption,
     SeedOption,
     SizeOption,
@@ -90,6 +92,8 @@ class Options:
     size: SizeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
+    require: RequireOption = None
+    junit: JunitOption = None
     quiet: QuietOption = False
 
 
@@ -115,7 +119,9 @@ def run(options: Options) -> Evaluation:
             `holdfast.evaluate`.
     """
     from ..distributed import joined
+    from .requirements import check_required
 
+    check_required(options.require, options.junit)
     with joined():  # what one worker fails at, the others leave too
         return _run(options)
 
@@ -168,6 +174,7 @@ def show(result: Evaluation, options: Options) -> None:
     """Print the accuracies, what each attack did, and the flags that fired."""
     from ..distributed import leads
     from ..runs.folder import on_date
+    from .requirements import show_required
 
     if not leads():  # one of several workers; the first one tells
         return
@@ -198,3 +205,5 @@ def show(result: Evaluation, options: Options) -> None:
         if flag.fired:
             tell(f"flag: {flag.name}: {flag.detail}")
     tell(f"run folder         {options.out}, finished on {on_date(result.finished)}")
+    if options.require:
+        show_required(options.out, options.require, options.junit)

@@ -73,5 +73,19 @@ SeedOption = Annotated[
     int,
     typer.Option("--seed", callback=_checked_seed, help="Seed of every random draw."),
 ]
+RequireOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--require",
+        help="A bound on a figure, such as 'robust>=40%'. The interval's lower end decides (for <= "
+        "its upper end); exit status 3 if it is not met. May be repeated.",
+    ),
+]
+JunitOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--junit", help="Also write the requirements' outcomes as JUnit XML to this file."
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress on standard error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

@@ -28,6 +28,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "mix",
     "report",
     "compare",
+    "require",
     "leaderboard",
     "models",
     "list",
@@ -87,7 +88,8 @@ def _meant(said: str) -> str:
 def main() -> None:
     """Run the command line: errors are one line on standard error and an exit status.
 
-    2 is bad input, 1 a failure, 130 an interruption. `--debug` shows tracebacks instead.
+    2 is bad input, 1 a failure, 3 a requirement that is not met, 130 an interruption. `--debug`
+    shows tracebacks instead.
     """
     forgive_encodings()
     if "--debug" in sys.argv:

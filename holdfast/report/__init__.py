@@ -2,5 +2,6 @@
 
 from .image_by_image import compare
 from .page import write_report
+from .requirements import require
 
-__all__ = ["compare", "write_report"]
+__all__ = ["compare", "require", "write_report"]
