@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from .errors import HoldfastError, InputError
     from .evaluation.evaluate import evaluate
     from .evaluation.result import Evaluation
+    from .exporting import export
     from .loading import load
     from .mixing.run import mix
     from .report import compare, require, write_report
@@ -40,6 +41,7 @@ __all__ = [
     "data",
     "defences",
     "evaluate",
+    "export",
     "load",
     "measure_uncertainty",
     "mix",
@@ -64,6 +66,7 @@ __getattr__, __dir__ = lazily(
         "data": "data",
         "defences": "defences",
         "evaluate": "evaluation:evaluate",
+        "export": "exporting:export",
         "load": "loading:load",
         "measure_uncertainty": "uncertainty.measure_uncertainty:measure_uncertainty",
         "mix": "mixing.run:mix",

@@ -27,6 +27,7 @@ FLOORS: list[set[str]] = [
     {"certification"},
     {"uncertainty", "mixing", "training"},
     {"report"},
+    {"exporting"},
     {"cli"},
     {"", "__main__"},
 ]

@@ -33,6 +33,7 @@ PUBLIC = {
     "data",
     "defences",
     "evaluate",
+    "export",
     "load",
     "measure_uncertainty",
     "mix",
@@ -43,8 +44,8 @@ PUBLIC = {
     "write_report",
 }
 EXPLAINED = [  # functions whose parameters, and an example, stand in the docstring
-    "evaluate", "certify", "compare", "measure_uncertainty", "mix", "train", "load", "read",
-    "require", "write_report",
+    "evaluate", "certify", "compare", "export", "measure_uncertainty", "mix", "train", "load",
+    "read", "require", "write_report",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "PIL", "rich", "typer")
 

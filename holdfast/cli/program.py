@@ -29,6 +29,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "report",
     "compare",
     "require",
+    "export",
     "leaderboard",
     "models",
     "list",

@@ -1,0 +1,228 @@
+"""What an evaluation found, from its run folder: the points, the images and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from .. import data as datasets
+from ..defences import chain, steps, undefended
+from ..errors import InputError
+from ..inputs import checked_data
+from ..loading import load
+from ..models.wrapper import wrapped
+from ..report.runs import EvaluationRun, Verdicts
+from ..runs.identity import digest, fingerprint, weights_digest
+from ..search import Journal, Ledger
+from ..search.shards import NAME as JOURNAL
+from ..types import Model
+
+
+@dataclass(frozen=True)
+class Found:
+    """The images of an evaluation and the points that it found, row by row of `verdicts`.
+
+    Attributes:
+        images: float32 (N, C, H, W), clean.
+        adversarial: float32 (N, C, H, W): the breaking image, or the strongest found; the image
+            itself where it is wrong without an attack.
+        witness: (N, P), see `holdfast.search.Ledger`.
+    """
+
+    run: EvaluationRun
+    verdicts: Verdicts
+    images: Float[Tensor, "n c h w"]
+    labels: Int64[Tensor, " n"]
+    adversarial: Float[Tensor, "n c h w"]
+    witness: Float[Tensor, "n p"]
+
+
+def found_in(run: EvaluationRun, data: Any = None, size: int | None = None) -> Found:
+    """The images and points of a run.
+
+    Args:
+        data: as `holdfast.export` takes it; None for what the run's command names.
+        size: of images of one's own, as `--image-size`; None for what the run's command says.
+
+    Raises:
+        InputError: a file of the run that is needed is not there; data that cannot be read, or are
+            not those that were judged.
+    """
+    verdicts = run.verdicts
+    if verdicts is None:
+        raise InputError(f"{run.path} holds no verdicts.csv; issue its command again")
+    images, labels = _images(run, verdicts, data, size)
+    ledger = _points(run, images, labels)
+    threat = run.threat
+    reached = _distances(run, ledger, images)
+    attacked = torch.from_numpy(verdicts.broken_by_attack)
+    told = torch.from_numpy(verdicts.distance)[attacked]
+    if not torch.allclose(reached[attacked].double(), told, rtol=1e-3, atol=1e-6):
+        raise InputError(
+            f"{run.path}: its journal holds other points than verdicts.csv tells of ({threat}); "
+            "issue the run's command again, which writes it anew"
+        )
+    return Found(run, verdicts, images, labels, ledger.adversarial, ledger.witness)
+
+
+def _distances(run: EvaluationRun, ledger: Ledger, images: Tensor) -> Tensor:
+    parts = torch.arange(len(images)).split(128)
+    return torch.cat(
+        [run.threat.distance(ledger.adversarial[p], images[p], ledger.witness[p]) for p in parts]
+    )
+
+
+# --- the points ----------------------------------------------------------------------------------
+
+
+def _points(run: EvaluationRun, images: Tensor, labels: Tensor) -> Ledger:
+    """What the run's journal keeps of each image; the file is read, and not touched."""
+    path, identity = run.path / JOURNAL, run.record.identity
+    if not path.is_file() or path.is_symlink() or not identity:
+        raise InputError(
+            f"{run.path} holds no {JOURNAL}, which keeps the adversarial images; issue the run's "
+            "command again"
+        )
+    ledger = Ledger.of(images, labels, torch.arange(len(images)), run.threat.witness_size)
+    journal = Journal(None, identity)
+    try:
+        journal.absorb(path, range(len(images)))
+        journal.restore(ledger)
+    finally:
+        journal.close()
+    return ledger
+
+
+# --- the images ----------------------------------------------------------------------------------
+
+
+def _images(
+    run: EvaluationRun, verdicts: Verdicts, data: Any, size: int | None
+) -> tuple[Tensor, Tensor]:
+    """The clean images and their labels, which are checked to be those that were judged."""
+    if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], str):
+        images, labels = checked_data(*data)
+        source = "the data given"
+    else:
+        words = run.request.command if run.request else ()
+        named = data if data is not None else _option(words, "--data", "datasets")
+        if named is None:
+            raise InputError(
+                f"{run.path} does not name its data: give them (--data, or data=(images, labels))"
+            )
+        told = _option(words, "--image-size", None) if data is None else None
+        own = size if size is not None else int(told) if told and told.isdigit() else None
+        try:
+            split = datasets.load(named, size=own).split(run.data.split or "test")
+        except InputError as error:
+            if data is not None:
+                raise
+            raise InputError(
+                f"{error}; the command of {run.path} names these data: where they lie elsewhere by "
+                "now, give them by --data"
+            ) from None
+        images = datasets.to_tensor(split.images)
+        labels = torch.from_numpy(split.labels.copy())
+        source = f"data {getattr(named, 'name', named)}"
+    rows = _rows(run, verdicts, images, labels, source)
+    return images[rows], labels[rows]
+
+
+def _option(words: Sequence[str], name: str, usual: str | None) -> str | None:
+    """What a stored command says for an option, or its default; None where it is no command of
+    Holdfast's."""
+    if "evaluate" not in words[:4]:
+        return None
+    for word, value in zip(words, [*words[1:], ""], strict=True):
+        if word == name:
+            return value
+        if word.startswith(f"{name}="):
+            return word.partition("=")[2]
+    return usual
+
+
+def _rows(
+    run: EvaluationRun, verdicts: Verdicts, images: Tensor, labels: Tensor, source: str
+) -> Int64[Tensor, " n"]:
+    """Which of the images were judged, in the order of the verdicts.
+
+    Raises:
+        InputError: they are not among these.
+    """
+    n, first = run.n, torch.arange(min(run.n, len(images)))
+    asked = run.request.asked.get("images") if run.request else None
+    if len(first) == n and asked == digest(images[:n], labels[:n]):
+        return first
+    place = {fingerprint(image): row for row, image in enumerate(images)}
+    rows = [place.get(int(known), -1) for known in verdicts.fingerprint]
+    gone = [row for row, at in enumerate(rows) if at < 0]
+    if gone:
+        raise InputError(
+            f"{source}: {len(gone)} of the {n} images that {run.path} judged are not there; give "
+            "the data of the run (--data)"
+        )
+    chosen = torch.tensor(rows)
+    if not bool((labels[chosen] == torch.from_numpy(verdicts.label)).all()):
+        raise InputError(
+            f"{source}: the labels are others than those that {run.path} was judged by"
+        )
+    return chosen
+
+
+# --- the model -----------------------------------------------------------------------------------
+
+
+def model_of(
+    run: EvaluationRun, model: Any = None, defences: Sequence[str] | None = None
+) -> nn.Module:
+    """The model that a run judged, behind its defences, as `holdfast.evaluate` calls it.
+
+    Args:
+        model: a model or its name; None for the one that the record names, which runs no code.
+        defences: in front of it; None for those in the record.
+
+    Raises:
+        InputError: there is none of that name, or it has other weights than the one judged.
+    """
+    told = run.model
+    network: Model
+    if model is None:
+        if not told.source:
+            raise InputError(f"{run.path} does not name its model: give it (--model, or model=…)")
+        try:
+            network = load(told.source, code=False)
+        except InputError as error:
+            raise InputError(f"{error}; give the model that {run.path} judged by --model") from None
+    elif isinstance(model, str | Path):
+        network = load(model)
+    else:
+        network = model
+    own = [step.spec for step in steps(network)]
+    if defences is not None:
+        network = chain(network, defences)
+    elif list(told.defences) != own and told.defences:
+        rest = list(told.defences)
+        if own and rest[len(rest) - len(own) :] == own:
+            rest = rest[: len(rest) - len(own)]
+        # The record may be anybody's: it may name no code.
+        network = chain(network, rest, run.path)
+    sha256 = weights_digest(undefended(network))
+    if told.sha256 and sha256 and sha256 != told.sha256:
+        raise InputError(
+            f"the model has other weights ({sha256[:12]}…) than the one that {run.path} judged "
+            f"({told.sha256[:12]}…)"
+        )
+    return wrapped(network)
+
+
+def class_names(run: EvaluationRun, labels: np.ndarray) -> list[str]:
+    """The name of each label's class, or its number."""
+    names = run.record.classes
+    return [names[k] if 0 <= k < len(names) else str(k) for k in labels.tolist()]
