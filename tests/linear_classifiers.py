@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import linprog, minimize
 from torch import Tensor
 
 from holdfast import draws
@@ -35,6 +36,51 @@ class Linear:
                 for x, label in zip(self.images, self.labels.tolist(), strict=True)
             ]
         )
+
+    def targeted_optimum(self, norm: str, targets: Tensor) -> np.ndarray:
+        """The smallest distance at which each image is classified as its target, in float64.
+
+        The target must win against every other class at once: a convex program, linear in L∞ and
+        L1, solved by SciPy.
+        """
+        pairs = zip(self.images, targets.tolist(), strict=True)
+        return np.array([self._distance_to_class(norm, x, target) for x, target in pairs])
+
+    def _distance_to_class(self, norm: str, image: Tensor, target: int) -> float:
+        x, weights = image.flatten().double().numpy(), self.weights.double().numpy()
+        others = [j for j in range(len(self.bias)) if j != target]
+        rows = weights[others] - weights[target]  # rows · δ ≤ gap: the target wins
+        bias = self.bias.double().numpy()
+        gap = -(rows @ x + bias[others] - bias[target])
+        d, one = len(x), np.ones((len(x), 1))
+        bounds = list(zip(-x, 1 - x, strict=True))
+        if norm == "l2":
+            solved = minimize(
+                lambda delta: delta @ delta,
+                np.zeros(d),
+                jac=lambda delta: 2 * delta,
+                bounds=bounds,
+                constraints={
+                    "type": "ineq",
+                    "fun": lambda delta: gap - rows @ delta,
+                    "jac": lambda delta: -rows,
+                },
+                method="SLSQP",
+                options={"maxiter": 500, "ftol": 1e-12},
+            )
+            return float(np.sqrt(solved.fun)) if solved.success else np.inf
+        if norm == "linf":  # in (δ, r): least r with |δᵢ| ≤ r
+            cost = np.append(np.zeros(d), 1)
+            eye = np.eye(d)
+            above = [np.hstack([eye, -one]), np.hstack([-eye, -one])]
+            rows = np.hstack([rows, np.zeros((len(rows), 1))])
+            rows, gap = np.vstack([rows, *above]), np.append(gap, np.zeros(2 * d))
+            bounds = [*bounds, (0, 1)]
+        else:  # l1, in (δ⁺, δ⁻)
+            cost, rows = np.ones(2 * d), np.hstack([rows, -rows])
+            bounds = [(0, 1 - v) for v in x] + [(0, v) for v in x]
+        solved = linprog(cost, rows, gap, bounds=bounds)
+        return float(solved.fun) if solved.success else np.inf
 
     def _distance(self, norm: str, image: Tensor, label: int, other: int) -> float:
         x, weights = image.flatten().double().numpy(), self.weights.double().numpy()

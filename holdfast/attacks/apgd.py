@@ -96,6 +96,7 @@ class APGD(Attack[S]):
 
     name = "apgd"
     norms = frozenset({"linf", "l2", "l1"})
+    reaches = True
     state_type: type[APGDState] = APGDState  # a subclass's own
 
     def __init__(self, *, steps: int = 100, loss: str = "ce", targeted: bool = False):
@@ -155,7 +156,7 @@ class APGD(Attack[S]):
 
     def value(self, logits: Logits, state: S) -> Values:
         """What is climbed, (N,)."""
-        return self.loss(logits, state.labels, state.targets)
+        return state.climbed(self.loss, logits)
 
     def observe(self, logits: Logits, state: S) -> S:
         """The state with what else is worth keeping of an answer; nothing here."""

@@ -41,14 +41,25 @@ from ..inputs import (
     check_labels,
     check_logits,
     checked_data,
-    checked_labels,
     checked_threat,
     whole_number,
 )
 from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Threat
 from ..types import Images, Labels, Logits, Model
+from .goal import (
+    MOST_LIKELY,
+    TARGET,
+    UNTARGETED,
+    checked_goal,
+    chosen_targets,
+    nearest_of_class,
+    own_targets,
+    target_seeds,
+)
 from .state import Items, State
+
+CANNOT_REACH = "has no form that reaches a given class"
 
 S = TypeVar("S", bound=State, default=Any)  # the state of one kind of attack
 
@@ -213,6 +224,8 @@ class Attack(ABC, Generic[S]):
         needs_gradient: whether it differentiates the model.
         decisions: whether it uses nothing of an answer but the predicted class.
         minimum_norm: whether the score is a distance less ε rather than a margin.
+        reaches: whether it can go for one class that alone counts as a success (`Items.goals`),
+            and not only for any mistake.
         iterations: steps until an item is finished, at most.
         settings: of the constructor, as reports and a run's identity state them.
     """
@@ -223,6 +236,7 @@ class Attack(ABC, Generic[S]):
     needs_gradient: bool = True
     decisions: bool = False
     minimum_norm: bool = False
+    reaches: bool = False
     iterations: int = 1
 
     def __init__(self, **settings: Any):
@@ -276,7 +290,8 @@ class Attack(ABC, Generic[S]):
         labels: Labels,
         threat: Threat,
         *,
-        targets: Labels | None = None,
+        targets: Labels | str | None = None,
+        goal: str = UNTARGETED,
         seed: int = 0,
         batch_size: int = 128,
     ) -> Images:
@@ -287,19 +302,24 @@ class Attack(ABC, Generic[S]):
             images, labels: (N, C, H, W) in [0, 1], and (N,) true classes, in any of the forms that
                 `holdfast.evaluate` takes.
             threat: the norm must be one of `self.norms`.
-            targets: (N,) classes to reach, for a targeted attack. By default each image's
-                strongest wrong class.
+            targets: (N,) classes to go for. Where any mistake counts, a targeted attack alone takes
+                them, and goes by default for each image's strongest wrong class.
+            goal: what counts as a success: `untargeted`, any mistake; or `target`, that an image's
+                target is predicted. Then every attack that `reaches` takes targets, also
+                `least-likely` or `most-likely` (by the clean image) or `random`.
             seed: of the attack's random draws.
 
         Returns:
-            float32 (N, C, H, W): for each image the first point found that is misclassified, or at
-            which the model answers nothing, else the one with the smallest margin. All lie in the
-            ball and the box. An image that is misclassified as it is comes back as it is.
+            float32 (N, C, H, W): for each image the first point found that is a success (where any
+            mistake counts, also one at which the model answers nothing), else the one with the
+            smallest margin. All lie in the ball and the box. An image that is a success as it is
+            comes back as it is.
 
         Raises:
             InputError (a ValueError): images outside [0, 1] or not finite, labels out of range,
                 a model whose logits are not finite at the images or not (N, K), targets for an
-                attack that has none, a ball that holds every image there is.
+                attack that has none, a target that is the label, a goal that the attack cannot
+                reach, a ball that holds every image there is.
         """
         with standard_defaults():
             threat = checked_threat(threat)
@@ -310,23 +330,25 @@ class Attack(ABC, Generic[S]):
             if not self.minimum_norm:  # those search for the closest point, whatever ε is
                 threat.check_reach(images)
             whole_number("batch_size", batch_size)
-            if targets is not None:
-                targets = self._checked_targets(targets, labels)
-            return self._alone(model, images, labels, threat, targets, seed, batch_size)
+            if goal == UNTARGETED and targets is not None and not self.targeted:
+                raise InputError(
+                    f"{self.name} goes for any wrong class and takes no targets; a targeted attack "
+                    "does, such as APGD(loss='dlr', targeted=True), and with goal='target' others"
+                )
+            if goal != UNTARGETED or isinstance(targets, str):
+                goal = checked_goal(goal, targets)
+            if goal == TARGET:
+                self.check_reaches()
+            if targets is not None and not isinstance(targets, str):
+                targets = own_targets(targets, labels)
+            return self._alone(
+                model, images, labels, threat, targets, seed, batch_size, goal == TARGET
+            )
 
-    def _checked_targets(self, targets: Any, labels: Labels) -> Int64[Tensor, " n"]:
-        if not self.targeted:
-            raise InputError(
-                f"{self.name} goes for any wrong class and takes no targets; a targeted attack "
-                "does, such as APGD(loss='dlr', targeted=True)"
-            )
-        found = checked_labels(targets, len(labels), "targets").to(labels.device)
-        same = found == labels
-        if bool(same.any()):
-            raise InputError(
-                f"targets[{int(same.nonzero()[0])}] is the image's own label: give a wrong class"
-            )
-        return found
+    def check_reaches(self) -> None:
+        """InputError if the attack cannot go for a class that alone counts as a success."""
+        if not self.reaches:
+            raise InputError(f"{self.name} {CANNOT_REACH}")
 
     def _alone(
         self,
@@ -334,9 +356,10 @@ class Attack(ABC, Generic[S]):
         images: Images,
         labels: Labels,
         threat: Threat,
-        targets: Labels | None,
+        targets: Labels | str | None,
         seed: int,
         batch_size: int,
+        reach: bool,
     ) -> Images:
         results = []
         for first in range(0, len(images), batch_size):
@@ -344,24 +367,26 @@ class Attack(ABC, Generic[S]):
             index = torch.arange(first, first + len(x))
             with torch.no_grad():
                 logits = check_logits(model(x), len(x), y, first)
-            if targets is not None:
-                check_labels(
-                    targets[first : first + len(x)], len(x), logits.shape[1], first, "targets"
-                )
-            chosen = (
-                logits.scatter(1, y[:, None], -torch.inf).argmax(1)
-                if targets is None
-                else targets[first : first + len(x)]
-            )
+            if targets is None or isinstance(targets, str):
+                kind = targets or MOST_LIKELY
+                chosen = chosen_targets(kind, logits, y, target_seeds(seed, index).to(y.device))
+            else:
+                chosen = targets[first : first + len(x)]
+                check_labels(chosen, len(x), logits.shape[1], first, "targets")
+            none = torch.full_like(y, -1)
+            from_class = reach and self.decisions
             items = Items(
                 images=x,
                 labels=y,
-                targets=chosen if self.targeted else torch.full_like(y, -1),
+                targets=chosen if self.targeted or reach else none,
                 eps=threat.radii(x),
                 seeds=draws.item_seeds(seed, index, self.name, 0, 0).to(x.device),
+                start=nearest_of_class(x, chosen, images, labels, threat) if from_class else x,
+                goals=chosen if reach else none,
             )
             wrong = logits.argmax(1) != y
-            rows = (~wrong).nonzero().squeeze(1)
+            done = logits.argmax(1) == chosen if reach else wrong
+            rows = (~done).nonzero().squeeze(1)
             found = run(self, Oracle(model), items.select(rows), threat).best
             results.append(x.index_copy(0, rows, found))
         return torch.cat(results)

@@ -119,7 +119,7 @@ class CarliniWagner(MinimumNorm[CarliniWagnerState]):
         )
 
     def value(self, logits: Logits, state: CarliniWagnerState) -> Values:
-        return (-margin_loss(logits, state.labels, state.targets)).clamp_min(0)
+        return (-state.climbed(margin_loss, logits)).clamp_min(0)
 
     def step(self, oracle: Oracle, state: CarliniWagnerState, threat: Threat) -> CarliniWagnerState:
         x, point, c = state.images, state.point, state.c

@@ -94,7 +94,7 @@ class DDN(MinimumNorm[DDNState]):
         return DDNState.begin(items, point, radius=torch.full_like(items.eps, self.radius))
 
     def value(self, logits: Logits, state: DDNState) -> Values:
-        return self.loss(logits, state.labels, state.targets)
+        return state.climbed(self.loss, logits)
 
     def move(
         self,

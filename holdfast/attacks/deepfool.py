@@ -11,8 +11,8 @@ from ..errors import InputError
 from ..threat import Threat
 from ..types import Images
 from .base import Oracle
-from .hyperplane import nearest_hyperplane
-from .losses import margin
+from .hyperplane import nearest_hyperplane, shortest_move
+from .losses import margin_loss
 from .minimum_norm import MinimumNorm, MinimumNormState
 from .state import Items
 
@@ -71,10 +71,15 @@ class DeepFool(MinimumNorm[DeepFoolState]):
 
     def step(self, oracle: Oracle, state: DeepFoolState, threat: Threat) -> DeepFoolState:
         x = state.images
-        normals, values, logits = oracle.class_differences(state.point, state.labels)
-        fooled = margin(logits, state.labels) < 0
-        state, _ = self.record(state, logits, threat, gave_up=fooled)
-        _, r = nearest_hyperplane(state.point, normals, values, threat.norm)
+        if state.aimed:  # one boundary, between the goal and the strongest other class
+            normal, logits, value = oracle.gradient(
+                state.point, lambda z: state.climbed(margin_loss, z)
+            )
+            r = shortest_move(state.point, normal, value, threat.norm)
+        else:
+            normals, values, logits = oracle.class_differences(state.point, state.labels)
+            _, r = nearest_hyperplane(state.point, normals, values, threat.norm)
+        state, _ = self.record(state, logits, threat, gave_up=state.margin(logits) < 0)
         # The path keeps the way without the overshoot, which would else grow with every step.
         path = state.path + r
         return state.replace(

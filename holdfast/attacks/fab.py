@@ -103,9 +103,10 @@ class FAB(MinimumNorm[MinimumNormState]):
 
     def step(self, oracle: Oracle, state: MinimumNormState, threat: Threat) -> MinimumNormState:
         x, queried, labels = state.images, state.point, state.labels
-        if self.targeted:
+        one_boundary = self.targeted or state.aimed
+        if one_boundary:
             normal, logits, value = oracle.gradient(
-                queried, lambda z: margin_loss(z, labels, state.targets)
+                queried, lambda z: state.climbed(margin_loss, z)
             )
         else:
             normals, values, logits = oracle.class_differences(queried, labels)
@@ -113,7 +114,7 @@ class FAB(MinimumNorm[MinimumNormState]):
         # An adversarial point is pulled back: x_i = (1 − β) x + β x_i.
         point = pick(fooled, x + self.pull_back * (queried - x), queried)
         back = torch.where(fooled, 1 - self.pull_back, 0.0)  # share of the way to the image
-        if self.targeted:
+        if one_boundary:
             rise = _dot(normal, queried - x)
         else:
             rises = torch.stack([_dot(n, queried - x) for n in normals.unbind(1)], 1)

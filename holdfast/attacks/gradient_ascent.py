@@ -43,6 +43,7 @@ class GradientAscent(Attack[S]):
     """
 
     norms = frozenset({"linf", "l2", "l1"})
+    reaches = True
 
     def __init__(self, *, steps: int = 40, loss: str | Loss = "ce", **settings: Any):
         if steps < 1:
@@ -62,7 +63,7 @@ class GradientAscent(Attack[S]):
 
     def value(self, logits: Logits, state: S) -> Values:
         """What is climbed, (N,)."""
-        return self.loss(logits, state.labels, state.targets)
+        return state.climbed(self.loss, logits)
 
     def gradient(self, oracle: Oracle, state: S) -> tuple[Images, Logits]:
         """∂value/∂x at x_k, and the model's answer there."""

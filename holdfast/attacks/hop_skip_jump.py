@@ -102,7 +102,9 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         self.iterations = queries
 
     def first_point(self, items: Items, threat: Threat) -> Images:
-        return _random_images(items.seeds, torch.zeros_like(items.labels), items.images)
+        noise = _random_images(items.seeds, torch.zeros_like(items.labels), items.images)
+        # Noise is rarely of one given class: there, `items.start` is an image of it, if there is one.
+        return pick(items.goals >= 0, items.start, noise)
 
     def begin(self, items: Items, point: Images, threat: Threat) -> HopSkipJumpState:
         x, zeros = items.images, torch.zeros_like(items.eps)

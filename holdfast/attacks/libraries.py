@@ -53,6 +53,7 @@ class Batch:
     threat: Threat
     classes: int
     seed: int
+    goals: Tensor | None = None  # the classes that alone count as a success; None: any mistake
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Library:
         run: the adversarial images (N, C, H, W) that one of its attacks, of these settings, finds.
         norms: the norms that an attack is made for; empty where the library does not say.
         offers: the constructor's parameters that the adapter fills in, where there are such.
+        reaches: whether an attack can go for a given class.
         gradient_free: attacks that use outputs alone.
     """
 
@@ -75,6 +77,7 @@ class Library:
     run: Callable[[Callable[..., Any], Batch], Images]
     norms: Callable[[type], frozenset[str]]
     offers: Callable[[Batch], dict[str, Any]]
+    reaches: Callable[[type], bool]
     gradient_free: frozenset[str] = field(default_factory=frozenset)
 
 
@@ -85,7 +88,19 @@ _ORDERS = {"linf": inf, "l2": 2, "l1": 1}
 
 
 def _run_torchattacks(attack: Callable[..., Any], batch: Batch) -> Images:
-    return attack(batch.model)(batch.images, batch.labels)
+    made = attack(batch.model)
+    if batch.goals is None:
+        return made(batch.images, batch.labels)
+    made.set_mode_targeted_by_label(quiet=True)
+    return made(batch.images, batch.goals)
+
+
+def _torchattacks_reaches(attack: type) -> bool:
+    # Each constructor states the modes of its attack.
+    try:
+        return "targeted" in attack(nn.utils.skip_init(nn.Linear, 1, 1)).supported_mode
+    except Exception:  # it wants more than a model
+        return False
 
 
 def _torchattacks_norms(attack: type) -> frozenset[str]:
@@ -109,8 +124,22 @@ def _torchattacks_offers(batch: Batch) -> dict[str, Any]:
 def _run_foolbox(attack: Callable[..., Any], batch: Batch) -> Images:
     foolbox = importlib.import_module("foolbox")
     model = foolbox.PyTorchModel(batch.model, bounds=(0, 1), device=batch.images.device)
-    found, _, _ = attack()(model, batch.images, batch.labels, epsilons=batch.threat.eps)
+    wanted: Any = batch.labels
+    if batch.goals is not None:
+        wanted = importlib.import_module("foolbox.criteria").TargetedMisclassification(batch.goals)
+    found, _, _ = attack()(model, batch.images, wanted, epsilons=batch.threat.eps)
     return found
+
+
+def _foolbox_reaches(attack: type) -> bool:
+    # Their `run` refuses criteria that it does not know; those that take one name it there.
+    with contextlib.suppress(OSError, TypeError):
+        return "TargetedMisclassification" in "".join(
+            inspect.getsource(kind)
+            for kind in attack.__mro__
+            if kind.__module__.startswith("foolbox") and kind.__name__ != "Attack"
+        )
+    return False
 
 
 def _foolbox_norms(attack: type) -> frozenset[str]:
@@ -136,7 +165,8 @@ def _run_art(attack: Callable[..., Any], batch: Batch) -> Images:
         clip_values=(0.0, 1.0),
         device_type="cpu" if batch.images.device.type == "cpu" else "gpu",
     )
-    images, labels = batch.images.cpu().numpy(), batch.labels.cpu().numpy()
+    wanted = batch.labels if batch.goals is None else batch.goals
+    images, labels = batch.images.cpu().numpy(), wanted.cpu().numpy()
     return torch.from_numpy(attack(estimator).generate(x=images, y=labels))
 
 
@@ -170,10 +200,14 @@ def _art_offers(batch: Batch) -> dict[str, Any]:
     return {
         "eps": batch.threat.eps,
         "norm": _ORDERS.get(batch.threat.norm),
-        "targeted": False,
+        "targeted": batch.goals is not None,
         "batch_size": len(batch.images),
         "verbose": False,
     }
+
+
+def _art_reaches(attack: type) -> bool:
+    return "targeted" in inspect.signature(attack).parameters
 
 
 LIBRARIES = {
@@ -184,6 +218,7 @@ LIBRARIES = {
         run=_run_torchattacks,
         norms=_torchattacks_norms,
         offers=_torchattacks_offers,
+        reaches=_torchattacks_reaches,
         gradient_free=frozenset({"GN", "OnePixel", "Pixle", "SPSA", "Square", "VANILA"}),
     ),
     "foolbox": Library(
@@ -193,6 +228,7 @@ LIBRARIES = {
         run=_run_foolbox,
         norms=_foolbox_norms,
         offers=_foolbox_offers,
+        reaches=_foolbox_reaches,
         gradient_free=frozenset(
             {
                 "BinarySearchContrastReductionAttack",
@@ -222,6 +258,7 @@ LIBRARIES = {
         run=_run_art,
         norms=_art_norms,
         offers=_art_offers,
+        reaches=_art_reaches,
         gradient_free=frozenset(
             {
                 "BoundaryAttack",
@@ -279,6 +316,7 @@ class LibraryAttack(Attack[State]):
         self.options = options
         self.norms = self.library.norms(self.attack) or frozenset(NORMS)  # type: ignore[misc]
         self.needs_gradient = attack not in self.library.gradient_free
+        self.reaches = self.library.reaches(self.attack)
 
     def step(self, oracle: Oracle, state: State, threat: Threat) -> State:
         x = state.images
@@ -290,7 +328,8 @@ class LibraryAttack(Attack[State]):
             _silent(),
             oracle.lent(x) as lent,
         ):
-            batch = Batch(lent, x, state.labels, threat, logits.shape[1], seed)
+            goals = state.goals if state.aimed else None
+            batch = Batch(lent, x, state.labels, threat, logits.shape[1], seed, goals)
             found = self._run(batch).detach().to(x)
         if found.shape != x.shape:
             raise HoldfastError(

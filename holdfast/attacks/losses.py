@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -26,11 +26,21 @@ def best_other(logits: Logits, labels: Labels) -> Values:
     return logits.scatter(1, labels[:, None], -torch.inf).amax(1)
 
 
-def margin(logits: Logits, labels: Labels) -> Values:
-    """z_y − max_{j≠y} z_j: below 0 the image is misclassified; −∞ where the model answers nothing
-    (its logits are NaN)."""
+def margin(logits: Logits, labels: Labels, goals: Labels | None = None) -> Values:
+    """What an attacker still lacks: below 0 it has succeeded.
+
+    z_y − max_{j≠y} z_j: below 0 the image is misclassified; −∞ where the model answers nothing
+    (its logits are NaN). Where one class t alone counts as a success, max_{j≠t} z_j − z_t: below 0
+    t is predicted; +∞ where the model answers nothing.
+
+    Args:
+        goals: int64 (N,), these classes; −1 where any mistake will do. By default it always does.
+    """
     difference = _pick(logits, labels) - best_other(logits, labels)
-    return torch.where(difference.isnan(), -torch.inf, difference)
+    lacks = torch.where(difference.isnan(), -torch.inf, difference)
+    if goals is None or not bool((goals >= 0).any()):
+        return lacks
+    return torch.where(goals >= 0, -margin(logits, goals.clamp_min(0)), lacks)
 
 
 def cross_entropy(logits: Logits, labels: Labels, targets: Labels) -> Values:
@@ -56,14 +66,42 @@ def difference_of_logits_ratio(logits: Logits, labels: Labels, targets: Labels) 
     with fewer it is the plain margin, which has the same sign.
     Croce & Hein, "Reliable evaluation of adversarial robustness", ICML 2020, eqs. 6 and 7.
     """
+    return _by_span(margin_loss(logits, labels, targets), logits, targets >= 0)
+
+
+def _by_span(values: Values, logits: Logits, targeted: Bool[Tensor, " n"]) -> Values:
+    """Values divided by the logits' span as DLR measures it."""
     classes = logits.shape[1]
-    numerator = margin_loss(logits, labels, targets)
     if classes < 3:
-        return numerator
+        return values
     top = logits.topk(min(4, classes), dim=1).values
     fourth = top[:, 3] if classes >= 4 else top[:, 2]
-    third = torch.where(targets >= 0, (top[:, 2] + fourth) / 2, top[:, 2])
-    return numerator / (top[:, 0] - third + 1e-12)
+    third = torch.where(targeted, (top[:, 2] + fourth) / 2, top[:, 2])
+    return values / (top[:, 0] - third + 1e-12)
+
+
+def climbed(
+    loss: Loss, logits: Logits, labels: Labels, targets: Labels, goals: Labels
+) -> Values:
+    """What an attack climbs: the loss; where one class t alone counts as a success, the loss that t
+    would have as the label, with its sign turned.
+
+    So the cross-entropy becomes log softmax(z)_t, and the margin z_t − max_{j≠t} z_j; DLR is that
+    margin over the targeted form's span.
+
+    Args:
+        goals: as in `margin`.
+    """
+    values = loss(logits, labels, targets)
+    if not bool((goals >= 0).any()):
+        return values
+    one, none = goals.clamp_min(0), torch.full_like(goals, -1)
+    if loss is difference_of_logits_ratio:
+        # The targeted span: by the other, DLR is constant while the goal is third.
+        toward = _by_span(-margin_loss(logits, one, none), logits, goals >= 0)
+    else:
+        toward = -loss(logits, one, none)
+    return torch.where(goals >= 0, toward, values)
 
 
 LOSSES: dict[str, Loss] = {

@@ -57,6 +57,7 @@ class MinimumNorm(Attack[S]):
     """
 
     minimum_norm = True
+    reaches = True
 
     def __init__(self, *, stop_inside: bool = True, **settings: Any):
         super().__init__(stop_inside=stop_inside, **settings)
@@ -70,7 +71,7 @@ class MinimumNorm(Attack[S]):
     def value(self, logits: Logits, state: S) -> Values:
         """What `move` gets the gradient of, (N,): by default z_t − z_y, for the target class t or
         the best wrong one, which is above 0 where the point is adversarial."""
-        return losses.margin_loss(logits, state.labels, state.targets)
+        return state.climbed(losses.margin_loss, logits)
 
     def move(
         self,
@@ -109,7 +110,7 @@ class MinimumNorm(Attack[S]):
         `point` becomes `best` where it is adversarial and closer than all before. Items are
         finished after `iterations` queries; `gave_up` adds those whose search is over already.
         """
-        fooled = losses.margin(logits, state.labels) < 0
+        fooled = state.margin(logits) < 0
         distance = threat.distance(state.point, state.images)
         closer = fooled & (distance < state.distance)
         distance = torch.where(closer, distance, state.distance)

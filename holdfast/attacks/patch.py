@@ -73,6 +73,7 @@ class Patch(Attack[PatchState]):
 
     name = "patch"
     norms = frozenset({"l0"})
+    reaches = True
 
     def __init__(
         self,
@@ -128,7 +129,7 @@ class Patch(Attack[PatchState]):
         x, k = state.images, state.iteration
         side = self._side(x, threat.eps)
         gradient, logits, _ = oracle.gradient(
-            state.point, lambda z: margin_loss(z, state.labels, state.targets)
+            state.point, lambda z: state.climbed(margin_loss, z)
         )
         seen = state.observe(logits)
         best_corner = pick(seen.score < state.score, state.corner, state.best_corner)

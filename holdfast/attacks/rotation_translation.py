@@ -63,6 +63,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
 
     name = "rotation-translation"
     norms = frozenset({"spatial"})
+    reaches = True
 
     def __init__(self, *, grid: tuple[int, int] = (31, 5), draws: int = 0, steps: int = 0):
         rotations, shifts = grid
@@ -95,7 +96,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
         k, parameters = state.iteration, state.parameters
         if self.steps:
             slope, logits, _ = oracle.gradient(
-                state.point, lambda z: margin_loss(z, state.labels, state.targets)
+                state.point, lambda z: state.climbed(margin_loss, z)
             )
         else:
             logits = oracle.logits(state.point)

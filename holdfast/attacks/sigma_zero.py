@@ -103,7 +103,7 @@ class SigmaZero(MinimumNorm[SigmaZeroState]):
         return SigmaZeroState.begin(items, point, threshold=threshold, **no_moments(point))
 
     def value(self, logits: Logits, state: SigmaZeroState) -> Values:
-        return (-margin_loss(logits, state.labels, state.targets)).clamp_min(0)
+        return (-state.climbed(margin_loss, logits)).clamp_min(0)
 
     def move(
         self,

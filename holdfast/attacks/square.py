@@ -51,6 +51,7 @@ class Square(Attack[State]):
     name = "square"
     norms = frozenset({"linf", "l2", "l1"})
     needs_gradient = False
+    reaches = True
 
     def __init__(self, *, queries: int = 5000, area: float = 0.8):
         if queries < 1:

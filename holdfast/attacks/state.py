@@ -33,6 +33,8 @@ class Items:
         seeds: int64 (N,), each item's own random stream (see `holdfast.draws`).
         start: (N, C, H, W), where a search that begins at a given point begins; by default the
             images.
+        goals: int64 (N,), the classes that alone count as a success; by default −1: any mistake
+            does. Either all items of a batch have one, or none.
     """
 
     images: Images
@@ -41,10 +43,13 @@ class Items:
     eps: Float[Tensor, " n"]
     seeds: Int64[Tensor, " n"]
     start: Images = field(default=None)  # type: ignore[assignment]
+    goals: Int64[Tensor, " n"] = field(default=None)  # type: ignore[assignment]
 
     def __post_init__(self) -> None:
         if self.start is None:
             object.__setattr__(self, "start", self.images)
+        if self.goals is None:
+            object.__setattr__(self, "goals", torch.full_like(self.labels, -1))
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -119,7 +124,7 @@ class State(Items):
         point: (N, C, H, W), where the next step queries the model.
         iteration: int64 (N,), steps done.
         score: float32 (N,), below 0 once the attack believes that `best` breaks the image. For
-            attacks inside a ball the smallest margin seen, z_y − max_{j≠y} z_j; for minimum-norm
+            attacks inside a ball the smallest margin seen (see `margin`); for minimum-norm
             attacks the smallest adversarial distance less ε. ∞ before the first step.
         best: (N, C, H, W), the point that the score belongs to, inside ball and box.
         witness: float32 (N, W), what shows that `best` is legal where the image alone does not
@@ -154,12 +159,26 @@ class State(Items):
     def observe(self, logits: Float[Tensor, "n k"]) -> Self:
         """`best` and `score` after the model answered `logits` at `point`: the point of the
         smallest margin so far."""
-        margin = losses.margin(logits, self.labels)
+        margin = self.margin(logits)
         better = margin < self.score
         return self.replace(
             best=pick(better, self.point, self.best),
             score=torch.where(better, margin, self.score),
         )
+
+    @property
+    def aimed(self) -> bool:
+        """Whether one class alone counts as a success, for each item its own."""
+        return bool((self.goals >= 0).any())
+
+    def margin(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+        """What is left to a success, (N,): below 0 it is one. See `losses.margin`."""
+        return losses.margin(logits, self.labels, self.goals)
+
+    def climbed(self, loss: losses.Loss, logits: Float[Tensor, "n k"]) -> Float[Tensor, " n"]:
+        """What an attack on this loss climbs, (N,), whatever counts as a success. See
+        `losses.climbed`."""
+        return losses.climbed(loss, logits, self.labels, self.targets, self.goals)
 
 
 def pick(rows: Bool[Tensor, " n"], a: Tensor, b: Tensor) -> Tensor:

@@ -161,6 +161,29 @@ class Suite:
                 stage.attack.check_norm(threat)
         return replace(self, stages=knowing)
 
+    def reaching(self, kind: str) -> Suite:
+        """The suite where one class alone counts as a success: each attack goes for that, so the
+        targets of a stage fall away, and attacks that cannot are left out.
+
+        Args:
+            kind: of the targets, for the suite's name: figures of different goals never mix.
+
+        Raises:
+            InputError: none of the attacks can.
+
+        Example:
+            >>> from holdfast.attacks import APGD
+            >>> stage = Stage(APGD(loss="dlr", targeted=True), targets=9)
+            >>> suite = Suite("mine", (stage,)).reaching("random")
+            >>> suite.name, suite.stages[0].items_per_image(classes=10)
+            ('mine, target random', 1)
+        """
+        stages = self.keeping(lambda stage: stage.attack.reaches)
+        if not stages:
+            self.stages[0].attack.check_reaches()
+        stages = tuple(replace(stage, targets=1) for stage in stages)
+        return replace(self, name=f"{self.name}, target {kind}", stages=stages)
+
     def without(self, kept: Suite) -> tuple[Stage, ...]:
         """The stages that are not among those of `kept`, which was made of this suite."""
         own = [replace(stage, after=None) for stage in kept.stages]

@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..threat import Threat
 from .apgd import APGD, APGDState
 from .base import Oracle
-from .losses import Logits, Values, cross_entropy, margin, margin_loss
+from .losses import Logits, Values, cross_entropy, margin_loss
 from .state import Items
 
 LONGER_IN_L1 = 4  # times: there the ball shrinks to ε in the course of a run
@@ -40,7 +40,8 @@ class Swift(APGD[SwiftState]):
     of the others the margin to one class, in the order of how close they were at the best point of
     the first two. What then has come close to the boundary is searched by long runs: on the margin
     to the class that came closest, then on the margin to any; all else is left standing. Every run
-    starts at random in the ball (`docs/swift.md`).
+    starts at random in the ball (`docs/swift.md`). Where one class alone is the goal, the runs that
+    go for others are left out.
 
     APGD is of Croce & Hein, ICML 2020; to choose targets where the search stands rather than on
     the clean image, and to spend no more on hopeless images, are ideas of Adaptive Auto Attack
@@ -128,25 +129,26 @@ class Swift(APGD[SwiftState]):
         """What is climbed: cross-entropy in the second run, a margin in the others."""
         return torch.where(
             state.run == 1,
-            cross_entropy(logits, state.labels, state.targets),
-            margin_loss(logits, state.labels, state.targets),
+            state.climbed(cross_entropy, logits),
+            state.climbed(margin_loss, logits),
         )
 
     def observe(self, logits: Logits, state: SwiftState) -> SwiftState:
         """Take down what the runs to come need of this answer."""
         labels = state.labels
-        now = margin(logits, labels)
+        now = state.margin(logits)
         first = (state.run == 0) & (state.iteration == 0)
         count = min(self.short_runs, logits.shape[1] - 1)
         others = logits.scatter(1, labels[:, None], -torch.inf).topk(count, dim=1).indices
         close = state.close.clone()
         close[:, :count] = others
         nearer = now <= state.score
-        orders = nearer & (state.run < 2)
+        # Where one class alone is the goal, there are no others to go for.
+        orders = nearer & (state.run < 2) & (state.goals < 0)
         return state.replace(
             first_margin=torch.where(first, now, state.first_margin),
             close=torch.where(orders[:, None], close, state.close),
-            rival=torch.where(nearer, others[:, 0], state.rival),
+            rival=torch.where(nearer & (state.goals < 0), others[:, 0], state.rival),
         )
 
     def step(self, oracle: Oracle, state: SwiftState, threat: Threat) -> SwiftState:
@@ -189,6 +191,7 @@ class Swift(APGD[SwiftState]):
             targets=self._target(over, run),
             eps=over.eps,
             seeds=seeds,
+            goals=over.goals,
         )
         begun = self.begin_run(
             items,

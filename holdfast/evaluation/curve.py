@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 
 from ..attacks import PGD
+from ..attacks.goal import TARGET
 from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
 from ..runs.records import Curve, CurvePoint
+from ..search import succeeded
 from ..threat import Threat
 from ..types import Model
 
@@ -20,7 +22,13 @@ FINE_MULTIPLES = (*(k / 8 for k in range(1, 16)), *(k / 4 for k in range(8, 16))
 
 
 def security_curve(
-    model: Model, search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int
+    model: Model,
+    search: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    seed: int,
+    goals: Tensor,
 ) -> Curve:
     """Accuracy of the first images from ε = 0 to where it reaches 0, under PGD on the margin.
 
@@ -30,22 +38,23 @@ def security_curve(
     Args:
         model: the original, which decides.
         search: what the attack queries.
-        images, labels: on the model's device.
+        images, labels, goals: on the model's device; a goal is −1 where any mistake counts.
     """
     attack = PGD(steps=STEPS, step_size=0.15, loss="margin")
-    images, labels = images[:IMAGES], labels[:IMAGES]
-    n = len(images)
+    images, labels, goals = images[:IMAGES], labels[:IMAGES], goals[:IMAGES]
+    n, aimed = len(images), bool((goals >= 0).any())
     with torch.no_grad():
-        rows = (predicted(model(images)) == labels).nonzero().squeeze(1)
+        rows = (~succeeded(predicted(model(images)), labels, goals)).nonzero().squeeze(1)
     points = [_point(0.0, len(rows), n)]
     for multiple in MULTIPLES:
         if not len(rows):
             break
         ball = threat.times(multiple)
-        x, y = images[rows], labels[rows]
-        x_adv = attack(search, x, y, ball, seed=seed)
+        x, y, t = images[rows], labels[rows], goals[rows]
+        wanted = {"goal": TARGET, "targets": t} if aimed else {}
+        x_adv = attack(search, x, y, ball, seed=seed, **wanted)
         with torch.no_grad():
-            stands = predicted(model(x_adv)) == y
+            stands = ~succeeded(predicted(model(x_adv)), y, t)
         rows = rows[stands]
         points.append(_point(ball.eps, len(rows), n))
     return Curve(attack=f"PGD on the margin, {STEPS} steps", n=n, points=tuple(points))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ..attacks import Attack, Suite
 from ..attacks.adaptive import SAMPLES
+from ..attacks.goal import UNTARGETED
 from ..distributed import Workers, joined
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
@@ -46,6 +46,8 @@ def evaluate(
     curve: bool = False,
     samples: int = SAMPLES,
     described: dict[str, Any] | None = None,
+    goal: str = UNTARGETED,
+    targets: Int64[Tensor, " n"] | str | None = None,
 ) -> Evaluation:
     """Standard and robust accuracy of a classifier under a suite of attacks.
 
@@ -74,6 +76,13 @@ def evaluate(
         curve: also measure the security curve on the first images.
         samples: of the suite `adaptive`: draws of a random model that each iteration averages over.
         described: for `result.json`: what the model and the data are.
+        goal: what counts as a success of the attacker: `untargeted`, any mistake; or `target`, that
+            an image's target is predicted. `robust_accuracy` is then the share of images on which
+            the target was not reached; an image on which it is predicted without any attack counts
+            as reached. Attacks that cannot go for a target are left out.
+        targets: with the goal `target`: int64 (N,), none of them the image's label; or how they
+            are chosen: `least-likely` or `most-likely`, of the wrong classes on the clean image, or
+            `random`, by the seed.
 
     Raises:
         InputError (a ValueError): bad images or labels, a model that fails on them, or whose
@@ -103,6 +112,8 @@ def evaluate(
         progress=progress,
         curve=curve,
         described=described,
+        goal=goal,
+        targets=targets,
     )
     moved = request.device != request.home
     try:
@@ -128,7 +139,7 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
     known = Inspection(request)
     if request.samples is not None:  # a suite that is made for the model
         suite = known.adaptive_suite(request.samples, request.threat.norm)
-        request = replace(request, suite=suite)
+        request = request.with_suite(suite)
     run = Run(request, known, workers)
     before = run.recalled()
     if before is not None:

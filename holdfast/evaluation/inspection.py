@@ -60,7 +60,10 @@ class Inspection:
         named = request.described.get("classes")
         self.classes: Flag = logits_without_images(logits.shape[1], request.labels, named)
         self.logits = check_logits(logits, len(self.images), self.labels)
-        check_labels(request.labels, len(request.labels), self.logits.shape[1])
+        count, classes = len(request.labels), self.logits.shape[1]
+        check_labels(request.labels, count, classes)
+        if isinstance(request.targets, Tensor):
+            check_labels(request.targets, count, classes, name="targets")
 
     # -- which model it is ----------------------------------------------------------------
 

@@ -6,7 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from ..attacks import PGD, Stage, Suite
+from ..attacks.base import CANNOT_REACH
 from ..attacks.suite import UNDEFENDED
 from ..distributed import Workers
 from ..errors import InputError
@@ -14,6 +17,7 @@ from ..search import MAJORITY_OF, Verifier, measure_batch_size
 from ..search.fast_copies import compiled_where_it_pays
 from ..types import Model
 from . import health
+from .goals import goals_of
 from .inspection import Inspection, Levels, frozen
 from .request import Request
 from .result import Flag
@@ -37,6 +41,7 @@ class Plan:
         steady: the model as health checks and curves query it: its draws are fixed.
         searched: the same, but as a stage sees it: a fast copy, or another backward pass.
         flags: the health checks made so far.
+        goals: int64 (N,), the classes that alone count as a success; −1 where any mistake does.
     """
 
     suite: Suite
@@ -50,6 +55,7 @@ class Plan:
     steady: Model
     searched: Model
     flags: tuple[Flag, ...]
+    goals: Tensor
 
     @property
     def levels(self) -> Levels:
@@ -75,6 +81,7 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     _check_views(request.suite, views)
     suite = known.without_blind(request.suite)
     left_out = [(s, f"does not know the norm {threat.norm}") for s in request.unfitting]
+    left_out += [(s, CANNOT_REACH) for s in request.unreaching]
     left_out += [(s, NEEDS_GRADIENTS) for s in request.suite.without(suite)]
 
     # The model as each stage sees it, its own gradients first; of `UNDEFENDED`, points are only
@@ -127,6 +134,7 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
         steady=steady,
         searched=searched[0],
         flags=tuple(flags),
+        goals=goals_of(request, known),
     )
 
 

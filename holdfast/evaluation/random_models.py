@@ -9,7 +9,7 @@ from torch import Tensor
 from .. import draws
 from ..intervals import clopper_pearson
 from ..runs.records import DrawFigure
-from ..search import CLEAN, Ledger, Verifier
+from ..search import Ledger, Verifier, succeeded
 
 WORST_OF = 10
 
@@ -35,7 +35,7 @@ def draw_figures(
         for rows in torch.arange(len(images)).split(batch_size)
     ]
     clean = torch.cat([part.draws for part in parts]).cpu() == ledger.labels[:, None]
-    robust = attacked == ledger.labels[:, None]
+    robust = ~succeeded(attacked, ledger.labels[:, None], ledger.goal[:, None])
     (n, count), worst = clean.shape, min(WORST_OF, clean.shape[1])
 
     def average(rows: Tensor) -> tuple[float, tuple[float, float]]:
@@ -64,5 +64,5 @@ def draw_figures(
     return (
         figure("average", count, average(clean), average(robust)),
         figure("worst", worst, *map(counted, every)),
-        figure("majority", count, counted(ledger.stage != CLEAN), counted(~ledger.broken)),
+        figure("majority", count, counted(ledger.clean_prediction == ledger.labels), counted(~ledger.broken)),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..attacks import Attack, Stage, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
+from ..attacks.goal import OWN, UNTARGETED, checked_goal, own_targets
 from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
@@ -41,6 +42,9 @@ class Request:
         home: where the model was handed over, and goes back to.
         precision: one of `PRECISIONS`.
         seed: of all random draws.
+        goal: what counts as a success: `untargeted` or `target`.
+        targets: with a goal: int64 (N,) on the CPU, or how they are chosen (`goal.KINDS`).
+        unreaching: with a goal: the stages of the suite that cannot go for it.
         folder: the run folder; None: nothing is written.
         progress: whether a progress line is shown.
         curve: whether the security curve is measured.
@@ -59,6 +63,9 @@ class Request:
     home: torch.device
     precision: str
     seed: int
+    goal: str
+    targets: Tensor | str | None
+    unreaching: tuple[Stage, ...]
     folder: Path | None
     progress: bool
     curve: bool
@@ -81,6 +88,8 @@ class Request:
         progress: bool = False,
         curve: bool = False,
         described: dict[str, Any] | None = None,
+        goal: str = UNTARGETED,
+        targets: Any = None,
     ) -> Request:
         """A request of what a caller hands over; see `holdfast.evaluate`.
 
@@ -99,6 +108,9 @@ class Request:
         if batch_size is not None:
             whole_number("batch_size", batch_size)
         made_for_model = suite == ADAPTIVE
+        goal = checked_goal(goal, targets)
+        if targets is not None and not isinstance(targets, str):
+            targets = _on_cpu(own_targets(targets, labels))
         whole = (
             adaptive(samples=samples, norm=threat.norm) if made_for_model else suite_named(suite)
         )
@@ -106,7 +118,7 @@ class Request:
         home = _device_of(model)
         if home.type == "meta":
             raise InputError("the model has no weights: they are on torch's device meta")
-        return Request(
+        request = Request(
             model=model,
             images=_on_cpu(images),
             labels=_on_cpu(labels),
@@ -119,11 +131,31 @@ class Request:
             home=home,
             precision=precision,
             seed=seed,
+            goal=goal,
+            targets=targets,
+            unreaching=(),
             folder=None if run is None else Path(run),
             progress=progress,
             curve=curve,
             described=_described(model) | (described or {}),
         )
+        return request.with_suite(fitting)
+
+    @property
+    def kind(self) -> str | None:
+        """How the targets were chosen: a kind, `own`, or None without a goal."""
+        return OWN if isinstance(self.targets, Tensor) else self.targets
+
+    def with_suite(self, suite: Suite) -> Request:
+        """The same with another suite, as far as that goes for the goal.
+
+        Raises:
+            InputError: none of its attacks does.
+        """
+        if self.kind is None:
+            return replace(self, suite=suite)
+        unreaching = suite.keeping(lambda stage: not stage.attack.reaches)
+        return replace(self, suite=suite.reaching(self.kind), unreaching=unreaching)
 
 
 def _device_of(model: Model) -> torch.device:

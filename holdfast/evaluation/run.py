@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from ..attacks import PGD
 from ..defences import steps
@@ -47,6 +48,10 @@ class Run:
             "seed": request.seed,
             "precision": request.precision,
         }
+        if isinstance(request.targets, Tensor):
+            self.asked["targets"] = digest(request.targets)
+        elif request.targets is not None:
+            self.asked["targets"] = request.targets
         self.key = identity(**self.asked, settings=self.settings, code=self.code)
 
     def recalled(self) -> Evaluation | None:
@@ -78,7 +83,7 @@ class Run:
             packed = journal.outcome()
             if packed is None:
                 return None
-            ledger = self._ledger()
+            ledger = self._ledger(None)
             journal.restore(ledger)
         finally:
             journal.close()
@@ -92,10 +97,11 @@ class Run:
         assert shared is not None
         return shared
 
-    def _ledger(self) -> Ledger:
+    def _ledger(self, goals: Tensor | None) -> Ledger:
         images, labels = self.request.images, self.request.labels
         index = torch.arange(len(images))
-        return Ledger.of(images, labels, index, self.request.threat.witness_size)
+        goals = None if goals is None else goals.clone()
+        return Ledger.of(images, labels, index, self.request.threat.witness_size, goals)
 
     def open(self, plan: Plan) -> None:
         """Begin the run in its folder, or go on with it.
@@ -111,6 +117,7 @@ class Run:
             "suite": plan.suite.name,
             "attacks": digest(json.dumps(suite.describe(), sort_keys=True)),
             **({} if self.request.samples is None else {"samples": self.request.samples}),
+            **({} if self.request.kind is None else {"goal": self.request.goal}),
             "n": len(self.request.images),
             "settings_sha256": self.settings,
             "code": self.code,
@@ -146,7 +153,7 @@ class Run:
                 batch_size=plan.batch_size,
                 device=request.device,
                 seed=request.seed,
-                ledger=self._ledger(),
+                ledger=self._ledger(plan.goals),
                 journal=journal,
                 report=report,
                 rows=rows,

@@ -17,7 +17,7 @@ from ..runs.folder import now
 from ..runs.identity import fingerprint, weights_digest
 from ..runs.progress import ProgressLine
 from ..runs.records import NOT_NEEDED, RAN, Curve
-from ..search import CLEAN, STANDING, Ledger, Search, Verifier
+from ..search import CLEAN, STANDING, Ledger, Search, Verifier, succeeded
 from ..threat import Threat
 from . import health
 from .curve import IMAGES as CURVE_IMAGES
@@ -48,7 +48,7 @@ def judge(
     unaware = _unaware(request, known, plan, line)
     costs = costs_of(suite, search, plan.left_out)
     unanswered = int((ledger.broken & (prediction == NO_PREDICTION)).sum())
-    n, right = len(images), int((ledger.stage != CLEAN).sum())
+    n, right = len(images), int((ledger.clean_prediction == ledger.labels).sum())
     standing = int((~ledger.broken).sum())
     return Evaluation(
         n=n,
@@ -61,7 +61,10 @@ def judge(
         attacks=costs,
         flags=(*plan.flags, *_flags_after(request, known, plan, costs, unanswered)),
         curve=curve,
-        forwards=n * plan.verifier.draws + sum(cost.forwards for cost in costs),
+        goal=request.goal,
+        targets=request.kind,
+        forwards=n * plan.verifier.draws * (2 if isinstance(request.targets, str) else 1)
+        + sum(cost.forwards for cost in costs),
         backwards=sum(cost.backwards for cost in costs),
         seconds=0.0,
         seed=seed,
@@ -98,13 +101,14 @@ def _curve(
         request.labels[:CURVE_IMAGES].to(request.device),
         threat,
         request.seed,
+        plan.goals[:CURVE_IMAGES].to(request.device),
     )
 
 
 def _unaware(request: Request, known: Inspection, plan: Plan, line: ProgressLine) -> Unaware | None:
     """The accuracy of a defended model against an attacker who does not know of the defence."""
     blind = known.network is None or UNDEFENDED in known.blind
-    if blind or request.threat.norm not in PGD.norms:
+    if blind or request.kind is not None or request.threat.norm not in PGD.norms:
         return None
     line.say("attack on the network behind the defence …")
     return unaware_accuracy(
@@ -170,7 +174,7 @@ def final_predictions(
     confidence = torch.cat([part.confidence for part in parts]).cpu()
     # Rounding differs between batches of different make-up; a point right on the boundary may
     # be predicted differently now. What helps the attacker counts.
-    wrong = prediction != ledger.labels
+    wrong = succeeded(prediction, ledger.labels, ledger.goal)
     fooled = wrong & _in_parts(
         lambda x_adv, x, witness: threat.contains(x_adv, x, None, witness),
         ledger.adversarial,
@@ -256,7 +260,7 @@ def verdicts_of(
             clean_confidence=float(ledger.clean_confidence[i]),
             broken=bool(ledger.broken[i]),
             attack=names[int(ledger.stage[i])],
-            target=int(ledger.target[i]),
+            target=int(ledger.goal[i]) if ledger.goal[i] >= 0 else int(ledger.target[i]),
             adversarial_prediction=int(prediction[i]),
             adversarial_confidence=float(confidence[i]),
             distance=float(distance[i]),

@@ -6,7 +6,7 @@ from .journal import Journal
 from .ledger import CLEAN, STANDING, Ledger
 from .search import Search, StageCost
 from .shards import Shard
-from .verifier import MAJORITY_OF, Predictions, Verifier
+from .verifier import MAJORITY_OF, Predictions, Verifier, succeeded
 
 __all__ = [
     "CLEAN",
@@ -25,4 +25,5 @@ __all__ = [
     "fast_copy_of",
     "measure_batch_size",
     "seconds_per_image",
+    "succeeded",
 ]

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 STANDING = -2
-CLEAN = -1  # broken before any attack: the clean image is misclassified
+CLEAN = -1  # broken before any attack: the clean image is misclassified, or its goal predicted
 
 
 @dataclass
@@ -23,6 +23,7 @@ class Ledger:
         stage: which stage of the suite broke it, `CLEAN`, or `STANDING`.
         item: which restart and target of that stage, −1 where none did.
         target: the class that the breaking attack aimed at, −1 where none.
+        goal: the class that alone counts as a success; −1 where any mistake does.
         adversarial: the breaking image, or the one with the smallest margin found.
         score: the smallest margin found, in logits; below 0 for broken ones. Infinite where no
             attack inside the ball has looked yet. In a search for the closest points: the
@@ -42,6 +43,7 @@ class Ledger:
     stage: Int64[Tensor, " n"]
     item: Int64[Tensor, " n"]
     target: Int64[Tensor, " n"]
+    goal: Int64[Tensor, " n"]
     adversarial: Float[Tensor, "n c h w"]
     score: Float[Tensor, " n"]
     found: Int64[Tensor, " n"]
@@ -51,7 +53,13 @@ class Ledger:
     backwards: Int64[Tensor, " n"]
 
     @staticmethod
-    def of(images: Tensor, labels: Tensor, index: Tensor, witness_size: int = 0) -> Ledger:
+    def of(
+        images: Tensor,
+        labels: Tensor,
+        index: Tensor,
+        witness_size: int = 0,
+        goal: Tensor | None = None,
+    ) -> Ledger:
         """A ledger on which nothing is known yet."""
         n = len(images)
 
@@ -67,6 +75,7 @@ class Ledger:
             stage=whole(STANDING),
             item=whole(-1),
             target=whole(-1),
+            goal=whole(-1) if goal is None else goal,
             adversarial=images.clone(),
             score=torch.full((n,), torch.inf),
             found=whole(-1),

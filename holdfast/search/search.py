@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks.base import Model, Oracle
+from ..attacks.losses import margin
 from ..attacks.suite import Stage, Suite
 from ..errors import InputError
 from ..inputs import check_logits
@@ -27,7 +28,7 @@ from .journal import Journal
 from .ledger import CLEAN, Ledger
 from .scheduler import Checkpoints, Scheduler
 from .stage import BallPass, ClosestPass, Problem
-from .verifier import Verifier
+from .verifier import Verifier, succeeded
 
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
 ROUNDING = 0.01  # of the span of an image's logits: more than batches change them
@@ -112,6 +113,9 @@ class Search:
     def run(self) -> None:
         """Everything that is not in the journal yet."""
         self.journal.restore(self.ledger)
+        # What an attack reached stays its goal, should two classes tie when goals are chosen anew.
+        reached = (self.ledger.stage >= 0) & (self.ledger.goal >= 0)
+        self.ledger.goal[reached] = self.ledger.target[reached]
         self._verify_restored()
         self.clean()
         for number, stage in enumerate(self.suite.stages):
@@ -149,13 +153,11 @@ class Search:
                 off = (threat.distance(points, x) - stated).abs()
                 holds &= off <= 1e-4 * (1 + stated.abs())
             if self.problem.verifier.draws == 1:
-                labels = self.problem.labels[rows, None]
                 with torch.no_grad():
                     logits = self.model(points.to(self.problem.device)).float().cpu()
-                own = logits.gather(1, labels).squeeze(1)
                 slack = ROUNDING * (logits.amax(1) - logits.amin(1))
-                others = logits.scatter(1, labels, -inf).amax(1)
-                holds &= ~broke[rows] | (own - others <= slack)
+                lacks = margin(logits, self.problem.labels[rows], ledger.goal[rows])
+                holds &= ~broke[rows] | ~(lacks > slack)
             if not bool(holds.all()):
                 image = int(rows[~holds][0])
                 raise InputError(
@@ -165,7 +167,8 @@ class Search:
                 )
 
     def clean(self) -> None:
-        """Predictions on the clean images: mistakes are broken, logits order the targets."""
+        """Predictions on the clean images: mistakes are broken (with a goal, those that are it),
+        logits order the targets."""
         problem, ledger = self.problem, self.ledger
         for rows in problem.rows.split(self.batch_size):
             seeds = draws.item_seeds(problem.seed, "clean", ledger.index[rows])
@@ -180,8 +183,8 @@ class Search:
             prediction = answers.prediction.cpu()
             ledger.clean_prediction[rows] = prediction
             ledger.clean_confidence[rows] = answers.confidence.cpu()
-            wrong = rows[prediction != problem.labels[rows]]
-            ledger.broken[wrong], ledger.stage[wrong] = True, CLEAN
+            won = rows[succeeded(prediction, problem.labels[rows], ledger.goal[rows])]
+            ledger.broken[won], ledger.stage[won] = True, CLEAN
             with self.journal.transaction():
                 self.journal.clean(ledger, rows)
         # What the journal says of images that an attack broke includes the clean pass.

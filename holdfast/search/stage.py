@@ -22,6 +22,7 @@ from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .. import draws
+from ..attacks.goal import nearest_of_class
 from ..attacks.minimum_norm import MinimumNormState
 from ..attacks.state import Items
 from ..attacks.suite import Stage, Suite
@@ -78,7 +79,14 @@ class Problem:
 
     def target(self, stage: Stage, item: int, image: int) -> int:
         """The class that an item goes for; −1 where any wrong one will do."""
+        if self.aimed:
+            return int(self.ledger.goal[image])
         return int(self.order[image, item // stage.restarts]) if stage.attack.targeted else -1
+
+    @property
+    def aimed(self) -> bool:
+        """Whether one class alone counts as a success, for each image its own."""
+        return bool((self.ledger.goal >= 0).any())
 
 
 @dataclass
@@ -160,6 +168,8 @@ class StagePass(Task):
         restart, targets = item, torch.full_like(item, -1)
         if stage.attack.targeted:
             restart, targets = item % stage.restarts, problem.order[image, item // stage.restarts]
+        goals = problem.ledger.goal[image]
+        targets = torch.where(goals >= 0, goals, targets)
         # A stage that comes again draws other numbers; one that is alike in two suites, the same.
         names = [each.name for each in problem.suite.stages]
         again = names[: self.number].count(stage.name)
@@ -174,7 +184,16 @@ class StagePass(Task):
             targets=targets.to(device),
             eps=problem.threat.radii(x),
             seeds=seeds.to(device),
+            start=self._start(x, goals),
+            goals=goals.to(device),
         )
+
+    def _start(self, x: Tensor, goals: Tensor) -> Tensor:
+        """Where a search that knows only predicted classes begins: at an image of the goal."""
+        if not (self.stage.attack.decisions and self.problem.aimed):
+            return x
+        problem = self.problem
+        return nearest_of_class(x, goals, problem.images, problem.labels, problem.threat)
 
     def needed(self, key: Key) -> bool:
         won = self.images[key.image].won
@@ -245,8 +264,7 @@ class StagePass(Task):
         assert business.won_point is not None and business.won_witness is not None
         ledger.broken[image] = True
         ledger.stage[image], ledger.item[image] = self.number, first
-        if self.stage.attack.targeted:
-            ledger.target[image] = problem.target(self.stage, first, image)
+        ledger.target[image] = problem.target(self.stage, first, image)
         ledger.score[image] = business.won_score
         ledger.adversarial[image] = business.won_point
         ledger.witness[image] = business.won_witness
@@ -298,7 +316,7 @@ class BallPass(StagePass):
         state = batch.state.select(rows.to(problem.device))
         legal = problem.threat.contains(state.best, state.images, state.eps, state.witness)
         seeds = draws.item_seeds(0, "verdict", state.seeds.cpu(), state.iteration.cpu())
-        fooled, asked = problem.verifier.fooled(state.best, state.labels, seeds)
+        fooled, asked = problem.verifier.fooled(state.best, state.labels, seeds, state.goals)
         return (legal & fooled).cpu(), asked.cpu()
 
     def _is_stronger(self, key: Key, score: float) -> bool:
@@ -334,7 +352,9 @@ class ClosestPass(StagePass):
             point = best[left]
             if further != 1:
                 point = (x[left] + further * (point - x[left])).clamp(0, 1)
-            fooled, passes = problem.verifier.fooled(point, state.labels[left], seeds[left.cpu()])
+            fooled, passes = problem.verifier.fooled(
+                point, state.labels[left], seeds[left.cpu()], state.goals[left]
+            )
             asked[left.cpu()] += passes.cpu()
             held = fooled & threat.contains(point, x[left], eps[left] + inf)
             best[left[held]] = point[held]

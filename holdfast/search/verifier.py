@@ -95,25 +95,48 @@ class Verifier:
         return torch.cat(parts).unflatten(0, (len(images), count))
 
     def fooled(
-        self, images: Images, labels: Int64[Tensor, " n"], seeds: Int64[Tensor, " n"]
+        self,
+        images: Images,
+        labels: Int64[Tensor, " n"],
+        seeds: Int64[Tensor, " n"],
+        goals: Int64[Tensor, " n"] | None = None,
     ) -> tuple[Bool[Tensor, " n"], Int64[Tensor, " n"]]:
         """Whether a search may stop at each image, and the forwards that it took to say so.
 
         Of a random model, another class must outvote the label beyond doubt in fresh draws (a
         binomial test on the two, after Hung & Fithian, 2019): a search that asks often enough
-        would sooner or later meet a lucky majority.
+        would sooner or later meet a lucky majority. Where one class alone counts, it must outvote
+        every other.
+
+        Args:
+            goals: int64 (N,), these classes; −1 where any mistake will do. By default it does.
         """
         passes = torch.ones_like(labels)
+        goals = torch.full_like(labels, -1) if goals is None else goals
         if self.draws == 1:
-            return self.predict(images, seeds).prediction != labels, passes
+            return succeeded(self.predict(images, seeds).prediction, labels, goals), passes
         first = self.predict(images, item_seeds(0, "first", seeds), FIRST_DRAWS)
-        fooled = first.prediction != labels
+        fooled = succeeded(first.prediction, labels, goals)
         rows = fooled.nonzero().squeeze(1)
         passes = passes * FIRST_DRAWS + fooled * self.draws
         if len(rows):
             second = self.predict(images[rows], item_seeds(0, "second", seeds[rows.cpu()]))
-            fooled[rows] = _outvoted(second, labels[rows])
+            fooled[rows] = _outvoted(second, labels[rows], goals[rows])
         return fooled, passes
+
+
+def succeeded(
+    prediction: Int64[Tensor, "*n"], labels: Int64[Tensor, "*n"], goals: Int64[Tensor, "*n"]
+) -> Bool[Tensor, "*n"]:
+    """Whether predictions are what an attacker wants: the goal, or where there is none (−1)
+    anything but the label.
+
+    Example:
+        >>> prediction, labels = torch.tensor([2, 2, 1]), torch.tensor([1, 1, 1])
+        >>> succeeded(prediction, labels, goals=torch.tensor([-1, 0, -1]))
+        tensor([ True, False, False])
+    """
+    return torch.where(goals >= 0, prediction == goals, prediction != labels)
 
 
 def _votes(draws: Int64[Tensor, "n d"], classes: int) -> Int64[Tensor, "n k"]:
@@ -121,10 +144,15 @@ def _votes(draws: Int64[Tensor, "n d"], classes: int) -> Int64[Tensor, "n k"]:
     return F.one_hot(draws + 1, classes + 1).sum(1)[:, 1:]
 
 
-def _outvoted(answers: Predictions, labels: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
+def _outvoted(
+    answers: Predictions, labels: Int64[Tensor, " n"], goals: Int64[Tensor, " n"]
+) -> Bool[Tensor, " n"]:
+    """Whether the label loses against some class, or the goal wins against all."""
     votes = _votes(answers.draws, answers.logits.shape[1])
-    own = votes.gather(1, labels[:, None]).squeeze(1).cpu().numpy()
-    rivals = votes.scatter(1, labels[:, None], 0).amax(1)
-    rival = rivals.maximum((answers.draws == NO_PREDICTION).sum(1)).cpu().numpy()
-    by_chance = binom.sf(rival - 1, own + rival, 0.5)
+    one = torch.where(goals >= 0, goals, labels)
+    own = votes.gather(1, one[:, None]).squeeze(1)
+    rivals = votes.scatter(1, one[:, None], 0).amax(1)
+    rivals = rivals.maximum((answers.draws == NO_PREDICTION).sum(1))
+    wins = torch.where(goals >= 0, own, rivals)
+    by_chance = binom.sf((wins - 1).cpu().numpy(), (own + rivals).cpu().numpy(), 0.5)
     return torch.from_numpy(by_chance <= CHANCE).to(labels.device)

@@ -56,6 +56,10 @@ class EvaluationRecord(Measurement):
     Attributes:
         standard_accuracy, robust_accuracy: fractions of the n images, in [0, 1].
         standard_accuracy_interval, robust_accuracy_interval: 95 %, Clopper–Pearson.
+        goal: what counted as a success of the attacker: `untargeted`, any mistake; or `target`, one
+            class for each image, which verdicts name: then the robust accuracy is the share of
+            images on which it was not reached.
+        targets: with a target: how it was chosen, `least-likely`, `most-likely`, `random` or `own`.
         attacks: what each attack of the suite broke and cost.
         curve: security curve, if one was asked for.
         draws: of a model that draws random numbers: its accuracies over fresh draws.
@@ -75,6 +79,8 @@ class EvaluationRecord(Measurement):
     robust_accuracy: Fraction | None = None
     robust_accuracy_interval: Interval | None = None
     suite: str | None = None
+    goal: str = "untargeted"
+    targets: str | None = None
     attacks: ListOf[AttackCost] = ()
     curve: Curve | None = None
     forwards: Count | None = None
@@ -88,6 +94,21 @@ class EvaluationRecord(Measurement):
     classes: Names = ()
     training_run: str | None = None
 
+    @property
+    def target_reached(self) -> float | None:
+        """The share of images on which the target was reached; None where any mistake counted."""
+        if self.goal != "target" or self.robust_accuracy is None:
+            return None
+        return 1 - self.robust_accuracy
+
+    @property
+    def target_reached_interval(self) -> tuple[float, float] | None:
+        """Its 95 % interval."""
+        if self.target_reached is None or self.robust_accuracy_interval is None:
+            return None
+        low, high = self.robust_accuracy_interval
+        return 1 - high, 1 - low
+
     def headline(self) -> str:
         return f"Evaluation of {self.measured_on()}, suite {self.suite or '?'}"
 
@@ -98,6 +119,10 @@ class EvaluationRecord(Measurement):
                 "standard accuracy",
                 percent(self.standard_accuracy, self.standard_accuracy_interval),
             ),
-            ("robust accuracy", percent(self.robust_accuracy, self.robust_accuracy_interval)),
+            (
+                ("robust accuracy", percent(self.robust_accuracy, self.robust_accuracy_interval))
+                if self.target_reached is None
+                else ("target reached", percent(self.target_reached, self.target_reached_interval))
+            ),
             ("fired flags", fired or "none"),
         ]
