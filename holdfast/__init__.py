@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from .certification.certify import certify
     from .errors import HoldfastError, InputError
     from .evaluation.evaluate import evaluate
+    from .evaluation.given import judge
     from .evaluation.result import Evaluation
     from .exporting import export
     from .loading import load
@@ -42,6 +43,7 @@ __all__ = [
     "defences",
     "evaluate",
     "export",
+    "judge",
     "load",
     "measure_uncertainty",
     "mix",
@@ -67,6 +69,7 @@ __getattr__, __dir__ = lazily(
         "defences": "defences",
         "evaluate": "evaluation:evaluate",
         "export": "exporting:export",
+        "judge": "evaluation.given:judge",
         "load": "loading:load",
         "measure_uncertainty": "uncertainty.measure_uncertainty:measure_uncertainty",
         "mix": "mixing.run:mix",

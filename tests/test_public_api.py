@@ -34,6 +34,7 @@ PUBLIC = {
     "defences",
     "evaluate",
     "export",
+    "judge",
     "load",
     "measure_uncertainty",
     "mix",
@@ -45,7 +46,7 @@ PUBLIC = {
 }
 EXPLAINED = [  # functions whose parameters, and an example, stand in the docstring
     "evaluate", "certify", "compare", "export", "measure_uncertainty", "mix", "train", "load",
-    "read", "require", "write_report",
+    "read", "require", "write_report", "judge",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "PIL", "rich", "typer")
 

@@ -103,7 +103,7 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
 
     def first_point(self, items: Items, threat: Threat) -> Images:
         noise = _random_images(items.seeds, torch.zeros_like(items.labels), items.images)
-        # Noise is rarely of one given class: there, `items.start` is an image of it, if there is one.
+        # Noise is rarely of one given class; `items.start` is an image of it, if there is one.
         return pick(items.goals >= 0, items.start, noise)
 
     def begin(self, items: Items, point: Images, threat: Threat) -> HopSkipJumpState:

@@ -80,9 +80,7 @@ def _by_span(values: Values, logits: Logits, targeted: Bool[Tensor, " n"]) -> Va
     return values / (top[:, 0] - third + 1e-12)
 
 
-def climbed(
-    loss: Loss, logits: Logits, labels: Labels, targets: Labels, goals: Labels
-) -> Values:
+def climbed(loss: Loss, logits: Logits, labels: Labels, targets: Labels, goals: Labels) -> Values:
     """What an attack climbs: the loss; where one class t alone counts as a success, the loss that t
     would have as the label, with its sign turned.
 

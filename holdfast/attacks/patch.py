@@ -128,9 +128,7 @@ class Patch(Attack[PatchState]):
     def step(self, oracle: Oracle, state: PatchState, threat: Threat) -> PatchState:
         x, k = state.images, state.iteration
         side = self._side(x, threat.eps)
-        gradient, logits, _ = oracle.gradient(
-            state.point, lambda z: state.climbed(margin_loss, z)
-        )
+        gradient, logits, _ = oracle.gradient(state.point, lambda z: state.climbed(margin_loss, z))
         seen = state.observe(logits)
         best_corner = pick(seen.score < state.score, state.corner, state.best_corner)
         first = k == 0

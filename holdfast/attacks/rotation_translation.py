@@ -95,9 +95,7 @@ class RotationTranslation(Attack[RotationTranslationState]):
     ) -> RotationTranslationState:
         k, parameters = state.iteration, state.parameters
         if self.steps:
-            slope, logits, _ = oracle.gradient(
-                state.point, lambda z: state.climbed(margin_loss, z)
-            )
+            slope, logits, _ = oracle.gradient(state.point, lambda z: state.climbed(margin_loss, z))
         else:
             logits = oracle.logits(state.point)
         seen = state.observe(logits)

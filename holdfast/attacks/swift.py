@@ -41,7 +41,7 @@ class Swift(APGD[SwiftState]):
     the first two. What then has come close to the boundary is searched by long runs: on the margin
     to the class that came closest, then on the margin to any; all else is left standing. Every run
     starts at random in the ball (`docs/swift.md`). Where one class alone is the goal, the runs that
-    go for others are left out.
+    go for others are left out, and the last long run climbs the cross-entropy.
 
     APGD is of Croce & Hein, ICML 2020; to choose targets where the search stands rather than on
     the clean image, and to spend no more on hopeless images, are ideas of Adaptive Auto Attack
@@ -126,9 +126,11 @@ class Swift(APGD[SwiftState]):
         return later + state.moves + 1 - state.iteration
 
     def value(self, logits: Logits, state: SwiftState) -> Values:
-        """What is climbed: cross-entropy in the second run, a margin in the others."""
+        """What is climbed: cross-entropy in the second run, and towards a goal in the last, too,
+        a margin in the others."""
+        last = (state.goals >= 0) & (state.run == len(self.run_moves) - 1)
         return torch.where(
-            state.run == 1,
+            (state.run == 1) | last,
             state.climbed(cross_entropy, logits),
             state.climbed(margin_loss, logits),
         )

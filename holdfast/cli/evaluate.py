@@ -13,6 +13,7 @@ from .options import (
     DataOption,
     DeviceOption,
     EpsOption,
+    GoalOption,
     JunitOption,
     LimitOption,
     ModelArgument,
@@ -24,10 +25,14 @@ from .options import (
     SeedOption,
     SizeOption,
     SplitOption,
+    TargetsOption,
 )
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from ..attacks.base import Model
+    from ..data import DataSet
     from ..evaluation import Evaluation
 
 USUAL_SUITE = "autoattack"
@@ -70,6 +75,8 @@ class Options:
     ] = 20
     norm: NormOption = None
     eps: EpsOption = None
+    goal: GoalOption = "untargeted"
+    targets: TargetsOption = None
     limit: LimitOption = None
     split: SplitOption = "test"
     pixels: PixelsOption = None
@@ -97,7 +104,7 @@ class Options:
     quiet: QuietOption = False
 
 
-def suite_or_usual(suite: str | None, model: Model) -> str:
+def suite_or_usual(suite: str | None, model: Model, usual: str = USUAL_SUITE) -> str:
     """The suite asked for; else `adaptive`, saying why, for a defence that needs it."""
     from ..attacks.adaptive import NAME as ADAPTIVE
     from ..distributed import leads
@@ -108,7 +115,17 @@ def suite_or_usual(suite: str | None, model: Model) -> str:
     why = reason(model)
     if why and leads():
         tell(f"suite {ADAPTIVE}, because {why}")
-    return ADAPTIVE if why else USUAL_SUITE
+    return ADAPTIVE if why else usual
+
+
+def targets_of(targets: str | None, count: int, dataset: DataSet) -> Tensor | str | None:
+    """What `--targets` means: a kind of targets, or the classes that a file holds."""
+    from ..attacks.goal import KINDS
+    from ..data.given import read_targets
+
+    if targets is None or targets in KINDS:
+        return targets
+    return read_targets(targets, count, dataset.classes)
 
 
 def run(options: Options) -> Evaluation:
@@ -130,6 +147,7 @@ def _run(options: Options) -> Evaluation:
     import torch
 
     from .. import data as datasets
+    from ..attacks.goal import RANDOM, checked_goal
     from ..defences import chain, steps, undefended
     from ..evaluation import evaluate
     from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
@@ -146,6 +164,8 @@ def _run(options: Options) -> Evaluation:
     split = dataset.split(options.split)
     n = len(split) if options.limit is None else min(options.limit, len(split))
     check_classes(options.model, card, dataset)
+    goal = checked_goal(options.goal, options.targets and RANDOM)
+    targets = targets_of(options.targets, n, dataset)
     remark(dataset, options.split, n, str(card.get("trained_on", "")))
     return evaluate(
         network,
@@ -161,6 +181,8 @@ def _run(options: Options) -> Evaluation:
         progress=not options.quiet,
         curve=options.curve,
         samples=options.samples,
+        goal=goal,
+        targets=targets,
         described={
             **what_was_measured(
                 options.model, bare, dataset, options.split, n, options.pixels, defences
@@ -168,6 +190,27 @@ def _run(options: Options) -> Evaluation:
             "classes": list(dataset.classes),
         },
     )
+
+
+def show_accuracies(result: Evaluation) -> None:
+    """Print the accuracies with their intervals; of a random model, over fresh draws too."""
+    low, high = result.standard_accuracy_interval
+    tell(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    low, high = result.robust_accuracy_interval
+    if result.target_reached is not None and result.target_reached_interval is not None:
+        tell(f"target not reached {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+        low, high = result.target_reached_interval
+        tell(
+            f"target reached on  {result.target_reached:7.2%}  (95 %: {low:.2%} to {high:.2%}; "
+            f"targets: {result.targets})"
+        )
+    else:
+        tell(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+    for figure in result.draws:
+        tell(
+            f"over {figure.draws} fresh draws, {figure.kind + ':':9} "
+            f"standard {figure.standard_accuracy:7.2%}, robust {figure.robust_accuracy:7.2%}"
+        )
 
 
 def show(result: Evaluation, options: Options) -> None:
@@ -178,15 +221,7 @@ def show(result: Evaluation, options: Options) -> None:
 
     if not leads():  # one of several workers; the first one tells
         return
-    low, high = result.standard_accuracy_interval
-    tell(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
-    low, high = result.robust_accuracy_interval
-    tell(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
-    for figure in result.draws:
-        tell(
-            f"over {figure.draws} fresh draws, {figure.kind + ':':9} "
-            f"standard {figure.standard_accuracy:7.2%}, robust {figure.robust_accuracy:7.2%}"
-        )
+    show_accuracies(result)
     if result.unaware is not None:
         low, high = result.unaware.robust_accuracy_interval
         tell(

@@ -87,5 +87,21 @@ JunitOption = Annotated[
         "--junit", help="Also write the requirements' outcomes as JUnit XML to this file."
     ),
 ]
+GoalOption = Annotated[
+    str,
+    typer.Option(
+        "--goal",
+        help="What counts as a success: untargeted, any mistake; or target, that the class of "
+        "--targets is predicted.",
+    ),
+]
+TargetsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--targets",
+        help="With --goal target: least-likely, most-likely or random, or a file with a class for "
+        "every image (.csv, .txt, .npy, .npz).",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress on standard error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]

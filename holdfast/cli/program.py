@@ -23,6 +23,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "data",
     "train",
     "evaluate",
+    "judge",
     "uncertainty",
     "certify",
     "mix",

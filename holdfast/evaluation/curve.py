@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..attacks import PGD
-from ..attacks.goal import TARGET
+from ..attacks.goal import TARGET, UNTARGETED
 from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
 from ..runs.records import Curve, CurvePoint
@@ -51,8 +51,8 @@ def security_curve(
             break
         ball = threat.times(multiple)
         x, y, t = images[rows], labels[rows], goals[rows]
-        wanted = {"goal": TARGET, "targets": t} if aimed else {}
-        x_adv = attack(search, x, y, ball, seed=seed, **wanted)
+        goal, wanted = (TARGET, t) if aimed else (UNTARGETED, None)
+        x_adv = attack(search, x, y, ball, goal=goal, targets=wanted, seed=seed)
         with torch.no_grad():
             stands = ~succeeded(predicted(model(x_adv)), y, t)
         rows = rows[stands]

@@ -64,5 +64,10 @@ def draw_figures(
     return (
         figure("average", count, average(clean), average(robust)),
         figure("worst", worst, *map(counted, every)),
-        figure("majority", count, counted(ledger.clean_prediction == ledger.labels), counted(~ledger.broken)),
+        figure(
+            "majority",
+            count,
+            counted(ledger.clean_prediction == ledger.labels),
+            counted(~ledger.broken),
+        ),
     )

@@ -55,6 +55,8 @@ def verdict(run: EvaluationRun) -> tuple[str, str]:
     right, standing = run.standard.count, run.robust.count
     if right is None or standing is None:
         return "The evaluation reached no verdict.", "At least one of its accuracies has no value."
+    if run.aimed:
+        return _verdict_on_targets(run, right, standing)
     if right == 0:
         judgement = "The model is wrong everywhere, attack or not."
     elif standing == 0:
@@ -89,6 +91,18 @@ def verdict(run: EvaluationRun) -> tuple[str, str]:
     return judgement, counts
 
 
+def _verdict_on_targets(run: EvaluationRun, right: int, standing: int) -> tuple[str, str]:
+    judgement = f"Target reached on {format.accuracy(run.reached)} of the images."
+    if run.fired:
+        judgement += " Do not rely on it yet: a health check fired."
+    return judgement, (
+        f"It names {format.count(right)} of {format.count(run.n)} images right. An attacker who "
+        f"may {format.permission(run.threat)} made it answer the one class that was wanted on "
+        f"{format.count(run.n - standing)}; any other mistake does not count. A stronger attack "
+        "could only raise that figure."
+    )
+
+
 def remarks(data: DataInfo) -> Facts:
     """What a record says against its images, as rows of a table."""
     absent = data.classes_without_images
@@ -108,6 +122,7 @@ def facts(run: EvaluationRun) -> Facts:
         *remarks(run.data),
         ("Threat model", str(run.threat)),
         ("Suite", record.suite or format.NONE),
+        *([("Goal", f"one class for each image: {record.targets or '?'}")] if run.aimed else []),
         ("Model", format.model(run.model)),
         ("Seed · precision", f"{format.figure(record.seed)} · {record.precision or format.NONE}"),
         ("Time", format.duration(record.seconds)),
@@ -124,12 +139,17 @@ def fates(run: EvaluationRun) -> Markup | None:
     if right is None or standing is None:
         return None
     broken = [(attack.name, attack.broken) for attack in run.record.attacks if attack.broken]
-    parts = [charts.Part("stand", "robust", standing)]
+    stand, by, before = "stand", "broken by", "wrong before any attack"
+    first = run.n - right
+    if run.aimed:
+        stand, by, before = "target not reached", "reached by", "at their target before any attack"
+        first = run.n - standing - sum(number or 0 for _, number in broken)
+    parts = [charts.Part(stand, "robust", standing)]
     parts += [
-        charts.Part(f"broken by {name}", f"broken-{min(i, 2)}", number)
+        charts.Part(f"{by} {name}", f"broken-{min(i, 2)}", number)
         for i, (name, number) in enumerate(broken)
     ]
-    parts += [charts.Part("wrong before any attack", "standard", run.n - right)]
+    parts += [charts.Part(before, "standard", first)]
     parts = [part for part in parts if part.size]
     if sum(part.size for part in parts) != run.n:
         return None
@@ -372,7 +392,8 @@ def examples(run: EvaluationRun) -> Examples | None:
     for row, image, change, attacked in zip(
         run.examples.rows, images, delta, adversarial, strict=False
     ):
-        fate = "mistake" if not v.clean_right[row] else "broken" if v.broken[row] else "standing"
+        before = v.attack[row] == "clean" if run.aimed else not v.clean_right[row]
+        fate = "mistake" if before else "broken" if v.broken[row] else "standing"
         shown.append(
             Example(
                 index=int(v.index[row]),

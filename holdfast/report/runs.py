@@ -164,6 +164,17 @@ class EvaluationRun(MeasuredRun):
         return self.accuracy("robust_accuracy")
 
     @property
+    def aimed(self) -> bool:
+        """Whether one class alone counted as a success, and not any mistake."""
+        return self.record.target_reached is not None
+
+    @property
+    def reached(self) -> Accuracy:
+        """The share of images on which the target was reached."""
+        record = self.record
+        return Accuracy.stated(record.target_reached, record.target_reached_interval, self.n)
+
+    @property
     def unaware(self) -> Accuracy | None:
         """Against an attacker who does not know of the defences."""
         found = self.record.unaware

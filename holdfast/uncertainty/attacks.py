@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .. import draws
 from ..attacks import GradientAscent, Items, Oracle, State
+from ..attacks.goal import UNTARGETED
 from ..attacks.state import pick
 from ..errors import InputError
 from ..inputs import checked_data
@@ -62,6 +63,7 @@ class Ascent(GradientAscent[AscentState]):
     """
 
     targeted = True
+    reaches = False
     FIRST, LAST = 0.5, 0.02  # lengths of the first and the last step, in ε
 
     def __init__(
@@ -134,13 +136,17 @@ class Ascent(GradientAscent[AscentState]):
         labels: Int64[Tensor, " n"],
         threat: Threat,
         *,
-        targets: Int64[Tensor, " n"] | None = None,
+        targets: Int64[Tensor, " n"] | str | None = None,
+        goal: str = UNTARGETED,
         seed: int = 0,
         batch_size: int = 128,
     ) -> Images:
         """Run it alone: the images that `seek` finds. `targets` are the answers to hold."""
+        if goal != UNTARGETED or isinstance(targets, str):
+            self.check_reaches()
+        held = None if isinstance(targets, str) else targets
         found = seek(
-            self, model, images, labels, threat, held=targets, seed=seed, batch_size=batch_size
+            self, model, images, labels, threat, held=held, seed=seed, batch_size=batch_size
         )
         return found.images.to(images.device)
 

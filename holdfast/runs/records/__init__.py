@@ -8,7 +8,15 @@ from .base import Part, Record
 from .card import Card
 from .certification import CertificationRecord, CertifiedAt
 from .comparison import Beside, ComparedPair, ComparedRun, ComparisonRecord
-from .evaluation import Curve, CurvePoint, DrawFigure, EvaluationRecord, Unaware
+from .evaluation import (
+    Curve,
+    CurvePoint,
+    DrawFigure,
+    EvaluationRecord,
+    GivenInfo,
+    TransferInfo,
+    Unaware,
+)
 from .measured import (
     NOT_NEEDED,
     RAN,
@@ -56,6 +64,7 @@ __all__ = [
     "DrawFigure",
     "EvaluationRecord",
     "Flag",
+    "GivenInfo",
     "Measurement",
     "MixtureFigures",
     "MixtureRecord",
@@ -65,6 +74,7 @@ __all__ = [
     "RequestRecord",
     "TrainingEvent",
     "TrainingRecord",
+    "TransferInfo",
     "Unaware",
     "UncertaintyRecord",
     "Validation",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from .base import Count, Fraction, Interval, ListOf, Names, Part, Positive, Quantity, percent
 from .measured import AttackCost, Measurement
@@ -50,6 +50,52 @@ class Unaware(Part):
     robust_accuracy_interval: Interval | None = None
 
 
+class GivenInfo(Part):
+    """Adversarial images that were handed over: nobody searched for them here, so that the robust
+    accuracy is an upper bound.
+
+    Attributes:
+        images: how many.
+        counted: how many of them count: finite, in the box, in the ball.
+        not_finite, outside_box, outside_ball: how many are so, as handed over.
+        clipped: how many were brought into ball and box.
+        told: what was taken from where, one line each.
+    """
+
+    images: Positive | None = None
+    counted: Count | None = None
+    not_finite: Count = 0
+    outside_box: Count = 0
+    outside_ball: Count = 0
+    clipped: Count = 0
+    told: Names = ()
+
+
+class TransferInfo(Part):
+    """The model on which the adversarial images were found, and how much of them comes over.
+
+    Attributes:
+        source: its name.
+        suite: what attacked it.
+        standard_accuracy, robust_accuracy: its own, on the same images.
+        broke_source: images that an attack broke on the source, and that the judged model gets
+            right without an attack.
+        broke_both: how many of them break the judged model too.
+        rate: the transfer rate, `broke_both` / `broke_source`; None without any.
+    """
+
+    source: str = ""
+    suite: str = ""
+    standard_accuracy: Fraction | None = None
+    standard_accuracy_interval: Interval | None = None
+    robust_accuracy: Fraction | None = None
+    robust_accuracy_interval: Interval | None = None
+    broke_source: Count | None = None
+    broke_both: Count | None = None
+    rate: Fraction | None = None
+    rate_interval: Interval | None = None
+
+
 class EvaluationRecord(Measurement):
     """`result.json` of an evaluation.
 
@@ -63,6 +109,8 @@ class EvaluationRecord(Measurement):
         attacks: what each attack of the suite broke and cost.
         curve: security curve, if one was asked for.
         draws: of a model that draws random numbers: its accuracies over fresh draws.
+        given: of images that were handed over and not searched for: what the checks counted.
+        transfer: of images that were found on another model: how that one fared.
         unaware: of a defended model: its accuracy against an attacker who does not know of the
             defence. Never its robust accuracy.
         unanswered: how many of the broken images are so because the model answers nothing at the
@@ -88,11 +136,19 @@ class EvaluationRecord(Measurement):
     precision: str | None = None
     batch_size: Positive | None = None
     draws: ListOf[DrawFigure] = ()
+    given: GivenInfo | None = None
+    transfer: TransferInfo | None = None
     unaware: Unaware | None = None
     unanswered: Count = 0
     log: Names = ()
     classes: Names = ()
     training_run: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        held = super().to_dict()
+        if "goal" not in self.model_fields_set:  # files of before do not say it
+            held.pop("goal", None)
+        return held
 
     @property
     def target_reached(self) -> float | None:
