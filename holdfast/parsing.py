@@ -1,10 +1,12 @@
-"""Reading what people write: names of code, options after a name, numbers, and misspelt names."""
+"""Reading what people write: names of code, options after a name, numbers, lengths of time, and
+misspelt names."""
 
 from __future__ import annotations
 
 import difflib
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -149,3 +151,47 @@ def parse_number(text: str | float) -> float:
     except (ValueError, TypeError, ZeroDivisionError, OverflowError, RuntimeError):
         told = " ".join(repr(text)[:60].split())
         raise InputError(f"{told} is not a number (write it like 8/255 or 0.5)") from None
+
+
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_PART = r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd])"  # such as 1.5h
+
+
+def parse_seconds(text: str | float) -> float:
+    """Seconds from `90s`, `60m`, `1.5h` or `1h30m`.
+
+    Raises:
+        InputError: anything else, or nothing above 0.
+
+    Example:
+        >>> parse_seconds("1h30m")
+        5400.0
+    """
+    said = str(text).strip()
+    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", said):
+        raise InputError(f"budget {str(text)!r} has no unit: {said}s, {said}m or {said}h?")
+    seconds = 0.0
+    if re.fullmatch(rf"(?:{_PART}\s*)+", said):
+        seconds = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, said))
+    if not 0 < seconds < float("inf"):
+        raise InputError(f"budget {str(text)!r} is no length of time (write it like 60m or 1h30m)")
+    return seconds
+
+
+def parse_percentage(text: str | float) -> float:
+    """A fraction from its text, which may be in per cent.
+
+    Example:
+        >>> parse_percentage("2%"), parse_percentage("0.02")
+        (0.02, 0.02)
+
+    Raises:
+        InputError: if it is not one.
+    """
+    said = text.strip() if isinstance(text, str) else text
+    per_cent = isinstance(said, str) and said.endswith("%")
+    try:
+        return parse_number(said[:-1]) / 100 if per_cent else parse_number(said)  # type: ignore[index]
+    except InputError:
+        told = " ".join(repr(text)[:60].split())
+        raise InputError(f"{told} is no fraction (write it like 2% or 0.02)") from None

@@ -67,6 +67,15 @@ def evaluate(models: Path, out: Path) -> None:
     )  # fmt: skip
 
 
+def sample(models: Path, out: Path) -> None:
+    """Twice: the second goes on where the first was narrow enough."""
+    for width in ("30%", "16%"):
+        evaluate_command(
+            str(models / "robust"), "digits", out, suite="pgd", norm="linf", eps="0.1", limit=40,
+            batch_size=16, precision="original", device="cpu", until=width,
+        )  # fmt: skip
+
+
 def uncertainty(models: Path, out: Path) -> None:
     options: dict[str, Any] = {"attack": "fgsm", "limit": 12, "calibration": 200, "alpha": 0.2}
     uncertainty_command(str(models / "robust"), "digits", out, **options)
@@ -88,6 +97,7 @@ def train(models: Path, out: Path) -> None:
 
 COMMANDS: dict[str, Callable[[Path, Path], None]] = {
     "evaluate": evaluate,
+    "sample": sample,
     "uncertainty": uncertainty,
     "certify": certified,
     "mix": mix,
@@ -218,8 +228,8 @@ def die_and_resume(folder: Path, kills: int, *names: str) -> None:
                 if child(lambda w=work, o=out: w(models, o), moment, told):
                     break
                 hits, tries = hits + 1, tries + 1
-                # Between its request and its result: something was under way.
-                midst += (out / "request.json").exists() and not (out / "result.json").exists()
+                # Between its request and its last result: something was under way.
+                midst += (out / "request.json").exists() and outcome(out) != expected
             found = outcome(out)
             wrong = [k for k in expected.keys() | found if expected.get(k) != found.get(k)]
             assert not wrong, f"{name}: run {runs} differs in {wrong} after {hits} kills"

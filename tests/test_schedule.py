@@ -10,7 +10,8 @@ from collections.abc import Callable
 import pytest
 
 from holdfast.errors import InputError
-from holdfast.training.schedule import Schedule, one_cycle, parse_seconds
+from holdfast.parsing import parse_seconds
+from holdfast.training.schedule import Schedule, one_cycle
 
 
 @pytest.mark.parametrize(

@@ -26,6 +26,7 @@ from .options import (
     SizeOption,
     SplitOption,
     TargetsOption,
+    command_began,
 )
 
 if TYPE_CHECKING:
@@ -78,6 +79,22 @@ class Options:
     goal: GoalOption = "untargeted"
     targets: TargetsOption = None
     limit: LimitOption = None
+    budget: Annotated[
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Time that it may take, such as 30m or 2h: as many images as fit, drawn at "
+            "random. A larger budget with the same --out goes on from there.",
+        ),
+    ] = None
+    until: Annotated[
+        str | None,
+        typer.Option(
+            "--until",
+            help="Draw images until the robust accuracy is known to so much up or down, such as "
+            "2%. With --budget, whichever comes first.",
+        ),
+    ] = None
     split: SplitOption = "test"
     pixels: PixelsOption = None
     curve: Annotated[bool, typer.Option(help="Also measure the security curve.")] = True
@@ -151,8 +168,10 @@ def _run(options: Options) -> Evaluation:
     from ..defences import chain, steps, undefended
     from ..evaluation import evaluate
     from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
+    from ..evaluation.limits import Limits
     from ..loading import load
 
+    limits = Limits.of(options.budget, options.until, command_began())
     network = chain(load(options.model), options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
@@ -179,6 +198,7 @@ def _run(options: Options) -> Evaluation:
         options.seed,
         options.out,
         progress=not options.quiet,
+        budget=limits,
         curve=options.curve,
         samples=options.samples,
         goal=goal,
@@ -194,23 +214,47 @@ def _run(options: Options) -> Evaluation:
 
 def show_accuracies(result: Evaluation) -> None:
     """Print the accuracies with their intervals; of a random model, over fresh draws too."""
-    low, high = result.standard_accuracy_interval
-    tell(f"standard accuracy  {result.standard_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
-    low, high = result.robust_accuracy_interval
+    _show_accuracy("standard accuracy", result, "standard_accuracy")
     if result.target_reached is not None and result.target_reached_interval is not None:
-        tell(f"target not reached {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+        _show_accuracy("target not reached", result, "robust_accuracy")
         low, high = result.target_reached_interval
         tell(
             f"target reached on  {result.target_reached:7.2%}  (95 %: {low:.2%} to {high:.2%}; "
             f"targets: {result.targets})"
         )
     else:
-        tell(f"robust accuracy    {result.robust_accuracy:7.2%}  (95 %: {low:.2%} to {high:.2%})")
+        _show_accuracy("robust accuracy", result, "robust_accuracy")
+    if result.stopped:
+        tell(f"stopped: {result.stopped}, n = {result.n} of {result.population}{_limits(result)}")
+    if result.is_sample:
+        tell("the intervals first named are valid whenever one stops, on all of these images")
     for figure in result.draws:
         tell(
             f"over {figure.draws} fresh draws, {figure.kind + ':':9} "
             f"standard {figure.standard_accuracy:7.2%}, robust {figure.robust_accuracy:7.2%}"
         )
+
+
+def _show_accuracy(title: str, result: Evaluation, name: str) -> None:
+    """One of them; of a sample as large as one saw fit, with both intervals."""
+    value, (low, high) = getattr(result, name), result.interval_shown(name) or (0.0, 1.0)
+    words = f"{title:18} {value:7.2%}  (95 %: {low:.2%} to {high:.2%}"
+    if result.is_sample:
+        low, high = getattr(result, f"{name}_interval")
+        words += f"; at fixed n, Clopper-Pearson: {low:.2%} to {high:.2%}"
+    tell(f"{words})")
+
+
+def _limits(result: Evaluation) -> str:
+    """What was allowed and asked for, to follow the size of the sample."""
+    from ..runs.progress import clock
+
+    said = ""
+    if result.budget is not None:
+        said += f", budget {clock(result.budget)}, took {clock(result.seconds)}"
+    if result.until is not None:
+        said += f", until ± {result.until:.2%}"
+    return said
 
 
 def show(result: Evaluation, options: Options) -> None:

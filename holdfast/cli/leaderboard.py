@@ -12,7 +12,7 @@ import typer
 from ..errors import InputError
 from ..terminal import tell_table
 from .options import JsonOption
-from .tables import evaluations, model_name, percent
+from .tables import evaluations, is_sample, model_name, percent
 
 KEPT = (  # of each result, for programs
     "suite",
@@ -23,6 +23,14 @@ KEPT = (  # of each result, for programs
     "robust_accuracy",
     "robust_accuracy_interval",
     "run",
+)
+
+
+OF_SAMPLES = (
+    "stopped",
+    "population",
+    "standard_accuracy_anytime_interval",
+    "robust_accuracy_anytime_interval",
 )
 
 
@@ -71,6 +79,7 @@ def show(results: list[dict[str, Any]], options: Options) -> None:
                     "model": name,
                     "data": result.get("data"),
                     **{key: result[key] for key in KEPT},
+                    **{key: result[key] for key in OF_SAMPLES if key in result},
                     "flags": _fired(result),
                 }
                 for name, result in zip(names, ranked, strict=True)
@@ -81,7 +90,8 @@ def show(results: list[dict[str, Any]], options: Options) -> None:
             figures = (percent(result, "standard_accuracy"), percent(result, "robust_accuracy"))
             rows.append((name, *figures, str(result["n"])))
             flags = ", ".join(_fired(result))
-            rows.append(f"    {result['run']}{f'; flags: {flags}' if flags else ''}")
+            drawn = f"; {result['n']} of {result['population']} drawn" if is_sample(result) else ""
+            rows.append(f"    {result['run']}{drawn}{f'; flags: {flags}' if flags else ''}")
         sizes = sorted({result["n"] for result in members})
         tell_table(
             ", ".join(group),

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from ..errors import InputError
+
+_program: list[float] = []  # when it began; empty where a verb is called from Python
+
+
+def begin_program() -> None:
+    """This process is the program, and does one command: its time counts from its start on."""
+    _program[:] = [time.monotonic() - time.process_time()]
+
+
+def command_began() -> float | None:
+    """When the program began, by `time.monotonic`; None where this process is not the program
+    alone."""
+    return _program[0] if _program else None
 
 
 def _checked_seed(seed: int) -> int:

@@ -17,6 +17,7 @@ from ..errors import HoldfastError, InputError
 from ..parsing import nearest
 from ..terminal import forgive_encodings, tell
 from ..version import VERSION
+from .options import begin_program
 
 INTERRUPTED = 130  # the exit status after Ctrl-C
 VERBS = (  # as `holdfast --help` lists them; each is the module of its name
@@ -93,6 +94,7 @@ def main() -> None:
     2 is bad input, 1 a failure, 3 a requirement that is not met, 130 an interruption. `--debug`
     shows tracebacks instead.
     """
+    begin_program()
     forgive_encodings()
     if "--debug" in sys.argv:
         app()

@@ -54,9 +54,16 @@ def _whole(file: Path) -> dict[str, Any]:
     return record
 
 
+def is_sample(result: dict[str, Any]) -> bool:
+    """Whether a budget or a width ended the evaluation."""
+    return result.get("stopped") in ("budget", "until")
+
+
 def percent(result: dict[str, Any], name: str) -> str:
-    """A fraction of a result with its 95 % interval, in per cent."""
-    low, high = result[f"{name}_interval"]
+    """A fraction of a result with its 95 % interval, in per cent; of a sample that was as large as
+    one saw fit, with the one that is valid at any time."""
+    anytime = result.get(f"{name}_anytime_interval") if is_sample(result) else None
+    low, high = anytime or result[f"{name}_interval"]
     return f"{result[name]:.1%} ({low:.1%} to {high:.1%})"
 
 

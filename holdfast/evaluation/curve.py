@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,18 @@ def security_curve(
         rows = rows[stands]
         points.append(_point(ball.eps, len(rows), n))
     return Curve(attack=f"PGD on the margin, {STEPS} steps", n=n, points=tuple(points))
+
+
+def joined(curves: Sequence[Curve]) -> Curve:
+    """One curve of those on several groups of images."""
+    n = sum(curve.n or 0 for curve in curves)
+    standing: dict[float, int] = {}
+    for curve in curves:
+        for point in curve.points:  # beyond its end none of its images stands
+            here = round(point.robust_accuracy * (curve.n or 0))
+            standing[point.eps] = standing.get(point.eps, 0) + here
+    points = tuple(_point(eps, standing[eps], n) for eps in sorted(standing))
+    return Curve(attack=curves[0].attack, n=n, points=points)
 
 
 def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:

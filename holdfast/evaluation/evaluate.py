@@ -15,18 +15,21 @@ from torch import Tensor
 from ..attacks import Attack, Suite
 from ..attacks.adaptive import SAMPLES
 from ..attacks.goal import UNTARGETED
-from ..distributed import Workers, joined
+from ..distributed import Workers, alone, joined
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
 from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
+from ..search import Search
 from ..threat import Threat
 from ..types import Images, Model
 from .inspection import Inspection
+from .limits import Limits
 from .plan import Plan, choose
 from .request import Request
 from .result import Evaluation
 from .run import Run
+from .sample import judge_sample
 from .verdicts import judge
 
 
@@ -43,6 +46,8 @@ def evaluate(
     run: Path | str | None = None,
     progress: bool = False,
     *,
+    budget: str | float | Limits | None = None,
+    until: str | float | None = None,
     curve: bool = False,
     samples: int = SAMPLES,
     described: dict[str, Any] | None = None,
@@ -73,6 +78,14 @@ def evaluate(
         seed: of all random draws.
         run: a folder for journal and result; the same call goes on where it was interrupted.
         progress: show a progress bar (plain lines where there is no terminal).
+        budget: how long it may take in all, seconds or a text such as `30m`: as many images are
+            judged as fit, drawn at random in an order that the seed decides. The result says
+            `stopped`, and how many of the `population` it is about. A larger budget with the same
+            `run` goes on from there.
+        until: draw images until half the width of the robust accuracy's interval is at most so
+            much, `2%` or 0.02. Budget or width, whichever comes first. As the size of the sample
+            then depends on what was seen, the interval is one that is valid at any time
+            (`robust_accuracy_anytime_interval`, see `holdfast.intervals.anytime_interval`).
         curve: also measure the security curve on the first images.
         samples: of the suite `adaptive`: draws of a random model that each iteration averages over.
         described: for `result.json`: what the model and the data are.
@@ -87,7 +100,8 @@ def evaluate(
     Raises:
         InputError (a ValueError): bad images or labels, a model that fails on them, or whose
             logits are not finite there, of the wrong shape or fewer than the classes; a ball that
-            holds every image there is; a folder that holds another run.
+            holds every image there is; a folder that holds another run; a budget that is no length
+            of time, a width that is none; several processes with one of these.
 
     Example:
         >>> import torch, holdfast as hf
@@ -97,6 +111,9 @@ def evaluate(
         >>> result.n, bool(result.robust_accuracy <= result.standard_accuracy)
         (8, True)
     """
+    limits = budget if isinstance(budget, Limits) else Limits.of(budget, until)
+    if limits is not None:
+        alone("evaluate with a budget or a width")
     request = Request.checked(
         model,
         images,
@@ -114,6 +131,7 @@ def evaluate(
         described=described,
         goal=goal,
         targets=targets,
+        limits=limits,
     )
     moved = request.device != request.home
     try:
@@ -155,17 +173,28 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
             line.say(remark)
 
         # 3. Search: every stage on every image that stands; in journals, on all workers.
-        search, earlier = run.search(plan, line)
+        search: Search | None
+        sample = None
+        if request.limits is not None:  # or on a sample, block by block
+            began = request.limits.began
+            with run.sample(plan) as search_of_all:
+                search, earlier = search_of_all, search_of_all.journal.seconds()
+                sample = judge_sample(request, known, plan, search_of_all, line)
+            request, plan = request.part(sample.rows), plan.part(sample.rows)
+        else:
+            search, earlier = run.search(plan, line)
         if search is None:  # worker 0 has all verdicts, and judges them
             return run.others()
 
         # 4. Judge: the original model has the last word on every adversarial image.
-        result = judge(request, known, plan, search, line)
+        result = judge(request, known, plan, search, line, sample.beside if sample else None)
+        if sample is not None:
+            result = sample.stated(result)
 
     # 5. Write the run folder.
     seconds = earlier + time.monotonic() - began
     result = result.model_copy(update={"identity": run.key, "seconds": seconds})
-    return run.write(result, plan)
+    return run.write(result, plan, request)
 
 
 def _remarks(known: Inspection, plan: Plan) -> list[str]:

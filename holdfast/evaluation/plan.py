@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -56,6 +56,10 @@ class Plan:
     searched: Model
     flags: tuple[Flag, ...]
     goals: Tensor
+
+    def part(self, rows: Tensor) -> Plan:
+        """For some of the images alone."""
+        return replace(self, goals=self.goals[rows])
 
     @property
     def levels(self) -> Levels:
@@ -119,6 +123,7 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
             workers,
             batch_size=batch_size,
             of=len(request.images),
+            budget=request.limits.budget if request.limits else None,
             classes=known.logits.shape[1],
             say=known.log.append,
         )

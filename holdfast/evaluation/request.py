@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..attacks import Attack, Stage, Suite, suite_named
@@ -21,6 +22,7 @@ from ..inputs import checked_data, checked_device, checked_threat, whole_number
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
 from ..threat import Threat
 from ..types import Model
+from .limits import Limits
 
 PRECISIONS = ("auto", "bf16", "float32", "original")
 
@@ -49,6 +51,7 @@ class Request:
         progress: whether a progress line is shown.
         curve: whether the security curve is measured.
         described: `model` and `data` for `result.json`.
+        limits: what ends it before all images are judged; None: nothing.
     """
 
     model: nn.Module
@@ -70,6 +73,12 @@ class Request:
     progress: bool
     curve: bool
     described: dict[str, Any]
+    limits: Limits | None = None
+
+    def part(self, rows: Int64[Tensor, " r"]) -> Request:
+        """The request of some of the images alone."""
+        targets = self.targets[rows] if isinstance(self.targets, Tensor) else self.targets
+        return replace(self, images=self.images[rows], labels=self.labels[rows], targets=targets)
 
     @staticmethod
     def checked(
@@ -90,6 +99,7 @@ class Request:
         described: dict[str, Any] | None = None,
         goal: str = UNTARGETED,
         targets: Any = None,
+        limits: Limits | None = None,
     ) -> Request:
         """A request of what a caller hands over; see `holdfast.evaluate`.
 
@@ -138,6 +148,7 @@ class Request:
             progress=progress,
             curve=curve,
             described=_described(model) | (described or {}),
+            limits=limits,
         )
         return request.with_suite(fitting)
 

@@ -191,6 +191,8 @@ def write_run(folder: Path, images: Tensor, result: Evaluation, described: dict[
     Args:
         described: further fields of the record: `model`, `data` and `classes`, for a reader.
     """
+    # Where more was judged since, the old result must not stand beside the new verdicts.
+    (folder / records.RESULT).unlink(missing_ok=True)
     write_verdicts(folder / VERDICTS, result.verdicts)
     write_examples(folder / "examples.safetensors", images, result)
     record = EvaluationRecord.checked({**described, **result.to_dict()}, str(folder))

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,11 +19,13 @@ from ..runs.environment import circumstances
 from ..runs.folder import finished, holds, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity
 from ..runs.progress import ProgressLine
-from ..search import Journal, Ledger, Search, Shard
+from ..runs.records import EvaluationRecord
+from ..search import ASIDE, Journal, Ledger, Search, SearchReport, Shard
 from ..search.shards import NAME as JOURNAL
 from . import health
 from .defence_examples import write_defence_examples
 from .inspection import Inspection
+from .limits import is_enough, sample_order
 from .plan import Plan
 from .request import Request
 from .result import Evaluation, write_run
@@ -64,9 +69,10 @@ class Run:
         if not self.workers.share(result is not None):
             return None
         if result is not None and self.folder is not None:
-            if finished(self.folder) is None:
+            if not self._is_written(result):
                 open_run(self.folder, "evaluate", self.key, {})  # clears away what is half written
-                write_run(self.folder, self.request.images, result, self.request.described)
+                images = self.request.images[[verdict.index for verdict in result.verdicts]]
+                write_run(self.folder, images, result, self.request.described)
             with ProgressLine("evaluation", self.request.progress) as line:
                 date = on_date(result.finished)
                 line.say(f"{self.folder} was finished on {date}: read, not run again")
@@ -87,9 +93,20 @@ class Run:
             journal.restore(ledger)
         finally:
             journal.close()
-        result = Evaluation.from_bytes(packed, ledger.adversarial)
+        record = Evaluation.from_bytes(packed, ledger.adversarial)
+        rows = [verdict.index for verdict in record.verdicts]
+        result = record.model_copy(update={"adversarial": ledger.adversarial[rows]})
+        if not is_enough(result, request.limits):
+            return None
         # What is missing is measured; no attack is made again.
-        return None if request.curve and _lacks_curve(result) else result
+        lacks = request.curve and result.stopped is None and _lacks_curve(result)
+        return None if lacks else result
+
+    def _is_written(self, result: Evaluation) -> bool:
+        """Whether the folder's files are those of this very result."""
+        assert self.folder is not None
+        held = finished(self.folder, EvaluationRecord)
+        return held is not None and (held.n, held.finished) == (result.n, result.finished)
 
     def _everywhere(self, result: Evaluation | None) -> Evaluation:
         """Worker 0's result, in all workers."""
@@ -134,45 +151,74 @@ class Run:
             the search at its end (None in all workers but worker 0), and the seconds that other
             processes spent on this run before.
         """
-        request = self.request
-        shard = Shard(self.workers, self.folder, self.key, len(request.images))
-        earlier = sum(shard.journal.cost(number)[0] for number in range(len(plan.suite.stages)))
+        shard = Shard(self.workers, self.folder, self.key, len(self.request.images))
+        earlier = shard.journal.seconds()
 
         def report(share: float, word: str) -> None:
             self.workers.check()
             line.update(share, word)
 
-        def made(journal: Journal, rows: torch.Tensor) -> Search:
-            return Search(
-                request.model,
-                request.images,
-                request.labels,
-                request.threat,
-                plan.suite,
-                levels=plan.levels,
-                batch_size=plan.batch_size,
-                device=request.device,
-                seed=request.seed,
-                ledger=self._ledger(plan.goals),
-                journal=journal,
-                report=report,
-                rows=rows,
-                views=plan.views,
-                verifier=plan.verifier,
-                misled=plan.misled,
-            )
+        with self._withdrawn_if_bare(shard):
+            return shard.search(partial(self._search, plan, report)), earlier
 
+    @contextmanager
+    def sample(self, plan: Plan) -> Iterator[Search]:
+        """A search of all images, in the order of a sample, that has not begun; inside, its journal
+        is open."""
+        shard = Shard(self.workers, self.folder, self.key, len(self.request.images))
+        sample = sample_order(len(self.request.images), self.request.seed)
+        with self._withdrawn_if_bare(shard):
+            try:
+                yield self._search(plan, None, shard.journal, shard.rows, sample)
+            finally:
+                shard.journal.close()
+
+    def _search(
+        self,
+        plan: Plan,
+        report: SearchReport | None,
+        journal: Journal,
+        rows: torch.Tensor,
+        sample: torch.Tensor | None = None,
+    ) -> Search:
+        request = self.request
+        return Search(
+            request.model,
+            request.images,
+            request.labels,
+            request.threat,
+            plan.suite,
+            levels=plan.levels,
+            batch_size=plan.batch_size,
+            device=request.device,
+            seed=request.seed,
+            ledger=self._ledger(plan.goals),
+            journal=journal,
+            report=report,
+            rows=rows,
+            views=plan.views,
+            verifier=plan.verifier,
+            misled=plan.misled,
+            sample=sample,
+        )
+
+    @contextmanager
+    def _withdrawn_if_bare(self, shard: Shard) -> Iterator[None]:
+        """Where a search fails before it has come to anything, its folder is free again."""
         try:
-            return shard.search(made), earlier
+            yield
         except InputError:
             if shard.discard_if_bare() and self.folder is not None and self.workers.leads:
                 withdraw_run(self.folder)
             raise
 
-    def write(self, result: Evaluation, plan: Plan) -> Evaluation:
-        """Keep the result in journal and files; in all workers."""
+    def write(self, result: Evaluation, plan: Plan, request: Request) -> Evaluation:
+        """Keep the result in journal and files; in all workers.
+
+        Args:
+            request: of the images that were judged.
+        """
         if self.folder is not None:
-            request = self.request
             if result.unaware is not None:
                 write_defence_examples(
                     self.folder,
@@ -185,6 +231,8 @@ class Run:
                 )
             journal = Journal(self.folder / JOURNAL, self.key)
             try:
+                with journal.transaction():
+                    journal.spend(ASIDE, max(0.0, result.seconds - journal.seconds()))
                 journal.conclude(result.to_bytes(adversarial=False))
             finally:
                 journal.close()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from .. import draws
@@ -31,12 +31,20 @@ from .unaware import unaware_accuracy
 
 
 def judge(
-    request: Request, known: Inspection, plan: Plan, search: Search, line: ProgressLine
+    request: Request,
+    known: Inspection,
+    plan: Plan,
+    search: Search,
+    line: ProgressLine,
+    beside: Beside | None = None,
 ) -> Evaluation:
     """Verdicts, accuracies and flags of a search at its end.
 
-    The security curve, and the attack of somebody who does not know of the defence, are measured
-    here too. `identity` and the seconds of other processes are the caller's.
+    `identity` and the seconds of other processes are the caller's.
+
+    Args:
+        beside: the security curve, and the attack of somebody who does not know of the defence;
+            by default they are measured here.
     """
     images, threat, seed = request.images, request.threat, request.seed
     suite, ledger, batch, device = plan.suite, search.ledger, plan.batch_size, request.device
@@ -44,8 +52,12 @@ def judge(
         plan.verifier, ledger, images, threat, batch, device, seed
     )
     distances = distances_of(suite, ledger, images, threat)
-    curve = _curve(request, plan, distances, line)
-    unaware = _unaware(request, known, plan, line)
+    beside = beside or Beside(
+        measured_curve(request, plan, line), measured_unaware(request, known, plan, line)
+    )
+    curve, unaware = beside.curve, beside.unaware
+    if suite.closest:
+        curve = distance_curve(distances, f"suite {suite.name}", threat)
     costs = costs_of(suite, search, plan.left_out)
     unanswered = int((ledger.broken & (prediction == NO_PREDICTION)).sum())
     n, right = len(images), int((ledger.clean_prediction == ledger.labels).sum())
@@ -84,33 +96,40 @@ def judge(
     )
 
 
-def _curve(
-    request: Request, plan: Plan, distances: Float[Tensor, " n"], line: ProgressLine
-) -> Curve | None:
-    """The security curve: of distances where they are known, else measured if asked for."""
-    threat = request.threat
-    if plan.suite.closest:
-        return distance_curve(distances, f"suite {plan.suite.name}", threat)
-    if not (request.curve and plan.climbable):
+@dataclass(frozen=True)
+class Beside:
+    """What is measured beside the verdicts, on the first images."""
+
+    curve: Curve | None
+    unaware: Unaware | None
+
+
+def measured_curve(request: Request, plan: Plan, line: ProgressLine | None = None) -> Curve | None:
+    """The security curve, if it is asked for and not known from distances."""
+    if plan.suite.closest or not (request.curve and plan.climbable):
         return None
-    line.say("security curve …")
+    if line is not None:
+        line.say("security curve …")
     return security_curve(
         plan.steady,
         plan.searched,
         request.images[:CURVE_IMAGES].to(request.device),
         request.labels[:CURVE_IMAGES].to(request.device),
-        threat,
+        request.threat,
         request.seed,
         plan.goals[:CURVE_IMAGES].to(request.device),
     )
 
 
-def _unaware(request: Request, known: Inspection, plan: Plan, line: ProgressLine) -> Unaware | None:
+def measured_unaware(
+    request: Request, known: Inspection, plan: Plan, line: ProgressLine | None = None
+) -> Unaware | None:
     """The accuracy of a defended model against an attacker who does not know of the defence."""
     blind = known.network is None or UNDEFENDED in known.blind
     if blind or request.kind is not None or request.threat.norm not in PGD.norms:
         return None
-    line.say("attack on the network behind the defence …")
+    if line is not None:
+        line.say("attack on the network behind the defence …")
     return unaware_accuracy(
         plan.network,
         plan.verifier,

@@ -123,7 +123,7 @@ def comparison(runs: Sequence[EvaluationRun], pairs: str = "first") -> Compariso
             number,
             run,
             names[number - 1],
-            format.data(run.data, run.n),
+            format.images(run),
             [run.robust if column(run) == name else None for name in columns],
             charts.strip(
                 f"{names[number - 1]}: {format.accuracy(run.standard)} standard, "

@@ -114,10 +114,29 @@ def remarks(data: DataInfo) -> Facts:
     return rows
 
 
+def sample_facts(run: EvaluationRun) -> Facts:
+    """Why a sample is as large as it is, and its other intervals."""
+    record = run.record
+    if record.stopped is None:
+        return []
+    limits = [f"budget {format.duration(record.budget)}"] if record.budget is not None else []
+    limits += [f"until ± {format.percent(record.until)}"] if record.until is not None else []
+    of = f"{format.count(run.n)} of {format.count(record.population)} images"
+    rows = [("Stopped", f"{record.stopped} ({', '.join([of, *limits])})")]
+    if record.is_sample:
+        usual = [
+            format.interval(Accuracy.stated(None, bounds, run.n))
+            for bounds in (record.standard_accuracy_interval, record.robust_accuracy_interval)
+        ]
+        rows.append(("Were n fixed beforehand (Clopper–Pearson)", " · ".join(usual)))
+    return rows
+
+
 def facts(run: EvaluationRun) -> Facts:
     record = run.record
     return [
-        ("Images", format.data(run.data, run.n)),
+        ("Images", format.images(run)),
+        *sample_facts(run),
         ("Pixels", run.data.pixels or format.NONE),
         *remarks(run.data),
         ("Threat model", str(run.threat)),

@@ -11,7 +11,7 @@ from typing import Any
 from ..charts import NO_VALUE, Estimate
 from ..runs.records import DataInfo, ModelInfo
 from ..threat import Threat
-from .runs import Accuracy
+from .runs import Accuracy, EvaluationRun
 
 NONE = NO_VALUE
 _SPACE = "\u00a0"  # keeps a number and its unit on one line
@@ -122,6 +122,14 @@ def data(images: DataInfo, n: int) -> str:
     if not split:
         return f"{count(n)} images"
     return f"{split}, first {count(n)}" if images.first == n else f"{count(n)} of {split}"
+
+
+def images(run: EvaluationRun) -> str:
+    """ "412 drawn at random of cifar10 test, first 10,000" where they are a sample of those."""
+    population = run.record.population
+    if not run.record.is_sample or population is None:
+        return data(run.data, run.n)
+    return f"{count(run.n)} drawn at random of {data(run.data, population)}"
 
 
 def model(info: ModelInfo) -> str:

@@ -155,6 +155,11 @@ class EvaluationRun(MeasuredRun):
     verdicts: Verdicts | None
     examples: Examples | None
 
+    def accuracy(self, name: str) -> Accuracy:
+        """`standard_accuracy`, say, with the interval that stands first."""
+        bounds = self.record.interval_shown(name)
+        return Accuracy.stated(getattr(self.record, name), bounds, self.n)
+
     @property
     def standard(self) -> Accuracy:
         return self.accuracy("standard_accuracy")

@@ -79,6 +79,15 @@ class ProgressLine:
             left = f", {clock(elapsed / gained * (1 - share))} left" if gained > 0 else ""
             self.say(f"{self.title}: {share:4.0%}, {clock(elapsed)}{left}  {word}")
 
+    def show(self, share: float, word: str) -> None:
+        """As `update`, for work that knows itself how long it takes: `word` says so."""
+        now = time.monotonic()
+        if self.bar:
+            self.bar.update(self.task, completed=share, word=printable(word))
+        elif now - self.printed >= self.interval:
+            self.printed = now
+            self.say(f"{self.title}: {word}")
+
     def say(self, line: str) -> None:
         """A line that stays."""
         if not self.enabled:

@@ -2,22 +2,25 @@
 
 from .batch_size import measure_batch_size, seconds_per_image
 from .fast_copies import FastCopy, Level, compiled, fast_copy_of
-from .journal import Journal
+from .journal import ASIDE, Block, Journal
 from .ledger import CLEAN, STANDING, Ledger
-from .search import Search, StageCost
+from .search import Search, SearchReport, StageCost
 from .shards import Shard
 from .verifier import MAJORITY_OF, Predictions, Verifier, succeeded
 
 __all__ = [
+    "ASIDE",
     "CLEAN",
     "MAJORITY_OF",
     "STANDING",
+    "Block",
     "FastCopy",
     "Journal",
     "Ledger",
     "Level",
     "Predictions",
     "Search",
+    "SearchReport",
     "Shard",
     "StageCost",
     "Verifier",

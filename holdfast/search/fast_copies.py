@@ -302,6 +302,7 @@ def compiled_where_it_pays(
     batch_size: int,
     of: int,
     classes: int,
+    budget: float | None = None,
     say: Say = unsaid,
 ) -> list[Level]:
     """The levels with the coarse one compiled, where a long search makes that worth its minutes.
@@ -311,12 +312,14 @@ def compiled_where_it_pays(
         batch_size: of the search. With fewer images than that, its batches of several items an
             image would not be those that were compiled for.
         of: how many images there are in all.
+        budget: seconds that the search may take; None for any.
         say: takes why it is not compiled, where compiling would have paid.
     """
     coarse = levels[0].fast_copy
     if len(levels) == 1 or of < batch_size or not compiling_pays(images.device):
         return levels
     long = _looks(suite, of, classes) * seconds_per_image(coarse.model, images)
+    long = long if budget is None else min(long, budget)
     if not workers.share(long / workers.size > COMPILING_SECONDS):
         return levels
     faster = compiled(coarse, model, images, labels, say)

@@ -44,6 +44,10 @@ _TABLES = {
     "flight": "stage INTEGER, level INTEGER, image INTEGER, item INTEGER, "
     "forwards INTEGER NOT NULL, backwards INTEGER NOT NULL, refused REAL NOT NULL, "
     f"state BLOB NOT NULL, {_SUM}, PRIMARY KEY (stage, level, image, item)",
+    # Images that were judged whole, in the order of a sample: a block from place `first` on, with
+    # the stages that had been called for by then, as bits.
+    "block": f"first INTEGER PRIMARY KEY, images INTEGER NOT NULL, called INTEGER NOT NULL, "
+    f"seconds REAL NOT NULL, {_SUM}",
     # What came of the whole run, once that is known.
     "outcome": f"part INTEGER PRIMARY KEY, packed BLOB NOT NULL, {_SUM}",
 }
@@ -52,6 +56,26 @@ _OF_VERDICT = ("stage", "item", "target", "forwards", "backwards", "score")
 _WITHOUT_ROWID = ("item", "spent")
 _PART_BYTES = 2**24  # of the outcome, in one row
 _CHECKED = [table for table in _TABLES if table != "run"]
+
+
+ASIDE = -1  # in place of a stage: time that was spent on none
+
+
+@dataclass(frozen=True)
+class Block:
+    """Images of a sample that were judged whole, one after the other in its order.
+
+    Attributes:
+        first: the place of the first one.
+        images: how many.
+        called: which stages that wait for a sign had been called for, as bits.
+        seconds: what it took.
+    """
+
+    first: int
+    images: int
+    called: int
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -235,6 +259,11 @@ class Journal:
             spent = it.forwards, it.backwards, it.refused
             self._put("flight", stage, level, image, item, *spent, _packed(it.state))
 
+    def judged(self, block: Block) -> None:
+        """Take down a block, in place of whatever was said of the images from there on."""
+        self.db.execute("DELETE FROM block WHERE first >= ?", (block.first,))
+        self._put("block", *astuple(block))
+
     def conclude(self, packed: bytes) -> None:
         """Keep what came of the whole run."""
         with self.transaction():
@@ -356,6 +385,25 @@ class Journal:
                 Key(item, image): StoredItem(forwards, backwards, refused, load(state))
                 for item, image, forwards, backwards, refused, state in rows
             }
+
+    def blocks(self) -> list[Block]:
+        """The blocks that were judged whole, in order."""
+        with self._reading():
+            rows = self.db.execute(
+                "SELECT first, images, called, seconds FROM block ORDER BY first"
+            )
+            return [Block(*row) for row in rows]
+
+    def seconds(self, session: int | None = None) -> float:
+        """What the run has taken, or one session of it; of workers, the slowest one."""
+        which, values = ("", ()) if session is None else ("WHERE session = ?", (session,))
+        with self._reading():
+            (total,) = self.db.execute(
+                "SELECT COALESCE(SUM(slowest), 0.0) FROM (SELECT MAX(seconds) AS slowest "
+                f"FROM spent {which} GROUP BY session, stage)",
+                values,
+            ).fetchone()
+            return float(total)
 
     def cost(self, stage: int) -> tuple[float, int, int]:
         """Seconds, forwards and backwards of a stage, over all processes that worked on it.

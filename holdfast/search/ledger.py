@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -84,3 +84,7 @@ class Ledger:
             forwards=whole(0),
             backwards=whole(0),
         )
+
+    def select(self, rows: Int64[Tensor, " r"]) -> Ledger:
+        """Some of the images."""
+        return Ledger(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import torch
 from jaxtyping import Bool
@@ -92,6 +92,7 @@ class Scheduler:
 
     Attributes:
         stepped: how many items the last step stepped.
+        flying: the items that are in flight between two steps, and those that were and wait.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class Scheduler:
         self.checkpoints, self.journal = checkpoints, checkpoints.journal
         self.stage, self.level = stage, level
         self.stepped = 0
+        self.flying: Callable[[], dict[Key, StoredItem]] = dict
 
     def run(self, keys: Sequence[Key]) -> Iterator[int]:
         """Every item of `keys`, in this order. Yields after every step: how many steps of single
@@ -120,6 +122,7 @@ class Scheduler:
         kept = self.journal.flying(self.stage, self.level)  # when the run was interrupted
         waiting = {key: kept[key] for key in keys if key in kept}
         batch: Batch | None = None
+        self.flying = lambda: waiting | ({} if batch is None else batch.stored())
         while True:
             batch = self._refill(batch, queue, waiting)
             if batch is None:
@@ -132,9 +135,13 @@ class Scheduler:
             if bool(over.any()):
                 batch = batch.select(~self._left(batch, over))
             if len(batch) and self.checkpoints.due:
-                self.checkpoints.keep(self.stage, self.level, waiting | batch.stored())
+                self.keep()
             left = int(self.attack.iterations_left(batch.state).sum())
             yield len(queue) * self.attack.iterations + left
+
+    def keep(self) -> None:
+        """Keep the items in flight in the journal: who runs the same keys again goes on there."""
+        self.checkpoints.keep(self.stage, self.level, self.flying())
 
     def _refill(
         self, batch: Batch | None, queue: deque[Key], waiting: dict[Key, StoredItem]

@@ -64,10 +64,12 @@ class Search:
         ledger: what is known so far; filled in as verdicts fall.
         journal: where verdicts are kept.
         report: called after every step with the share that is done, and a word on it.
+        sample: the order in which images are searched where they are a growing sample of all.
 
     Attributes:
         costs: of every stage, once the search has run.
         idle: why a stage made no pass; empty where it did.
+        clean_seconds, clean_images: what the clean predictions took, and of how many images.
     """
 
     def __init__(
@@ -84,11 +86,12 @@ class Search:
         seed: int,
         ledger: Ledger,
         journal: Journal,
-        report: SearchReport = lambda share, word: None,
+        report: SearchReport | None = None,
         rows: Tensor | None = None,
         views: Mapping[str, Sequence[Level]] | None = None,
         verifier: Verifier | None = None,
         misled: bool = False,
+        sample: Tensor | None = None,
     ):
         self.problem = Problem(
             images=images,
@@ -103,33 +106,74 @@ class Search:
             journal=journal,
         )
         self.model, self.suite, self.batch_size = model, suite, batch_size
-        self.ledger, self.journal, self.report = ledger, journal, report
+        self.ledger, self.journal = ledger, journal
+        self.report = report or (lambda share, word: None)
         self.views, self.misled = {**(views or {}), "": levels}, misled
         self.costs: list[StageCost] = []
         self.idle: list[str] = []
         self.iterations = 0  # steps of single items, in this process
         self.checkpoints = Checkpoints(journal)
+        self.sample = sample
+        self.clean_seconds, self.clean_images = 0.0, 0
+        self._was_due = [False] * len(suite.stages)
+        self._had_images = [False] * len(suite.stages)
 
     def run(self) -> None:
         """Everything that is not in the journal yet."""
+        self.recall()
+        self.judge(self.problem.rows)
+        self.account()
+
+    def recall(self) -> None:
+        """What is in the journal already."""
         self.journal.restore(self.ledger)
         # What an attack reached stays its goal, should two classes tie when goals are chosen anew.
         reached = (self.ledger.stage >= 0) & (self.ledger.goal >= 0)
         self.ledger.goal[reached] = self.ledger.target[reached]
         self._verify_restored()
+
+    def judge(self, rows: Tensor, stop: Callable[[], bool] = lambda: False) -> bool:
+        """The whole suite on some of the images.
+
+        Args:
+            rows: which, int64 (R,).
+            stop: asked after every step whether the time is up.
+
+        Returns:
+            whether they are judged whole. Where they are not, what was found so far, and the items
+            in flight, are kept: the same call goes on from there.
+        """
+        self.problem.rows = rows
         self.clean()
         for number, stage in enumerate(self.suite.stages):
-            due, standing = self._is_due(stage), bool(self.problem.standing())
-            if due:
-                self._run_stage(number)
-            cost = StageCost(*self.journal.cost(number))
-            self.costs.append(cost)
-            why = "no sign that gradients mislead" if not due else "nothing stood any more"
-            if due and standing:
-                why = "no image of its sample stood"
-            self.idle.append("" if cost.forwards or cost.backwards else why)
+            due = self._is_due(stage)
+            self._was_due[number] |= due
+            self._had_images[number] |= due and bool(self.problem.standing())
+            if due and not self._run_stage(number, stop):
+                return False
         if self.suite.closest:
             self._settle()
+        return True
+
+    def account(self) -> None:
+        """What every stage has cost, and why one made no pass."""
+        for number in range(len(self.suite.stages)):
+            cost = StageCost(*self.journal.cost(number))
+            self.costs.append(cost)
+            why = "nothing stood any more"
+            if not self._was_due[number]:
+                why = "no sign that gradients mislead"
+            elif self._had_images[number]:
+                why = "no image of its sample stood"
+            self.idle.append("" if cost.forwards or cost.backwards else why)
+
+    @property
+    def called(self) -> int:
+        """The stages that wait for a sign, and whose sign was seen, as bits."""
+        waiting = [
+            (n, stage) for n, stage in enumerate(self.suite.stages) if stage.after is not None
+        ]
+        return sum(1 << number for number, stage in waiting if self._is_due(stage))
 
     # -- before and after the stages ------------------------------------------------------
 
@@ -169,7 +213,7 @@ class Search:
     def clean(self) -> None:
         """Predictions on the clean images: mistakes are broken (with a goal, those that are it),
         logits order the targets."""
-        problem, ledger = self.problem, self.ledger
+        problem, ledger, began = self.problem, self.ledger, time.monotonic()
         for rows in problem.rows.split(self.batch_size):
             seeds = draws.item_seeds(problem.seed, "clean", ledger.index[rows])
             answers = problem.verifier.predict(problem.images[rows].to(problem.device), seeds)
@@ -188,13 +232,16 @@ class Search:
             with self.journal.transaction():
                 self.journal.clean(ledger, rows)
         # What the journal says of images that an attack broke includes the clean pass.
-        ledger.forwards[ledger.stage < 0] = problem.verifier.draws
+        mine = problem.rows[ledger.stage[problem.rows] < 0]
+        ledger.forwards[mine], ledger.backwards[mine] = problem.verifier.draws, 0
+        self.clean_seconds += time.monotonic() - began
+        self.clean_images += len(problem.rows)
 
     def _settle(self) -> None:
         """Broken are the images whose closest adversarial point lies in the ball."""
         ledger, problem = self.ledger, self.problem
         inside = problem.threat.contains(ledger.adversarial, problem.images) & (ledger.found >= 0)
-        for image in (inside & ~ledger.broken).nonzero().squeeze(1).tolist():
+        for image in problem.rows[(inside & ~ledger.broken)[problem.rows]].tolist():
             number, item = int(ledger.found[image]), int(ledger.found_item[image])
             stage = self.suite.stages[number]
             ledger.broken[image] = True
@@ -209,16 +256,22 @@ class Search:
             return True
         return bool(torch.any(self.ledger.stage == stage.after))
 
-    def _run_stage(self, number: int) -> None:
-        """One attack on every image that stands, and the account of its time."""
-        began, unaccounted = time.monotonic(), False
-        for left in self._steps(number):
+    def _run_stage(self, number: int, stop: Callable[[], bool]) -> bool:
+        """One attack on every image that stands, and the account of its time; whether it came to
+        its end."""
+        began, unaccounted, ended = time.monotonic(), False, True
+        for left, scheduler in self._steps(number):
             self._tell(number, left)
+            if stop():
+                scheduler.keep()
+                unaccounted, ended = True, False
+                break
             unaccounted = time.monotonic() - began < ACCOUNT_SECONDS
             if not unaccounted:
                 began = self._account(number, began)
         if unaccounted:
             self._account(number, began)
+        return ended
 
     def _account(self, number: int, began: float) -> float:
         """Write down the time that a stage has taken since `began`; returns the time now."""
@@ -227,11 +280,16 @@ class Search:
             self.journal.spend(number, now - began)
         return now
 
-    def _steps(self, number: int) -> Iterator[int]:
-        """A stage on one level after the other. Yields after every step: the steps left at most."""
+    def _steps(self, number: int) -> Iterator[tuple[int, Scheduler]]:
+        """A stage on one level after the other. Yields after every step: the steps left at most,
+        and who makes them."""
         problem, stage = self.problem, self.suite.stages[number]
         share = draws.uniform(draws.item_seeds(problem.seed, self.ledger.index, "share", number), 0)
-        tried = share < stage.share_of(len(problem.images))
+        images = len(problem.images)
+        tried = share < stage.share_of(images)
+        if self.sample is not None and stage.share * images > stage.least:
+            # The sample may end long before a share of all images is worth much.
+            tried[self.sample[: stage.least]] = True
         finished = self.journal.items(number)
         before: dict[Key, float] = {}
         for level_number, (level, below) in enumerate(self._levels(stage)):
@@ -249,9 +307,11 @@ class Search:
                 level=level_number,
                 own_draws=problem.verifier.draws > 1,
             )
-            for left in scheduler.run(one_pass.keys):
+            # Without any, what is in flight of images further on in a sample stays as it is.
+            idle = self.sample is not None and not one_pass.keys
+            for left in () if idle else scheduler.run(one_pass.keys):
                 self.iterations += scheduler.stepped
-                yield left
+                yield left, scheduler
             one_pass.close()
             before = one_pass.scores
 

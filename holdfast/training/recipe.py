@@ -29,13 +29,12 @@ from ..data.augment import Augment
 from ..data.base import TRAINED_ON
 from ..errors import InputError
 from ..models import arguments_of
-from ..parsing import nearest
+from ..parsing import nearest, parse_seconds
 from ..runs.files import read_text
 from ..runs.records.base import Part, complaint, must_be
 from ..shipped import recipe_file
 from ..threat import Threat
 from .objectives import objective_named
-from .schedule import parse_seconds
 
 LONGEST = 2**20  # bytes of a recipe
 DEEPEST = 20  # levels of nesting in it

@@ -3,34 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
 
-from ..errors import InputError
-
-_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_PART = r"(\d+(?:\.\d*)?|\.\d+)\s*([smhd])"  # such as 1.5h
 _SLOW_STEPS = 3  # the first steps compile and fill caches: they say nothing about the speed
-
-
-def parse_seconds(text: str | float) -> float:
-    """Seconds from `90s`, `60m`, `1.5h` or `1h30m`.
-
-    Raises:
-        InputError: anything else, or nothing above 0.
-
-    Example:
-        >>> parse_seconds("1h30m")
-        5400.0
-    """
-    said = str(text).strip()
-    if re.fullmatch(r"\d+(?:\.\d*)?|\.\d+", said):
-        raise InputError(f"budget {str(text)!r} has no unit: {said}s, {said}m or {said}h?")
-    seconds = 0.0
-    if re.fullmatch(rf"(?:{_PART}\s*)+", said):
-        seconds = sum(float(n) * _UNITS[unit] for n, unit in re.findall(_PART, said))
-    if not 0 < seconds < float("inf"):
-        raise InputError(f"budget {str(text)!r} is no length of time (write it like 60m or 1h30m)")
-    return seconds
 
 
 class Schedule:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import HoldfastError, InputError
 from ..models import save_checkpoint
+from ..parsing import parse_seconds
 from ..runs.files import make_folder
 from ..runs.progress import ProgressLine, clock
 from ..threat import Threat
@@ -23,7 +24,7 @@ from .initialisation import initial_network
 from .job import TrainingJob
 from .objectives import objective_named
 from .optimisers import STATE, optimiser_for
-from .schedule import Schedule, one_cycle, parse_seconds
+from .schedule import Schedule, one_cycle
 from .tracking import Tracking
 from .validation import Validator, averaged_figures, collapsed, in_words
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from .base import Count, Fraction, Interval, ListOf, Names, Part, Positive, Quantity, percent
 from .measured import AttackCost, Measurement
@@ -107,6 +107,15 @@ class EvaluationRecord(Measurement):
             images on which it was not reached.
         targets: with a target: how it was chosen, `least-likely`, `most-likely`, `random` or `own`.
         attacks: what each attack of the suite broke and cost.
+        stopped: of a sample: why it is no larger: `budget`, `until`, or `all images`. None where
+            all images were asked for.
+        population: how many images the sample was drawn from, without replacement; n is its size.
+        budget: seconds that were allowed in all.
+        until: half the width that was asked for of the robust accuracy's interval.
+        standard_accuracy_anytime_interval, robust_accuracy_anytime_interval: of a sample: 95 %
+            intervals of the accuracies on the whole population that are valid whenever one stops
+            (`holdfast.intervals.anytime_interval`). Clopper & Pearson's promise less where the size
+            of the sample depends on what was seen.
         curve: security curve, if one was asked for.
         draws: of a model that draws random numbers: its accuracies over fresh draws.
         given: of images that were handed over and not searched for: what the checks counted.
@@ -126,6 +135,12 @@ class EvaluationRecord(Measurement):
     standard_accuracy_interval: Interval | None = None
     robust_accuracy: Fraction | None = None
     robust_accuracy_interval: Interval | None = None
+    stopped: Literal["budget", "until", "all images"] | None = None
+    population: Positive | None = None
+    budget: Quantity | None = None
+    until: Fraction | None = None
+    standard_accuracy_anytime_interval: Interval | None = None
+    robust_accuracy_anytime_interval: Interval | None = None
     suite: str | None = None
     goal: str = "untargeted"
     targets: str | None = None
@@ -168,17 +183,38 @@ class EvaluationRecord(Measurement):
     def headline(self) -> str:
         return f"Evaluation of {self.measured_on()}, suite {self.suite or '?'}"
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether the images are a part of what was asked for, as large as one saw fit."""
+        return self.stopped in ("budget", "until")
+
+    def interval_shown(self, name: str) -> Interval | None:
+        """The interval that stands first beside an accuracy: of a sample, the one that is valid at
+        any time.
+
+        Args:
+            name: `standard_accuracy` or `robust_accuracy`.
+        """
+        kind = "_anytime_interval" if self.is_sample else "_interval"
+        interval: Interval | None = getattr(self, name + kind)
+        return interval
+
     def key_figures(self) -> list[tuple[str, str]]:
         fired = ", ".join(flag.name for flag in self.fired)
+        robust = percent(self.robust_accuracy, self.interval_shown("robust_accuracy"))
+        reached = percent(self.target_reached, self.target_reached_interval)
         return [
             (
                 "standard accuracy",
-                percent(self.standard_accuracy, self.standard_accuracy_interval),
+                percent(self.standard_accuracy, self.interval_shown("standard_accuracy")),
             ),
-            (
-                ("robust accuracy", percent(self.robust_accuracy, self.robust_accuracy_interval))
-                if self.target_reached is None
-                else ("target reached", percent(self.target_reached, self.target_reached_interval))
+            ("robust accuracy", robust)
+            if self.target_reached is None
+            else ("target reached", reached),
+            *(
+                [("stopped", f"{self.stopped}, {self.n} of {self.population}")]
+                if self.stopped
+                else []
             ),
             ("fired flags", fired or "none"),
         ]
