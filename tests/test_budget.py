@@ -300,7 +300,7 @@ class _Tiny(FGSM):
 
 def test_a_budget_ends_in_time_and_more_of_it_goes_on(tmp_path: Path) -> None:
     plain, x, y = digits(300)
-    model = Counting(plain, seconds=0.0004)
+    model = Counting(plain, seconds=0.002)
     began = time.monotonic()
     first = hf.evaluate(
         model, x, y, ("linf", 0.1), "pgd", budget=6, run=tmp_path / "run", curve=True, batch_size=32

@@ -314,10 +314,10 @@ def _of_evaluation(record: EvaluationRecord) -> Iterator[tuple[str, Figure]]:
 
 def accuracy(record: Measurement, name: str) -> Figure:
     """`standard` or `robust` accuracy with the interval that decides: the one that is valid at any
-    time, where the record has it."""
+    time, where the record has it; but where a sample came to all images, their usual one."""
     value = getattr(record, f"{name}_accuracy")
     anytime = getattr(record, f"{name}_accuracy_anytime_interval", None)
-    if anytime is not None:
+    if anytime is not None and getattr(record, "stopped", None) != "all images":
         return Figure(value, _fractions(anytime, f"{name}_accuracy_anytime_interval"), anytime=True)
     return Figure(value, getattr(record, f"{name}_accuracy_interval"))
 
