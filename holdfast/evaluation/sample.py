@@ -33,7 +33,7 @@ LEAST_BLOCK = 32  # images of later blocks, where only a precision is asked for
 ASIDE_SHARE = 0.1  # of the time so far that goes into what is measured beside the verdicts
 # Seconds of the processor from the last block to the end: for each image, in any case, and until a
 # program that does nothing else is gone.
-ENDING_PER_IMAGE, ENDING, CLOSING = 2e-4, 0.15, 0.4
+ENDING_PER_IMAGE, ENDING, CLOSING = 2e-4, 0.3, 0.4
 
 
 @dataclass(frozen=True)
