@@ -388,7 +388,9 @@ def _pictures(folder: Path, shape: Shape, most: int) -> Given:
         raise InputError(f"{folder}: holds {len(files)} pictures; the data has {most} images")
     images = np.stack([_picture(path, shape) for path in files])
     told = [f"{folder.name}: {len(files)} pictures taken, in the order of their names"]
-    index = _index_in(files)
+    index = _index_beside(folder, files)
+    if index is None:
+        index = _index_in(files)
     if index is not None:
         check_index(index, most, f"{folder}: by the files' names, ")
         told.append(f"{folder.name}: the numbers in the names taken as {_MEANT['index']}")
@@ -407,6 +409,21 @@ def _picture(path: Path, shape: Shape) -> np.ndarray:
     if channels != 3:
         raise InputError(f"{path}: pictures have 1 or 3 channels, the data {channels}")
     return picture
+
+
+def _index_beside(folder: Path, files: Sequence[Path]) -> Int64[Tensor, " n"] | None:
+    """The index by a table `index.csv` in the folder, as `holdfast export` writes it."""
+    table = folder / "index.csv"
+    if not table.is_file():
+        return None
+    rows = list(csv.DictReader(read_text(table).splitlines()))
+    if not rows or not {"index", "file"} <= rows[0].keys():
+        return None
+    of_file = {str(row["file"]): str(row["index"]) for row in rows if row["file"]}
+    names = [path.relative_to(folder).as_posix() for path in files]
+    if not all(_is_whole(of_file.get(name, "")) for name in names):
+        return None
+    return torch.tensor([int(of_file[name]) for name in names])
 
 
 def _index_in(files: Sequence[Path]) -> Int64[Tensor, " n"] | None:

@@ -37,7 +37,7 @@ from ..types import Images, Model
 from . import health
 from .evaluate import evaluate
 from .goals import goals_of
-from .inspection import Inspection
+from .inspection import PROBE, Inspection
 from .random_models import draw_figures
 from .request import Request
 from .result import AttackCost, Evaluation, Flag, write_run
@@ -245,9 +245,18 @@ def _name_of(request: Request) -> str:
 
 def _known_by(request: Request) -> str:
     """What the model of a request is known by, in a run's identity."""
-    with _placed(request):
+    with _of_the_source(), _placed(request):
         known = Inspection(request)
         return digest(known.known_by, known.settings)
+
+
+@contextmanager
+def _of_the_source() -> Iterator[None]:
+    """Errors inside say whose they are."""
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"the source: {error}") from None
 
 
 def _attacked(
@@ -258,9 +267,8 @@ def _attacked(
     progress: bool,
     run: Path | str | None,
 ) -> Evaluation:
-    """The source's own evaluation, which brings the adversarial images; its errors say whose they
-    are."""
-    try:
+    """The source's own evaluation, which brings the adversarial images."""
+    with _of_the_source():
         return evaluate(
             source,
             request.images,
@@ -276,8 +284,6 @@ def _attacked(
             targets=request.targets,
             described=request.described,
         )
-    except InputError as error:
-        raise InputError(f"the source: {error}") from None
 
 
 @contextmanager
@@ -509,7 +515,11 @@ def _judged(
     with _placed(request), ProgressLine(f"{request.suite.name}, {request.threat}", progress):
         found = _checked(request, everything, rows, given, clip)
         known = Inspection(request)
-        verifier = Verifier(request.model, MAJORITY_OF if known.random else 1)
+        # A model may draw random numbers only near the boundary.
+        shown = found.points[:PROBE].to(request.device)
+        changes = known.changes if known.random else health.outputs_change(request.model, shown)
+        random = known.random or changes.fired
+        verifier = Verifier(request.model, MAJORITY_OF if random else 1)
         ledger = _ledger(request, known, found, verifier, rows, batch)
         prediction, confidence, predictions = final_predictions(
             verifier, ledger, request.images, request.threat, batch, request.device, request.seed
@@ -519,7 +529,7 @@ def _judged(
             draw_figures(
                 verifier, ledger, request.images, predictions, batch, request.device, request.seed
             )
-            if known.random
+            if random
             else ()
         )
     _write_checks(request.folder, found, rows)
@@ -547,8 +557,8 @@ def _judged(
         flags=(
             *found.flags,
             known.classes,
-            health.averaged(known.changes, verifier.draws),
-            health.depends_on_batch(known.model, known.images, known.changes.fired),
+            health.averaged(changes, verifier.draws),
+            health.depends_on_batch(known.model, known.images, changes.fired),
             health.answers_nothing(unanswered, n),
         ),
         given=GivenInfo(

@@ -83,12 +83,20 @@ def verdict(run: EvaluationRun) -> tuple[str, str]:
             f"{format.count(right - standing)} of these"
         )
         counts += (
-            f"; {format.count(standing)} still stand after the whole suite. A stronger attack "
-            "could only lower that figure."
+            f"; {format.count(standing)} still stand {_after(run)} could only lower that figure."
             if standing
             else "; none is left."
         )
     return judgement, counts
+
+
+def _after(run: EvaluationRun) -> str:
+    if run.record.given is None:
+        return "after the whole suite. A stronger attack"
+    return (
+        "against these images. Nobody searched for others on this model, so its robust accuracy is "
+        "an upper bound here: an attack on it"
+    )
 
 
 def _verdict_on_targets(run: EvaluationRun, right: int, standing: int) -> tuple[str, str]:
@@ -141,6 +149,7 @@ def facts(run: EvaluationRun) -> Facts:
         *remarks(run.data),
         ("Threat model", str(run.threat)),
         ("Suite", record.suite or format.NONE),
+        *_handed_over(run),
         *([("Goal", f"one class for each image: {record.targets or '?'}")] if run.aimed else []),
         ("Model", format.model(run.model)),
         ("Seed · precision", f"{format.figure(record.seed)} · {record.precision or format.NONE}"),
@@ -150,6 +159,35 @@ def facts(run: EvaluationRun) -> Facts:
             f"{format.count(record.forwards)} · {format.count(record.backwards)}",
         ),
     ]
+
+
+def _handed_over(run: EvaluationRun) -> Facts:
+    """Where adversarial images came from that nobody searched for here."""
+    given, transfer = run.record.given, run.record.transfer
+    rows = []
+    if given is not None:
+        count = f"{format.count(given.counted)} of {format.count(given.images)} count"
+        rows.append(("Adversarial images", "; ".join([count, *given.told])))
+    if transfer is not None:
+        standard = Accuracy.stated(
+            transfer.standard_accuracy, transfer.standard_accuracy_interval, run.n
+        )
+        robust = Accuracy.stated(transfer.robust_accuracy, transfer.robust_accuracy_interval, run.n)
+        rate = Accuracy.stated(transfer.rate, transfer.rate_interval, transfer.broke_source)
+        rows += [
+            (
+                "Attacked in its place",
+                f"{transfer.source} by {transfer.suite}: standard accuracy "
+                f"{format.accuracy(standard)}, robust accuracy {format.accuracy(robust)}",
+            ),
+            (
+                "Transfer rate",
+                f"{format.accuracy(rate)}: {format.count(transfer.broke_both)} of "
+                f"{format.count(transfer.broke_source)} images that broke the other model, and "
+                "that this one gets right without an attack, break this one too",
+            ),
+        ]
+    return rows
 
 
 def fates(run: EvaluationRun) -> Markup | None:
