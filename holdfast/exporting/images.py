@@ -113,7 +113,7 @@ def write_images(
             image = levels[of_row[row]]
             file = f"{folders[int(verdicts.label[row])]}/{index:0{width}d}.png"
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(folder / file, _png(image))
+            (folder / file).write_bytes(_png(image))  # the folder is put in place when it is whole
             if not found.witness.shape[1]:
                 reached = found.run.threat.distance(
                     as_images(image)[None], found.images[row : row + 1]

@@ -80,7 +80,7 @@ def image_by_image(found: ComparisonRecord) -> ImageByImage:
             f"{name} accuracy",
             charts.parts_bar(f"Of {found.n} images: {spoken}.", parts),
             in_points(beside),
-            p_value(beside),
+            p_value(beside) if beside.p_holm < 1e-4 else f"= {p_value(beside)}",
             ", ".join(map(str, beside.only_first)) or "none",
             ", ".join(map(str, beside.only_second)) or "none",
         )

@@ -30,7 +30,7 @@ from .runs import EvaluationRun, Run, read_run
 from .tables import latex_table, markdown, markdown_table
 
 PAIRS = ("first", "all")
-CORRECTION = "p-values are corrected for {} pairs by Holm's method"
+CORRECTION = "the p-values are corrected for {} pairs by Holm's method"
 
 
 @dataclass(frozen=True)
@@ -414,6 +414,7 @@ def in_points(side: Beside) -> str:
 
 
 def p_value(side: Beside) -> str:
+    """As a table has it: `0.031`, or `< 0.0001`."""
     return "< 0.0001" if side.p_holm < 1e-4 else f"{side.p_holm:.2g}"
 
 
