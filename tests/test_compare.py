@@ -122,9 +122,22 @@ def test_what_else_may_make_the_difference_is_said(two: list[Path], tmp_path: Pa
     assert "suites differ (apgd, swift)" in notes and "flags of m3: gradients-vanish" in notes
 
 
-def damaged(folder: Path) -> None:
-    file = folder / "verdicts.csv"
-    file.write_text(file.read_text().replace(",1,", ",7,", 1))
+def test_goals_compare_with_their_like(tmp_path: Path) -> None:
+    model, x, y = models.digits(16)
+
+    def aimed(**options: Any) -> hf.Evaluation:
+        return hf.evaluate(model, x, y, ("linf", 0.2), suite="fgsm", **options)
+
+    same = [aimed(goal="target", targets=(y + 1) % 10, seed=seed) for seed in (0, 1)]
+    found = hf.compare(same)
+    assert any("the target was not reached" in note for note in found.notes)
+    with pytest.raises(InputError, match="other targets on 16 of the images"):
+        hf.compare([same[0], aimed(goal="target", targets=(y + 2) % 10)])
+    with pytest.raises(InputError, match="goal is 'target' in result 1, and 'untargeted' in"):
+        hf.compare([same[0], aimed()])
+    low, _ = same[0].robust_accuracy_interval
+    assert hf.require(same[0], f"target-reached<={1 - low}").met
+    assert not hf.require(same[0], f"target-reached<{1 - low}").met
 
 
 @pytest.mark.parametrize(

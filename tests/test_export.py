@@ -210,6 +210,43 @@ def test_a_ball_without_8_bit_images_leaves_none(tmp_path: Path) -> None:
     }
 
 
+def test_with_a_target_the_pngs_reach_it(tmp_path: Path) -> None:
+    model, x, y = models.digits(24)
+    result = hf.evaluate(
+        model, x, y, ("linf", 0.25), suite="pgd", goal="target", targets="random",
+        run=tmp_path / "run",
+    )  # fmt: skip
+    reached = [v for v in result.verdicts if v.broken and v.attack != "clean"]
+    to = tmp_path / "to"
+    counts = hf.export(tmp_path / "run", to, model=model, data=(x, y)).counts
+    assert counts.broken == len(reached) > 3 and counts.plain + counts.mended > 3
+    aims = {verdict.index: verdict.target for verdict in reached}
+    for row in rows_of(to / "index.csv"):
+        if row["file"]:
+            (at,) = models.answers(model, read_png(to / row["file"])[None]).tolist()
+            assert at == aims[int(row["index"])]
+    text = hf.export(tmp_path / "run", tmp_path / "t.md").files[0].read_text()
+    assert "robust: the target, random, was not reached" in text
+
+
+def test_images_that_were_handed_over_are_where_they_came_from(tmp_path: Path) -> None:
+    model, x, y = models.digits(12)
+    points = hf.evaluate(model, x, y, ("linf", 0.1), suite="fgsm").adversarial
+    hf.judge(model, x, y, points, ("linf", 0.1), run=tmp_path / "run")
+    with pytest.raises(InputError, match="handed to it: they are where they came from"):
+        hf.export(tmp_path / "run", tmp_path / "to", model=model, data=(x, y))
+    annex = hf.export(tmp_path / "run", tmp_path / "a.md", annex=True).files[0].read_text()
+    assert "no search was made on this model" in annex
+
+
+def test_judge_reads_the_arrays(checkpoint: Path, judged: Path, tmp_path: Path) -> None:
+    """What is exported goes to another model, or comes back to this one."""
+    hf.export(judged, tmp_path / "points.npz")
+    model, x, y = hf.load(checkpoint), *models.digits(N)[1:]
+    again = hf.judge(model, x, y, tmp_path / "points.npz", ("linf", 0.1))
+    assert again.robust_accuracy == hf.read(judged).robust_accuracy
+
+
 def test_a_random_defence_is_asked_as_its_verdicts_were(tmp_path: Path) -> None:
     model, x, y = models.digits(16)
     defended = hf.defences.parse("noise:sigma=0.05")(model)

@@ -99,12 +99,7 @@ class Facts:
             f"Standard accuracy {_said(accuracy(run.record, 'standard'))} of {_images(run)}."
             for run in evaluations
         ]
-        self.robust = [
-            f"Robust accuracy {_said(accuracy(run.record, 'robust'))} of {_images(run)} under "
-            f"{markdown(str(run.threat))}, by the suite {markdown(run.record.suite or '?')}: what "
-            "these attacks left, so an upper bound."
-            for run in evaluations
-        ]
+        self.robust = [_robust(run) for run in evaluations]
         self.curves = [
             f"Accuracy against the radius, at {len(run.record.curve.points)} radii, on "
             f"{count(run.record.curve.n)} images."
@@ -155,6 +150,17 @@ def _said(figure: Figure) -> str:
     kind = ", valid at any time" if figure.anytime else ""
     text = percent(figure)
     return text if figure.interval is None else f"{text} (95 %{kind})"
+
+
+def _robust(run: EvaluationRun) -> str:
+    name = "Target not reached on" if run.aimed else "Robust accuracy"
+    how = f"by the suite {markdown(run.record.suite or '?')}: what these attacks left"
+    if run.record.given is not None:
+        how = "on adversarial images that were handed over; no search was made on this model"
+    return (
+        f"{name} {_said(accuracy(run.record, 'robust'))} of {_images(run)} under "
+        f"{markdown(str(run.threat))}, {how}, so an upper bound."
+    )
 
 
 def _images(run: Measured) -> str:

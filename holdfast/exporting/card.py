@@ -116,7 +116,8 @@ def _result(run: Measured) -> list[dict[str, Any]]:
 def _values(run: Measured) -> list[tuple[str, str, float | None]]:
     """The figures of a run: metric, name and value."""
     if isinstance(run, EvaluationRun):
-        robust = f"robust accuracy ({run.threat}, {run.record.suite or '?'})"
+        name = "target not reached" if run.aimed else "robust accuracy"
+        robust = f"{name} ({run.threat}, {run.record.suite or '?'})"
         return [
             ("accuracy", "standard accuracy", run.record.standard_accuracy),
             ("accuracy", robust, run.record.robust_accuracy),

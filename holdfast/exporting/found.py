@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from .. import data as datasets
@@ -33,6 +33,8 @@ class Found:
         images: float32 (N, C, H, W), clean.
         adversarial: float32 (N, C, H, W): the breaking image, or the strongest found; the image
             itself where it is wrong without an attack.
+        attacked: bool (N,), which an attack broke.
+        goals: int64 (N,), the class that alone counted as a success; −1 where any mistake did.
         witness: (N, P), see `holdfast.search.Ledger`.
     """
 
@@ -41,6 +43,8 @@ class Found:
     images: Float[Tensor, "n c h w"]
     labels: Int64[Tensor, " n"]
     adversarial: Float[Tensor, "n c h w"]
+    attacked: Bool[Tensor, " n"]
+    goals: Int64[Tensor, " n"]
     witness: Float[Tensor, "n p"]
 
 
@@ -58,18 +62,29 @@ def found_in(run: EvaluationRun, data: Any = None, size: int | None = None) -> F
     verdicts = run.verdicts
     if verdicts is None:
         raise InputError(f"{run.path} holds no verdicts.csv; issue its command again")
+    journal = _journal(run)
     images, labels = _images(run, verdicts, data, size)
-    ledger = _points(run, images, labels)
-    threat = run.threat
+    ledger = _points(run, journal, verdicts.index, images, labels)
+    attacked = torch.tensor([attack not in ("", "clean") for attack in verdicts.attack])
+    attacked &= torch.from_numpy(verdicts.broken)
     reached = _distances(run, ledger, images)
-    attacked = torch.from_numpy(verdicts.broken_by_attack)
-    told = torch.from_numpy(verdicts.distance)[attacked]
-    if not torch.allclose(reached[attacked].double(), told, rtol=1e-3, atol=1e-6):
+    told = torch.from_numpy(verdicts.distance)
+    if not torch.allclose(reached[attacked].double(), told[attacked], rtol=1e-3, atol=1e-6):
         raise InputError(
-            f"{run.path}: its journal holds other points than verdicts.csv tells of ({threat}); "
-            "issue the run's command again, which writes it anew"
+            f"{run.path}: its journal holds other points than verdicts.csv tells of; issue the "
+            "run's command again, which writes it anew"
         )
-    return Found(run, verdicts, images, labels, ledger.adversarial, ledger.witness)
+    goals = verdicts.target if run.aimed else np.full_like(verdicts.target, -1)
+    return Found(
+        run,
+        verdicts,
+        images,
+        labels,
+        ledger.adversarial,
+        attacked,
+        torch.from_numpy(goals),
+        ledger.witness,
+    )
 
 
 def _distances(run: EvaluationRun, ledger: Ledger, images: Tensor) -> Tensor:
@@ -82,22 +97,44 @@ def _distances(run: EvaluationRun, ledger: Ledger, images: Tensor) -> Tensor:
 # --- the points ----------------------------------------------------------------------------------
 
 
-def _points(run: EvaluationRun, images: Tensor, labels: Tensor) -> Ledger:
-    """What the run's journal keeps of each image; the file is read, and not touched."""
-    path, identity = run.path / JOURNAL, run.record.identity
-    if not path.is_file() or path.is_symlink() or not identity:
+def _journal(run: EvaluationRun) -> Path:
+    """The file that keeps the points; InputError where there is none."""
+    path = run.path / JOURNAL
+    if run.record.given is not None:
+        raise InputError(
+            f"{run.path} judged images that were handed to it: they are where they came from"
+        )
+    if not path.is_file() or path.is_symlink() or not run.record.identity:
         raise InputError(
             f"{run.path} holds no {JOURNAL}, which keeps the adversarial images; issue the run's "
             "command again"
         )
-    ledger = Ledger.of(images, labels, torch.arange(len(images)), run.threat.witness_size)
-    journal = Journal(None, identity)
+    return path
+
+
+def _points(
+    run: EvaluationRun, path: Path, index: np.ndarray, images: Tensor, labels: Tensor
+) -> Ledger:
+    """What the run's journal keeps of each image; the file is read, and not touched.
+
+    Args:
+        index: (N,), of the images among those that were handed to the evaluation, which judges a
+            sample of them where it has a budget.
+    """
+    rows = torch.from_numpy(index)
+    size = int(rows.max()) + 1
+    every = images.new_zeros(size, *images.shape[1:])
+    every[rows] = images
+    known = labels.new_zeros(size)
+    known[rows] = labels
+    ledger = Ledger.of(every, known, torch.arange(size), run.threat.witness_size)
+    journal = Journal(None, run.record.identity or "")
     try:
-        journal.absorb(path, range(len(images)))
+        journal.absorb(path, index.tolist())
         journal.restore(ledger)
     finally:
         journal.close()
-    return ledger
+    return replace(ledger, adversarial=ledger.adversarial[rows], witness=ledger.witness[rows])
 
 
 # --- the images ----------------------------------------------------------------------------------
@@ -156,10 +193,11 @@ def _rows(
     Raises:
         InputError: they are not among these.
     """
-    n, first = run.n, torch.arange(min(run.n, len(images)))
-    asked = run.request.asked.get("images") if run.request else None
-    if len(first) == n and asked == digest(images[:n], labels[:n]):
-        return first
+    n, asked = run.n, run.request.asked if run.request else {}
+    handed = asked.get("n")
+    whole = isinstance(handed, int) and int(verdicts.index.max()) < handed <= len(images)
+    if whole and asked.get("images") == digest(images[:handed], labels[:handed]):
+        return torch.from_numpy(verdicts.index)
     place = {fingerprint(image): row for row, image in enumerate(images)}
     rows = [place.get(int(known), -1) for known in verdicts.fingerprint]
     gone = [row for row, at in enumerate(rows) if at < 0]

@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
 from ..runs.files import csv_text, write_atomically
-from ..search import MAJORITY_OF, Verifier
+from ..search import MAJORITY_OF, Verifier, succeeded
 from ..terminal import printable
 from ..types import Report
 from .found import Found, class_names
@@ -92,7 +92,7 @@ def write_images(
         raise InputError(
             f"a PNG has 1 to 4 channels, not {found.images.shape[1]}; export to FILE.npz"
         )
-    rows = torch.from_numpy(verdicts.broken_by_attack).nonzero().squeeze(1)
+    rows = found.attacked.nonzero().squeeze(1)
     random = bool(found.run.record.draws)
     verifier = Verifier(model, MAJORITY_OF if random else 1)
     with standard_defaults(), evaluating(model):
@@ -165,8 +165,10 @@ def _all_rounded(
         seeds = draws.item_seeds(seed, "last word", index[batch])
         x, exact = found.images[batch].to(device), found.adversarial[batch].to(device)
         labels, witness = found.labels[batch].to(device), found.witness[batch].to(device)
-        misses += int((verifier.predict(exact, seeds).prediction == labels).sum())
-        part = rounded(verifier, threat, x, exact, witness, labels, seeds)
+        goals = found.goals[batch].to(device)
+        exact_prediction = verifier.predict(exact, seeds).prediction
+        misses += int((~succeeded(exact_prediction, labels, goals)).sum())
+        part = rounded(verifier, threat, x, exact, witness, labels, seeds, goals)
         parts.append(Rounded(part.levels.cpu(), part.how.cpu(), part.prediction.cpu()))
         report(sum(len(p.how) for p in parts) / len(rows))
     if not parts:

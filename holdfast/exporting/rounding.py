@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
-from ..search import Verifier
+from ..search import Verifier, succeeded
 from ..spatial import transformed
 from ..threat import SPATIAL, Threat
 from ..types import Images
@@ -56,6 +56,7 @@ def rounded(
     witness: Float[Tensor, "n p"],
     labels: Int64[Tensor, " n"],
     seeds: Int64[Tensor, " n"],
+    goals: Int64[Tensor, " n"] | None = None,
 ) -> Rounded:
     """8-bit images that fool the model within the threat model, where they are found.
 
@@ -64,9 +65,11 @@ def rounded(
         adversarial: the points, which fool the model.
         witness: of a spatial threat model.
         seeds: of what a random model draws.
+        goals: the class that alone counts as a success; −1 where any mistake does, as by default.
 
     Cost: a forward, and for each image that the plain rounding loses, up to 3 + 2 · `STEPS` more.
     """
+    goals = torch.full_like(labels, -1) if goals is None else goals
     nearest = _levels(adversarial)
     found = Rounded(
         nearest.to(torch.uint8),
@@ -76,14 +79,14 @@ def rounded(
     open_rows = torch.arange(len(labels), device=labels.device)
     fits = _fitting(threat, witness)
     for number, candidate in enumerate(
-        _candidates(verifier, threat, images, adversarial, labels, fits)
+        _candidates(verifier, threat, images, adversarial, labels, goals, fits)
     ):
         levels = candidate(open_rows)
         prediction = verifier.predict(as_images(levels), seeds[open_rows.cpu()]).prediction
         inside = fits(as_images(levels), images, open_rows)
         if number == 0:
             found.prediction[open_rows] = prediction
-        good = inside & (prediction != labels[open_rows])
+        good = inside & succeeded(prediction, labels[open_rows], goals[open_rows])
         rows = open_rows[good]
         found.levels[rows] = levels[good].to(torch.uint8)
         found.prediction[rows] = prediction[good]
@@ -121,6 +124,7 @@ def _candidates(
     images: Images,
     adversarial: Images,
     labels: Int64[Tensor, " n"],
+    goals: Int64[Tensor, " n"],
     fits: Fits,
 ) -> Iterator[Candidate]:
     """Roundings to try, in this order; each is asked for the rows that are still open."""
@@ -154,7 +158,7 @@ def _candidates(
 
         def moved(rows: Tensor) -> Tensor:
             at = as_images(_into(threat, point[rows], images, rows, fits))
-            slope = _slope(verifier, at, labels[rows])
+            slope = _slope(verifier, at, labels[rows], goals[rows])
             if slope is None:
                 return _levels(point[rows])
             length = max(STEP * threat.eps, 1 / LEVELS if threat.norm == "linf" else 0.0)
@@ -185,15 +189,21 @@ def _into(threat: Threat, point: Images, images: Images, rows: Tensor, fits: Fit
     return levels
 
 
-def _slope(verifier: Verifier, at: Images, labels: Int64[Tensor, " n"]) -> Images | None:
-    """The direction in which the best other class gains on the label; None without gradients."""
+def _slope(
+    verifier: Verifier, at: Images, labels: Int64[Tensor, " n"], goals: Int64[Tensor, " n"]
+) -> Images | None:
+    """The direction in which the best other class gains on the label, or the goal on the best other
+    class; None without gradients."""
+    aimed = goals >= 0
+    one = torch.where(aimed, goals, labels)
     with torch.enable_grad():
         at = at.detach().requires_grad_(True)
         try:
             logits = verifier.model(at).float()
-            own = logits.gather(1, labels[:, None]).squeeze(1)
-            other = logits.scatter(1, labels[:, None], -torch.inf).amax(1)
-            (slope,) = torch.autograd.grad((other - own).sum(), at)
+            own = logits.gather(1, one[:, None]).squeeze(1)
+            other = logits.scatter(1, one[:, None], -torch.inf).amax(1)
+            gain = torch.where(aimed, own - other, other - own)
+            (slope,) = torch.autograd.grad(gain.sum(), at)
         except RuntimeError:
             return None
     return slope.nan_to_num()

@@ -102,8 +102,12 @@ def _caption(run: Measured) -> str:
     """What figures must have in common to stand in one table."""
     data = " ".join(word for word in (run.data.name, run.data.split) if word) or "images"
     pixels = f" ({run.data.pixels})" if run.data.pixels else ""
+    goal = ""
+    if isinstance(run, EvaluationRun) and run.aimed:
+        targets = run.record.targets or "?"
+        goal = f" (robust: the target, {targets}, was not reached)"
     how = {
-        "evaluation": f"Accuracy under the suite {getattr(run.record, 'suite', None) or '?'}",
+        "evaluation": f"Accuracy under the suite {getattr(run.record, 'suite', None) or '?'}{goal}",
         "certification": f"Certified accuracy by {getattr(run.record, 'method', '') or '?'}",
         "uncertainty": f"Uncertainty, attacked by {getattr(run.record, 'suite', None) or '?'}",
     }[run.kind]

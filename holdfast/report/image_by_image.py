@@ -30,6 +30,7 @@ from .runs import EvaluationRun, Run, read_run
 from .tables import latex_table, markdown, markdown_table
 
 PAIRS = ("first", "all")
+TARGET = "target"  # the goal of an attacker who wants one class
 CORRECTION = "the p-values are corrected for {} pairs by Holm's method"
 
 
@@ -40,7 +41,7 @@ class Compared:
     Attributes:
         where: how messages call it.
         run: its folder, or empty.
-        index, label, right, standing: (n,), one an image.
+        index, label, right, standing, target: (n,), one an image.
         fingerprint: (n,), of the clean images; None where that is not known of all.
         images: digest of all images and labels together; None where it is not known.
     """
@@ -52,6 +53,7 @@ class Compared:
     label: np.ndarray
     right: np.ndarray
     standing: np.ndarray
+    target: np.ndarray
     fingerprint: np.ndarray | None
     images: str | None
 
@@ -133,6 +135,11 @@ def compare_read(runs: Sequence[Compared], pairs: str) -> ComparisonRecord:
                 f"{first.where} is of the threat model {first.threat}, {run.where} of "
                 f"{run.threat}: figures of different ones do not compare"
             )
+        if run.record.goal != first.record.goal:
+            raise InputError(
+                f"the attacker's goal is {first.record.goal!r} in {first.where}, and "
+                f"{run.record.goal!r} in {run.where}: figures of different ones do not compare"
+            )
     rows, notes = _shared(runs)
     n = len(rows[0])
     index, labels = first.index[rows[0]], first.label[rows[0]]
@@ -204,6 +211,7 @@ def _of_run(run: Run) -> Compared:
         label=held.label,
         right=held.clean_right,
         standing=~held.broken,
+        target=held.target,
         fingerprint=held.fingerprint if known else None,
         images=images if isinstance(images, str) else None,
     )
@@ -214,7 +222,7 @@ def _of_result(result: Evaluation, place: int) -> Compared:
     held = result.verdicts
     column = {
         name: np.array([getattr(verdict, name) for verdict in held])
-        for name in ("index", "label", "clean_prediction", "broken", "fingerprint")
+        for name in ("index", "label", "clean_prediction", "broken", "target", "fingerprint")
     }
     known = bool((column["fingerprint"] >= 0).all())
     return Compared(
@@ -225,6 +233,7 @@ def _of_result(result: Evaluation, place: int) -> Compared:
         label=column["label"],
         right=column["clean_prediction"] == column["label"],
         standing=~column["broken"].astype(bool),
+        target=column["target"],
         fingerprint=column["fingerprint"] if known else None,
         images=None,
     )
@@ -296,6 +305,13 @@ def _shared(runs: Sequence[Compared]) -> tuple[list[np.ndarray], list[str]]:
                 f"{first.where} and {run.where} have other labels on the same images (image {at}, "
                 f"and {len(unlike)} in all)"
             )
+        if first.record.goal == TARGET and (
+            len(unlike := (run.target[chosen] != first.target[rows[0]]).nonzero()[0])
+        ):
+            raise InputError(
+                f"{first.where} and {run.where} aimed at other targets on {len(unlike)} of the "
+                "images: their figures do not compare"
+            )
     if any(run.record.n != len(common) for run in runs):
         sizes = ", ".join(str(run.record.n) for run in runs)
         notes.append(
@@ -328,6 +344,8 @@ def _cautions(runs: Sequence[Compared], names: Sequence[str]) -> list[str]:
     """What else may make a difference than the model."""
     suites = list(dict.fromkeys(run.record.suite or "?" for run in runs))
     said = []
+    if runs[0].record.goal == TARGET:
+        said.append("robust accuracy is the share of images on which the target was not reached")
     if len(suites) > 1:
         said.append(
             f"the suites differ ({', '.join(suites)}): a difference in robust accuracy may be the "

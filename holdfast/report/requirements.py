@@ -31,12 +31,14 @@ SIGNS = {
 _WRITTEN = re.compile(r"\s*([^<>=≥≤!]+?)\s*(>=|<=|=>|=<|≥|≤|==|!=|=|>|<)\s*([^<>=≥≤!]+?)\s*")
 _RIGHT = 'write it like "robust>=0.40" or "standard>=75%"'
 
-# The figures of an evaluation. Those after `flags` are of random and of defended models only.
+# The figures of an evaluation. Those after `flags` are there for defended models, for an attacker
+# who aims at a class, and for random models.
 OF_EVALUATIONS = (
     "standard",
     "robust",
     "flags",
     "unaware",
+    "target-reached",
     *(f"{name}.{kind}" for name in ("standard", "robust") for kind in ("average", "worst")),
 )
 
@@ -301,6 +303,12 @@ def _of_evaluation(record: EvaluationRecord) -> Iterator[tuple[str, Figure]]:
     for name in ("standard", "robust"):
         yield name, accuracy(record, name)
     yield "flags", Figure(len(record.fired), counted=True)
+    if record.target_reached is not None:
+        reached = accuracy(record, "robust")
+        ends = (
+            None if reached.interval is None else (1 - reached.interval[1], 1 - reached.interval[0])
+        )
+        yield "target-reached", Figure(record.target_reached, ends, anytime=reached.anytime)
     if record.unaware is not None:
         found = record.unaware
         yield "unaware", Figure(found.robust_accuracy, found.robust_accuracy_interval)

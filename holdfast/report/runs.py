@@ -91,6 +91,7 @@ class Verdicts:
     adversarial_confidence: np.ndarray
     distance: np.ndarray
     fingerprint: np.ndarray  # of the clean images, see `holdfast.runs.identity`
+    target: np.ndarray  # the class that an attack aimed at
 
     @property
     def clean_right(self) -> np.ndarray:
@@ -329,10 +330,9 @@ def _read_verdicts(path: Path) -> Verdicts | None:
     columns |= {
         name: np.array(_csv_column(path, rows, name, float, math.nan), np.float64) for name in _REAL
     }
-    known = rows if rows and "fingerprint" in rows[0] else [{"fingerprint": ""} for _ in rows]
-    columns["fingerprint"] = np.array(
-        _csv_column(path, known, "fingerprint", _whole_number, -1), np.int64
-    )
+    for name in ("fingerprint", "target"):  # which files of before, or of others, may lack
+        known = rows if rows and name in rows[0] else [{name: ""} for _ in rows]
+        columns[name] = np.array(_csv_column(path, known, name, _whole_number, -1), np.int64)
     broken = _csv_column(path, rows, "broken", lambda text: bool(("0", "1").index(text)), False)
     return Verdicts(
         **columns, broken=np.array(broken, bool), attack=[row["attack"] for row in rows]
