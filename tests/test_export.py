@@ -561,6 +561,31 @@ def test_the_card_says_what_run_and_checkpoint_say(judged: Path, tmp_path: Path)
     assert "trained for L∞ 8/255" in published.files[0].read_text()
 
 
+def test_a_card_takes_the_training_and_the_certification_too(judged: Path, tmp_path: Path) -> None:
+    trained = training_run(tmp_path / "trained")
+    text = hf.export([judged, trained], tmp_path / "c.md", card=True).files[0].read_text()
+    assert "Training on cifar10 train, 24 epochs" in text and "--budget 60m" in text
+    certified = RESULTS / "certificates-gaussian"
+    held = json.loads((certified / "result.json").read_text())
+    own = json.loads((judged / "result.json").read_text())
+    (tmp_path / "own").mkdir()
+    held.pop("seal", None)
+    held.pop("files", None)
+    (tmp_path / "own" / "result.json").write_text(json.dumps({**held, "model": own["model"]}))
+    text = hf.export([judged, tmp_path / "own"], tmp_path / "d.md", card=True).files[0].read_text()
+    names = [m["name"] for r in metadata(text)["model-index"][0]["results"] for m in r["metrics"]]
+    assert "certified accuracy (radius 0.25), n = 250" in names and len(names) == 5
+    assert "Nothing is certified" not in text
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 4])
+def test_pngs_hold_their_channels(channels: int) -> None:
+    levels = torch.randint(0, 256, (channels, 5, 7), dtype=torch.uint8)
+    held = np.asarray(Image.open(io.BytesIO(image_module._png(levels))))
+    held = held[None] if channels == 1 else held.transpose(2, 0, 1)
+    assert np.array_equal(held, levels.numpy())
+
+
 def test_a_card_without_checkpoint_or_of_two_models(judged: Path, tmp_path: Path) -> None:
     run = named_evil(tmp_path / "run")
     text = hf.export(run, tmp_path / "card.md", card=True).files[0].read_text()

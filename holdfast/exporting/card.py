@@ -51,7 +51,7 @@ def card_of(runs: Sequence[Run], model: Any = None) -> str:
             f"# {markdown(name)}\n",
             *_description(first, checkpoint),
             *_figures(measured),
-            *_usage(first),
+            *_usage(first, checkpoint),
             *_training(checkpoint, [run for run in runs if isinstance(run, TrainingRun)]),
             *_measured(measured),
             *_limits(measured),
@@ -178,15 +178,18 @@ def _figures(runs: Sequence[Measured]) -> list[str]:
     return lines
 
 
-def _usage(run: EvaluationRun) -> list[str]:
-    wrap = "".join(
-        f"model = hf.defences.parse({spec!r})(model)\n" for spec in reversed(run.model.defences)
-    )
+def _usage(run: EvaluationRun, checkpoint: Card | None) -> list[str]:
+    # `hf.load` brings the defences of the checkpoint's card.
+    own = len(checkpoint.defences) if checkpoint is not None else 0
+    more = run.model.defences[: len(run.model.defences) - own]
+    wrap = "".join(f"model = hf.defences.parse({spec!r})(model)\n" for spec in reversed(more))
     return [
         "## Use\n",
         "```python",
         "import holdfast as hf\n",
-        'model = hf.load("FOLDER")  # that holds model.safetensors and card.json',
+        'model = hf.load("FOLDER")  # that holds model.safetensors and card.json'
+        if checkpoint is not None
+        else f"model = hf.load({_code(run.model.source or 'MODEL')!r})",
         *([_code(wrap.rstrip(), "\n")] if wrap else []),
         "logits = model(images)  # float32 (N, C, H, W) in [0, 1]; normalisation lies inside",
         "```\n",

@@ -26,7 +26,7 @@ from .rounding import LOST, MENDED, PLAIN, Rounded, as_images, rounded
 
 INDEX = "index.csv"
 BATCH = 64
-MODES = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}  # of a PNG, by the number of channels
+MOST_CHANNELS = 4  # of a PNG: grey or colours, each with or without transparency
 MOST_MISSES = 0.05  # of the exact points; where more do not fool the model, it is another one
 COLUMNS = (
     "index", "label", "class", "clean_prediction", "outcome", "prediction", "distance",
@@ -54,11 +54,12 @@ class Counts:
     standing: int
 
     def __str__(self) -> str:
+        n = self.broken + self.wrong + self.standing
         return (
-            f"{self.broken} images broken by an attack: as 8-bit PNGs {self.plain + self.mended} "
-            f"still fool the model ({self.plain} rounded as they are, {self.mended} mended), "
-            f"{self.lost} do not and are left out; {self.standing} stand, and {self.wrong} are "
-            "wrong without an attack"
+            f"broken by an attack: {self.broken} of {n} images; as 8-bit PNGs, "
+            f"{self.plain + self.mended} still fool the model ({self.plain} rounded as they are, "
+            f"{self.mended} mended), and {self.lost} do not, which are left out; {self.standing} "
+            f"stand, and {self.wrong} are wrong without an attack"
         )
 
 
@@ -88,7 +89,7 @@ def write_images(
         InputError: images of more than 4 channels; a model that is not fooled by the exact points.
     """
     verdicts = found.verdicts
-    if found.images.shape[1] not in MODES:
+    if found.images.shape[1] > MOST_CHANNELS:
         raise InputError(
             f"a PNG has 1 to 4 channels, not {found.images.shape[1]}; export to FILE.npz"
         )
@@ -199,9 +200,7 @@ def _folders(found: Found, names: list[str]) -> dict[int, str]:
 
 def _png(levels: Tensor) -> bytes:
     """A PNG of one image (C, H, W), uint8."""
-    array = levels.permute(1, 2, 0).numpy()
-    mode = MODES[array.shape[2]]
+    array = levels.permute(1, 2, 0).squeeze(2).contiguous().numpy()  # grey has no third axis
     stream = io.BytesIO()
-    picture = Image.fromarray(np.ascontiguousarray(array[:, :, 0] if mode == "L" else array), mode)
-    picture.save(stream, "PNG")
+    Image.fromarray(array).save(stream, "PNG")
     return stream.getvalue()

@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from ..draws import fixed_draws
 from ..search import Verifier, succeeded
 from ..spatial import transformed
 from ..threat import SPATIAL, Threat
@@ -196,7 +197,7 @@ def _slope(
     class; None without gradients."""
     aimed = goals >= 0
     one = torch.where(aimed, goals, labels)
-    with torch.enable_grad():
+    with torch.enable_grad(), fixed_draws(0):
         at = at.detach().requires_grad_(True)
         try:
             logits = verifier.model(at).float()
