@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .exporting import export
     from .loading import load
     from .mixing.run import mix
+    from .models.http import HttpModel
     from .report import compare, require, write_report
     from .runs.records.reading import read
     from .threat import Threat
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Evaluation",
     "HoldfastError",
+    "HttpModel",
     "InputError",
     "Threat",
     "__version__",
@@ -59,6 +61,7 @@ __getattr__, __dir__ = lazily(
     {
         "Evaluation": "evaluation:Evaluation",
         "HoldfastError": "errors:HoldfastError",
+        "HttpModel": "models.http:HttpModel",
         "InputError": "errors:InputError",
         "Threat": "threat:Threat",
         "__version__": "version:VERSION",

@@ -49,17 +49,27 @@ def whole_percent(value: float) -> str:
 
 @dataclass(frozen=True)
 class Axis:
-    """A linear scale from `low` to `high`, its ticks and how to write a value on it."""
+    """A scale from `low` to `high`, its ticks and how to write a value on it; linear, or else
+    logarithmic, and then `low` is above 0."""
 
     label: str
     low: float
     high: float
     ticks: Sequence[float]
     write: Callable[[float], str] = "{:g}".format
+    logarithmic: bool = False
 
     def share(self, value: float) -> float:
-        """Where a value lies, in percent of the axis."""
-        return 100 * (value - self.low) / (self.high - self.low)
+        """Where a value lies, in percent of the axis.
+
+        Example:
+            >>> Axis("queries", 1, 100, [1, 10, 100], logarithmic=True).share(10)
+            50.0
+        """
+        low, high = self.low, self.high
+        if self.logarithmic:
+            low, high, value = (math.log10(number) for number in (low, high, value))
+        return 100 * (value - low) / (high - low)
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from torch import nn
 
 from .errors import InputError
 from .models.checkpoint import load_checkpoint
+from .models.http import HttpModel, is_address
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
 from .parsing import import_named, nearest, one_line
 from .runs.files import read_json
@@ -20,11 +21,12 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
     """Load a model by what it is called on the command line.
 
     Args:
-        source: a checkpoint folder; a training run's folder; a name from `holdfast models`; or
-            `package.module:function`, which is imported and called without arguments (modules of
-            the working folder are found too).
-        code: whether `package.module:function` is allowed. A file that names a model may run no
-            code.
+        source: a checkpoint folder; a training run's folder; a name from `holdfast models`;
+            `http://…` or `https://…`, a black box, with the settings that `holdfast.HttpModel` has
+            by itself; or `package.module:function`, which is imported and called without arguments
+            (modules of the working folder are found too).
+        code: whether `package.module:function`, or an address, is allowed. A file that names a
+            model may run no code, and ask nobody.
 
     Returns:
         the model in eval mode, from images (N, C, H, W) in [0, 1] to logits (N, K), behind the
@@ -40,6 +42,10 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
         torch.Size([2, 10])
     """
     text = str(source)
+    if isinstance(source, str) and is_address(source):
+        if not code:
+            raise InputError(f"model {text!r} is no folder, and a file may name no address")
+        return HttpModel(source)  # type: ignore[return-value]  # a function, as from _call
     folder = Path(source)
     shelves = [shelf / text for shelf in zoo_folders()]
     for candidate in (folder, folder / "model", *shelves):

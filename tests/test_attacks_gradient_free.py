@@ -7,7 +7,7 @@ import torch
 from linear_classifiers import assert_items_are_independent, assert_minimal, linear
 
 from holdfast import draws
-from holdfast.attacks import SPSA, HopSkipJump, Items, Oracle, Square
+from holdfast.attacks import SPSA, HopSkipJump, Items, Oracle, RayS, Square
 from holdfast.attacks.square import _bumps
 from holdfast.errors import InputError
 from holdfast.threat import NORMS, Threat
@@ -187,20 +187,51 @@ def test_hop_skip_jump_sees_decisions_alone():
     assert torch.equal(attack(model, *arguments), attack(decisions, *arguments))
 
 
-def test_hop_skip_jump_costs_one_forward_a_look_and_never_gets_worse():
+def test_hop_skip_jump_keeps_to_its_queries_and_never_gets_worse():
     model = linear(3, "free", shape=(1, 4, 4), count=3)
-    states, looked, oracle = run(
-        HopSkipJump(queries=120, probes=10), model, items_of(model, 0.1), Threat("l2", 0.1)
-    )
-    assert (oracle.forwards, oracle.backwards) == (120, 0)
+    queried = [0]
+
+    def counted(x):
+        queried[0] += len(x)
+        return model(x)
+
+    attack = HopSkipJump(queries=120, probes=10)
+    items = items_of(model, 0.1)
+    states, looked, oracle = run(attack, counted, items, Threat("l2", 0.1))
+    # Each item asks 120 times, and no more once it is finished, however often it is stepped.
+    assert oracle.own.tolist() == [120] * 3 and queried == [360]
+    assert (oracle.forwards, oracle.backwards) == (0, 0)
+    assert (attack.iterations_left(states[-1]) == 0).all()
     for before, state in itertools.pairwise(states):
         assert (state.distance <= before.distance).all()
+        left = attack.iterations_left(state)
+        assert torch.equal(state.finished, left == 0)
     for point in looked:
         assert point.min() >= 0 and point.max() <= 1
-    assert states[-1].finished.all() and not states[-2].finished.any()
     # Several rounds were made, by items that are not in step.
     assert (states[-1].round >= 2).all()
     assert any(len(state.phase.unique()) > 1 for state in states)
+
+
+def test_hop_skip_jump_asks_for_its_probes_at_once():
+    """A lone item: many queries, few calls, and the same search whatever fits into a call."""
+    model = linear(3, "free", shape=(3, 4, 4), count=1)
+    sizes = []
+
+    def watched(x):
+        sizes.append(len(x))
+        return model(x)
+
+    attack, items = HopSkipJump(queries=2000, stop_inside=False), items_of(model, 0.1)
+    threat, found = Threat("l2", 0.1), []
+    for at_once in (1, 128):
+        oracle, state = Oracle(watched), attack.start(items, threat)
+        oracle.at_once = at_once
+        while not state.finished.all():
+            state = attack.step(oracle, state, threat)
+        found.append(state.best)
+    assert torch.equal(*found)
+    assert sum(sizes) == 4000 and max(sizes) == 100 and len(sizes) < 4000 / 8
 
 
 def test_hop_skip_jump_without_an_adversarial_point():
@@ -215,6 +246,62 @@ def test_hop_skip_jump_without_an_adversarial_point():
     assert states[-1].distance.isinf().all() and torch.equal(states[-1].best, model.images)
 
 
+# -- RayS ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("classes", [2, 3])
+@pytest.mark.parametrize("box", ["free", "edges"])
+def test_rays_within_5_percent(box, classes):
+    """Of the closest point that is known, with many queries; and beyond it by no more than its
+    tolerance where few values make the blocks small."""
+    model = linear(classes, box, shape=(1, 3, 3), count=4)
+    attack = RayS(queries=3000, tolerance=1e-5, stop_inside=False)
+    threat = Threat("linf", 0.1)
+    points = attack(model, model.images, model.labels, threat)
+    assert_minimal(model, "linf", points)
+
+
+def test_rays_sees_decisions_alone_and_is_over_inside_the_ball():
+    model = linear(3, "free", shape=(1, 4, 4), count=3)
+
+    def decisions(x):
+        return torch.nn.functional.one_hot(model(x).argmax(1), 3).float()
+
+    closest = model.optimum("linf")
+    for share, broken in ((1.5, True), (0.95, False)):
+        threat = Threat("linf", float(share * (closest.max() if broken else closest.min())))
+        oracles, found = [Oracle(model), Oracle(decisions)], []
+        for oracle in oracles:
+            state, attack = None, RayS(queries=600)
+            state = attack.start(items_of(model, threat.eps), threat)
+            while not (state.finished | (state.score < 0)).all():
+                state = attack.step(oracle, state, threat)
+            found.append(state)
+        assert torch.equal(found[0].best, found[1].best)
+        assert bool((found[0].score < 0).all()) == broken
+        assert (oracles[0].forwards < 600) == broken
+
+
+def test_rays_goes_through_halves_quarters_and_values_and_begins_again():
+    """What is flipped against the signs so far, on a model that is never fooled."""
+    model = linear(2, "free", shape=(1, 1, 4), count=1)
+    states, looked, _ = run(
+        RayS(queries=9),
+        lambda x: torch.eye(2)[model.labels].repeat(len(x), 1),
+        items_of(model, 0.1),
+        Threat("linf", 0.1),
+    )
+    flipped = [(point < 0.5).flatten().int().tolist() for point in looked]
+    assert flipped == [
+        [0, 0, 0, 0],
+        [1, 1, 1, 1],
+        [1, 1, 0, 0], [0, 0, 1, 1],
+        [1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1],
+        [1, 1, 1, 1],
+    ]  # fmt: skip
+    assert states[-1].distance.isinf().all() and states[-1].finished.all()
+
+
 # -- states and settings ------------------------------------------------------------------
 
 
@@ -224,6 +311,7 @@ def test_hop_skip_jump_without_an_adversarial_point():
         *((Square(queries=30), norm, 30) for norm in SQUARE_NORMS),
         (HopSkipJump(queries=200, probes=4), "l2", 90),
         (HopSkipJump(queries=200, probes=4), "linf", 90),
+        (RayS(queries=200), "linf", 90),
         (SPSA(steps=6, samples=3), "linf", 6),
     ],
     ids=str,
@@ -240,6 +328,8 @@ def test_items_are_independent(attack, norm, iterations):
         (lambda: Square(area=0.0), "area"),
         (lambda: HopSkipJump(queries=0), "queries"),
         (lambda: HopSkipJump(probes=9, most_probes=8), "probes"),
+        (lambda: RayS(queries=0), "queries"),
+        (lambda: RayS(tolerance=1.5), "tolerance"),
         (lambda: SPSA(samples=0), "samples"),
         (lambda: SPSA(radius=0.0), "radius"),
     ],

@@ -24,6 +24,7 @@ from holdfast.version import VERSION
 PUBLIC = {
     "Evaluation",
     "HoldfastError",
+    "HttpModel",
     "InputError",
     "Threat",
     "__version__",

@@ -3,6 +3,7 @@
 from .adaptive import adaptive
 from .apgd import APGD
 from .base import Attack, Oracle, run
+from .black_box import black_box
 from .carlini_wagner import CarliniWagner
 from .ddn import DDN
 from .deepfool import DeepFool
@@ -15,6 +16,7 @@ from .libraries import LibraryAttack, library_attack
 from .minimum_norm import MinimumNorm
 from .patch import Patch
 from .pgd import PGD
+from .rays import RayS
 from .registry import attack_classes
 from .rotation_translation import RotationTranslation
 from .sigma_zero import SigmaZero
@@ -47,6 +49,7 @@ __all__ = [
     "MinimumNorm",
     "Oracle",
     "Patch",
+    "RayS",
     "RotationTranslation",
     "SigmaZero",
     "Square",
@@ -56,6 +59,7 @@ __all__ = [
     "Swift",
     "adaptive",
     "attack_classes",
+    "black_box",
     "library_attack",
     "run",
     "suite_named",

@@ -44,6 +44,7 @@ from ..inputs import (
     checked_threat,
     whole_number,
 )
+from ..models.metered import rows_asked
 from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Threat
 from ..types import Images, Labels, Logits, Model
@@ -63,6 +64,8 @@ CANNOT_REACH = "has no form that reaches a given class"
 
 S = TypeVar("S", bound=State, default=Any)  # the state of one kind of attack
 
+AT_ONCE = 128
+
 
 class Oracle:
     """A model as attacks see it: logits and input gradients, every pass counted.
@@ -74,14 +77,21 @@ class Oracle:
             models that draw random numbers.
         decisions: average the copies' answers (one where the class is the predicted one) in place
             of their logits, for attacks that use nothing else of an answer.
+
+    Attributes:
+        forwards, backwards: passes over every item of the batch.
+        own: int64 (N,), further forwards of single items; None while there are none. It begins
+            anew with a batch of another size.
+        at_once: points that one call of the model gets, where an attack asks for many an item.
     """
 
     def __init__(self, model: Model, samples: int = 1, decisions: bool = False):
         self.model = model
         self.samples, self.decisions = samples, decisions
         self.seeds: Int64[Tensor, " n"] | None = None
-        self.forwards = 0  # passes over every item of the batch
-        self.backwards = 0
+        self.forwards = self.backwards = 0
+        self.own: Int64[Tensor, " n"] | None = None
+        self.at_once = AT_ONCE
 
     def prepare(self, state: State) -> None:
         """Let random defences draw from the items' own streams, afresh at every iteration.
@@ -119,6 +129,30 @@ class Oracle:
         """The logits at x, float32 (N, K), without a gradient."""
         with torch.no_grad(), self._drawing():
             return self._forward(x)
+
+    def logits_of(self, points: Images, rows: Int64[Tensor, " m"], items: int) -> Logits:
+        """The logits at several points an item, or none, float32 (M, K), without a gradient.
+
+        Args:
+            points: (M, C, H, W).
+            rows: which of the batch's items each point belongs to.
+            items: how many the batch has.
+        """
+        rows = rows.cpu()
+        counts = torch.bincount(rows, minlength=items) * self.samples
+        if self.own is None or len(self.own) != items:
+            self.own = torch.zeros_like(counts)
+        self.own = self.own + counts
+        batch_seeds = self.seeds
+        if batch_seeds is not None:
+            # Every point draws afresh.
+            number = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
+            self.seeds = draws.item_seeds(0, "point", batch_seeds[rows], number)
+        try:
+            with torch.no_grad(), rows_asked(rows), self._drawing():
+                return self._answer(points)
+        finally:
+            self.seeds = batch_seeds
 
     def gradient(
         self, x: Images, loss: Callable[[Tensor], Float[Tensor, " n"]]
@@ -223,6 +257,8 @@ class Attack(ABC, Generic[S]):
         targeted: whether an item needs a target class.
         needs_gradient: whether it differentiates the model.
         decisions: whether it uses nothing of an answer but the predicted class.
+        lends: whether it hands the model to other code, which asks about the items of a batch in
+            any order (see `Oracle.lent`).
         minimum_norm: whether the score is a distance less ε rather than a margin.
         reaches: whether it can go for one class that alone counts as a success (`Items.goals`),
             and not only for any mistake.
@@ -235,6 +271,7 @@ class Attack(ABC, Generic[S]):
     targeted: bool = False
     needs_gradient: bool = True
     decisions: bool = False
+    lends: bool = False
     minimum_norm: bool = False
     reaches: bool = False
     iterations: int = 1
@@ -267,6 +304,11 @@ class Attack(ABC, Generic[S]):
     def iterations_left(self, state: S) -> Int64[Tensor, " n"]:
         """How many more iterations each item takes at most, (N,)."""
         return self.iterations - state.iteration
+
+    @property
+    def needs_scores(self) -> bool:
+        """Whether labels alone tell it nothing."""
+        return not self.decisions
 
     def describe(self) -> dict[str, Any]:
         """Name and settings: what a run's identity is made of."""

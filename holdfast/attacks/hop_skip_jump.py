@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
 from ..threat import Threat, per_item
 from ..types import Images
+from . import losses
 from .base import Oracle
 from .minimum_norm import MinimumNorm, MinimumNormState
 from .state import Items, pick
@@ -21,6 +23,8 @@ SEEK, BISECT, PROBE, LEAP = range(4)
 FIRST_RADIUS = 0.1  # of the first probes, image units
 FINEST = 1e-6  # a bisection cannot be finer than float32
 SHORTEST_LEAP = 1e-3  # of the distance; below it the direction is given up
+TOGETHER = 100  # probes that an item asks for in one step
+MOST_COMPONENTS = 2**22  # of these probes: large images ask for fewer
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -28,6 +32,7 @@ class HopSkipJumpState(MinimumNormState):
     """What HopSkipJump remembers."""
 
     phase: Int64[Tensor, " n"]  # SEEK, BISECT, PROBE or LEAP: what the next query serves
+    queried: Int64[Tensor, " n"]  # queries so far; one step may make many
     round: Int64[Tensor, " n"]  # t of the paper: times that the boundary was reached
     outer: Float[Tensor, "n c h w"]  # adversarial; bisection runs from the image to here
     low: Float[Tensor, " n"]  # share of that way at which the point is not adversarial
@@ -42,6 +47,24 @@ class HopSkipJumpState(MinimumNormState):
     length: Float[Tensor, " n"]  # ξ of the paper: of the next leap
 
 
+@dataclass
+class _Heard:
+    """What the queries of a step say of each item.
+
+    Attributes:
+        point, fooled: the closest point that fooled the model, else any that was asked.
+        asked: how many points.
+        offsets, signed_offsets, answers: sums over the probes, as in `HopSkipJumpState`.
+    """
+
+    point: Images
+    fooled: Bool[Tensor, " n"]
+    asked: Int64[Tensor, " n"]
+    offsets: Float[Tensor, "n c h w"]
+    signed_offsets: Float[Tensor, "n c h w"]
+    answers: Float[Tensor, " n"]
+
+
 class HopSkipJump(MinimumNorm[HopSkipJumpState]):
     """The closest point from predicted classes alone, along the boundary.
 
@@ -50,8 +73,9 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
     bisection towards the clean image, estimates the boundary's normal from `probes` · √round random
     points around, and leaps along it, half as far until the point is adversarial.
 
-    Every query is one forward pass, whatever the item is doing; so items in different rounds
-    share a batch.
+    The probes of a round do not wait for each other: a step asks for up to `TOGETHER` of them at
+    once, an item's in one batch. Bisections and leaps ask for one point a step, and items in
+    different rounds share a batch.
 
     Args:
         queries: in all. Under a thousand rarely suffices.
@@ -112,6 +136,7 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
             items,
             point,
             phase=torch.full_like(items.labels, SEEK),
+            queried=torch.zeros_like(items.labels),
             round=torch.zeros_like(items.labels),
             outer=x,
             low=zeros,
@@ -126,12 +151,18 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
             length=zeros,
         )
 
+    def iterations_left(self, state: HopSkipJumpState) -> Int64[Tensor, " n"]:
+        return self.iterations - state.queried
+
     def step(self, oracle: Oracle, state: HopSkipJumpState, threat: Threat) -> HopSkipJumpState:
-        x, queried, phase = state.images, state.point, state.phase
+        x, phase = state.images, state.phase
         size = x[0].numel()
         finest = max(size ** (-2.0 if threat.norm == "linf" else -1.5), FINEST)
-        state, fooled = self.record(state, oracle.logits(queried), threat)
         seeks, bisects, probes, leaps = (phase == p for p in (SEEK, BISECT, PROBE, LEAP))
+        heard = self._ask(oracle, state, threat)
+        fooled, asked, queried = heard.fooled, heard.asked, heard.point
+        spent = state.queried + asked >= self.iterations
+        state = self.keep(state.replace(point=queried), fooled, threat, gave_up=spent)
 
         # A found or leapt-to adversarial point is the far end of a new bisection.
         landed = (seeks | leaps) & fooled
@@ -144,16 +175,10 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         edge = pick(arrived, _toward(outer, x, high, threat), state.edge)
         reach = torch.where(arrived, threat.distance(edge, x), state.reach)
 
-        # Offsets are measured after the box cut them.
-        radius = self._radius(state.round, state.reach, size)
-        answer = torch.where(fooled, 1.0, -1.0)
-        offset = (queried - state.edge) / per_item(radius.clamp_min(1e-30), x)
-        total = pick(probes, state.sum + offset, state.sum)
-        signed = pick(probes, state.signed_sum + per_item(answer, x) * offset, state.signed_sum)
-        answers = torch.where(probes, state.answers + answer, state.answers)
-        probed = state.probed + probes
-        wanted = (self.probes * state.round.sqrt()).floor().clamp(1, self.most_probes)
-        estimated = probes & (probed >= wanted)
+        total, signed = state.sum + heard.offsets, state.signed_sum + heard.signed_offsets
+        answers = state.answers + heard.answers
+        probed = torch.where(probes, state.probed + asked, state.probed)
+        estimated = probes & (probed >= self._wanted(state))
         mean = answers / probed.clamp_min(1)
         # The mean answer is a baseline; where all answers agree, it would leave nothing.
         baseline = torch.where(mean.abs() < 1, mean, 0.0)
@@ -169,6 +194,7 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         phase = torch.where(estimated, LEAP, phase)
         state = state.replace(
             iteration=state.iteration + 1,
+            queried=state.queried + asked,
             phase=phase,
             round=state.round + fresh,
             outer=outer,
@@ -185,28 +211,118 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         )
         return state.replace(point=self._next(state, threat))
 
-    def _radius(self, round_: Tensor, reach: Tensor, size: int) -> Tensor:
+    def _wanted(self, state: HopSkipJumpState) -> Float[Tensor, " n"]:
+        """Probes of each item's round."""
+        return (self.probes * state.round.sqrt()).floor().clamp(1, self.most_probes)
+
+    def _counts(self, state: HopSkipJumpState) -> Int64[Tensor, " n"]:
+        """How many queries each item makes in this step: of the probes, which do not wait for each
+        other's answers, many; of all else one."""
+        many = max(1, min(TOGETHER, MOST_COMPONENTS // state.images[0].numel()))
+        probes = (self._wanted(state) - state.probed).clamp(0, many).long()
+        counts = torch.where(state.phase == PROBE, probes, torch.ones_like(probes))
+        return counts.minimum(self.iterations - state.queried).clamp_min(0)
+
+    def _ask(self, oracle: Oracle, state: HopSkipJumpState, threat: Threat) -> _Heard:
+        """All queries of a step. An item's probes stand in one batch, whatever is beside them:
+        how they are summed depends on nothing but the item."""
+        x, counts = state.images, self._counts(state)
+        heard = _Heard(
+            point=state.point.clone(),
+            fooled=torch.zeros_like(state.finished),
+            asked=counts,
+            offsets=torch.zeros_like(x),
+            signed_offsets=torch.zeros_like(x),
+            answers=torch.zeros_like(state.eps),
+        )
+        probing = state.phase == PROBE
+        alone = ((counts > 0) & ~probing).nonzero().squeeze(1)
+        for rows in alone.split(oracle.at_once):
+            logits = oracle.logits_of(state.point[rows], rows, len(state))
+            heard.fooled[rows] = losses.margin(logits, state.labels[rows], state.goals[rows]) < 0
+        for items in _groups((counts * probing).tolist(), oracle.at_once):
+            self._probe(oracle, state, items, heard, threat)
+        return heard
+
+    def _probe(
+        self,
+        oracle: Oracle,
+        state: HopSkipJumpState,
+        items: Sequence[int],
+        heard: _Heard,
+        threat: Threat,
+    ) -> None:
+        """Ask for the probes of some items, in one batch."""
+        counts = heard.asked[items]
+        rows = torch.tensor(items, device=counts.device).repeat_interleave(counts)
+        number = torch.cat([torch.arange(n, device=rows.device) for n in counts.tolist()])
+        points = self._probes(state, rows, number, threat)
+        logits = oracle.logits_of(points, rows, len(state))
+        fooled = losses.margin(logits, state.labels[rows], state.goals[rows]) < 0
+        distance = threat.distance(points, state.images[rows])
+        distance = torch.where(fooled, distance, torch.inf)
+        # Offsets are measured after the box cut them.
+        radius = self._radius(state)[rows].clamp_min(1e-30)
+        offsets = (points - state.edge[rows]) / per_item(radius, points)
+        answers = torch.where(fooled, 1.0, -1.0)
+        signed = per_item(answers, points) * offsets
+        begin = 0
+        for item, count in zip(items, counts.tolist(), strict=True):
+            own = slice(begin, begin + count)
+            begin += count
+            closest = distance[own].argmin()
+            heard.point[item], heard.fooled[item] = points[own][closest], fooled[own][closest]
+            heard.offsets[item] = offsets[own].sum(0)
+            heard.signed_offsets[item] = signed[own].sum(0)
+            heard.answers[item] = answers[own].sum()
+
+    def _radius(self, state: HopSkipJumpState) -> Float[Tensor, " n"]:
         """How far the probes of a round lie from the edge."""
-        return torch.where(round_ <= 1, FIRST_RADIUS, reach / size)
+        return torch.where(state.round <= 1, FIRST_RADIUS, state.reach / state.images[0].numel())
 
     def _next(self, state: HopSkipJumpState, threat: Threat) -> Images:
         """The next query, by what each item is doing."""
-        x, phase, seeds, k = state.images, state.phase, state.seeds, state.iteration
+        x, phase, seeds, k = state.images, state.phase, state.seeds, state.queried
         point = _toward(state.outer, x, (state.low + state.high) / 2, threat)
         leap = state.edge + per_item(state.length, x) * state.direction
         point = pick(phase == LEAP, leap, point)
-        if bool((phase == PROBE).any()):
-            if threat.norm == "l2":
-                offset = draws.normal(seeds, k, x.shape[1:])
-            else:
-                offset = draws.uniform(seeds, k, x.shape[1:]) * 2 - 1
-            radius = self._radius(state.round, state.reach, x[0].numel())
-            scale = radius / offset.flatten(1).norm(dim=1).clamp_min(1e-12)
-            probe = state.edge + per_item(scale, x) * offset
-            point = pick(phase == PROBE, probe, point)
+        probing = (phase == PROBE).nonzero().squeeze(1)
+        if len(probing):
+            first = self._probes(state, probing, torch.zeros_like(probing), threat)
+            point = point.index_copy(0, probing, first)
         if bool((phase == SEEK).any()):
             point = pick(phase == SEEK, _random_images(seeds, k, x), point)
         return point.clamp(0, 1)
+
+    def _probes(
+        self, state: HopSkipJumpState, rows: Tensor, number: Tensor, threat: Threat
+    ) -> Images:
+        """Random points around the edges of some items: of each the `number`-th, (M,), after its
+        last query."""
+        draw = draws.normal if threat.norm == "l2" else _either_way
+        offset = draw(state.seeds[rows], state.queried[rows] + number, state.images.shape[1:])
+        scale = self._radius(state)[rows] / offset.flatten(1).norm(dim=1).clamp_min(1e-12)
+        return (state.edge[rows] + per_item(scale, offset) * offset).clamp(0, 1)
+
+
+def _groups(counts: Sequence[int], most: int) -> Iterator[list[int]]:
+    """Items that ask something, together about `most` queries or those of one item."""
+    group: list[int] = []
+    size = 0
+    for item, count in enumerate(counts):
+        if count and group and size + count > most:
+            yield group
+            group, size = [], 0
+        if count:
+            group.append(item)
+            size += count
+    if group:
+        yield group
+
+
+def _either_way(seeds: Tensor, counter: Tensor, shape: Sequence[int]) -> Tensor:
+    """Uniform in [−1, 1)."""
+    return draws.uniform(seeds, counter, shape) * 2 - 1
 
 
 def _toward(outer: Images, x: Images, share: Tensor, threat: Threat) -> Images:

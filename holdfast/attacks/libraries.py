@@ -302,6 +302,7 @@ class LibraryAttack(Attack[State]):
     """
 
     iterations = 1
+    lends = True
 
     def __init__(self, library: str, attack: str, **options: Any):
         if library not in LIBRARIES:

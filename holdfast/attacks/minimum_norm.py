@@ -111,6 +111,16 @@ class MinimumNorm(Attack[S]):
         finished after `iterations` queries; `gave_up` adds those whose search is over already.
         """
         fooled = state.margin(logits) < 0
+        return self.keep(state, fooled, threat, gave_up), fooled
+
+    def keep(
+        self,
+        state: S,
+        fooled: Bool[Tensor, " n"],
+        threat: Threat,
+        gave_up: Bool[Tensor, " n"] | None = None,
+    ) -> S:
+        """The same, where it is known already whether the model is fooled at `point`."""
         distance = threat.distance(state.point, state.images)
         closer = fooled & (distance < state.distance)
         distance = torch.where(closer, distance, state.distance)
@@ -122,10 +132,9 @@ class MinimumNorm(Attack[S]):
         score = distance - (state.eps + inside)
         if not self.stop_inside:
             score = torch.where(finished, score, torch.inf)
-        recorded = state.replace(
+        return state.replace(
             best=pick(closer, state.point, state.best),
             distance=distance,
             score=score,
             finished=finished,
         )
-        return recorded, fooled

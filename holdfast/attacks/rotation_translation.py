@@ -85,6 +85,10 @@ class RotationTranslation(Attack[RotationTranslationState]):
         kind = "-gradient" if steps else "" if self.on_grid else "-random"
         self.name = f"rotation-translation{kind}"
 
+    @property
+    def needs_scores(self) -> bool:
+        return self.steps > 0  # grid and draws only try
+
     def begin(self, items: Items, point: Images, threat: Threat) -> RotationTranslationState:
         still = torch.zeros(len(items), PARAMETERS, device=items.images.device)
         state = RotationTranslationState.begin(items, point, parameters=still, witness=still)

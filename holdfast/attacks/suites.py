@@ -10,6 +10,8 @@ from ..parsing import nearest
 from .adaptive import adaptive
 from .apgd import APGD
 from .base import Attack
+from .black_box import NAME as BLACK_BOX
+from .black_box import black_box
 from .carlini_wagner import CarliniWagner
 from .ddn import DDN
 from .deepfool import DeepFool
@@ -114,6 +116,10 @@ def _minimum() -> Sequence[Stage]:
     ]
 
 
+def _black_box() -> Sequence[Stage]:
+    return black_box().stages
+
+
 def _patch() -> Sequence[Stage]:
     return [
         Stage(Patch()),
@@ -161,6 +167,11 @@ SUITES: dict[str, tuple[str, Callable[[], Sequence[Stage]]]] = {
         "the closest adversarial point that FAB, FMN, DeepFool, DDN, Carlini-Wagner, sigma-zero or "
         "HopSkipJump finds, whichever know the norm; the whole security curve in one pass",
         _minimum,
+    ),
+    BLACK_BOX: (
+        "for models that show answers only: Square and SPSA where they are scores, RayS and "
+        "HopSkipJump from labels; made for the budget of --queries; L∞, L2, L1, spatial",
+        _black_box,
     ),
     "patch": ("a square patch of any values, its place searched; L0", _patch),
     "spatial": (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -62,8 +62,8 @@ class Options:
         typer.Option(
             "--suite",
             help="Which attacks: a name from `holdfast list suites`, or one attack of another "
-            "library, such as torchattacks:APGD:steps=10. By default autoattack, or adaptive "
-            "where a defence needs it.",
+            "library, such as torchattacks:APGD:steps=10. By default autoattack, adaptive "
+            "where a defence needs it, or black-box for a black box.",
         ),
     ] = None
     samples: Annotated[
@@ -113,6 +113,34 @@ class Options:
             "come from the original.",
         ),
     ] = "auto"
+    queries: Annotated[
+        int | None,
+        typer.Option(
+            "--queries",
+            help="A hard budget: about no image is the model asked more often than N times, its "
+            "clean prediction aside.",
+        ),
+    ] = None
+    outputs: Annotated[
+        str | None,
+        typer.Option(
+            "--outputs",
+            help="What the attacker sees of a black box: scores or labels. By default all that "
+            "the model shows.",
+        ),
+    ] = None
+    rate: Annotated[
+        float | None,
+        typer.Option("--rate", help="Requests a second, at most, to a model behind http://…"),
+    ] = None
+    http: Annotated[
+        str,
+        typer.Option(
+            "--http",
+            help="How http://… is asked, such as format=png,batch=32,timeout=30,retries=5,"
+            "token=VARIABLE; see docs/black-boxes.md.",
+        ),
+    ] = ""
     size: SizeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -121,14 +149,21 @@ class Options:
     quiet: QuietOption = False
 
 
-def suite_or_usual(suite: str | None, model: Model, usual: str = USUAL_SUITE) -> str:
-    """The suite asked for; else `adaptive`, saying why, for a defence that needs it."""
+def suite_or_usual(
+    suite: str | None, model: Model, usual: str = USUAL_SUITE, outputs: str | None = None
+) -> str:
+    """The suite asked for; else `black-box` for a black box, or `adaptive`, saying why, for a
+    defence that needs it."""
     from ..attacks.adaptive import NAME as ADAPTIVE
+    from ..attacks.black_box import NAME as BLACK_BOX
     from ..distributed import leads
     from ..evaluation.inspection import reason
+    from ..evaluation.request import is_far
 
     if suite is not None:
         return suite
+    if outputs is not None or is_far(model):
+        return BLACK_BOX
     why = reason(model)
     if why and leads():
         tell(f"suite {ADAPTIVE}, because {why}")
@@ -169,10 +204,9 @@ def _run(options: Options) -> Evaluation:
     from ..evaluation import evaluate
     from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
     from ..evaluation.limits import Limits
-    from ..loading import load
 
     limits = Limits.of(options.budget, options.until, command_began())
-    network = chain(load(options.model), options.defence or ())
+    network = chain(_loaded(options), options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
     defences = [step.spec for step in steps(network)]
@@ -191,7 +225,7 @@ def _run(options: Options) -> Evaluation:
         datasets.to_tensor(split.images[:n]),
         torch.from_numpy(split.labels[:n].copy()),
         threat,
-        suite_or_usual(options.suite, network),
+        suite_or_usual(options.suite, network, outputs=options.outputs),
         options.batch_size,
         options.device or ("cuda" if torch.cuda.is_available() else None),
         options.precision,
@@ -209,6 +243,8 @@ def _run(options: Options) -> Evaluation:
             ),
             "classes": list(dataset.classes),
         },
+        queries=options.queries,
+        outputs=options.outputs,
     )
 
 
@@ -257,6 +293,43 @@ def _limits(result: Evaluation) -> str:
     return said
 
 
+def _loaded(options: Options) -> Any:
+    """The model; one behind an address as `--http` says."""
+    from ..loading import load
+    from ..models.http import HttpModel, is_address, settings
+
+    if is_address(options.model):
+        rate = {} if options.rate is None else {"rate": options.rate}
+        return HttpModel(options.model, **{**settings(options.http, "--http"), **rate})
+    if options.http or options.rate is not None:
+        which = "--http" if options.http else "--rate"
+        raise InputError(f"{which} is for a model behind an address, http://…")
+    return load(options.model)
+
+
+def query_lines(result: Evaluation) -> list[str]:
+    """What the queries of a black box bought, in lines."""
+    queries = result.queries
+    if queries is None:
+        return []
+    curve = [point for point in queries.curve if _is_power(point.queries)]
+    if queries.curve and queries.curve[-1] not in curve:
+        curve.append(queries.curve[-1])
+    after = ", ".join(f"{p.queries:,}: {p.robust_accuracy:.2%}" for p in curve if p.queries)
+    budget = "no budget" if queries.budget is None else f"budget {queries.budget:,} an image"
+    seen = f", of {result.outputs}" if result.outputs else ""
+    return [
+        f"queries            {queries.asked:,}{seen}; at most {queries.most:,} about one image "
+        f"({budget}); {queries.outside:,} more for clean predictions and checks",
+        f"standing after     {after}",
+    ]
+
+
+def _is_power(number: int) -> bool:
+    """Whether it is 1, 10, 100, …"""
+    return number > 0 and set(str(number)) <= {"1", "0"} and str(number).count("1") == 1
+
+
 def show(result: Evaluation, options: Options) -> None:
     """Print the accuracies, what each attack did, and the flags that fired."""
     from ..distributed import leads
@@ -280,6 +353,8 @@ def show(result: Evaluation, options: Options) -> None:
             if cost.ran
             else f"{cost.name:24} {cost.outcome}"
         )
+    for line in query_lines(result):
+        tell(line)
     for flag in result.flags:
         if flag.fired:
             tell(f"flag: {flag.name}: {flag.detail}")

@@ -34,7 +34,8 @@ def _checked_seed(seed: int) -> int:
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="A checkpoint or run folder, a name from the zoo, or package.module:function."
+        help="A checkpoint or run folder, a name from the zoo, package.module:function, or "
+        "http://… (a black box)."
     ),
 ]
 RunOption = Annotated[Path, typer.Option("--out", help="The run folder to write.")]

@@ -53,6 +53,8 @@ def evaluate(
     described: dict[str, Any] | None = None,
     goal: str = UNTARGETED,
     targets: Int64[Tensor, " n"] | str | None = None,
+    queries: int | None = None,
+    outputs: str | None = None,
 ) -> Evaluation:
     """Standard and robust accuracy of a classifier under a suite of attacks.
 
@@ -96,6 +98,13 @@ def evaluate(
         targets: with the goal `target`: int64 (N,), none of them the image's label; or how they
             are chosen: `least-likely` or `most-likely`, of the wrong classes on the clean image, or
             `random`, by the seed.
+        queries: a hard budget: about no image is the model asked more often, its clean prediction
+            aside, by all attacks together, verification included. A query is one image shown to
+            the model, with or without a gradient. No health check asks the model then.
+        outputs: what the attacker may see of an answer, beside which the model is a black box:
+            `scores`, or `labels`, of which the model may return (N,) whole numbers. By default all
+            that it shows, gradients too; a function that returns one-hot rows is recognised as one
+            of labels.
 
     Raises:
         InputError (a ValueError): bad images or labels, a model that fails on them, or whose
@@ -132,6 +141,8 @@ def evaluate(
         goal=goal,
         targets=targets,
         limits=limits,
+        queries=queries,
+        outputs=outputs,
     )
     moved = request.device != request.home
     try:

@@ -41,6 +41,16 @@ def outputs_like_probabilities(logits: Tensor) -> Flag:
     )
 
 
+def not_checked(name: str) -> Flag:
+    """A check that would have asked a model whose queries are counted out."""
+    return Flag(
+        name=name,
+        fired=False,
+        detail="Not checked: with a budget of queries, no check asks the model.",
+        figures={"checked": False},
+    )
+
+
 def outputs_change(model: Model, images: Tensor) -> Flag:
     """Two calls on the same images differ: the model draws random numbers or keeps a state."""
     with torch.no_grad():

@@ -8,14 +8,18 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
-from ..attacks import Square, Stage, Suite, adaptive
+from ..attacks import Stage, Suite, adaptive, black_box
+from ..attacks.black_box import NAME as BLACK_BOX
 from ..attacks.suite import UNDEFENDED
 from ..defences import declared, steps, undefended, views, with_network
 from ..draws import fixed_draws, repeated_draws
 from ..errors import InputError
 from ..inputs import check_labels, check_logits
+from ..models.black_box import innermost
+from ..models.http import HttpModel
+from ..models.metered import about
 from ..models.mixture import Mixture
-from ..models.wrapper import unwrapped
+from ..models.wrapper import predicted, unwrapped
 from ..runs.identity import digest, settings_digest, weights_digest
 from ..search import FastCopy, Level
 from ..search.fast_copies import levels_of, original
@@ -50,13 +54,18 @@ class Inspection:
 
     def __init__(self, request: Request):
         self.model, self.precision = request.model, request.precision
+        self.account, self.queries, self.norm = (
+            request.account,
+            request.queries,
+            request.threat.norm,
+        )
         self.images = request.images[:PROBE].to(request.device)
         self.labels = request.labels[:PROBE].to(request.device)
+        self.aimed = request.kind is not None
         self.log: list[str] = []
         # Before it is asked anything: a model may change itself.
         self.weights = weights_digest(unwrapped(self.model))
-        with torch.no_grad(), fixed_draws(0):
-            logits = self.model(self.images)
+        logits = self._first_logits()
         named = request.described.get("classes")
         self.classes: Flag = logits_without_images(logits.shape[1], request.labels, named)
         self.logits = check_logits(logits, len(self.images), self.labels)
@@ -64,6 +73,26 @@ class Inspection:
         check_labels(request.labels, count, classes)
         if isinstance(request.targets, Tensor):
             check_labels(request.targets, count, classes, name="targets")
+
+        if self.account is not None and self.random:
+            self.account.remembers = False
+
+    def _first_logits(self) -> Tensor:
+        """Answers to the probe. With a budget of queries this is the only call: it also says
+        whether there are gradients."""
+        images, seen = torch.arange(len(self.images)), []
+
+        def watched(x: Tensor) -> Tensor:
+            seen.append(self.model(x))
+            return seen[-1]
+
+        with about(images, clean=True), fixed_draws(0):
+            if self.queries is not None:
+                self.gradients = health.gradients(watched, self.images, self.labels)
+            if not seen:
+                with torch.no_grad():
+                    watched(self.images)
+        return seen[0].detach()
 
     # -- which model it is ----------------------------------------------------------------
 
@@ -84,8 +113,13 @@ class Inspection:
     def known_by(self) -> str:
         """What the model is known by: its weights, or its logits where it is a function."""
         # The digest of a defended function's defences says nothing of the function.
-        if isinstance(unwrapped(self.network or self.model), nn.Module) and self.weights:
+        plain = innermost(self.network or self.model)
+        if isinstance(plain, nn.Module) and self.weights:
             return self.weights
+        if isinstance(plain, HttpModel):
+            # Another machine may round otherwise from one call to the next.
+            classes = () if self.random else (predicted(self.logits),)
+            return digest(plain.address, *classes)
         return digest(self.weights or "", self.logits)
 
     @cached_property
@@ -97,7 +131,9 @@ class Inspection:
 
     @cached_property
     def changes(self) -> Flag:
-        """Whether two calls on the same images differ."""
+        """Whether two calls on the same images differ; not known where queries are counted out."""
+        if self.queries is not None:
+            return health.not_checked("outputs-change-between-calls")
         return health.outputs_change(self.model, self.images)
 
     @property
@@ -115,7 +151,15 @@ class Inspection:
         return health.differentiable(self.gradients)
 
     def health(self, samples: int) -> list[Flag]:
-        """The checks that need no attack; `samples`: draws that an iteration averages over."""
+        """The checks that need no attack; `samples`: draws that an iteration averages over. With a
+        budget of queries, those that ask nothing."""
+        if self.queries is not None:
+            return [
+                health.outputs_like_probabilities(self.logits),
+                self.classes,
+                self.changes,
+                self.gradients,
+            ]
         return [
             health.outputs_like_probabilities(self.logits),
             self.classes,
@@ -155,6 +199,8 @@ class Inspection:
 
     @cached_property
     def _precision(self) -> str:
+        if self.account is not None:
+            return "original"
         # Fast copies are compared by their answers: behind defences, by the network's alone.
         changes = self.changes
         if self.network is not None:
@@ -164,6 +210,8 @@ class Inspection:
     @cached_property
     def blind(self) -> set[str]:
         """The views that PyTorch cannot differentiate."""
+        if self.queries is not None:  # a backward pass that is offered is there
+            return set() if self.differentiable else {""}
         models = views(self.model)
         if self.network is not None:
             models[UNDEFENDED] = self.network
@@ -180,13 +228,44 @@ class Inspection:
             seen.append(UNDEFENDED)
         return adaptive(seen, random=self.random, samples=samples, norm=norm)
 
+    @cached_property
+    def labels_only(self) -> bool:
+        """Whether the model returns no more than labels: one-hot rows, without a gradient."""
+        if self.differentiable:
+            return False
+        values = self.logits.unique()
+        largest = (self.logits == values[-1]).sum(1)
+        alike = len(values) == 2 and bool((largest == 1).all())
+        return alike and (self.logits.shape[1] > 2 or values.tolist() == [0.0, 1.0])
+
+    def can_run(self, stage: Stage) -> bool:
+        """Whether the model shows a stage what it needs."""
+        if stage.view in self.blind and stage.attack.needs_gradient:
+            return False
+        return bool(stage.view) or not (self.labels_only and stage.attack.needs_scores)
+
     def without_blind(self, suite: Suite) -> Suite:
-        """The suite without the stages that need gradients of what has none."""
-        stages = suite.keeping(lambda s: s.view not in self.blind or not s.attack.needs_gradient)
+        """The suite without the stages that need gradients, or scores, of what has none.
+
+        Raises:
+            InputError: nothing is left, and no other attack can judge the model in this norm.
+        """
+        stages = suite.keeping(self.can_run)
         if any(s.attack.needs_gradient for s in stages) or stages == suite.stages:
             return replace(suite, stages=stages)
+        if suite.name.partition(",")[0] == BLACK_BOX and stages:
+            return replace(suite, stages=stages)
         name = f"{suite.name}, gradient-free part"
-        return Suite(name, stages or (Stage(Square(queries=5000)),), suite.closest and bool(stages))
+        if stages:
+            return Suite(name, stages, suite.closest)
+        others = black_box(self.queries, self.norm).keeping(
+            lambda stage: self.can_run(stage) and (stage.attack.reaches or not self.aimed)
+        )
+        if not others:
+            raise InputError(
+                f"the model returns only labels: no attack can judge it by these in {self.norm}"
+            )
+        return Suite(name, others)
 
 
 def _in_front(view: Model, level: Level) -> Level:

@@ -23,6 +23,8 @@ from .request import Request
 from .result import Flag
 
 NEEDS_GRADIENTS = "it needs gradients, which the model does not have"
+NEEDS_SCORES = "it needs scores, and the model returns only labels"
+QUERIED_AT_ONCE = 64  # items that ask a black box together
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,10 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     suite = known.without_blind(request.suite)
     left_out = [(s, f"does not know the norm {threat.norm}") for s in request.unfitting]
     left_out += [(s, CANNOT_REACH) for s in request.unreaching]
-    left_out += [(s, NEEDS_GRADIENTS) for s in request.suite.without(suite)]
+    left_out += [
+        (s, NEEDS_GRADIENTS if s.attack.needs_gradient else NEEDS_SCORES)
+        for s in request.suite.without(suite)
+    ]
 
     # The model as each stage sees it, its own gradients first; of `UNDEFENDED`, points are only
     # carried over.
@@ -96,7 +101,8 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     if known.random:
         few = max(1, samples // 10)  # draws: the checks are no search
         searched, steady = [frozen(model, few) for model in searched], frozen(steady, few)
-    climbable = known.differentiable and threat.norm in PGD.norms
+    may_ask = request.queries is None  # checks are no attack, and have no queries of their own
+    climbable = may_ask and known.differentiable and threat.norm in PGD.norms
     if climbable:
         probe = known.images, known.labels, threat, seed
         flags += [
@@ -106,8 +112,12 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     misled = any(flag.fired for flag in flags if flag.name in health.MISLEADING)
     misled = workers.share(misled)
     # Only the first level's batch is measured: the others are small or of the same cost.
-    batch_size = request.batch_size or measure_batch_size(
-        views[""][0].fast_copy.model, request.images, request.device, known.differentiable
+    batch_size = request.batch_size or (
+        min(QUERIED_AT_ONCE, len(request.images))
+        if request.account is not None
+        else measure_batch_size(
+            views[""][0].fast_copy.model, request.images, request.device, known.differentiable
+        )
     )
     _agree(
         workers,

@@ -14,11 +14,16 @@ from torch import Tensor, nn
 from ..attacks import Attack, Stage, Suite, suite_named
 from ..attacks.adaptive import NAME as ADAPTIVE
 from ..attacks.adaptive import SAMPLES, adaptive
+from ..attacks.black_box import NAME as BLACK_BOX
+from ..attacks.black_box import black_box
 from ..attacks.goal import OWN, UNTARGETED, checked_goal, own_targets
 from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
 from ..inputs import checked_data, checked_device, checked_threat, whole_number
+from ..models.black_box import BlackBox, assume_classes, innermost
+from ..models.http import HttpModel
+from ..models.metered import Account, MeteredModel
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
 from ..threat import Threat
 from ..types import Model
@@ -52,6 +57,8 @@ class Request:
         curve: whether the security curve is measured.
         described: `model` and `data` for `result.json`.
         limits: what ends it before all images are judged; None: nothing.
+        queries: the budget of queries an image; None: there is none.
+        outputs: what an attacker may see of an answer, one of `OUTPUTS`; None: all.
     """
 
     model: nn.Module
@@ -74,6 +81,13 @@ class Request:
     curve: bool
     described: dict[str, Any]
     limits: Limits | None = None
+    queries: int | None = None
+    outputs: str | None = None
+
+    @property
+    def account(self) -> Account | None:
+        """Of the queries, where the model counts them."""
+        return self.model.account if isinstance(self.model, MeteredModel) else None
 
     def part(self, rows: Int64[Tensor, " r"]) -> Request:
         """The request of some of the images alone."""
@@ -100,6 +114,8 @@ class Request:
         goal: str = UNTARGETED,
         targets: Any = None,
         limits: Limits | None = None,
+        queries: int | None = None,
+        outputs: str | None = None,
     ) -> Request:
         """A request of what a caller hands over; see `holdfast.evaluate`.
 
@@ -109,7 +125,11 @@ class Request:
         if isinstance(labels, Threat) and threat is None:  # images that bring their labels
             labels, threat = None, labels
         threat = checked_threat(threat)
-        model = wrapped(model)
+        if queries is not None:
+            whole_number("queries", queries)
+        if outputs is not None:
+            model = BlackBox(model, outputs)
+        whole_model = model = wrapped(model)
         with standard_defaults():
             images, labels = checked_data(images, labels)
         threat.check_reach(images)
@@ -121,9 +141,16 @@ class Request:
         goal = checked_goal(goal, targets)
         if targets is not None and not isinstance(targets, str):
             targets = _on_cpu(own_targets(targets, labels))
-        whole = (
-            adaptive(samples=samples, norm=threat.norm) if made_for_model else suite_named(suite)
-        )
+        if made_for_model:
+            whole = adaptive(samples=samples, norm=threat.norm)
+        elif suite == BLACK_BOX:
+            whole = black_box(queries, threat.norm)
+        else:
+            whole = suite_named(suite)
+        classes = len((described or {}).get("classes") or ()) or int(labels.max()) + 1
+        assume_classes(model, max(2, classes))
+        if queries is not None or outputs is not None or suite == BLACK_BOX or is_far(model):
+            model = MeteredModel(model, labels, queries)
         fitting = whole.fitting(threat)
         home = _device_of(model)
         if home.type == "meta":
@@ -147,8 +174,10 @@ class Request:
             folder=None if run is None else Path(run),
             progress=progress,
             curve=curve,
-            described=_described(model) | (described or {}),
             limits=limits,
+            described=_described(whole_model) | (described or {}),
+            queries=queries,
+            outputs=outputs,
         )
         return request.with_suite(fitting)
 
@@ -167,6 +196,11 @@ class Request:
             return replace(self, suite=suite)
         unreaching = suite.keeping(lambda stage: not stage.attack.reaches)
         return replace(self, suite=suite.reaching(self.kind), unreaching=unreaching)
+
+
+def is_far(model: Model) -> bool:
+    """Whether a model answers from elsewhere: it is a black box, whatever it is."""
+    return isinstance(innermost(model), HttpModel)
 
 
 def _device_of(model: Model) -> torch.device:

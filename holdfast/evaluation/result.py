@@ -35,7 +35,9 @@ class Verdict:
     `adversarial_prediction` is −1 where the model answers nothing. `distance` is in the threat
     model's norm (spatial: the ε at which the move is just allowed); from the suite `minimum` it is
     the smallest found, ∞ where there is none. Passes are those spent up to the verdict.
-    `fingerprint` tells the clean image from others, see `holdfast.runs.identity`.
+    `fingerprint` tells the clean image from others, see `holdfast.runs.identity`. `queries` are
+    those about the image up to the one that broke it, or all where it stands; −1 where they were
+    not counted.
     """
 
     index: int
@@ -51,6 +53,7 @@ class Verdict:
     forwards: int
     backwards: int
     fingerprint: int = -1  # of files of before, which do not say it
+    queries: int = -1
 
 
 class Flag(records.Flag):

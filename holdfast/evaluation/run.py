@@ -15,6 +15,7 @@ from ..attacks import PGD
 from ..defences import steps
 from ..distributed import Workers
 from ..errors import InputError
+from ..models.wrapper import unwrapped
 from ..runs.environment import circumstances
 from ..runs.folder import finished, holds, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity
@@ -44,7 +45,7 @@ class Run:
     def __init__(self, request: Request, known: Inspection, workers: Workers):
         self.request, self.workers, self.folder = request, workers, request.folder
         self.settings = known.settings
-        self.code = code_version(*CODE, *(["defences"] if steps(request.model) else []))
+        self.code = code_version(*CODE, *(["defences"] if steps(unwrapped(request.model)) else []))
         self.asked = {
             "model": known.known_by,
             "images": digest(request.images, request.labels),
@@ -52,6 +53,8 @@ class Run:
             "suite": request.suite.describe(),
             "seed": request.seed,
             "precision": request.precision,
+            **({} if request.queries is None else {"queries": request.queries}),
+            **({} if request.outputs is None else {"outputs": request.outputs}),
         }
         if isinstance(request.targets, Tensor):
             self.asked["targets"] = digest(request.targets)

@@ -12,6 +12,7 @@ from .. import draws
 from ..attacks import PGD, Stage, Suite
 from ..attacks.suite import UNDEFENDED
 from ..intervals import clopper_pearson
+from ..models.metered import MeteredModel, about
 from ..models.wrapper import NO_PREDICTION, unwrapped
 from ..runs.folder import now
 from ..runs.identity import fingerprint, weights_digest
@@ -24,6 +25,7 @@ from .curve import IMAGES as CURVE_IMAGES
 from .curve import distance_curve, security_curve
 from .inspection import Inspection
 from .plan import Plan
+from .queries import queries_until, query_figures
 from .random_models import draw_figures
 from .request import Request
 from .result import AttackCost, Evaluation, Flag, Unaware, Verdict
@@ -48,6 +50,9 @@ def judge(
     """
     images, threat, seed = request.images, request.threat, request.seed
     suite, ledger, batch, device = plan.suite, search.ledger, plan.batch_size, request.device
+    account = request.account
+    if account is not None and account.budget is not None:
+        account.sealed = True  # all that counts has been asked
     prediction, confidence, predictions = final_predictions(
         plan.verifier, ledger, images, threat, batch, device, seed
     )
@@ -62,6 +67,7 @@ def judge(
     unanswered = int((ledger.broken & (prediction == NO_PREDICTION)).sum())
     n, right = len(images), int((ledger.clean_prediction == ledger.labels).sum())
     standing = int((~ledger.broken).sum())
+    queried = None if account is None else queries_until(account, ledger)
     return Evaluation(
         n=n,
         standard_accuracy=right / n,
@@ -85,9 +91,13 @@ def judge(
         identity="",
         broken=ledger.broken,
         adversarial=ledger.adversarial,
-        verdicts=verdicts_of(suite, ledger, images, distances, prediction, confidence),
+        verdicts=verdicts_of(suite, ledger, images, distances, prediction, confidence, queried),
+        queries=None
+        if account is None or queried is None
+        else query_figures(account, ledger, queried),
+        outputs="labels" if known.labels_only else request.outputs,
         draws=draw_figures(plan.verifier, ledger, images, predictions, batch, device, seed)
-        if known.random
+        if known.random and not (account is not None and account.sealed)
         else (),
         unaware=unaware,
         unanswered=unanswered,
@@ -187,7 +197,8 @@ def final_predictions(
             draws.item_seeds(seed, "clean", ledger.index[rows]),
             draws.item_seeds(seed, "last word", ledger.index[rows]),
         )
-        parts.append(verifier.predict(ledger.adversarial[rows].to(device), seeds))
+        with about(ledger.index[rows]):
+            parts.append(verifier.predict(ledger.adversarial[rows].to(device), seeds))
     prediction = torch.cat([part.prediction for part in parts]).cpu()
     prediction = torch.where(ledger.stage == CLEAN, ledger.clean_prediction, prediction)
     confidence = torch.cat([part.confidence for part in parts]).cpu()
@@ -204,7 +215,9 @@ def final_predictions(
     ledger.broken[late] = True
     ledger.stage[late] = ledger.found[late].clamp_min(0)
     ledger.item[late] = ledger.found_item[late]
-    if verifier.draws > 1:
+    # With a budget of queries there are no fresh draws: what a vote decided in the search stays.
+    sealed = isinstance(verifier.model, MeteredModel) and verifier.model.account.sealed
+    if verifier.draws > 1 and not sealed:
         lucky = ledger.broken & ~fooled & (ledger.stage != CLEAN)
         ledger.broken[lucky] = False
         ledger.stage[lucky] = STANDING
@@ -266,6 +279,7 @@ def verdicts_of(
     distance: Tensor,
     prediction: Tensor,
     confidence: Tensor,
+    queries: Tensor | None = None,
 ) -> tuple[Verdict, ...]:
     """One row an image, of all that the search and the original model said of it."""
     names = {CLEAN: "clean", STANDING: ""} | {
@@ -286,6 +300,7 @@ def verdicts_of(
             forwards=int(ledger.forwards[i]),
             backwards=int(ledger.backwards[i]),
             fingerprint=fingerprint(images[i]),
+            queries=-1 if queries is None else int(queries[i]),
         )
         for i in range(len(distance))
     )

@@ -87,6 +87,28 @@ def _defaults(dtype: torch.dtype, device: torch.device) -> Iterator[None]:
         yield
 
 
+_blank: ContextVar[bool] = ContextVar("blank", default=False)
+
+
+@contextmanager
+def blank_filling() -> Iterator[None]:
+    """Inside, batches are filled up by black images where the model takes one size only: nobody
+    then asks twice about an image who did not mean to."""
+    token = _blank.set(True)
+    try:
+        yield
+    finally:
+        _blank.reset(token)
+
+
+def _filled(images: Images, size: int) -> Images:
+    """A batch of `size`, filled up by its own images, in turns, or by black ones."""
+    if _blank.get():
+        black = images.new_zeros(size - len(images), *images.shape[1:])
+        return torch.cat([images, black])
+    return images[torch.arange(size, device=images.device) % len(images)]
+
+
 # --- calling a model ---------------------------------------------------------------------------
 
 
@@ -183,12 +205,11 @@ class WrappedModel(nn.Module):
         return self._in_batches(images, size)
 
     def _in_batches(self, images: Images, size: int) -> Float[Tensor, "n k"]:
-        """Logits in batches of exactly this size; the last batch repeats its images to fill up."""
+        """Logits in batches of exactly this size; the last batch is filled up."""
         try:
             parts = []
             for part in images.split(size):
-                rows = torch.arange(size, device=part.device) % len(part)
-                parts.append(self._call(part[rows], self.traits.dtype)[: len(part)])
+                parts.append(self._call(_filled(part, size), self.traits.dtype)[: len(part)])
             return torch.cat(parts)
         except Exception as error:
             _raise_known(error, images)
@@ -265,14 +286,14 @@ class WrappedModel(nn.Module):
         began = time.monotonic()
         with torch.no_grad():
             for size in sizes:
-                rows = torch.arange(size, device=images.device) % count
+                trial = _filled(images.detach()[: 0 if _blank.get() else size], size)
                 for dtype in dtypes:
                     if (size, dtype) == (count, traits.dtype):
                         continue
                     if time.monotonic() - began > TRYING_SECONDS:
                         return None
                     try:
-                        self._call(images.detach()[rows], dtype)
+                        self._call(trial, dtype)
                     except Exception:  # the next size or format is tried
                         continue
                     traits.dtype = dtype
@@ -343,10 +364,10 @@ def wrapped(model: Any) -> nn.Module:
         return model
     if isinstance(model, Preprocessor):
         return cast(nn.Module, with_network(model, wrapped(undefended(model))))
-    return WrappedModel(_differentiable(_callable(model)))
+    return WrappedModel(_differentiable(callable_model(model)))
 
 
-def _callable(model: Any) -> Model:
+def callable_model(model: Any) -> Model:
     """The model as a function of images; InputError where it is none, with what to give instead."""
     kind = type(model).__name__
     kind = f"an {kind}" if kind[0] in "AEIOaeio" else f"a {kind}"

@@ -311,6 +311,58 @@ def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
     return Curves(chart, table, caption)
 
 
+# --- queries -----------------------------------------------------------------------------------
+
+
+def query_curve(run: EvaluationRun) -> Curves | None:
+    """The share that stands against the queries about each image, for a model whose queries were
+    counted."""
+    queries = run.record.queries
+    if queries is None:
+        return None
+    points = sorted((p for p in queries.curve if p.queries), key=lambda point: point.queries)
+    if len(points) < 2:
+        return None
+    last = points[-1].queries
+    powers = [10.0**k for k in range(len(str(last))) if 10**k <= last]
+    axis = charts.Axis(
+        "queries about each image", 1, last, powers, lambda count: f"{count:,.0f}", logarithmic=True
+    )
+    lines = [
+        charts.Line(
+            f"stand after so many queries, n = {format.count(run.n)}",
+            "robust",
+            [point.queries for point in points],
+            [point.robust_accuracy for point in points],
+            [point.interval and point.interval[0] for point in points],
+            [point.interval and point.interval[1] for point in points],
+        )
+    ]
+    if run.record.standard_accuracy is not None:
+        level = run.record.standard_accuracy
+        lines.append(charts.Line("right before any", "standard", [1, last], [level] * 2))
+    chart = charts.line_chart(
+        "Robust accuracy against queries; the table below holds the same figures.",
+        axis,
+        charts.fraction_axis("stand"),
+        lines,
+        write=format.percent,
+    )
+    seen = f" The attacker saw {run.record.outputs} only." if run.record.outputs else ""
+    limit = (
+        "Queries were counted, not limited."
+        if queries.budget is None
+        else f"No image was asked about more than {queries.budget:,} times."
+    )
+    caption = (
+        f"A query is one image shown to the model. {limit} In all there were "
+        f"{format.count(queries.asked)}, and {format.count(queries.outside)} for clean predictions "
+        f"and checks.{seen} The band is the 95 % interval."
+    )
+    table = charts.data_table(axis.label, lines[:1], axis.write, format.percent)
+    return Curves(chart, table, caption)
+
+
 # --- classes and confusions --------------------------------------------------------------------
 
 

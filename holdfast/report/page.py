@@ -65,6 +65,7 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         facts=evaluation.facts(run),
         fates=evaluation.fates(run),
         curves=evaluation.security_curves([run]),
+        queries=evaluation.query_curve(run),
         classes=evaluation.classes(run),
         confusion=evaluation.confusion(run),
         examples=evaluation.examples(run),

@@ -21,6 +21,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..errors import InputError
+from ..models.metered import Answer
 from .batch import Key, StoredItem
 from .ledger import Ledger
 
@@ -48,12 +49,16 @@ _TABLES = {
     # the stages that had been called for by then, as bits.
     "block": f"first INTEGER PRIMARY KEY, images INTEGER NOT NULL, called INTEGER NOT NULL, "
     f"seconds REAL NOT NULL, {_SUM}",
+    # What was asked of a model that counts its queries: see `holdfast.models.metered`.
+    "asked": f"image INTEGER PRIMARY KEY, queries INTEGER NOT NULL, {_SUM}",
+    "answer": f"image INTEGER, point BLOB, number INTEGER NOT NULL, logits BLOB NOT NULL, {_SUM}, "
+    "PRIMARY KEY (image, point)",
     # What came of the whole run, once that is known.
     "outcome": f"part INTEGER PRIMARY KEY, packed BLOB NOT NULL, {_SUM}",
 }
 # Columns of `broken` that the ledger has too.
 _OF_VERDICT = ("stage", "item", "target", "forwards", "backwards", "score")
-_WITHOUT_ROWID = ("item", "spent")
+_WITHOUT_ROWID = ("item", "spent", "answer")
 _PART_BYTES = 2**24  # of the outcome, in one row
 _CHECKED = [table for table in _TABLES if table != "run"]
 
@@ -264,6 +269,46 @@ class Journal:
         self.db.execute("DELETE FROM block WHERE first >= ?", (block.first,))
         self._put("block", *astuple(block))
 
+    # -- queries; these begin transactions of their own -----------------------------------
+
+    def asking(self, queries: Mapping[int, int]) -> None:
+        """How many queries about each image there will have been; before the model is asked."""
+        with self.transaction():
+            for image, count in queries.items():
+                self._put("asked", image, count)
+
+    def answered(self, answers: Sequence[tuple[int, bytes, Answer]]) -> None:
+        """What the model said at each point of an image."""
+        with self.transaction():
+            for image, point, answer in answers:
+                known = self.db.execute(
+                    "SELECT 1 FROM answer WHERE image = ? AND point = ?", (image, point)
+                )
+                if known.fetchone() is None:
+                    self._put("answer", image, point, answer.number, _blob(answer.logits))
+
+    def keep(self, answers: Sequence[tuple[int, bytes, Answer]]) -> None:
+        """Forget all answers but these."""
+        with self.transaction():
+            self.db.execute("DELETE FROM answer")
+            for image, point, answer in answers:
+                self._put("answer", image, point, answer.number, _blob(answer.logits))
+
+    def queries(self) -> dict[int, int]:
+        """How many queries about each image there were."""
+        with self._reading():
+            return dict(self.db.execute("SELECT image, queries FROM asked").fetchall())
+
+    def answers(self) -> list[tuple[int, bytes, Answer]]:
+        """What `keep` and `answered` wrote."""
+        with self._reading():
+            return [
+                (image, point, Answer(number, _tensor(logits, torch.Size([-1]))))
+                for image, point, number, logits in self.db.execute(
+                    "SELECT image, point, number, logits FROM answer"
+                )
+            ]
+
     def conclude(self, packed: bytes) -> None:
         """Keep what came of the whole run."""
         with self.transaction():
@@ -306,6 +351,12 @@ class Journal:
             execute("INSERT OR REPLACE INTO spent SELECT * FROM other.spent")
         for table in ("item", "broken"):  # what is known twice is known alike
             execute(f"INSERT OR IGNORE INTO {table} SELECT * FROM other.{table} WHERE 1 {which}")
+        execute(
+            f"INSERT INTO asked SELECT * FROM other.asked WHERE 1 {which} "
+            "ON CONFLICT (image) DO UPDATE SET queries = excluded.queries, "
+            "checksum = excluded.checksum WHERE excluded.queries > queries"
+        )
+        execute(f"INSERT OR IGNORE INTO answer SELECT * FROM other.answer WHERE 1 {which}")
         execute(f"INSERT OR REPLACE INTO flight SELECT * FROM other.flight WHERE 1 {which}")
         execute(
             f"INSERT INTO strongest SELECT * FROM other.strongest WHERE 1 {which} "

@@ -13,12 +13,13 @@ import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ..attacks.base import Attack, Oracle
+from ..attacks.base import AT_ONCE, Attack, Oracle
 from ..attacks.state import Items
 from ..threat import Threat
 from .batch import Batch, Key, StoredItem
@@ -47,6 +48,17 @@ class Task(ABC):
         """Whether an item that waits or flies can still matter."""
         return True
 
+    def ready(self, key: Key) -> bool:
+        """Whether an item that is needed may begin now; else it waits, and others go before it."""
+        return True
+
+    def asking(self, batch: Batch) -> AbstractContextManager[None]:
+        """Inside, the attack asks about the items of a batch."""
+        return nullcontext()
+
+    def kept(self, items: Mapping[Key, StoredItem]) -> None:  # noqa: B027 - most have nothing to do
+        """Once in a while, after these items, which are in flight, were kept."""
+
     def drop(self, key: Key, passes: Sequence[int]) -> None:  # noqa: B027 - most have nothing to forget
         """Forget an item that is needed no more, inside a transaction if it was in flight.
 
@@ -64,8 +76,8 @@ class Checkpoints:
 
     @property
     def due(self) -> bool:
-        """Whether it is time; never where the journal is in memory."""
-        return self.journal.path is not None and time.monotonic() >= self.next
+        """Whether it is time."""
+        return time.monotonic() >= self.next
 
     def keep(self, stage: int, level: int, items: Mapping[Key, StoredItem]) -> None:
         """Keep the items in place of those that were kept before."""
@@ -74,6 +86,10 @@ class Checkpoints:
             self.journal.fly(stage, level, items)
         took = time.monotonic() - began
         self.next = began + max(CHECKPOINT_SECONDS, took / CHECKPOINT_SHARE)
+
+    def later(self) -> None:
+        """Let the usual time pass before the next."""
+        self.next = time.monotonic() + CHECKPOINT_SECONDS
 
 
 class Scheduler:
@@ -114,6 +130,7 @@ class Scheduler:
         self.stage, self.level = stage, level
         self.stepped = 0
         self.flying: Callable[[], dict[Key, StoredItem]] = dict
+        oracle.at_once = max(AT_ONCE, batch_size)
 
     def run(self, keys: Sequence[Key]) -> Iterator[int]:
         """Every item of `keys`, in this order. Yields after every step: how many steps of single
@@ -135,13 +152,19 @@ class Scheduler:
             if bool(over.any()):
                 batch = batch.select(~self._left(batch, over))
             if len(batch) and self.checkpoints.due:
-                self.keep()
+                if self.journal.path is not None:
+                    self.keep()
+                else:  # nobody goes on with it
+                    self.task.kept(self.flying())
+                    self.checkpoints.later()
             left = int(self.attack.iterations_left(batch.state).sum())
             yield len(queue) * self.attack.iterations + left
 
     def keep(self) -> None:
         """Keep the items in flight in the journal: who runs the same keys again goes on there."""
-        self.checkpoints.keep(self.stage, self.level, self.flying())
+        items = self.flying()
+        self.checkpoints.keep(self.stage, self.level, items)
+        self.task.kept(items)
 
     def _refill(
         self, batch: Batch | None, queue: deque[Key], waiting: dict[Key, StoredItem]
@@ -149,12 +172,16 @@ class Scheduler:
         """The batch, filled up from the queue; None where nothing is left."""
         room = self.batch_size - (0 if batch is None else len(batch))
         keys: list[Key] = []
+        later: list[Key] = []
         while queue and len(keys) < room:
             key = queue.popleft()
-            if self.task.needed(key):
+            if not self.task.needed(key):
+                self.task.drop(key, ())
+            elif self.task.ready(key):
                 keys.append(key)
             else:
-                self.task.drop(key, ())
+                later.append(key)
+        queue.extendleft(reversed(later))
         if keys:
             state = self.attack.start(self.task.items(keys), self.threat)
             fresh = Batch.begin(keys, state, {k: waiting.pop(k) for k in keys if k in waiting})
@@ -165,9 +192,12 @@ class Scheduler:
         oracle = self.oracle
         if self.own_draws:
             oracle.prepare(batch.state)
-        before = torch.tensor([oracle.forwards, oracle.backwards])
-        batch.state = self.attack.step(oracle, batch.state, self.threat)
+        before, oracle.own = torch.tensor([oracle.forwards, oracle.backwards]), None
+        with self.task.asking(batch):
+            batch.state = self.attack.step(oracle, batch.state, self.threat)
         batch.passes += torch.tensor([oracle.forwards, oracle.backwards]) - before
+        if oracle.own is not None:
+            batch.passes[:, 0] += oracle.own
 
     def _left(self, batch: Batch, over: Bool[Tensor, " r"]) -> Bool[Tensor, " r"]:
         """The rows that leave: those that are over, and those that are needless now."""

@@ -21,6 +21,7 @@ from ..attacks.losses import margin
 from ..attacks.suite import Stage, Suite
 from ..errors import InputError
 from ..inputs import check_logits
+from ..models.metered import MeteredModel, about
 from ..threat import Threat
 from .batch import Key
 from .fast_copies import Level
@@ -49,7 +50,8 @@ class Search:
     """Runs a suite over images.
 
     Args:
-        model: the original: images (N, C, H, W) on `device` → logits (N, K).
+        model: the original: images (N, C, H, W) on `device` → logits (N, K). One that counts its
+            queries (`MeteredModel`) is told whose they are.
         images, labels: on the CPU; (N, C, H, W) in [0, 1], and (N,).
         threat: ball and box.
         suite: what is tried, in order.
@@ -104,6 +106,7 @@ class Search:
             rows=torch.arange(len(images)) if rows is None else rows,
             ledger=ledger,
             journal=journal,
+            account=model.account if isinstance(model, MeteredModel) else None,
         )
         self.model, self.suite, self.batch_size = model, suite, batch_size
         self.ledger, self.journal = ledger, journal
@@ -127,6 +130,10 @@ class Search:
     def recall(self) -> None:
         """What is in the journal already."""
         self.journal.restore(self.ledger)
+        account = self.problem.account
+        if account is not None:
+            account.restore(self.journal.queries(), self.journal.answers())
+            account.log = self.journal if self.journal.path is not None else None
         # What an attack reached stays its goal, should two classes tie when goals are chosen anew.
         reached = (self.ledger.stage >= 0) & (self.ledger.goal >= 0)
         self.ledger.goal[reached] = self.ledger.target[reached]
@@ -156,13 +163,17 @@ class Search:
         return True
 
     def account(self) -> None:
-        """What every stage has cost, and why one made no pass."""
+        """What every stage has cost, and why one made no pass; all is written down by now."""
+        if self.problem.account is not None:
+            self.problem.account.log = None
         for number in range(len(self.suite.stages)):
             cost = StageCost(*self.journal.cost(number))
             self.costs.append(cost)
             why = "nothing stood any more"
             if not self._was_due[number]:
                 why = "no sign that gradients mislead"
+            elif self._had_images[number] and self._all_asked():
+                why = "the budget of queries was spent"
             elif self._had_images[number]:
                 why = "no image of its sample stood"
             self.idle.append("" if cost.forwards or cost.backwards else why)
@@ -174,6 +185,11 @@ class Search:
             (n, stage) for n, stage in enumerate(self.suite.stages) if stage.after is not None
         ]
         return sum(1 << number for number, stage in waiting if self._is_due(stage))
+
+    def _all_asked(self) -> bool:
+        """Whether what stands does so because no query is left."""
+        account, standing = self.problem.account, self.problem.standing()
+        return account is not None and bool(account.spent(standing).all()) and bool(standing)
 
     # -- before and after the stages ------------------------------------------------------
 
@@ -197,7 +213,7 @@ class Search:
                 off = (threat.distance(points, x) - stated).abs()
                 holds &= off <= 1e-4 * (1 + stated.abs())
             if self.problem.verifier.draws == 1:
-                with torch.no_grad():
+                with torch.no_grad(), about(rows):
                     logits = self.model(points.to(self.problem.device)).float().cpu()
                 slack = ROUNDING * (logits.amax(1) - logits.amin(1))
                 lacks = margin(logits, self.problem.labels[rows], ledger.goal[rows])
@@ -216,7 +232,8 @@ class Search:
         problem, ledger, began = self.problem, self.ledger, time.monotonic()
         for rows in problem.rows.split(self.batch_size):
             seeds = draws.item_seeds(problem.seed, "clean", ledger.index[rows])
-            answers = problem.verifier.predict(problem.images[rows].to(problem.device), seeds)
+            with about(rows, clean=True):
+                answers = problem.verifier.predict(problem.images[rows].to(problem.device), seeds)
             y = problem.labels[rows].to(problem.device)
             logits = check_logits(answers.logits, len(rows), y, first=rows).cpu()
             if not problem.classes:
@@ -301,7 +318,7 @@ class Search:
                 Oracle(level.fast_copy.model, stage.samples, stage.attack.decisions),
                 problem.threat,
                 one_pass,
-                batch_size=max(1, self.batch_size // stage.samples),
+                batch_size=self._batch_size(stage),
                 checkpoints=self.checkpoints,
                 stage=number,
                 level=level_number,
@@ -314,6 +331,11 @@ class Search:
                 yield left, scheduler
             one_pass.close()
             before = one_pass.scores
+
+    def _batch_size(self, stage: Stage) -> int:
+        if self.problem.account is not None and stage.attack.lends:
+            return 1  # so that nobody needs to say whose its queries are
+        return max(1, self.batch_size // stage.samples)
 
     def _levels(self, stage: Stage) -> list[tuple[Level, float | None]]:
         """The levels that a stage runs on, and the scores below which items come to each."""

@@ -13,7 +13,8 @@ succeeded, and earlier ones run to their end.
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from math import inf
 
@@ -26,8 +27,9 @@ from ..attacks.goal import nearest_of_class
 from ..attacks.minimum_norm import MinimumNormState
 from ..attacks.state import Items
 from ..attacks.suite import Stage, Suite
+from ..models.metered import Account, about
 from ..threat import Threat
-from .batch import Batch, Key
+from .batch import Batch, Key, StoredItem
 from .fast_copies import Level
 from .journal import FinishedItem, Journal
 from .ledger import Ledger
@@ -52,6 +54,7 @@ class Problem:
         rows: the images that are searched, int64 (R,).
         ledger: what is known of every image; filled in as verdicts fall.
         journal: where verdicts are kept.
+        account: of the queries, where the model counts them; else None.
         order: int64 (N, K), the classes by falling clean logit, the label last; (0, 0) before the
             clean images were predicted.
     """
@@ -66,6 +69,7 @@ class Problem:
     rows: Int64[Tensor, " r"]
     ledger: Ledger
     journal: Journal
+    account: Account | None = None
     order: Int64[Tensor, "n k"] = field(default_factory=lambda: torch.zeros(0, 0).long())
 
     @property
@@ -196,8 +200,41 @@ class StagePass(Task):
         return nearest_of_class(x, goals, problem.images, problem.labels, problem.threat)
 
     def needed(self, key: Key) -> bool:
+        account = self.problem.account
+        if account is not None and bool(account.spent([key.image])):
+            return False
         won = self.images[key.image].won
         return not (self.problem.ledger.broken[key.image] or (won is not None and won < key.item))
+
+    def ready(self, key: Key) -> bool:
+        # The items of an image that share a budget go one after the other: how much is left for
+        # each then depends on no batch.
+        return self.problem.account is None or min(self.images[key.image].open_items) == key.item
+
+    def asking(self, batch: Batch) -> AbstractContextManager[None]:
+        return self.about(torch.arange(len(batch)), batch)
+
+    def about(self, rows: Tensor, batch: Batch) -> AbstractContextManager[None]:
+        """Inside, the model is asked about the images of some rows of a batch."""
+        if self.problem.account is None:
+            return nullcontext()
+        return about(torch.tensor([batch.keys[row].image for row in rows.tolist()]))
+
+    def spent(self, batch: Batch) -> Bool[Tensor, " r"]:
+        """Which items' images have no query left."""
+        account = self.problem.account
+        if account is None:
+            return torch.zeros(len(batch), dtype=torch.bool)
+        return account.spent([key.image for key in batch.keys])
+
+    def kept(self, items: Mapping[Key, StoredItem]) -> None:
+        """Of the answers so far, those are needed at the best points of items and of images."""
+        if self.problem.account is None:
+            return
+        points = {i: [point] for i, point in enumerate(self.problem.ledger.adversarial)}
+        for key, it in items.items():
+            points[key.image].append(it.state["best"])
+        self.problem.account.keep(points)
 
     def drop(self, key: Key, passes: Sequence[int]) -> None:
         self.images[key.image].open_items.discard(key.item)
@@ -248,6 +285,13 @@ class StagePass(Task):
         if self.images[image].won is not None or not self._is_stronger(key, score):
             return
         point, witness = batch.state.best[row].cpu(), batch.state.witness[row].cpu()
+        account = problem.account
+        if (
+            account is not None
+            and account.budget is not None
+            and account.recall(image, point) is None
+        ):
+            return  # the budget ended before the model was asked there
         if not problem.suite.closest:
             x = problem.images[image]
             if not bool(problem.threat.contains(point[None], x[None], None, witness[None])):
@@ -286,7 +330,7 @@ class BallPass(StagePass):
 
     def examine(self, batch: Batch) -> Bool[Tensor, " r"]:
         state, attack = batch.state, self.stage.attack
-        score, finished = state.score.float().cpu(), state.finished.cpu()
+        score, finished = state.score.float().cpu(), state.finished.cpu() | self.spent(batch)
         # A point on which the fast copy may be wrong is verified before its item gives up.
         error = 0.0 if attack.minimum_norm else self.level.fast_copy.error
         slack = torch.where(finished, 2 * error, 0.0)
@@ -316,7 +360,8 @@ class BallPass(StagePass):
         state = batch.state.select(rows.to(problem.device))
         legal = problem.threat.contains(state.best, state.images, state.eps, state.witness)
         seeds = draws.item_seeds(0, "verdict", state.seeds.cpu(), state.iteration.cpu())
-        fooled, asked = problem.verifier.fooled(state.best, state.labels, seeds, state.goals)
+        with self.about(rows, batch):
+            fooled, asked = problem.verifier.fooled(state.best, state.labels, seeds, state.goals)
         return (legal & fooled).cpu(), asked.cpu()
 
     def _is_stronger(self, key: Key, score: float) -> bool:
@@ -327,7 +372,7 @@ class ClosestPass(StagePass):
     """Items run to their end; what counts is the closest point that breaks the image."""
 
     def examine(self, batch: Batch) -> Bool[Tensor, " r"]:
-        finished = batch.state.finished.cpu()
+        finished = batch.state.finished.cpu() | self.spent(batch)
         if bool(finished.any()):
             self._verify(batch, finished.nonzero().squeeze(1))
         return finished
@@ -352,9 +397,10 @@ class ClosestPass(StagePass):
             point = best[left]
             if further != 1:
                 point = (x[left] + further * (point - x[left])).clamp(0, 1)
-            fooled, passes = problem.verifier.fooled(
-                point, state.labels[left], seeds[left.cpu()], state.goals[left]
-            )
+            with self.about(rows[left.cpu()], batch):
+                fooled, passes = problem.verifier.fooled(
+                    point, state.labels[left], seeds[left.cpu()], state.goals[left]
+                )
             asked[left.cpu()] += passes.cpu()
             held = fooled & threat.contains(point, x[left], eps[left] + inf)
             best[left[held]] = point[held]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attacks.base import Model
 from ..draws import fixed_draws, image_seeds, item_seeds, repeated_draws
+from ..models.metered import rows_asked
 from ..models.wrapper import NO_PREDICTION, predicted
 from ..types import Images
 
@@ -90,7 +91,7 @@ class Verifier:
         copies = images.repeat_interleave(count, 0)
         parts = []
         for rows in torch.arange(len(copies)).split(_TOGETHER):
-            with fixed_draws(own[rows]):
+            with fixed_draws(own[rows]), rows_asked(rows // count):
                 parts.append(self.model(copies[rows.to(copies.device)]).float())
         return torch.cat(parts).unflatten(0, (len(images), count))
 
@@ -120,7 +121,8 @@ class Verifier:
         rows = fooled.nonzero().squeeze(1)
         passes = passes * FIRST_DRAWS + fooled * self.draws
         if len(rows):
-            second = self.predict(images[rows], item_seeds(0, "second", seeds[rows.cpu()]))
+            with rows_asked(rows):
+                second = self.predict(images[rows], item_seeds(0, "second", seeds[rows.cpu()]))
             fooled[rows] = _outvoted(second, labels[rows], goals[rows])
         return fooled, passes
 

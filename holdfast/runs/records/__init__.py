@@ -14,6 +14,8 @@ from .evaluation import (
     DrawFigure,
     EvaluationRecord,
     GivenInfo,
+    QueryFigures,
+    QueryPoint,
     TransferInfo,
     Unaware,
 )
@@ -70,6 +72,8 @@ __all__ = [
     "MixtureRecord",
     "ModelInfo",
     "Part",
+    "QueryFigures",
+    "QueryPoint",
     "Record",
     "RequestRecord",
     "TrainingEvent",

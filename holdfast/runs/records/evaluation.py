@@ -96,6 +96,30 @@ class TransferInfo(Part):
     rate_interval: Interval | None = None
 
 
+class QueryPoint(Part):
+    queries: Count
+    robust_accuracy: Fraction
+    interval: Interval | None = None
+
+
+class QueryFigures(Part):
+    """The account of a model whose queries were counted. A query is one image shown to it.
+
+    Attributes:
+        budget: queries an image that no search could exceed; None: they were only counted.
+        asked: queries about all images.
+        most: about one image.
+        outside: clean predictions, and what health checks asked; in the last session.
+        curve: the share of images that stand after so many queries each.
+    """
+
+    budget: Positive | None = None
+    asked: Count | None = None
+    most: Count | None = None
+    outside: Count | None = None
+    curve: ListOf[QueryPoint] = ()
+
+
 class EvaluationRecord(Measurement):
     """`result.json` of an evaluation.
 
@@ -124,6 +148,9 @@ class EvaluationRecord(Measurement):
             defence. Never its robust accuracy.
         unanswered: how many of the broken images are so because the model answers nothing at the
             breaking point (a logit is NaN or +∞).
+        queries: of a black box, or with a budget: what was asked, and what it bought.
+        outputs: what the attacker saw of an answer, `scores` or `labels`; None: all that the model
+            shows.
         log: why a faster copy of the model, or a compiled one, was not searched on.
         classes: names, in the order of the labels.
         training_run: the folder of the run that trained the model.
@@ -155,6 +182,8 @@ class EvaluationRecord(Measurement):
     transfer: TransferInfo | None = None
     unaware: Unaware | None = None
     unanswered: Count = 0
+    queries: QueryFigures | None = None
+    outputs: str | None = None
     log: Names = ()
     classes: Names = ()
     training_run: str | None = None
