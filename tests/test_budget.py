@@ -305,21 +305,29 @@ class _Tiny(FGSM):
 
 def test_a_budget_ends_in_time_and_more_of_it_goes_on(tmp_path: Path) -> None:
     plain, x, y = digits(300)
-    model = Counting(plain, seconds=0.002)
+    model = Counting(plain, seconds=0.0006)
     began = time.monotonic()
     first = hf.evaluate(
-        model, x, y, ("linf", 0.1), "pgd", budget=6, run=tmp_path / "run", curve=True, batch_size=32
+        model,
+        x,
+        y,
+        ("linf", 0.1),
+        "pgd",
+        budget=10,
+        run=tmp_path / "run",
+        curve=True,
+        batch_size=32,
     )
     took = time.monotonic() - began
-    assert first.stopped == "budget" and first.budget == 6 and first.population == 300
+    assert first.stopped == "budget" and first.budget == 10 and first.population == 300
     assert 8 <= first.n < 300 and first.curve is not None
-    assert 4 < took < 9  # on a machine that others use, too
+    assert 7 < took < 14  # on a machine that others use, too
     assert first.seconds == pytest.approx(took, abs=2)
-    read = hf.evaluate(model, x, y, ("linf", 0.1), "pgd", budget="6s", run=tmp_path / "run")
+    read = hf.evaluate(model, x, y, ("linf", 0.1), "pgd", budget="10s", run=tmp_path / "run")
     assert read.finished == first.finished
     began = time.monotonic()
-    more = hf.evaluate(model, x, y, ("linf", 0.1), "pgd", budget=12, run=tmp_path / "run")
-    assert time.monotonic() - began < 9  # what is left of it
+    more = hf.evaluate(model, x, y, ("linf", 0.1), "pgd", budget=16, run=tmp_path / "run")
+    assert time.monotonic() - began < 10  # what is left of it
     assert more.stopped == "budget" and more.n > first.n
     assert decided(first) < decided(more)
     page = tmp_path / "report.html"

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
     "maker",
     [
         "table.py",
+        "anytime_page.py",
         "attacks_page.py",
         "certificates_page.py",
         "defences_page.py",

@@ -22,6 +22,7 @@ ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MADE_FROM = {  # page maker → a page, and files that it reads
     "table.py": ("README.md", ["cifar10-linf-2h-swift/request.json", "memory.json"]),
+    "anytime_page.py": ("docs/budgets.md", ["anytime.json"]),
     "attacks_page.py": ("docs/attacks.md", ["attacks.json"]),
     "certificates_page.py": ("docs/certificates.md", ["certificates-gaussian/request.json"]),
     "defences_page.py": ("docs/defences.md", ["defences-cifar10-linf-slim.json"]),

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Bool, Int64
@@ -27,6 +28,7 @@ from .result import Evaluation
 from .verdicts import Beside, final_predictions
 
 FIRST = 8  # images of the first block: few, for nothing is known yet of what one takes
+FIRST_SHARE = 0.4  # of the budget, after which that block is given up for a single image
 GROWTH = 4  # a block is at most so many times as large as the one before
 BLOCK_SHARE = 0.1  # of the budget that a block takes at most
 LEAST_BLOCK = 32  # images of later blocks, where only a precision is asked for
@@ -124,6 +126,12 @@ class Sampler:
         rest = waiting() * (ENDING + (CLOSING if self.limits.program else 0.0))
         return self.limits.budget - self.elapsed - rest - n * each
 
+    def _is_late(self, n: int) -> bool:
+        """Whether a block ends now that was to make it `n` images."""
+        if not self.n and self.limits.budget is not None:
+            return self.elapsed > FIRST_SHARE * self.limits.budget
+        return self.left(n) <= 0
+
     @property
     def each(self) -> float:
         """Seconds that an image takes."""
@@ -170,15 +178,12 @@ class Sampler:
         self._go_on()
         while not (why := self.enough()):
             size, called = self.size(), self.search.called
-            # Without a single image judged there would be no result, however late it is.
-            late = not self.n and self.left(1) <= 0
-            size = 1 if late else size
-            rows = self.places[self.n : self.n + size]
-            began, aim = time.monotonic(), self.n + size
-            whole = self.search.judge(
-                rows,
-                (lambda: False) if late else (lambda: self.left(aim) <= 0),  # noqa: B023
-            )
+            stop = partial(self._is_late, self.n + size)
+            if not self.n and self._is_late(size):
+                # Without a single image there would be no result, however late it is.
+                size, stop = 1, partial(bool, False)
+            rows, began = self.places[self.n : self.n + size], time.monotonic()
+            whole = self.search.judge(rows, stop)
             if self.search.called != called:
                 self._anew()
             elif whole:
