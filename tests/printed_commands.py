@@ -46,8 +46,10 @@ VERBS = PROGRAM.commands  # type: ignore[attr-defined]
 def in_markdown(text: str) -> Iterator[str]:
     """Commands in fenced blocks, with lines that go on joined, and in inline code."""
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
-    blocks = re.findall(r"^```(?:sh|bash|console)?\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
-    for block in blocks:
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+    for language, block in blocks:
+        if language not in ("", "sh", "bash", "console", "yaml"):
+            continue
         for line in block.replace("\\\n", " ").splitlines():
             if re.match(COMMAND, line.strip().removeprefix("$ ")):
                 yield line.strip().removeprefix("$ ")

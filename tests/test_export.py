@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import io
 import json
+import shlex
+import shutil
 import sys
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from printed_commands import in_markdown
 from run_folders import evaluation_run, training_run
 from torch import Tensor, nn
 
@@ -341,6 +344,25 @@ def test_arrays_hold_every_point_exactly(tmp_path: Path) -> None:
     assert torch.equal(wrong, result.broken)
 
 
+def test_a_random_sample_of_the_images(tmp_path: Path) -> None:
+    """A budget or a precision judges some images out of all: these are exported and compared."""
+    model, x, y = models.digits(200)
+    run = tmp_path / "run"
+    result = hf.evaluate(model, x, y, ("linf", 0.1), suite="fgsm", until="12%", run=run)
+    assert result.n < 150
+    hf.export(run, tmp_path / "points.npz", data=(x, y))
+    held = np.load(tmp_path / "points.npz")
+    assert held["index"].tolist() == [verdict.index for verdict in result.verdicts]
+    assert np.array_equal(held["images"], x[held["index"]].numpy())
+    assert np.array_equal(held["adversarial"], result.adversarial.numpy())
+    counts = hf.export(run, tmp_path / "pngs", model=model, data=(x, y)).counts
+    assert counts.broken + counts.wrong + counts.standing == result.n
+    whole = hf.evaluate(model, x, y, ("linf", 0.1), suite="fgsm")
+    found = hf.compare([run, whole])
+    assert found.n == result.n and found.images == tuple(held["index"].tolist())
+    assert not found.pairs[0].robust.only_first and not found.pairs[0].robust.only_second
+
+
 def test_verdicts_and_a_summary(judged: Path, tmp_path: Path) -> None:
     other = evaluation_run(tmp_path / "other", n=30, fired=("stands-at-huge-eps",))
     found = hf.export([judged, other], tmp_path / "all.csv")
@@ -373,8 +395,6 @@ def test_files_that_are_there_are_replaced_by_force_alone(judged, tmp_path, monk
 
 
 def spoiled(run: Path, to: Path, name: str, content: bytes | None) -> Path:
-    import shutil
-
     shutil.copytree(run, to)
     if content is None:
         (to / name).unlink()
@@ -646,3 +666,26 @@ def test_the_annex_holds_uncertainty_and_flags(tmp_path: Path) -> None:
         hf.export([fired, RESULTS / "certificates-gaussian"], tmp_path / "x.md", annex=True)
     with pytest.raises(InputError, match="an annex is of evaluations"):
         hf.export(training_run(tmp_path / "t"), tmp_path / "x.md", annex=True)
+
+
+def test_every_example_of_the_page_runs(judged: Path, tmp_path: Path, monkeypatch) -> None:
+    """`docs/results.md`, word for word, in a folder where its runs are."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second", "third"):
+        shutil.copytree(judged, tmp_path / "runs" / name)
+    page = (ROOT / "docs" / "results.md").read_text()
+    written = [line for line in in_markdown(page) if " RUN" in line or "runs/first" in line]
+    ran = []
+    for line in written:
+        words = [
+            "runs/first" if word == "RUN" else word for word in shlex.split(line, comments=True)
+        ]
+        if words[1] in ("compare", "require", "export"):
+            ran.append(words[1])
+            assert command(monkeypatch, *words[1:]) in ((0, 3) if words[1] == "require" else (0,))
+    assert {name: ran.count(name) for name in ran} == {"compare": 2, "require": 1, "export": 6}
+    for name in (
+        "comparison.html", "robustness.xml", "images/index.csv", "points.npz", "verdicts.csv",
+        "verdicts.summary.csv", "table.tex", "MODEL/README.md", "annex.md",
+    ):  # fmt: skip
+        assert (tmp_path / name).is_file(), name

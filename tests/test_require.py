@@ -134,6 +134,9 @@ def test_an_interval_that_is_valid_at_any_time_decides(tmp_path: Path) -> None:
     assert hf.require(run, "robust>=0.31").met
     plain = evaluation_run(tmp_path / "plain", robust=0.41)
     assert hf.require(plain, "robust>=0.35").met
+    # Where all images were judged after all, nothing depended on what was seen.
+    whole = evaluation_run(tmp_path / "whole", robust=0.41, stopped="all images", **wide)
+    assert hf.require(whole, "robust>=0.35").met
     for wrong in ([0.5], "ab", [0.6, 0.4], [-1, 2], 3):
         broken = evaluation_run(
             tmp_path / f"{wrong}", robust=0.41, robust_accuracy_anytime_interval=wrong
@@ -201,6 +204,17 @@ def test_a_result_in_memory_is_held_too() -> None:
     assert not hf.require(result, f"standard>{low}").met
     with pytest.raises(InputError, match="has no figure 'unaware'"):
         hf.require(result, "unaware>=0.1")
+
+
+def test_a_sample_is_held_to_what_is_valid_at_any_time(tmp_path: Path) -> None:
+    model, x, y = models.digits(250)
+    result = hf.evaluate(model, x, y, ("linf", 0.03), suite="fgsm", until="12%", run=tmp_path / "r")
+    assert result.stopped == "until" and result.n < 250
+    low = result.robust_accuracy_anytime_interval[0]
+    for run in (result, tmp_path / "r"):
+        (found,) = hf.require(run, f"robust>={low}").outcomes
+        assert found.met and found.figure.anytime
+        assert not hf.require(run, f"robust>{low}").met
 
 
 def test_evaluate_ends_with_3_and_keeps_its_run(tmp_path: Path, monkeypatch, capsys) -> None:
