@@ -1,0 +1,274 @@
+"""`repaired`: look for what hides a model's gradient, and repair it."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn.functional import cosine_similarity
+
+from ..attacks.losses import margin_loss
+from ..draws import fixed_draws
+from ..models.backward import replace_backward
+from ..models.wrapper import is_out_of_memory
+from ..types import Images, Labels, Logits, Model
+from . import detours
+from .passes import Pass, Place, Plan, repairing
+
+LOOKED_AT = 16  # images on which gradients are compared
+THE_SAME = 0.99  # cosine from which two gradients are one
+SMALL, LARGE = 1e-6, 1e6  # spreads of logits between which gradients need no gain
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Something that was repaired in a model's graph.
+
+    Attributes:
+        what: the operation, such as `round`.
+        where: the function of the model that it is in, such as `Quantise.forward`.
+        times: how often it is met in one forward pass.
+
+    Example:
+        >>> str(Repair("round", "Quantise.forward", 1))
+        '`round` in `Quantise.forward`, 1 time'
+    """
+
+    what: str
+    where: str
+    times: int
+
+    def __str__(self) -> str:
+        often = "1 time" if self.times == 1 else f"{self.times} times"
+        return f"`{self.what}` in `{self.where}`, {often}"
+
+
+class Repaired(nn.Module):
+    """A model that answers as before, and whose gradients are repaired.
+
+    Args:
+        inner: images → logits.
+        plan: what the first pass found.
+
+    Attributes:
+        repairs: what was repaired.
+        own: float32 (P, C, H, W), the gradients of the model's own margin on the probe; None where
+            it has none.
+    """
+
+    def __init__(self, inner: Model, plan: Plan, repairs: tuple[Repair, ...] = ()):
+        super().__init__()
+        self.inner, self.plan, self.repairs = inner, plan, repairs
+
+    def forward(self, images: Images) -> Logits:
+        if not (torch.is_grad_enabled() and images.requires_grad):
+            return self.inner(images)
+        logits, _ = through(self.inner, images, self.plan)
+        if not self.plan.softened:
+            return logits
+        # What lies before a rounded or saturated end is climbed, but the prediction is the model's.
+        with torch.no_grad():
+            exact = self.inner(images).to(logits.dtype)
+            same = exact.argmax(1, keepdim=True) == logits.argmax(1, keepdim=True)
+            value = torch.where(same, logits, exact)
+        return replace_backward(value, logits)
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Repaired:
+        return Repaired(copy.deepcopy(self.inner, memo), self.plan, self.repairs)
+
+
+def through(
+    model: Model, images: Images, plan: Plan, finding: bool = False
+) -> tuple[Logits, Counter[Place]]:
+    """One forward pass through the repaired graph: the logits, and what was found."""
+    x = images.view_as(images)  # no leaf, so that it may be written to
+    one = Pass(x, plan, finding)
+    with repairing(one, model):
+        logits = model(x)
+    if not logits.requires_grad:
+        splice = _splice_at_the_end(one, logits, plan, finding)
+        made = None if splice is None else detours.stand_in(splice, x, one.left, logits)
+        if made is not None:
+            logits = replace_backward(logits, made)
+    if logits.requires_grad and plan.gain != 1.0:
+        logits = replace_backward(logits, logits * plan.gain)
+    return logits, one.found
+
+
+def _splice_at_the_end(
+    one: Pass, logits: Logits, plan: Plan, finding: bool
+) -> detours.Splice | None:
+    """What stands in for logits that come from another library."""
+    if finding:
+        plan.splices[0] = detours.found(one.images, one.left, logits) if one.left else None
+        if plan.splices[0] is not None:
+            one.found[Place("detour outside PyTorch", "the logits")] += 1
+    return plan.splices.get(0)
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `repaired` found.
+
+    Attributes:
+        model: with repaired gradients; None where there is nothing to gain by it.
+        repairs: all places where the graph was repaired, harmless ones too.
+        remark: why there is no repaired model although something was found; empty elsewhere.
+        cosine: the mean cosine of its gradients and the model's own; None where the model has no
+            own ones.
+    """
+
+    model: Repaired | None
+    repairs: tuple[Repair, ...]
+    remark: str = ""
+    cosine: float | None = None
+
+
+def repaired(model: Model, images: Images, labels: Labels) -> Diagnosis:
+    """A model with repaired gradients, if its own are hidden.
+
+    One forward pass on a few images finds what kills gradients: rounding and casts to whole
+    numbers, comparisons, `argmax`, saturated functions, `detach` and `no_grad`, custom autograd
+    functions with a backward pass that is not that of their forward pass, ways out of PyTorch and
+    back. Each gets a useful backward pass (BPDA, Athalye, Carlini & Wagner, ICML 2018). Where the
+    gradient then points elsewhere than the model's own, the model hides something.
+
+    Args:
+        model: images (N, C, H, W) in [0, 1] → logits (N, K), in eval mode.
+        images: float32 (P, C, H, W), on the model's device; the first 16 are looked at.
+        labels: int64 (P,).
+
+    Returns:
+        the repaired model, or None, and what was found.
+
+    Example:
+        >>> import torch
+        >>> network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+        >>> found = repaired(lambda x: network((x * 7).round() / 7), torch.rand(8, 1, 2, 2),
+        ...                  torch.arange(8) % 3)
+        >>> [repair.what for repair in found.repairs], found.model is not None
+        (['round'], True)
+    """
+    x, y = images[:LOOKED_AT], labels[:LOOKED_AT]
+    try:
+        return _diagnosed(model, x, y)
+    except Exception as error:  # somebody's code, run in an unusual way
+        if is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split())[:120]
+        return Diagnosis(None, (), f"gradients cannot be repaired: {type(error).__name__}: {said}")
+
+
+def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
+    with _same_draws(), torch.no_grad():
+        answers = model(x).float()
+    own, seen = _own(model, x, y)
+    steady = _steady(model, x, answers)
+    hidden = steady and seen is not None and not _alike(seen, answers)
+    best: Diagnosis | None = None
+    for plan in (Plan(hidden=hidden), Plan(hidden=hidden, flat_remainders=True)):
+        found = _planned(model, plan, x, answers)
+        repairs = tuple(Repair(place.what, place.where, times) for place, times in found.items())
+        made = Repaired(model, plan, repairs)
+        gradient, logits = _own(made, x, y)
+        if logits is not None and steady and not _alike(logits, answers):
+            remark = "gradients cannot be repaired: the answers would change"
+            return Diagnosis(None, repairs, remark)
+        if gradient is not None and bool(_useful(gradient).any()):
+            best = _worth(made, own, gradient)
+            break
+        best = Diagnosis(None, repairs, "gradients cannot be repaired: they stay zero")
+    assert best is not None
+    if not best.repairs:
+        return Diagnosis(None, ())
+    if best.model is not None:
+        _soften(best.model, x, answers)
+    return best
+
+
+def _planned(model: Model, plan: Plan, x: Images, answers: Logits) -> Counter[Place]:
+    """Fill in a plan by a first pass; what it found."""
+    with _same_draws(), torch.enable_grad():
+        _, found = through(model, x.detach().requires_grad_(), plan, finding=True)
+    spread = float(answers.std())
+    if 0 < spread < SMALL or spread > LARGE:
+        plan.gain = 1 / spread
+        found[Place(f"logits of a spread of {spread:.0e}", "the model")] += 1
+    if plan.hidden:
+        found[Place("answers that differ when differentiated", "the model")] += 1
+    return found
+
+
+def _worth(made: Repaired, own: Tensor | None, gradient: Tensor) -> Diagnosis:
+    """The repaired model, unless its gradients are the model's own."""
+    if own is None:
+        return Diagnosis(made, made.repairs)
+    each = cosine_similarity(own.flatten(1), gradient.flatten(1), dim=1)
+    cosine = float(torch.where(_useful(own), each, 0.0).mean())
+    return Diagnosis(None if cosine > THE_SAME else made, made.repairs, cosine=cosine)
+
+
+def _soften(made: Repaired, x: Images, answers: Logits) -> None:
+    """Let attacks climb what lies before a rounded or saturated end, if that predicts the same."""
+    made.plan.softened = tuple(answers.shape[1:])
+    with _same_draws(), torch.enable_grad():
+        logits = made(x.detach().requires_grad_()).detach()
+    top = answers.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
+    # Among equal logits any may be the largest.
+    if not bool(logits.isfinite().all()) or float((top < answers.amax(1)).float().mean()) > 0.1:
+        made.plan.softened = ()
+
+
+def _useful(gradient: Float[Tensor, "n c h w"]) -> Tensor:
+    flat = gradient.flatten(1)
+    return flat.isfinite().all(1) & (flat.abs().amax(1) > 1e-12)
+
+
+@contextmanager
+def _same_draws() -> Iterator[None]:
+    """Inside, a random model draws the same every time; torch's generator is as before after."""
+    with torch.random.fork_rng(devices=[]), fixed_draws(0):
+        torch.manual_seed(0)
+        yield
+
+
+def _alike(found: Logits, answers: Logits) -> bool:
+    return torch.allclose(found.float(), answers, rtol=1e-3, atol=1e-4, equal_nan=True)
+
+
+def _steady(model: Model, x: Images, answers: Logits) -> bool:
+    """Whether the model answers the same twice, with the same draws."""
+    with _same_draws(), torch.no_grad():
+        return _alike(model(x), answers)
+
+
+def _own(model: Model, x: Images, y: Labels) -> tuple[Tensor | None, Logits | None]:
+    """The gradient of the model's own margin, and its answers when it is differentiated."""
+    try:
+        with _same_draws(), torch.enable_grad():
+            x = x.detach().requires_grad_()
+            logits = model(x).float()
+    except Exception as error:  # it takes no images that require gradients
+        if is_out_of_memory(error):
+            raise
+        return None, None
+    if not logits.requires_grad:
+        return None, logits
+    return _of_margin(logits, x, y), logits.detach()
+
+
+def _of_margin(logits: Logits, x: Images, y: Labels) -> Tensor | None:
+    try:
+        loss = margin_loss(logits, y, torch.full_like(y, -1))
+        (gradient,) = torch.autograd.grad(loss.sum(), x, allow_unused=True)
+    except Exception as error:  # somebody's backward pass
+        if is_out_of_memory(error):
+            raise
+        return None
+    return gradient
