@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"runs", "charts"},
     {"models"},
     {"data", "attacks", "defences"},
-    {"loading", "search"},
+    {"loading", "search", "repair"},
     {"evaluation"},
     {"certification"},
     {"uncertainty", "mixing", "training"},

@@ -13,6 +13,8 @@ from .base import Attack
 # The view of a stage at another model, whose adversarial images are only carried over: the network
 # behind a model's defences.
 UNDEFENDED = "undefended"
+# The view of a stage at the model with repaired gradients, where its own are hidden.
+REPAIRED = "repaired"
 
 
 @dataclass(frozen=True)
@@ -27,8 +29,9 @@ class Stage:
         samples: copies of each image over which every query averages logits and gradients
             (expectation over transformation), for models that draw random numbers.
         view: what is searched in place of the model: `exact`, `identity` or `surrogate`,
-            another backward pass that its defences offer, or `UNDEFENDED`, the network behind
-            them. Verdicts always come from the model itself.
+            another backward pass that its defences offer; `REPAIRED`, its repaired gradients; or
+            `UNDEFENDED`, the network behind its defences. Verdicts always come from the model
+            itself.
         share: the share of the standing images that it is tried on, in (0, 1]. Each image draws for
             itself whether it is among them.
         least: with N images evaluated, the share is at least `least` / N (1 at most), so that a
@@ -195,6 +198,23 @@ class Suite:
             else:
                 left.append(stage)
         return tuple(left)
+
+    def through(self, view: str) -> Suite:
+        """The suite with every gradient attack on another view as well, before the model's own.
+
+        Attacks for the closest point are left as they are, unless they are what is searched for.
+        """
+        stages: list[Stage] = []
+        now: dict[int, int] = {}
+        for number, stage in enumerate(self.stages):
+            after = None if stage.after is None else now[stage.after]
+            stage = replace(stage, after=after)
+            useful = stage.attack.needs_gradient and stage.view == ""
+            if useful and (self.closest or not stage.attack.minimum_norm):
+                stages.append(replace(stage, view=view))
+            now[number] = len(stages)
+            stages.append(stage)
+        return replace(self, stages=tuple(stages))
 
     def describe(self) -> dict[str, Any]:
         """Its name and its stages: what a run's identity is made of."""

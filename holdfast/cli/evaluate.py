@@ -98,6 +98,12 @@ class Options:
     split: SplitOption = "test"
     pixels: PixelsOption = None
     curve: Annotated[bool, typer.Option(help="Also measure the security curve.")] = True
+    repair: Annotated[
+        bool,
+        typer.Option(
+            help="Where the model hides its gradients, also attack it through repaired ones."
+        ),
+    ] = True
     batch_size: Annotated[
         int | None,
         typer.Option(
@@ -237,6 +243,7 @@ def _run(options: Options) -> Evaluation:
         samples=options.samples,
         goal=goal,
         targets=targets,
+        repair=options.repair,
         described={
             **what_was_measured(
                 options.model, bare, dataset, options.split, n, options.pixels, defences
@@ -355,6 +362,8 @@ def show(result: Evaluation, options: Options) -> None:
         )
     for line in query_lines(result):
         tell(line)
+    for repair in result.repairs:
+        tell(f"gradient repaired: {repair}")
     for flag in result.flags:
         if flag.fired:
             tell(f"flag: {flag.name}: {flag.detail}")

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attacks import Attack, Suite
 from ..attacks.adaptive import SAMPLES
 from ..attacks.goal import UNTARGETED
+from ..attacks.suite import REPAIRED
 from ..distributed import Workers, alone, joined
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
@@ -50,6 +51,7 @@ def evaluate(
     until: str | float | None = None,
     curve: bool = False,
     samples: int = SAMPLES,
+    repair: bool = True,
     described: dict[str, Any] | None = None,
     goal: str = UNTARGETED,
     targets: Int64[Tensor, " n"] | str | None = None,
@@ -90,6 +92,9 @@ def evaluate(
             (`robust_accuracy_anytime_interval`, see `holdfast.intervals.anytime_interval`).
         curve: also measure the security curve on the first images.
         samples: of the suite `adaptive`: draws of a random model that each iteration averages over.
+        repair: where the model hides its gradients (by rounding, `detach`, a way through NumPy, a
+            custom backward pass, …), also attack it through a repaired graph; see
+            `holdfast.repair`. A model that hides nothing is attacked as with False.
         described: for `result.json`: what the model and the data are.
         goal: what counts as a success of the attacker: `untargeted`, any mistake; or `target`, that
             an image's target is predicted. `robust_accuracy` is then the share of images on which
@@ -137,6 +142,7 @@ def evaluate(
         run=run,
         progress=progress,
         curve=curve,
+        repair=repair,
         described=described,
         goal=goal,
         targets=targets,
@@ -169,6 +175,8 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
     if request.samples is not None:  # a suite that is made for the model
         suite = known.adaptive_suite(request.samples, request.threat.norm)
         request = request.with_suite(suite)
+    elif known.hides:
+        request = request.with_suite(request.suite.through(REPAIRED))
     run = Run(request, known, workers)
     before = run.recalled()
     if before is not None:
@@ -212,6 +220,9 @@ def _remarks(known: Inspection, plan: Plan) -> list[str]:
     """Lines for the terminal before the search begins."""
     remarks = [known.classes.detail] if known.classes.fired else []
     remarks += dict.fromkeys(known.log)
+    if known.hides:
+        places = "; ".join(str(repair) for repair in known.diagnosis.repairs)
+        remarks.append(f"gradients are hidden, and repaired for the search: {places}")
     if plan.misled and any(stage.after is not None for stage in plan.suite.stages):
         remarks.append("gradients mislead: a short search will not do")
     return remarks

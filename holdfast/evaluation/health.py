@@ -19,6 +19,7 @@ from ..attacks.losses import margin, margin_loss
 from ..defences import declared
 from ..draws import fixed_draws, item_seeds
 from ..models.wrapper import is_out_of_memory, predicted, spread_of, traits_of
+from ..repair import Diagnosis
 from ..threat import Threat
 from ..types import Model
 from .result import AttackCost, Flag
@@ -265,6 +266,60 @@ def more_steps(search: Model, images: Tensor, labels: Tensor, threat: Threat, se
         fired=fired,
         detail=f"PGD-20 leaves {found[20]:.1%} standing, PGD-5 {found[5]:.1%}.",
         figures={"pgd_5": found[5], "pgd_20": found[20], "n": len(images)},
+    )
+
+
+def hidden_gradients(
+    diagnosis: Diagnosis,
+    model: Model,
+    own: Model | None,
+    mended: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    seed: int,
+) -> Flag:
+    """PGD through the repaired graph breaks more than through the model's own: the model hides its
+    gradient, which is no defence.
+
+    Args:
+        diagnosis: what had to be repaired.
+        model: the original, which decides.
+        own: what attacks query with the model's own gradient; None where it has none.
+        mended: the same with repaired gradients.
+    """
+    name, n = "hidden-gradients", len(images)
+    if diagnosis.model is None:
+        harmless = len(diagnosis.repairs)
+        return Flag(
+            name=name,
+            fired=False,
+            detail=diagnosis.remark.capitalize() + "."
+            if diagnosis.remark
+            else "Nothing hides the gradient."
+            if not harmless
+            else "What may hide a gradient leaves this one as it is.",
+            figures={"repaired": harmless},
+        )
+    attack, found = PGD(steps=20, step_size=0.15, loss="margin"), {}
+    for which, search in (("own", own), ("repaired", mended)):
+        with torch.no_grad():
+            points = images if search is None else attack(search, images, labels, threat, seed=seed)
+            found[which] = float((predicted(model(points)) == labels).float().mean())
+    places = "; ".join(str(repair) for repair in diagnosis.repairs)
+    fired = found["own"] - found["repaired"] > max(0.02, 1.5 / n)
+    by_own = (
+        "The model has no gradient of its own"
+        if own is None
+        else (f"PGD-20 by the model's own gradient leaves {found['own']:.1%} standing")
+    )
+    return Flag(
+        name=name,
+        fired=fired,
+        detail=f"{by_own}; by the repaired one PGD-20 leaves {found['repaired']:.1%}"
+        + (": the gradient is hidden, which is no defence. " if fired else ". ")
+        + f"Repaired: {places}.",
+        figures={**found, "n": n},
     )
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..attacks import Stage, Suite, adaptive, black_box
 from ..attacks.black_box import NAME as BLACK_BOX
-from ..attacks.suite import UNDEFENDED
+from ..attacks.suite import REPAIRED, UNDEFENDED
 from ..defences import declared, steps, undefended, views, with_network
 from ..draws import fixed_draws, repeated_draws
 from ..errors import InputError
@@ -20,6 +20,7 @@ from ..models.http import HttpModel
 from ..models.metered import about
 from ..models.mixture import Mixture
 from ..models.wrapper import predicted, unwrapped
+from ..repair import Diagnosis, repaired
 from ..runs.identity import digest, settings_digest, weights_digest
 from ..search import FastCopy, Level
 from ..search.fast_copies import levels_of, original
@@ -59,6 +60,7 @@ class Inspection:
             request.queries,
             request.threat.norm,
         )
+        self.repair = request.repair and request.account is None  # a black box shows no graph
         self.images = request.images[:PROBE].to(request.device)
         self.labels = request.labels[:PROBE].to(request.device)
         self.aimed = request.kind is not None
@@ -150,6 +152,23 @@ class Inspection:
     def differentiable(self) -> bool:
         return health.differentiable(self.gradients)
 
+    # -- what it hides --------------------------------------------------------------------
+
+    @cached_property
+    def diagnosis(self) -> Diagnosis:
+        """What kills the model's gradients, and the model with repaired ones if that helps."""
+        if not self.repair:
+            return Diagnosis(None, ())
+        found = repaired(self.model, self.images, self.labels)
+        if found.remark:
+            self.log.append(found.remark)
+        return found
+
+    @property
+    def hides(self) -> bool:
+        """Whether its gradients are hidden, and could be repaired."""
+        return self.diagnosis.model is not None
+
     def health(self, samples: int) -> list[Flag]:
         """The checks that need no attack; `samples`: draws that an iteration averages over. With a
         budget of queries, those that ask nothing."""
@@ -178,12 +197,20 @@ class Inspection:
         Fast copies are made of the network behind the defences: defences compute in float32, and
         a random one answers as its fast copy does where both draw the same.
         """
-        model, network = self.model, self.network
+        model, network, mended = self.model, self.network, self.diagnosis.model
         by_name: dict[str, Model] = {"": model, **views(model)}
+        further: dict[str, Levels] = {}
+        if mended is not None:
+            bare = network is None and not steps(model) and not self.changes.fired
+            further[REPAIRED] = (
+                levels_of(mended, self.images, self.labels, self.precision)
+                if bare
+                else [Level(original(mended))]
+            )
         if network is None:
             # A traced copy of a defence would lose the backward pass that it declares.
             of = (lambda view: [Level(original(view))]) if steps(model) else self._levels
-            return {name: of(view) for name, view in by_name.items()}
+            return {name: of(view) for name, view in by_name.items()} | further
         of_network = self._levels(network)
 
         def behind(view: Model) -> Levels:
@@ -192,7 +219,8 @@ class Inspection:
             levels = of_network if bare is network else self._levels(bare)
             return [_in_front(view, level) for level in levels]
 
-        return {name: behind(view) for name, view in by_name.items()} | {UNDEFENDED: of_network}
+        further[UNDEFENDED] = of_network
+        return {name: behind(view) for name, view in by_name.items()} | further
 
     def _levels(self, model: Model) -> Levels:
         return levels_of(model, self.images, self.labels, self._precision, self.log.append)
@@ -217,13 +245,18 @@ class Inspection:
             models[UNDEFENDED] = self.network
         found = {n: health.gradients(view, self.images, self.labels) for n, view in models.items()}
         found[""] = self.gradients
-        return {name for name, flag in found.items() if not health.differentiable(flag)}
+        blind = {name for name, flag in found.items() if not health.differentiable(flag)}
+        if self.hides and self.gradients.figures.get("zero", 1.0) > 0.95:
+            blind.add("")  # searching by zeros is no search
+        return blind
 
     # -- which suite serves ---------------------------------------------------------------
 
     def adaptive_suite(self, samples: int, norm: str) -> Suite:
         """The suite `adaptive` for this model."""
         seen = list(views(self.model))
+        if self.hides:
+            seen.insert(0, REPAIRED)
         if self.network is not None:
             seen.append(UNDEFENDED)
         return adaptive(seen, random=self.random, samples=samples, norm=norm)

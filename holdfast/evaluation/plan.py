@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..attacks import PGD, Stage, Suite
 from ..attacks.base import CANNOT_REACH
-from ..attacks.suite import UNDEFENDED
+from ..attacks.suite import REPAIRED, UNDEFENDED
 from ..distributed import Workers
 from ..errors import InputError
 from ..search import MAJORITY_OF, Verifier, measure_batch_size
@@ -93,23 +93,30 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
         for s in request.suite.without(suite)
     ]
 
-    # The model as each stage sees it, its own gradients first; of `UNDEFENDED`, points are only
-    # carried over.
+    # The model as each stage sees it: with repaired gradients first, then with its own; of
+    # `UNDEFENDED`, points are only carried over.
     seen = dict.fromkeys(["", *(stage.view for stage in suite.stages)])
-    searched = [views[view][-1].fast_copy.model for view in seen if view != UNDEFENDED]
+    seeing = [view for view in seen if view != UNDEFENDED and view not in known.blind] or [""]
+    seeing.sort(key=lambda view: view != REPAIRED)
+    searched = [views[view][-1].fast_copy.model for view in seeing]
     steady: Model = request.model
     if known.random:
         few = max(1, samples // 10)  # draws: the checks are no search
         searched, steady = [frozen(model, few) for model in searched], frozen(steady, few)
     may_ask = request.queries is None  # checks are no attack, and have no queries of their own
-    climbable = may_ask and known.differentiable and threat.norm in PGD.norms
+    climbable = may_ask and (known.differentiable or known.hides) and threat.norm in PGD.norms
+    probe = known.images, known.labels, threat, seed
     if climbable:
-        probe = known.images, known.labels, threat, seed
         flags += [
             health.more_steps(searched[0], *probe),
             health.huge_eps(steady, searched, *probe),
         ]
-    misled = any(flag.fired for flag in flags if flag.name in health.MISLEADING)
+    if known.repair and threat.norm in PGD.norms:
+        own = searched[seeing.index("")] if "" in seeing else None
+        flags.append(health.hidden_gradients(known.diagnosis, steady, own, searched[0], *probe))
+    # Where they vanish and are repaired, the repaired ones are judged.
+    telling = [name for name in health.MISLEADING if not (known.hides and "vanish" in name)]
+    misled = any(flag.fired for flag in flags if flag.name in telling)
     misled = workers.share(misled)
     # Only the first level's batch is measured: the others are small or of the same cost.
     batch_size = request.batch_size or (

@@ -55,6 +55,7 @@ class Request:
         folder: the run folder; None: nothing is written.
         progress: whether a progress line is shown.
         curve: whether the security curve is measured.
+        repair: whether gradients that the model hides are repaired.
         described: `model` and `data` for `result.json`.
         limits: what ends it before all images are judged; None: nothing.
         queries: the budget of queries an image; None: there is none.
@@ -79,6 +80,7 @@ class Request:
     folder: Path | None
     progress: bool
     curve: bool
+    repair: bool
     described: dict[str, Any]
     limits: Limits | None = None
     queries: int | None = None
@@ -110,6 +112,7 @@ class Request:
         run: Path | str | None = None,
         progress: bool = False,
         curve: bool = False,
+        repair: bool = True,
         described: dict[str, Any] | None = None,
         goal: str = UNTARGETED,
         targets: Any = None,
@@ -174,6 +177,7 @@ class Request:
             folder=None if run is None else Path(run),
             progress=progress,
             curve=curve,
+            repair=repair,
             limits=limits,
             described=_described(whole_model) | (described or {}),
             queries=queries,

@@ -101,6 +101,7 @@ def judge(
         else (),
         unaware=unaware,
         unanswered=unanswered,
+        repairs=known.diagnosis.repairs if known.hides else (),
         log=tuple(dict.fromkeys(known.log)),
         finished=now(),
     )

@@ -4,6 +4,6 @@
 its answers stay as they are. An evaluation attacks this as a further view of the model.
 """
 
-from .repaired import Repair, Repaired, repaired
+from .repaired import Diagnosis, Repair, Repaired, repaired
 
-__all__ = ["Repair", "Repaired", "repaired"]
+__all__ = ["Diagnosis", "Repair", "Repaired", "repaired"]

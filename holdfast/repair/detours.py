@@ -79,9 +79,7 @@ def _shapes(source: tuple[int, ...], wanted: tuple[int, ...]) -> Iterator[Change
         yield lambda x: x.reshape(len(x), *wanted)
 
 
-def _pictures(
-    source: tuple[int, ...], wanted: tuple[int, ...], move: Change
-) -> Iterator[Change]:
+def _pictures(source: tuple[int, ...], wanted: tuple[int, ...], move: Change) -> Iterator[Change]:
     """Channels repeated, averaged or reversed; resized; mirrored and turned."""
     channels, size = wanted[0], wanted[1:]
 

@@ -17,36 +17,15 @@ from ..attacks.losses import margin_loss
 from ..draws import fixed_draws
 from ..models.backward import replace_backward
 from ..models.wrapper import is_out_of_memory
+from ..runs.records import Repair
 from ..types import Images, Labels, Logits, Model
 from . import detours
-from .passes import Pass, Place, Plan, repairing
+from .graph import Graph, Place, Plan
+from .passes import repairing
 
 LOOKED_AT = 16  # images on which gradients are compared
 THE_SAME = 0.99  # cosine from which two gradients are one
 SMALL, LARGE = 1e-6, 1e6  # spreads of logits between which gradients need no gain
-
-
-@dataclass(frozen=True)
-class Repair:
-    """Something that was repaired in a model's graph.
-
-    Attributes:
-        what: the operation, such as `round`.
-        where: the function of the model that it is in, such as `Quantise.forward`.
-        times: how often it is met in one forward pass.
-
-    Example:
-        >>> str(Repair("round", "Quantise.forward", 1))
-        '`round` in `Quantise.forward`, 1 time'
-    """
-
-    what: str
-    where: str
-    times: int
-
-    def __str__(self) -> str:
-        often = "1 time" if self.times == 1 else f"{self.times} times"
-        return f"`{self.what}` in `{self.where}`, {often}"
 
 
 class Repaired(nn.Module):
@@ -59,7 +38,7 @@ class Repaired(nn.Module):
     Attributes:
         repairs: what was repaired.
         own: float32 (P, C, H, W), the gradients of the model's own margin on the probe; None where
-            it has none.
+            it has ngraph.
     """
 
     def __init__(self, inner: Model, plan: Plan, repairs: tuple[Repair, ...] = ()):
@@ -88,27 +67,27 @@ def through(
 ) -> tuple[Logits, Counter[Place]]:
     """One forward pass through the repaired graph: the logits, and what was found."""
     x = images.view_as(images)  # no leaf, so that it may be written to
-    one = Pass(x, plan, finding)
-    with repairing(one, model):
+    graph = Graph(x, plan, finding)
+    with repairing(graph, model):
         logits = model(x)
     if not logits.requires_grad:
-        splice = _splice_at_the_end(one, logits, plan, finding)
-        made = None if splice is None else detours.stand_in(splice, x, one.left, logits)
+        splice = _splice_at_the_end(graph, logits, plan, finding)
+        made = None if splice is None else detours.stand_in(splice, x, graph.left, logits)
         if made is not None:
             logits = replace_backward(logits, made)
     if logits.requires_grad and plan.gain != 1.0:
         logits = replace_backward(logits, logits * plan.gain)
-    return logits, one.found
+    return logits, graph.found
 
 
 def _splice_at_the_end(
-    one: Pass, logits: Logits, plan: Plan, finding: bool
+    graph: Graph, logits: Logits, plan: Plan, finding: bool
 ) -> detours.Splice | None:
     """What stands in for logits that come from another library."""
     if finding:
-        plan.splices[0] = detours.found(one.images, one.left, logits) if one.left else None
+        plan.splices[0] = detours.found(graph.images, graph.left, logits) if graph.left else None
         if plan.splices[0] is not None:
-            one.found[Place("detour outside PyTorch", "the logits")] += 1
+            graph.found[Place("detour outside PyTorch", "the logits")] += 1
     return plan.splices.get(0)
 
 
@@ -174,7 +153,10 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     best: Diagnosis | None = None
     for plan in (Plan(hidden=hidden), Plan(hidden=hidden, flat_remainders=True)):
         found = _planned(model, plan, x, answers)
-        repairs = tuple(Repair(place.what, place.where, times) for place, times in found.items())
+        repairs = tuple(
+            Repair(what=place.what, where=place.where, times=times)
+            for place, times in found.items()
+        )
         made = Repaired(model, plan, repairs)
         gradient, logits = _own(made, x, y)
         if logits is not None and steady and not _alike(logits, answers):

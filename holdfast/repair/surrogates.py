@@ -57,7 +57,9 @@ def soft_equal(difference: Tensor) -> Tensor:
 # By name, what a comparison of a and b stands for.
 COMPARISONS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("gt", "ge", "greater", "greater_equal", "__gt__", "__ge__"), soft_step),
-    **dict.fromkeys(("lt", "le", "less", "less_equal", "__lt__", "__le__"), lambda d: soft_step(-d)),
+    **dict.fromkeys(
+        ("lt", "le", "less", "less_equal", "__lt__", "__le__"), lambda d: soft_step(-d)
+    ),
     **dict.fromkeys(("eq", "__eq__", "isclose"), soft_equal),
     **dict.fromkeys(("ne", "not_equal", "__ne__"), lambda d: 1 - soft_equal(d)),
 }

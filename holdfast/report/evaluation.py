@@ -47,6 +47,10 @@ def headings(runs: Sequence[Run]) -> list[str]:
     ]
 
 
+# Flags that say no more, once the gradients were repaired, than that they had to be.
+_REPAIRED = {"hidden-gradients", "gradients-vanish"}
+
+
 # --- the verdict -------------------------------------------------------------------------------
 
 
@@ -61,6 +65,8 @@ def verdict(run: EvaluationRun) -> tuple[str, str]:
         judgement = "The model is wrong everywhere, attack or not."
     elif standing == 0:
         judgement = "Nothing stands under attack."
+    elif run.fired and not {flag.name for flag in run.fired} - _REPAIRED:
+        judgement = "The model hides its gradients, which is no defence: repaired ones were used."
     elif run.fired:
         fired = len(run.fired)
         judgement = "Do not rely on the robust accuracy yet: " + (
@@ -153,6 +159,7 @@ def facts(run: EvaluationRun) -> Facts:
         *([("Goal", f"one class for each image: {record.targets or '?'}")] if run.aimed else []),
         ("Model", format.model(run.model)),
         ("Seed · precision", f"{format.figure(record.seed)} · {record.precision or format.NONE}"),
+        *([("Gradients repaired", "; ".join(map(str, record.repairs)))] if record.repairs else []),
         ("Time", format.duration(record.seconds)),
         (
             "Forwards · backwards",

@@ -16,6 +16,7 @@ from .evaluation import (
     GivenInfo,
     QueryFigures,
     QueryPoint,
+    Repair,
     TransferInfo,
     Unaware,
 )
@@ -75,6 +76,7 @@ __all__ = [
     "QueryFigures",
     "QueryPoint",
     "Record",
+    "Repair",
     "RequestRecord",
     "TrainingEvent",
     "TrainingRecord",

@@ -120,6 +120,19 @@ class QueryFigures(Part):
     curve: ListOf[QueryPoint] = ()
 
 
+class Repair(Part):
+    """Something that was repaired in a model's graph: what, in which function, and how often it is
+    met in one forward pass."""
+
+    what: str
+    where: str = ""
+    times: Positive | None = None
+
+    def __str__(self) -> str:
+        often = "" if self.times is None else f", {self.times} time{'s' * (self.times != 1)}"
+        return f"`{self.what}`" + (f" in `{self.where}`" if self.where else "") + often
+
+
 class EvaluationRecord(Measurement):
     """`result.json` of an evaluation.
 
@@ -151,6 +164,8 @@ class EvaluationRecord(Measurement):
         queries: of a black box, or with a budget: what was asked, and what it bought.
         outputs: what the attacker saw of an answer, `scores` or `labels`; None: all that the model
             shows.
+        repairs: what had to be repaired for the model to have useful gradients; empty where it
+            hides none.
         log: why a faster copy of the model, or a compiled one, was not searched on.
         classes: names, in the order of the labels.
         training_run: the folder of the run that trained the model.
@@ -184,6 +199,7 @@ class EvaluationRecord(Measurement):
     unanswered: Count = 0
     queries: QueryFigures | None = None
     outputs: str | None = None
+    repairs: ListOf[Repair] = ()
     log: Names = ()
     classes: Names = ()
     training_run: str | None = None
