@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-RESEMBLES = 0.3  # mean correlation, at least, of what may be the same image
+RESEMBLES = 0.3  # mean correlation, at least, of large images; of d values 1/√d more, for chance
 CLEARLY = 0.9  # and from here on nothing better is looked for
 
 Change = Callable[[Tensor], Tensor]
@@ -122,7 +122,7 @@ def found(images: Tensor, left: list[Tensor], wanted: Tensor) -> Splice | None:
     """The splice whose stand-in resembles a tensor most; None if nothing does."""
     if not wanted.ndim or not len(wanted) or len(wanted) % len(images):
         return None
-    best, chosen = RESEMBLES, None
+    best, chosen = RESEMBLES + wanted[0].numel() ** -0.5, None
     for name, source in sources(images, left):
         if len(source) != len(images):
             continue

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from types import FunctionType
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import nn
@@ -73,18 +73,47 @@ def _frozen(model: Any) -> Iterator[list[nn.Module]]:
 
 
 @contextmanager
-def repairing(graph: Graph, model: Any) -> Iterator[None]:
-    """Inside, the calls that a model makes go through a pass."""
-    original = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+def _autograd_functions(graph: Graph) -> Iterator[None]:
+    """Inside, calls of custom autograd functions are shown to the graph.
 
-    def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+    Not `Function.apply` is replaced but its code: models keep `apply` under names of their own.
+    """
+    apply: Any = torch.autograd.Function.apply.__func__  # type: ignore[attr-defined]
+    code, home = apply.__code__, apply.__globals__
+    original = FunctionType(code, home, apply.__name__, apply.__defaults__, apply.__closure__)
+
+    def shown(cls: Any, args: Any, kwargs: Any) -> Any:
         return custom.apply(graph, lambda *a, **k: original(cls, *a, **k), cls, args, kwargs)
 
+    apply.__code__ = _shows.__code__
+    home["_shown"], before = shown, home.get("_shown")
+    try:
+        yield
+    finally:
+        apply.__code__, home["_shown"] = code, before
+
+
+def _with_class() -> Any:
+    __class__ = None  # the cell of `super()`, which the code that is replaced has
+
+    def _shows(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        __class__  # noqa: B018
+        return _shown(cls, args, kwargs)  # type: ignore[name-defined]  # noqa: F821
+
+    return _shows
+
+
+_shows = _with_class()
+
+
+@contextmanager
+def repairing(graph: Graph, model: Any) -> Iterator[None]:
+    """Inside, the calls that a model makes go through a graph."""
     with ExitStack() as stack:
         for part in stack.enter_context(_frozen(model)):
             if graph.finding:
                 graph.found[Place("hook on a gradient", type(part).__name__)] += 1
-        stack.enter_context(mock.patch.object(torch.autograd.Function, "apply", classmethod(apply)))
+        stack.enter_context(_autograd_functions(graph))
         if graph.plan.hidden:
             stack.enter_context(torch.no_grad())
         stack.enter_context(Pass(graph))
