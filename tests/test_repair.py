@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
 import torch
-from hiding_models import INPUTS, LOGITS, PLAIN, Hiding, plain
+from plain_networks import PLAIN, plain
 from torch import nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
+
+from hiding import INPUTS, LOGITS, Hiding
 
 import holdfast as hf
 from holdfast.attacks import APGD, PGD, suite_named
