@@ -218,6 +218,27 @@ def test_models_and_images_may_lie_anywhere(home, images, asked):
     assert torch.equal(result.adversarial, expected.adversarial)
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 0.013), ("l2", 0.3), ("spatial", 0.5)])
+def test_an_export_writes_the_same_pngs(norm, eps, tmp_path):
+    model, x, labels = problem()
+    x = (x * 255).round() / 255
+    suite = "rotation-translation" if norm == "spatial" else "pgd"
+    hf.evaluate(model, x, labels, (norm, eps), suite, precision="original", run=tmp_path / "run")
+    here = hf.export(tmp_path / "run", tmp_path / "here", model=model, data=(x, labels))
+    model.to(DEVICE)
+    before = calls.total()
+    data = x.to(DEVICE), labels.to(DEVICE)
+    there = hf.export(tmp_path / "run", tmp_path / "there", model=model, data=data)
+    assert calls.total() > before + 10
+    assert {p.device for p in model.parameters()} == {DEVICE}
+    assert here.counts == there.counts and here.counts.broken > 0
+    index = [(tmp_path / name / "index.csv").read_text() for name in ("here", "there")]
+    assert index[0] == index[1]
+    hf.export(tmp_path / "run", tmp_path / "cpu", model=model, data=data, device="cpu")
+    assert (tmp_path / "cpu" / "index.csv").read_text() == index[0]
+    assert {p.device for p in model.parameters()} == {DEVICE}
+
+
 def test_labels_and_targets_may_stay_on_the_cpu():
     model, x, labels = problem()
     targets = (labels + 1) % 4

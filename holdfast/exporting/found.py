@@ -145,7 +145,7 @@ def _images(
 ) -> tuple[Tensor, Tensor]:
     """The clean images and their labels, which are checked to be those that were judged."""
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], str):
-        images, labels = checked_data(*data)
+        images, labels = (tensor.detach().cpu() for tensor in checked_data(*data))
         source = "the data given"
     else:
         words = run.request.command if run.request else ()

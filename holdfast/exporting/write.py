@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from ..errors import InputError
 from ..inputs import checked_device
 from ..report.runs import EvaluationRun, Run, TrainingRun, read_run
@@ -77,7 +80,8 @@ def export(
         data: of the run: a folder, a name, a data set, or a pair of images and labels; by default
             what its command names.
         size: of images of one's own, in pixels; by default what the run's command says.
-        device: where the model computes; by default the best there is.
+        device: where the model computes; by default where a model that is handed over is, and for
+            one that has to be loaded the best there is.
         force: replace what is there.
         progress: show how far it is.
 
@@ -133,13 +137,24 @@ def export(
     _check_folder(to, force)
     found = found_in(one, data, size)
     network = model_of(one, model, defences)
-    where = checked_device(device)
-    with ProgressLine(f"export {one.path}", progress) as line:
+    home = _device_of(network)
+    handed_over = model is not None and not isinstance(model, str | Path)
+    where = home if device is None and handed_over else checked_device(device)
+    try:
         network.to(where)
-        counts = _into_folder(
-            to, lambda folder: write_images(found, network, folder, where, line.update)
-        )
+        with ProgressLine(f"export {one.path}", progress) as line:
+            counts = _into_folder(
+                to, lambda folder: write_images(found, network, folder, where, line.update)
+            )
+    finally:
+        network.to(home)
     return Exported((to,), counts)
+
+
+def _device_of(model: nn.Module) -> torch.device:
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
 
 
 def _evaluation(run: Run) -> EvaluationRun:
