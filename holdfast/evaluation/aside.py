@@ -61,21 +61,25 @@ class Aside:
             UNAWARE_IMAGES,
         )
 
-    def measure(self, rows: Int64[Tensor, " r"], allowance: float) -> None:
+    def measure(self, rows: Int64[Tensor, " r"], allowance: float, first: float = 0.0) -> None:
         """Go on over the images.
 
         Args:
             rows: those that may be taken, from the first on.
             allowance: seconds that all of it may have taken afterwards.
+            first: seconds that the first images may take, for all that is known.
         """
-        self._measure(self._curve, rows, allowance)
-        self._measure(self._unaware, rows, allowance)
+        self._measure(self._curve, rows, allowance, first)
+        self._measure(self._unaware, rows, allowance, first)
 
-    def _measure(self, it: _Measured[T], rows: Int64[Tensor, " r"], allowance: float) -> None:
+    def _measure(
+        self, it: _Measured[T], rows: Int64[Tensor, " r"], allowance: float, first: float
+    ) -> None:
         while room := min(it.most, len(rows)) - it.n:
             images, seconds = it.last
             size = min(2 * images, room)
-            if self.seconds + seconds * size / images > allowance:
+            predicted = seconds * size / images if it.n else first
+            if self.seconds + predicted > allowance:
                 return
             began = time.monotonic()
             part = it.of(rows[it.n : it.n + size])

@@ -28,7 +28,7 @@ from .result import Evaluation
 from .verdicts import Beside, final_predictions
 
 FIRST = 8  # images of the first block: few, for nothing is known yet of what one takes
-FIRST_SHARE = 0.4  # of the budget, after which that block is given up for a single image
+FIRST_SHARE = 0.2  # of the budget, after which that block is made smaller where it does not fit
 GROWTH = 4  # a block is at most so many times as large as the one before
 BLOCK_SHARE = 0.1  # of the budget that a block takes at most
 LEAST_BLOCK = 32  # images of later blocks, where only a precision is asked for
@@ -91,6 +91,8 @@ class Sampler:
         n: how many of them, from the first, are judged whole.
         blocks: of which sizes, and what each took.
         standing: of the images that are judged, block by block, which stand.
+        first: of which size the first block is.
+        began, share: when the block began that is searched now, and how much of it is done.
         robust, width: the share that stands, and half the width of its interval.
     """
 
@@ -105,6 +107,9 @@ class Sampler:
     n: int = 0
     blocks: list[Block] = field(default_factory=list)
     standing: list[Bool[Tensor, " b"]] = field(default_factory=list)
+    first: int = FIRST
+    began: float = 0.0
+    share: float = 0.0
     robust: float = 0.0
     width: float = 0.5  # half of the interval's
 
@@ -126,12 +131,6 @@ class Sampler:
         rest = waiting() * (ENDING + (CLOSING if self.limits.program else 0.0))
         return self.limits.budget - self.elapsed - rest - n * each
 
-    def _is_late(self, n: int) -> bool:
-        """Whether a block ends now that was to make it `n` images."""
-        if not self.n and self.limits.budget is not None:
-            return self.elapsed > FIRST_SHARE * self.limits.budget
-        return self.left(n) <= 0
-
     @property
     def each(self) -> float:
         """Seconds that an image takes."""
@@ -152,7 +151,7 @@ class Sampler:
     def size(self) -> int:
         """Of the next block."""
         if not self.blocks:
-            return min(FIRST, len(self.places))
+            return min(self.first, len(self.places))
         size: float = GROWTH * self.blocks[-1].images
         if self.limits.until is not None:
             size = min(size, max(LEAST_BLOCK, (self.needed - self.n) // 2))
@@ -178,26 +177,41 @@ class Sampler:
         self._go_on()
         while not (why := self.enough()):
             size, called = self.size(), self.search.called
-            stop = partial(self._is_late, self.n + size)
-            if not self.n and self._is_late(size):
-                # Without a single image there would be no result, however late it is.
-                size, stop = 1, partial(bool, False)
-            rows, began = self.places[self.n : self.n + size], time.monotonic()
+            rows, self.began = self.places[self.n : self.n + size], time.monotonic()
+            # Without a single image there would be no result, however late it is.
+            alone = not self.n and size == 1
+            stop = partial(bool, False) if alone else partial(self._is_late, self.n + size)
             whole = self.search.judge(rows, stop)
             if self.search.called != called:
                 self._anew()
             elif whole:
-                self._keep(Block(self.n, size, called, time.monotonic() - began))
+                self._keep(Block(self.n, size, called, time.monotonic() - self.began))
                 self._measure_aside(ASIDE_SHARE * self.elapsed)
+            elif not self.n:
+                self.first = max(1, min(size - 1, int(size * self.left(size) / self._missing())))
         self._measure_aside(0.0 if why == BUDGET else float("inf"))
         self.account_time()
         return why
+
+    def _is_late(self, n: int) -> bool:
+        """Whether a block ends now that was to make it `n` images: the time is up; or it is the
+        first one, and will not get to its end."""
+        left = self.left(n)
+        first = not self.n and self.limits.budget is not None
+        if first and self.elapsed > FIRST_SHARE * (self.limits.budget or 0.0):
+            return self._missing() > left
+        return left <= 0
+
+    def _missing(self) -> float:
+        """Seconds that a block takes yet, judged by the share of it that is done."""
+        return (time.monotonic() - self.began) * (1 / max(self.share, 1e-3) - 1) + 1e-9
 
     def _measure_aside(self, allowance: float) -> None:
         """In so many seconds, and no more than are left."""
         if self.aside is not None:
             most = self.aside.seconds + self.left(self.n)
-            self.aside.measure(self.places[: self.n], min(allowance, most))
+            first = self.blocks[0].seconds if self.blocks else 0.0  # as many steps, about
+            self.aside.measure(self.places[: self.n], min(allowance, most), first)
 
     def _go_on(self) -> None:
         """From where an earlier session ended."""
@@ -259,6 +273,11 @@ class Sampler:
 
     # -- progress -------------------------------------------------------------------------
 
+    def hear(self, share: float, stage: str) -> None:
+        """Of a step of the search."""
+        self.share = share
+        self.tell(stage)
+
     def tell(self, stage: str = "") -> None:
         """`robust 41.2 % ± 3.1, 412 images, 9:40 left`."""
         shares, left = [], []
@@ -295,7 +314,7 @@ def judge_sample(
     earlier = search.journal.seconds()
     aside = None if limits.budget is None else Aside(request, known, plan)
     sampler = Sampler(request, plan, search, aside, line, limits, places, earlier)
-    search.report = lambda share, stage: sampler.tell(stage)
+    search.report = sampler.hear
     stopped = sampler.run()
     search.account()
     beside = None if aside is None else Beside(aside.curve, aside.unaware)
