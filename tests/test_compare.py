@@ -122,6 +122,15 @@ def test_what_else_may_make_the_difference_is_said(two: list[Path], tmp_path: Pa
     assert "suites differ (apgd, swift)" in notes and "flags of m3: gradients-vanish" in notes
 
 
+def test_attackers_who_know_less_are_told_apart() -> None:
+    model, x, y = models.digits(8)
+    known = hf.evaluate(model, x, y, ("linf", 0.2), suite="fgsm")
+    asked = hf.evaluate(model, x, y, ("linf", 0.2), suite="square", queries=20)
+    notes = " ".join(hf.compare([known, asked]).notes)
+    assert "the attackers differ (knows the model; " in notes and "20 queries an image" in notes
+    assert "attackers" not in " ".join(hf.compare([known, known.model_copy()]).notes)
+
+
 def test_goals_compare_with_their_like(tmp_path: Path) -> None:
     model, x, y = models.digits(16)
 

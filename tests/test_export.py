@@ -189,6 +189,20 @@ def test_points_that_rounding_loses_are_mended() -> None:
     assert int(eight_bit(Few(weight, 6.5), point, 3).how[0]) == LOST
 
 
+def test_a_black_box_is_asked_no_more_than_helps() -> None:
+    class Box(nn.Module):
+        asked = 0
+
+        def forward(self, images: Tensor) -> Tensor:
+            self.asked += len(images)
+            with torch.no_grad():
+                return Few(torch.ones(4, 4), 33)(images)
+
+    box = Box()
+    assert int(eight_bit(box, GREY + 2.4 / 255, 2.5).how[0]) == LOST
+    assert box.asked == 5  # four roundings, and to see that there is no gradient
+
+
 def test_a_ball_without_8_bit_images_leaves_none(tmp_path: Path) -> None:
     """Within half a level of an 8-bit image there is no other one."""
     model, x, _ = models.digits(120)

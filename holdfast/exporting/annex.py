@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..report.format import count
+from ..report.image_by_image import attacker
 from ..report.requirements import Figure, accuracy
 from ..report.runs import (
     CertificationRun,
@@ -159,7 +160,8 @@ def _robust(run: EvaluationRun) -> str:
         how = "on adversarial images that were handed over; no search was made on this model"
     return (
         f"{name} {_said(accuracy(run.record, 'robust'))} of {_images(run)} under "
-        f"{markdown(str(run.threat))}, {how}, so an upper bound."
+        f"{markdown(str(run.threat))}, {how}, so an upper bound. The attacker "
+        f"{attacker(run.record)}."
     )
 
 

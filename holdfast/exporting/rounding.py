@@ -83,6 +83,8 @@ def rounded(
         _candidates(verifier, threat, images, adversarial, labels, goals, fits)
     ):
         levels = candidate(open_rows)
+        if levels is None:  # there is no gradient to go by
+            break
         prediction = verifier.predict(as_images(levels), seeds[open_rows.cpu()]).prediction
         inside = fits(as_images(levels), images, open_rows)
         if number == 0:
@@ -103,7 +105,7 @@ def _levels(point: Images) -> Tensor:
 
 
 Fits = Callable[[Images, Images, Tensor], Bool[Tensor, " n"]]
-Candidate = Callable[[Tensor], Tensor]  # from the rows that are open to levels for them
+Candidate = Callable[[Tensor], Tensor | None]  # from the rows that are open to levels for them
 
 
 def _fitting(threat: Threat, witness: Tensor) -> Fits:
@@ -157,11 +159,11 @@ def _candidates(
     yield along(False)
     for _ in range(STEPS):
 
-        def moved(rows: Tensor) -> Tensor:
+        def moved(rows: Tensor) -> Tensor | None:
             at = as_images(_into(threat, point[rows], images, rows, fits))
             slope = _slope(verifier, at, labels[rows], goals[rows])
             if slope is None:
-                return _levels(point[rows])
+                return None
             length = max(STEP * threat.eps, 1 / LEVELS if threat.norm == "linf" else 0.0)
             step = length * threat.table.steepest(slope, at)
             point[rows] = threat.project(at + step, images[rows])

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from ..errors import InputError
 from ..evaluation.result import VERDICTS, distinct_names
+from ..report.image_by_image import attacker
 from ..report.requirements import Figure, accuracy
 from ..report.runs import (
     CertificationRun,
@@ -106,6 +107,8 @@ def _caption(run: Measured) -> str:
     if isinstance(run, EvaluationRun) and run.aimed:
         targets = run.record.targets or "?"
         goal = f" (robust: the target, {targets}, was not reached)"
+    if isinstance(run, EvaluationRun) and (knows := attacker(run.record)) != "knows the model":
+        goal += f", by an attacker who {knows}"
     how = {
         "evaluation": f"Accuracy under the suite {getattr(run.record, 'suite', None) or '?'}{goal}",
         "certification": f"Certified accuracy by {getattr(run.record, 'method', '') or '?'}",

@@ -340,6 +340,16 @@ def _images(run: Compared) -> str:
     return f"{run.record.n} of {words or 'unnamed data'}{pixels}"
 
 
+def attacker(record: EvaluationRecord) -> str:
+    """What the attacker could know and ask, in words."""
+    knows = {"scores": "sees scores", "labels": "sees labels only"}
+    known = knows.get(record.outputs or "", "knows the model")
+    if record.given is not None:
+        known = "did not search on this model"
+    budget = record.queries.budget if record.queries is not None else None
+    return known if budget is None else f"{known}, {budget:,} queries an image"
+
+
 def _cautions(runs: Sequence[Compared], names: Sequence[str]) -> list[str]:
     """What else may make a difference than the model."""
     suites = list(dict.fromkeys(run.record.suite or "?" for run in runs))
@@ -350,6 +360,12 @@ def _cautions(runs: Sequence[Compared], names: Sequence[str]) -> list[str]:
         said.append(
             f"the suites differ ({', '.join(suites)}): a difference in robust accuracy may be the "
             "search's, not the model's"
+        )
+    attackers = list(dict.fromkeys(attacker(run.record) for run in runs))
+    if len(attackers) > 1:
+        said.append(
+            f"the attackers differ ({'; '.join(attackers)}): who knows less, or may ask less, "
+            "leaves more standing"
         )
     for name, run in zip(names, runs, strict=True):
         fired = ", ".join(flag.name for flag in run.record.fired)
