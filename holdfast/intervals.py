@@ -81,7 +81,7 @@ def upper_bound(count: Counts, n: Counts, error: float) -> Float64[np.ndarray, "
 # serve from dozens of images to ten thousand.
 _STAKES = np.array([0.05, 0.1, 0.2, 0.4, 0.8])
 _MOST = 0.9  # of the capital that one bet may lose
-_HALVINGS = 40  # of the range in which an end is searched
+_HALVINGS = 24  # of the range in which an end is searched
 
 
 def anytime_interval(

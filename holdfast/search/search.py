@@ -305,8 +305,9 @@ class Search:
         images = len(problem.images)
         tried = share < stage.share_of(images)
         if self.sample is not None and stage.share * images > stage.least:
-            # The sample may end long before a share of all images is worth much.
-            tried[self.sample[: stage.least]] = True
+            # The sample may end long before a share of all images is worth much: every second one
+            # is tried too, after the very first, which are to be judged soon.
+            tried[self.sample[stage.least // 4 :: 2][: stage.least]] = True
         finished = self.journal.items(number)
         before: dict[Key, float] = {}
         for level_number, (level, below) in enumerate(self._levels(stage)):
