@@ -237,6 +237,21 @@ def test_pages_and_files(two: list[Path], tmp_path: Path, monkeypatch, capsys) -
     assert "file" in capsys.readouterr().err
 
 
+def test_files_of_other_formats(two: list[Path], tmp_path: Path, monkeypatch, capsys) -> None:
+    found = hf.compare(two)
+    for kind in ("md", "tex", "csv", "json"):
+        out = tmp_path / f"out.{kind}"
+        for _ in range(2):  # its own file is replaced
+            assert command(monkeypatch, "compare", *two, "--out", out) == 0
+        if kind == "json":
+            assert hf.read(out) == found
+        else:
+            assert out.read_text() == as_text(found, kind)
+        out.write_text("mine")
+        assert command(monkeypatch, "compare", *two, "--out", out) == 2
+        assert out.read_text() == "mine" and "did not write there" in capsys.readouterr().err
+
+
 EVIL = "\x1b[2J</td><script>alert(1)</script>|a_b&\\end{table}\n"
 
 

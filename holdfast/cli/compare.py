@@ -47,8 +47,8 @@ class Options:
         Path | None,
         typer.Option(
             "--out",
-            help="Also write a page, FILE.html, or a folder with the page, the comparison as JSON "
-            "and a table of all images.",
+            help="Also write a page, FILE.html; another format, by the file's ending; or a folder "
+            "with the page, the comparison as JSON and a table of all images.",
         ),
     ] = None
 
@@ -62,18 +62,31 @@ def run(options: Options) -> ComparisonRecord:
     from ..report import compare
     from ..report.image_by_image import as_text
     from ..report.page import write_comparison
-    from ..runs.files import make_folder, write_named
+    from ..runs.files import make_folder, write_named, write_result
 
     if options.kind not in FORMATS:
         raise InputError(f"--format must be one of {', '.join(FORMATS)}, not {options.kind!r}")
     out = options.out
-    if out is not None and out.suffix and out.suffix.lower() != ".html":
-        raise InputError(f"--out takes FILE.html or a folder, not {out}; see --format for others")
+    kind = out.suffix.lower().removeprefix(".") if out is not None else ""
+    if kind not in ("", "html", *FORMATS[1:]):
+        raise InputError(
+            f"--out takes a folder, or a file that ends in .html, .{', .'.join(FORMATS[1:])}; "
+            f"not {out}"
+        )
     found = compare(options.runs, pairs=options.pairs)
     if out is None:
         return found
-    if out.suffix:
+    if kind == "html":
         write_comparison(options.runs, out, options.pairs)
+        return found
+    if kind == "json":
+        write_result(out, found.to_dict())
+        return found
+    if kind:
+        text = as_text(found, kind)
+        # Markdown and LaTeX may be anybody's: over no other file than this very one.
+        ours = _is_images if kind == "csv" else lambda held: held == text.encode()
+        write_named(out, text, ours)
         return found
     make_folder(out)
     write_comparison(options.runs, out / "comparison.html", options.pairs)
@@ -110,4 +123,4 @@ def show(found: ComparisonRecord, options: Options) -> None:
     for note in found.notes:
         tell(f"note: {note}")
     if options.out is not None:
-        tell(f"page: {options.out if options.out.suffix else options.out / 'comparison.html'}")
+        tell(f"written: {options.out if options.out.suffix else options.out / 'comparison.html'}")
