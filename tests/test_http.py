@@ -77,12 +77,12 @@ def test_the_open_inference_protocol():
         )  # fmt: skip
 
     with serving(respond) as server:
-        found = HttpModel(server.url, format="kserve", outputs="scores")(X)
+        found = HttpModel(server.url, format="kserve", output="scores")(X)
         torch.testing.assert_close(found, NET(X).detach())
         (sent,) = server.asked[0]["inputs"]
         assert sent["datatype"] == "FP32" and sent["shape"] == [5, *SHAPE]
         with pytest.raises(InputError, match="no output 'logits'; it has other, scores"):
-            HttpModel(server.url, format="kserve", outputs="logits")(X)
+            HttpModel(server.url, format="kserve", output="logits")(X)
         with pytest.raises(InputError, match=r"shape \(1,\) for 5 images"):
             HttpModel(server.url, format="kserve", classes=4)(X)
 
@@ -162,7 +162,7 @@ def test_settings_of_the_command_line():
     assert settings("batch=8,token=NAME,output=scores", "--http") == {
         "batch_size": 8,
         "token": "NAME",
-        "outputs": "scores",
+        "output": "scores",
     }
     with pytest.raises(InputError, match="--http has no option 'bach'; did you mean 'batch'"):
         settings("bach=8", "--http")
@@ -272,6 +272,19 @@ def test_a_slow_server_is_given_up():
 def test_a_lost_connection_is_made_again():
     with serving(in_turn(lambda asked: 1 / 0, model_behind(NET))) as server:
         assert torch.equal(HttpModel(server.url)(X), NET(X).detach())
+
+
+def test_a_connection_that_was_closed_meanwhile_costs_no_retry():
+    closing = answer(headers={"Connection": "keep-alive"}, logits=NET(X).tolist())
+
+    def closes(asked):
+        return closing
+
+    with serving(closes) as server:
+        model = HttpModel(server.url, retries=0)
+        model(X)
+        model._connection.sock.shutdown(socket.SHUT_RDWR)  # as if the server had
+        assert model(X).shape == (5, 4) and model.repeated == 0
 
 
 def test_an_answer_that_breaks_off_is_asked_for_again():

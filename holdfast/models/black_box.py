@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..types import Images, Model
-from .chain import Preprocessor
+from .chain import Preprocessor, undefended
 from .wrapper import callable_model, unwrapped, wrapped
 
 OUTPUTS = ("scores", "labels")  # what an attacker may see of an answer
@@ -109,8 +109,8 @@ def _tensor(answer: Any) -> Tensor:
 
 
 def innermost(model: Any) -> Any:
-    """What answers in the end, behind all that only looks on or hides."""
-    plain = unwrapped(model)
+    """What answers in the end, behind defences and all that only looks on or hides."""
+    plain = undefended(unwrapped(model))
     return innermost(plain.inner) if isinstance(plain, BlackBox) else plain
 
 

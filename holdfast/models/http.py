@@ -83,7 +83,7 @@ class HttpModel:
             and is neither kept nor shown.
         headers: further headers.
         classes: how many there are, for endpoints that return labels only.
-        outputs: the name of the output that holds the scores, for `kserve`; by default the first.
+        output: the name of the output that holds the scores, for `kserve`; by default the first.
 
     Attributes:
         address: the URL, as it is shown and kept.
@@ -112,13 +112,13 @@ class HttpModel:
         token: str | None = None,
         headers: Mapping[str, str] | None = None,
         classes: int | None = None,
-        outputs: str | None = None,
+        output: str | None = None,
     ):
         self._host, self._port, self._secure, self._path = _checked_address(url)
         self.address = url
         if format not in FORMATS:
             raise InputError(f"format must be one of {', '.join(FORMATS)}, not {format!r}")
-        self.format, self.outputs = format, outputs
+        self.format, self.output = format, output
         self.batch_size = whole_number("batch_size", batch_size)
         self.timeout = real_number("timeout", timeout, above=0)
         self.retries = whole_number("retries", retries, low=0)
@@ -191,11 +191,17 @@ class HttpModel:
 
     def _once(self, body: bytes) -> bytes:
         deadline = time.monotonic() + self.timeout
+        kept = self._connection is not None
         try:
             connection = self._connected()
             connection.request("POST", self._path, body, self._all_headers())
             response = connection.getresponse()
             content = self._read(response, deadline)
+        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+            self._hang_up()
+            if kept:  # servers close what they have not heard of for a while
+                return self._once(body)
+            raise _Again("closed the connection without an answer") from None
         except TimeoutError:
             raise _Again(f"did not answer within {self.timeout:g} s") from None
         except ConnectionRefusedError:
@@ -282,7 +288,7 @@ class HttpModel:
 
     def _scores(self, answer: Any, count: int) -> Float[Tensor, "n k"]:
         """The answer as logits, or one-hot rows where it holds labels only."""
-        kind, value = _held(answer, self.address, self.outputs)
+        kind, value = _held(answer, self.address, self.output)
         who = f"{self.address} ({kind})"
         values = _numbers(value, who)
         if kind == "labels" or (kind == "outputs" and values.ndim == 1):
@@ -311,7 +317,7 @@ _SETTINGS: dict[str, tuple[str, type]] = {
     "retries": ("retries", int),
     "token": ("token", str),
     "classes": ("classes", int),
-    "output": ("outputs", str),
+    "output": ("output", str),
 }
 
 
