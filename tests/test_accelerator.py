@@ -168,6 +168,61 @@ def test_an_attack_breaks_the_same_images_with_the_same_points(attack, norm):
     assert torch.equal(here, there)
 
 
+@pytest.mark.parametrize(("attack", "norm"), EVERY, ids=lambda v: getattr(v, "name", v))
+def test_an_attack_goes_for_the_same_class(attack, norm):
+    """In the engine, with chosen targets, and alone, with targets on the CPU."""
+    model, x, labels = problem()
+    threat, suite = Threat(norm, RADII[norm]), Suite("alone", (Stage(attack),))
+
+    def judged(device: torch.device) -> hf.Evaluation:
+        home = copy.deepcopy(model).to(device)
+        aim = {"goal": "target", "targets": "random"}
+        return hf.evaluate(home, x, labels, threat, suite, precision="original", **aim)
+
+    def alone(device: torch.device) -> Tensor:
+        home, targets = copy.deepcopy(model).to(device), (labels + 1) % 4
+        aim = {"goal": "target", "targets": targets}
+        return attack(home, x.to(device), labels, threat, **aim).cpu()
+
+    here, there = on_both(judged)
+    assert torch.equal(here.broken, there.broken)
+    assert [v.target for v in here.verdicts] == [v.target for v in there.verdicts]
+    assert torch.equal(here.adversarial, there.adversarial)
+    here, there = on_both(alone)
+    assert torch.equal(here, there)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1.0])
+def test_images_that_are_there_already_are_judged_alike(spread):
+    model, x, labels = problem()
+    adversarial = (x + 0.02).clamp(0, 1)
+
+    def judged(device: torch.device) -> hf.Evaluation:
+        home = nn.Sequential(copy.deepcopy(model), Hazy(spread)).to(device)
+        return hf.judge(home, x, labels, adversarial.to(device), ("linf", 0.03))
+
+    def transferred(device: torch.device) -> hf.Evaluation:
+        home, other = copy.deepcopy(model), copy.deepcopy(model).to(device)
+        asked = {"threat": ("linf", 0.02), "source": other, "suite": FGSM(), "device": device}
+        return hf.judge(home, x, labels, **asked)
+
+    here, there = on_both(judged)
+    assert torch.equal(here.broken, there.broken) or spread
+    here, there = on_both(transferred)
+    assert torch.equal(here.broken, there.broken) and here.transfer == there.transfer
+
+
+class Hazy(nn.Module):
+    """Noise on the logits."""
+
+    def __init__(self, spread: float):
+        super().__init__()
+        self.spread = spread
+
+    def forward(self, logits: Tensor) -> Tensor:
+        return logits + self.spread * torch.randn_like(logits) if self.spread else logits
+
+
 def shortened(attack: Attack) -> Attack:
     """The same attack with a few iterations."""
     most = {"steps": 3, "long_steps": 4, "queries": 6, "draws": 3, "searches": 2, "places": 2}

@@ -532,6 +532,7 @@ def _judged(
             if random
             else ()
         )
+        batch_flag = health.depends_on_batch(known.model, known.images, changes.fired)
     _write_checks(request.folder, found, rows)
     n, standing = len(rows), int((~ledger.broken).sum())
     right = int((ledger.clean_prediction == ledger.labels).sum())
@@ -558,7 +559,7 @@ def _judged(
             *found.flags,
             known.classes,
             health.averaged(changes, verifier.draws),
-            health.depends_on_batch(known.model, known.images, changes.fired),
+            batch_flag,
             health.answers_nothing(unanswered, n),
         ),
         given=GivenInfo(

@@ -219,11 +219,13 @@ class EvaluationRecord(Measurement):
 
     @property
     def target_reached_interval(self) -> tuple[float, float] | None:
-        """Its 95 % interval."""
-        if self.target_reached is None or self.robust_accuracy_interval is None:
-            return None
-        low, high = self.robust_accuracy_interval
-        return 1 - high, 1 - low
+        """Its 95 % interval; of a sample, the one that is valid at any time."""
+        missed = self.interval_shown("robust_accuracy")
+        return (
+            None
+            if self.target_reached is None or missed is None
+            else (1 - missed[1], 1 - missed[0])
+        )
 
     def headline(self) -> str:
         return f"Evaluation of {self.measured_on()}, suite {self.suite or '?'}"
