@@ -48,6 +48,7 @@ SETTINGS: dict[str, tuple[dict, float]] = {
     "fmn": ({}, 1.25),
     "hop-skip-jump": ({"queries": 700}, 1.6),
     "pgd": ({"steps": 60, "loss": "margin"}, 1.15),
+    "rays": ({"queries": 600, "tolerance": 1e-5}, 1.3),
     "spsa": ({"steps": 30, "samples": 16}, 1.6),
     "square": ({"queries": 500}, 1.3),
     "swift": ({}, 1.1),
