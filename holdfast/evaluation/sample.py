@@ -315,7 +315,16 @@ def judge_sample(
     aside = None if limits.budget is None else Aside(request, known, plan)
     sampler = Sampler(request, plan, search, aside, line, limits, places, earlier)
     search.report = sampler.hear
-    stopped = sampler.run()
+    if limits.budget is not None and earlier == 0 and sampler.elapsed > limits.budget / 2:
+        line.say(
+            f"before the first image, {clock(sampler.elapsed)} of {clock(limits.budget)} are gone: "
+            "the model had to be loaded and inspected"
+        )
+    try:
+        stopped = sampler.run()
+    except KeyboardInterrupt:
+        sampler.account_time()
+        raise
     search.account()
     beside = None if aside is None else Beside(aside.curve, aside.unaware)
     sample = Sample(places[: sampler.n], len(places), stopped, limits, beside)
