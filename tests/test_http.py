@@ -298,8 +298,10 @@ def test_nobody_there_is_bad_input_and_somebody_who_leaves_a_failure():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
+    began = time.monotonic()
     with pytest.raises(InputError, match="refuses connections: is a server running there"):
-        HttpModel(f"http://127.0.0.1:{port}/", retries=1)(X)
+        HttpModel(f"http://127.0.0.1:{port}/")(X)
+    assert time.monotonic() - began < 1  # a wrong address is said at once
     once = answer(headers={"Connection": "close"}, logits=NET(X).tolist())
     with serving(in_turn(once)) as server:
         model = HttpModel(server.url, retries=1)

@@ -139,11 +139,15 @@ class Options:
         float | None,
         typer.Option("--rate", help="Requests a second, at most, to a model behind http://…"),
     ] = None
+    timeout: Annotated[
+        float | None,
+        typer.Option("--timeout", help="Seconds until a request to http://… is repeated."),
+    ] = None
     http: Annotated[
         str,
         typer.Option(
             "--http",
-            help="How http://… is asked, such as format=png,batch=32,timeout=30,retries=5,"
+            help="How http://… is asked, such as format=png,batch=32,retries=5,"
             "token=VARIABLE; see docs/black-boxes.md.",
         ),
     ] = ""
@@ -305,11 +309,12 @@ def _loaded(options: Options) -> Any:
     from ..loading import load
     from ..models.http import HttpModel, is_address, settings
 
+    limits = {"rate": options.rate, "timeout": options.timeout}
+    given: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
     if is_address(options.model):
-        rate = {} if options.rate is None else {"rate": options.rate}
-        return HttpModel(options.model, **{**settings(options.http, "--http"), **rate})
-    if options.http or options.rate is not None:
-        which = "--http" if options.http else "--rate"
+        return HttpModel(options.model, **{**settings(options.http, "--http"), **given})
+    if given or options.http:
+        which = "--http" if options.http else f"--{next(iter(given))}"
         raise InputError(f"{which} is for a model behind an address, http://…")
     return load(options.model)
 

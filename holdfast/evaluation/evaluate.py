@@ -220,6 +220,8 @@ def _remarks(known: Inspection, plan: Plan) -> list[str]:
     """Lines for the terminal before the search begins."""
     remarks = [known.classes.detail] if known.classes.fired else []
     remarks += dict.fromkeys(known.log)
+    if known.labels_only:
+        remarks.append("the model returns labels only: it is attacked by what needs no more")
     if known.hides:
         places = "; ".join(str(repair) for repair in known.diagnosis.repairs)
         remarks.append(f"gradients are hidden, and repaired for the search: {places}")

@@ -13,7 +13,7 @@ from ..attacks.black_box import NAME as BLACK_BOX
 from ..attacks.suite import REPAIRED, UNDEFENDED
 from ..defences import declared, steps, undefended, views, with_network
 from ..draws import fixed_draws, repeated_draws
-from ..errors import InputError
+from ..errors import HoldfastError, InputError
 from ..inputs import check_labels, check_logits
 from ..models.black_box import innermost
 from ..models.http import HttpModel
@@ -82,18 +82,26 @@ class Inspection:
     def _first_logits(self) -> Tensor:
         """Answers to the probe. With a budget of queries this is the only call: it also says
         whether there are gradients."""
-        images, seen = torch.arange(len(self.images)), []
+        images = torch.arange(len(self.images))
+        seen: list[Tensor] = []
+        failed: list[HoldfastError] = []
 
         def watched(x: Tensor) -> Tensor:
-            seen.append(self.model(x))
+            try:
+                seen.append(self.model(x))
+            except HoldfastError as error:
+                failed.append(error)
+                raise
             return seen[-1]
 
         with about(images, clean=True), fixed_draws(0):
-            if self.queries is not None:
-                self.gradients = health.gradients(watched, self.images, self.labels)
-            if not seen:
+            if self.queries is None:
                 with torch.no_grad():
                     watched(self.images)
+            else:  # which takes whatever is raised for a model without gradients
+                self.gradients = health.gradients(watched, self.images, self.labels)
+        if failed:
+            raise failed[0]
         return seen[0].detach()
 
     # -- which model it is ----------------------------------------------------------------

@@ -95,7 +95,8 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
 
     # The model as each stage sees it: with repaired gradients first, then with its own; of
     # `UNDEFENDED`, points are only carried over.
-    seen = dict.fromkeys(["", *(stage.view for stage in suite.stages)])
+    mended = [REPAIRED] if known.hides else []  # checks climb it, whatever the stages do
+    seen = dict.fromkeys(["", *mended, *(stage.view for stage in suite.stages)])
     seeing = [view for view in seen if view != UNDEFENDED and view not in known.blind] or [""]
     seeing.sort(key=lambda view: view != REPAIRED)
     searched = [views[view][-1].fast_copy.model for view in seeing]

@@ -47,11 +47,12 @@ class _Again(Exception):
     Args:
         why: in a few words.
         wait: seconds that the server asks for; None where it says nothing.
+        nobody: whether nobody listens there.
     """
 
-    def __init__(self, why: str, wait: float | None = None):
+    def __init__(self, why: str, wait: float | None = None, nobody: bool = False):
         super().__init__(why)
-        self.why, self.wait = why, wait
+        self.why, self.wait, self.nobody = why, wait, nobody
 
 
 def is_address(source: str) -> bool:
@@ -167,6 +168,8 @@ class HttpModel:
                 return self._once(body)
             except _Again as again:
                 self._hang_up()
+                if again.nobody and not self._answered:
+                    raise self._failure(again.why) from None
                 pause = min(FIRST_WAIT * 2**attempt, LONGEST_WAIT)
                 if again.wait is not None:
                     if again.wait > PATIENCE:
@@ -205,7 +208,7 @@ class HttpModel:
         except TimeoutError:
             raise _Again(f"did not answer within {self.timeout:g} s") from None
         except ConnectionRefusedError:
-            raise _Again("refuses connections: is a server running there?") from None
+            raise _Again("refuses connections: is a server running there?", nobody=True) from None
         except socket.gaierror:
             raise InputError(f"{self.address}: there is no machine of that name") from None
         except ssl.SSLCertVerificationError as error:
