@@ -406,6 +406,7 @@ def test_targets_are_read_from_arrays(tmp_path):
         ("t.txt", "1\n2\n", "2 targets for 3 images"),
         ("t.txt", "", "is empty"),
         ("t.csv", "target\nbird\n", "'bird' is no class"),
+        ("t.txt", "doog\nowl\ncat\n", "line 1: 'doog' is no class; did you mean 'dog'"),
         ("t.csv", "a,b\n1,2\n", "no column 'target'"),
         ("t.csv", "index,target\n0,1\n1,2\n", "no target for image 2"),
         ("t.csv", "index,target\n0\n", "line 2 has 1 cells, not 2"),

@@ -262,6 +262,7 @@ def saved(folder: Path, adversarial: torch.Tensor) -> dict[str, Path]:
     np.savez_compressed(folder / "small.npz", x_adv=by_rows, y=np.zeros(len(x)))
     np.savez(folder / "images.npz", images=x, note=np.array(["a"], object))
     np.savez(folder / "odd.npz", whatever=x, index=np.arange(len(x)))
+    np.savez(folder / "one-hot.npz", adversarial=x, labels=np.eye(len(x)))
     save_file({"adversarial": adversarial, "images": adversarial * 0}, folder / "a.safetensors")
     return {path.name: path for path in sorted(folder.iterdir())}
 

@@ -120,7 +120,10 @@ def read_given(path: Path | str, shape: Shape, most: int) -> Given:
         for what, names in (("index", INDEX_NAMES), ("labels", LABEL_NAMES)):
             found = _called(arrays, names)
             rows[what] = None
-            if found is not None and found != name:
+            if found is not None and what == "labels" and len(arrays[found].shape) > 1:
+                shape_of = _written(arrays[found].shape)
+                told.append(f"{path.name}: {_quoted(found)} of shape {shape_of} not read")
+            elif found is not None and found != name:
                 rows[what] = _numbers(path, found, arrays[found], count)
                 told.append(f"{path.name}: {_quoted(found)} taken as {_MEANT[what]}")
     if rows["index"] is not None:
@@ -465,7 +468,7 @@ def read_targets(path: Path | str, count: int, classes: Sequence[str]) -> Int64[
     if path.suffix.lower() in (".npy", ".npz"):
         targets, index = _targets_in_arrays(path)
     elif path.suffix.lower() in (".csv", ".txt", ".tsv"):
-        targets, index = _targets_in_text(path, classes)
+        targets, index = _targets_in_text(path, count, classes)
     elif not path.exists():
         raise InputError(
             f"targets {str(path)!r}: neither least-likely, most-likely or random, nor a file"
@@ -507,7 +510,7 @@ def _targets_in_arrays(path: Path) -> Columns:
         return found, None if index is None else _numbers(path, index, arrays[index], size)
 
 
-def _targets_in_text(path: Path, classes: Sequence[str]) -> Columns:
+def _targets_in_text(path: Path, count: int, classes: Sequence[str]) -> Columns:
     comma = "\t" if path.suffix.lower() == ".tsv" else ","
     lines = [line for line in read_text(path).splitlines() if line.strip()]
     rows = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=comma)]
@@ -521,7 +524,9 @@ def _targets_in_text(path: Path, classes: Sequence[str]) -> Columns:
     simple = [_simple(cell) for cell in first]
     known = {name: label for label, name in enumerate(classes)}
     headed = any(name in (*TARGET_NAMES, *INDEX_NAMES) for name in simple)
-    headed |= width == 1 and first[0] not in known and not _is_whole(first[0])
+    # Of one column any other first line is a header, unless a target would be missing then.
+    named = first[0] in known or _is_whole(first[0])
+    headed |= width == 1 and not named and len(rows) > count
     if width > 1 and not any(name in TARGET_NAMES for name in simple):
         raise InputError(f"{path}: no column 'target' (its first line: {', '.join(first)[:100]})")
     at = 0 if width == 1 else next(i for i, name in enumerate(simple) if name in TARGET_NAMES)
