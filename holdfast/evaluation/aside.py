@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..intervals import clopper_pearson
 from ..runs.records import Curve
+from ..search import Search
 from .curve import IMAGES as CURVE_IMAGES
 from .curve import joined
 from .inspection import Inspection
@@ -51,10 +52,13 @@ class Aside:
         seconds: what they have taken.
     """
 
-    def __init__(self, request: Request, known: Inspection, plan: Plan):
+    def __init__(self, request: Request, known: Inspection, plan: Plan, search: Search):
         self.seconds = 0.0
         self._curve = _Measured(
-            lambda rows: measured_curve(request.part(rows), plan.part(rows)), CURVE_IMAGES
+            lambda rows: measured_curve(
+                request.part(rows), plan.part(rows), search.ledger.select(rows)
+            ),
+            CURVE_IMAGES,
         )
         self._unaware = _Measured(
             lambda rows: measured_unaware(request.part(rows), known, plan.part(rows)),

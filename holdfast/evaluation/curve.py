@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..attacks import PGD
-from ..attacks.goal import TARGET, UNTARGETED
+from ..attacks import Swift
+from ..attacks.base import Oracle, run
+from ..attacks.state import Items
+from ..draws import item_seeds
 from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
 from ..runs.records import Curve, CurvePoint
@@ -17,10 +19,14 @@ from ..threat import Threat
 from ..types import Model
 
 IMAGES = 200
-STEPS = 20
-MULTIPLES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0)
-# Where distances are known, a point of the curve costs nothing.
-FINE_MULTIPLES = (*(k / 8 for k in range(1, 16)), *(k / 4 for k in range(8, 16)), *MULTIPLES[7:])
+MULTIPLES = (
+    *(k / 8 for k in range(1, 16)),
+    *(k / 4 for k in range(8, 16)),
+    *(4.0, 6.0, 8.0, 12.0, 16.0, 24.0, 32.0),
+)
+TOGETHER = 128  # images that are searched in one batch
+# The suite's own search, with fewer targets: what decides is the class that is closest.
+ATTACK = Swift(targets=3)
 
 
 def security_curve(
@@ -31,35 +37,72 @@ def security_curve(
     threat: Threat,
     seed: int,
     goals: Tensor,
+    distances: Tensor,
 ) -> Curve:
-    """Accuracy of the first images from ε = 0 to where it reaches 0, under PGD on the margin.
+    """Accuracy from ε = 0 to where it reaches 0, by a bisection for each image.
 
-    An image that is broken at one ε is broken at every larger one: the same adversarial image
-    serves, and is not attacked again. So the curve falls monotonically by construction.
+    What the suite found is where it begins: an image that is broken at ε is searched at smaller
+    radii only, one that stands at larger ones. So the curve passes through the suite's verdict on
+    these images, and falls monotonically.
 
     Args:
         model: the original, which decides.
         search: what the attack queries.
         images, labels, goals: on the model's device; a goal is −1 where any mistake counts.
+        distances: float32 (N,), how far away the suite's adversarial images are: 0 for clean
+            mistakes, ∞ for images that stand.
     """
-    attack = PGD(steps=STEPS, step_size=0.15, loss="margin")
-    images, labels, goals = images[:IMAGES], labels[:IMAGES], goals[:IMAGES]
-    n, aimed = len(images), bool((goals >= 0).any())
-    with torch.no_grad():
-        rows = (~succeeded(predicted(model(images)), labels, goals)).nonzero().squeeze(1)
-    points = [_point(0.0, len(rows), n)]
-    for multiple in MULTIPLES:
-        if not len(rows):
+    radii = torch.tensor(MULTIPLES)
+    at_eps = MULTIPLES.index(1.0)
+    known = distances.cpu()
+    # For each image the largest radius at which it stands, −1 for none, and the smallest at which
+    # it is broken, by number.
+    stands = torch.where(known.isfinite(), -1, at_eps)
+    reached = [threat.reaches(known, threat.eps * multiple) for multiple in MULTIPLES]
+    broken = (~torch.stack(reached)).sum(0)
+    broken = torch.where(known.isfinite(), broken.clamp_max(at_eps), len(MULTIPLES))
+    while bool((open_ := (broken - stands > 1) & (known > 0)).any()):
+        for rows in open_.nonzero().squeeze(1).split(TOGETHER):
+            tried = (stands[rows] + broken[rows]) // 2
+            at = rows.to(images.device)
+            found = _found(
+                model, search, images[at], labels[at], goals[at], threat, radii[tried], seed, rows
+            )
+            broken[rows] = torch.where(found, tried, broken[rows])
+            stands[rows] = torch.where(found, stands[rows], tried)
+    n = len(images)
+    points = [_point(0.0, int((known > 0).sum()), n)]
+    for number, multiple in enumerate(MULTIPLES):
+        standing = int(((stands >= number) & (known > 0)).sum())
+        points.append(_point(threat.eps * multiple, standing, n))
+        if not standing and multiple >= 1:
             break
-        ball = threat.times(multiple)
-        x, y, t = images[rows], labels[rows], goals[rows]
-        goal, wanted = (TARGET, t) if aimed else (UNTARGETED, None)
-        x_adv = attack(search, x, y, ball, goal=goal, targets=wanted, seed=seed)
-        with torch.no_grad():
-            stands = ~succeeded(predicted(model(x_adv)), y, t)
-        rows = rows[stands]
-        points.append(_point(ball.eps, len(rows), n))
-    return Curve(attack=f"PGD on the margin, {STEPS} steps", n=n, points=tuple(points))
+    return Curve(attack="swift, by bisection", n=n, points=tuple(points))
+
+
+def _found(
+    model: Model,
+    search: Model,
+    images: Tensor,
+    labels: Tensor,
+    goals: Tensor,
+    threat: Threat,
+    multiples: Tensor,
+    seed: int,
+    rows: Tensor,
+) -> Tensor:
+    """Whether each image is broken within its own radius, bool (N,) on the CPU."""
+    items = Items(
+        images=images,
+        labels=labels,
+        targets=goals,
+        eps=threat.radii(images) * multiples.to(images),
+        seeds=item_seeds(seed, "curve", rows).to(images.device),
+        goals=goals,
+    )
+    points = run(ATTACK, Oracle(search), items, threat).best
+    with torch.no_grad():
+        return succeeded(predicted(model(points)), labels, goals).cpu()
 
 
 def joined(curves: Sequence[Curve]) -> Curve:
@@ -86,7 +129,7 @@ def distance_curve(distances: Tensor, attack: str, threat: Threat) -> Curve:
     """
     n = len(distances)
     points = [_point(0.0, int((distances > 0).sum()), n)]
-    for multiple in FINE_MULTIPLES:
+    for multiple in MULTIPLES:
         radius = threat.eps * multiple
         if threat.norm == "l0":
             radius = float(int(radius))  # so many components, no parts of one

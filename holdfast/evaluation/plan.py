@@ -42,6 +42,7 @@ class Plan:
         climbable: whether PGD can climb the model in this threat model.
         steady: the model as health checks and curves query it: its draws are fixed.
         searched: the same, but as a stage sees it: a fast copy, or another backward pass.
+        coarse: the fastest copy of it, whose margins are a little off.
         flags: the health checks made so far.
         goals: int64 (N,), the classes that alone count as a success; −1 where any mistake does.
     """
@@ -56,6 +57,7 @@ class Plan:
     climbable: bool
     steady: Model
     searched: Model
+    coarse: Model
     flags: tuple[Flag, ...]
     goals: Tensor
 
@@ -100,10 +102,12 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     seeing = [view for view in seen if view != UNDEFENDED and view not in known.blind] or [""]
     seeing.sort(key=lambda view: view != REPAIRED)
     searched = [views[view][-1].fast_copy.model for view in seeing]
+    coarse = views[seeing[0]][0].fast_copy.model
     steady: Model = request.model
     if known.random:
         few = max(1, samples // 10)  # draws: the checks are no search
         searched, steady = [frozen(model, few) for model in searched], frozen(steady, few)
+        coarse = frozen(coarse, few)
     may_ask = request.queries is None  # checks are no attack, and have no queries of their own
     climbable = may_ask and (known.differentiable or known.hides) and threat.norm in PGD.norms
     probe = known.images, known.labels, threat, seed
@@ -156,6 +160,7 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
         climbable=climbable,
         steady=steady,
         searched=searched[0],
+        coarse=coarse,
         flags=tuple(flags),
         goals=goals_of(request, known),
     )

@@ -312,7 +312,7 @@ def judge_sample(
     limits, places = request.limits, search.sample
     assert limits is not None and places is not None
     earlier = search.journal.seconds()
-    aside = None if limits.budget is None else Aside(request, known, plan)
+    aside = None if limits.budget is None else Aside(request, known, plan, search)
     sampler = Sampler(request, plan, search, aside, line, limits, places, earlier)
     search.report = sampler.hear
     if limits.budget is not None and earlier == 0 and sampler.elapsed > limits.budget / 2:

@@ -58,7 +58,7 @@ def judge(
     )
     distances = distances_of(suite, ledger, images, threat)
     beside = beside or Beside(
-        measured_curve(request, plan, line), measured_unaware(request, known, plan, line)
+        measured_curve(request, plan, ledger, line), measured_unaware(request, known, plan, line)
     )
     curve, unaware = beside.curve, beside.unaware
     if suite.closest:
@@ -115,21 +115,43 @@ class Beside:
     unaware: Unaware | None
 
 
-def measured_curve(request: Request, plan: Plan, line: ProgressLine | None = None) -> Curve | None:
-    """The security curve, if it is asked for and not known from distances."""
+def measured_curve(
+    request: Request, plan: Plan, known: Ledger, line: ProgressLine | None = None
+) -> Curve | None:
+    """The security curve, if it is asked for and not known from distances.
+
+    Args:
+        known: what the search found, of the images of the request.
+    """
     if plan.suite.closest or not (request.curve and plan.climbable):
         return None
     if line is not None:
         line.say("security curve …")
     return security_curve(
         plan.steady,
-        plan.searched,
+        plan.coarse,
         request.images[:CURVE_IMAGES].to(request.device),
         request.labels[:CURVE_IMAGES].to(request.device),
         request.threat,
         request.seed,
         plan.goals[:CURVE_IMAGES].to(request.device),
+        _first_distances(known, request),
     )
+
+
+def _first_distances(known: Ledger, request: Request) -> Tensor:
+    """How far away what broke the first images is: 0 for clean mistakes, ∞ where they stand."""
+    rows = slice(CURVE_IMAGES)
+    distance = _in_parts(
+        request.threat.distance,
+        known.adversarial[rows],
+        request.images[rows],
+        known.witness[rows],
+    )
+    distance = torch.where(known.stage[rows] == CLEAN, 0.0, distance)
+    # A point right on the sphere may be a rounding error outside.
+    distance = distance.clamp_max(request.threat.eps)
+    return torch.where(known.broken[rows], distance, torch.inf)
 
 
 def measured_unaware(
