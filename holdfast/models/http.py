@@ -361,7 +361,7 @@ def _checked_address(url: str) -> tuple[str, int, bool, str]:
     if "@" in parts.netloc:
         raise InputError(
             "the address holds a user or a password, which would be kept and shown: put a token "
-            "into an environment variable, and give its name (--token, HttpModel(token=…))"
+            "into an environment variable, and give its name (--http token=NAME)"
         )
     if parts.scheme not in ("http", "https"):
         raise InputError(f"address {url!r}: only http:// and https:// are spoken")
