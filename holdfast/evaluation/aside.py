@@ -65,6 +65,12 @@ class Aside:
             UNAWARE_IMAGES,
         )
 
+    def forget(self) -> None:
+        """What was measured on images that are to be searched again."""
+        for each in (self._curve, self._unaware):
+            each.parts.clear()
+            each.n = 0
+
     def measure(self, rows: Int64[Tensor, " r"], allowance: float, first: float = 0.0) -> None:
         """Go on over the images.
 

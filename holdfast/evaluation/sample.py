@@ -233,6 +233,8 @@ class Sampler:
                 "with the whole suite"
             )
         self.n, self.blocks, self.standing = 0, [], []
+        if self.aside is not None:
+            self.aside.forget()
 
     def _keep(self, block: Block) -> None:
         journal = self.search.journal
