@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "attacks_page.py",
         "certificates_page.py",
         "defences_page.py",
+        "hidden_gradients_page.py",
         "speed_page.py",
         "swift_page.py",
         "training_page.py",

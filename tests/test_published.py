@@ -26,6 +26,7 @@ MADE_FROM = {  # page maker → a page, and files that it reads
     "attacks_page.py": ("docs/attacks.md", ["attacks.json"]),
     "certificates_page.py": ("docs/certificates.md", ["certificates-gaussian/request.json"]),
     "defences_page.py": ("docs/defences.md", ["defences-cifar10-linf-slim.json"]),
+    "hidden_gradients_page.py": ("docs/hidden-gradients.md", ["hidden_gradients-one.json"]),
     "swift_page.py": ("docs/swift.md", ["autoattack_speed-one.json"]),
     "speed_page.py": ("docs/speed.md", ["training_profile-one.json"]),
     "training_page.py": (
