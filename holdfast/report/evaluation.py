@@ -65,7 +65,7 @@ def verdict(run: EvaluationRun) -> tuple[str, str]:
         judgement = "The model is wrong everywhere, attack or not."
     elif standing == 0:
         judgement = "Nothing stands under attack."
-    elif run.fired and not {flag.name for flag in run.fired} - _REPAIRED:
+    elif run.record.repairs and not {flag.name for flag in run.fired} - _REPAIRED:
         judgement = "The model hides its gradients, which is no defence: repaired ones were used."
     elif run.fired:
         fired = len(run.fired)
