@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Callable
 
@@ -233,3 +234,136 @@ class Hiding(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.after(self.network(self.before(x)))
+
+
+# --- models of their own kind ------------------------------------------------------------------
+
+
+def purified_by_grad(network: Model, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = x.detach().clone().requires_grad_(True)
+        for _ in range(2):
+            loss = -network(y).logsumexp(1).sum()
+            (slope,) = torch.autograd.grad(loss, y)
+            y = (y - 0.01 * slope.sign()).detach().requires_grad_(True)
+    return network(y.detach())
+
+
+def purified_by_backward(network: Model, x: Tensor) -> Tensor:
+    with torch.enable_grad():
+        y = x.detach().clone().requires_grad_(True)
+        (-network(y).logsumexp(1).sum()).backward()
+        y = y - 0.01 * y.grad.sign()
+    return network(y.detach())
+
+
+def purified_by_func(network: Model, x: Tensor) -> Tensor:
+    slope = torch.func.grad(lambda y: -network(y).logsumexp(1).sum())(x.detach())
+    return network((x - 0.01 * slope.sign()).detach())
+
+
+def equalised(x: Tensor) -> Tensor:
+    flat = x.flatten(1)
+    return (torch.searchsorted(flat.sort(1).values, flat) / flat.shape[1]).view_as(x)
+
+
+PALETTE = torch.rand(32, 3, generator=torch.Generator().manual_seed(0))
+
+
+def in_palette(x: Tensor) -> Tensor:
+    distance = ((x.permute(0, 2, 3, 1)[..., None, :] - PALETTE) ** 2).sum(-1)
+    return PALETTE[distance.argmin(-1)].permute(0, 3, 1, 2)
+
+
+def written_into(x: Tensor) -> Tensor:
+    x = x.clone()
+    x[:] = x.round(decimals=1)
+    return x
+
+
+def rounded_into(x: Tensor) -> Tensor:
+    buffer = torch.empty_like(x)
+    with torch.no_grad():
+        torch.round(x * 15, out=buffer)
+    return buffer / 15
+
+
+def by_file(x: Tensor) -> Tensor:
+    file = io.BytesIO()
+    torch.save(x.detach(), file)
+    file.seek(0)
+    return torch.load(file)
+
+
+def listed(network: Model, x: Tensor) -> Tensor:
+    return torch.tensor([[float(v == max(row)) for v in row] for row in network(x).tolist()])
+
+
+def one_by_one(network: Model, x: Tensor) -> Tensor:
+    rounded = (np.round(image.detach().numpy() * 15) / 15 for image in x)
+    return torch.stack([network(torch.tensor(image)[None])[0] for image in rounded])
+
+
+def raising(network: Model, x: Tensor) -> Tensor:
+    if x.requires_grad:
+        raise RuntimeError("no gradients here")
+    return network(x)
+
+
+def _steps(step: Callable[[Tensor, float], Tensor]) -> Callable[[Tensor], Tensor]:
+    return lambda x: sum(step(x, level / 8) for level in range(1, 8)) / 7  # type: ignore[return-value]
+
+
+FURTHER: dict[str, Callable[[Tensor], Tensor]] = {
+    "equalised": equalised,
+    "palette": in_palette,
+    "written into": written_into,
+    "out": rounded_into,
+    "file": by_file,
+    "where": _steps(lambda x, level: torch.where(x > level, 1.0, 0.0)),
+    "mask": _steps(lambda x, level: (x > level) * 1.0),
+    "logic": _steps(lambda x, level: torch.logical_not(x <= level).float()),
+    "heaviside": _steps(lambda x, level: torch.heaviside(x - level, torch.tensor(0.0))),
+    "and": lambda x: ((x * 255).int() & 0xF0).float() / 255,
+    "bits of floats": lambda x: (x.view(torch.int32) & ~0x1FFFFF).view(torch.float32),
+    "deep copy": lambda x: copy.deepcopy(x.detach()),
+    "apply": lambda x: x.detach().clone().apply_(lambda v: round(v * 15) / 15),
+    "parameter": lambda x: nn.Parameter(x.detach(), requires_grad=False),
+    "fourier by numpy": lambda x: torch.from_numpy(
+        np.fft.ifft2(np.fft.fft2(x.detach().numpy())).real
+    ).float(),
+    "double": lambda x: torch.from_numpy(x.detach().double().numpy()).float(),
+    "channels reversed": lambda x: torch.from_numpy(x.detach().numpy()[:, ::-1].copy()),
+    "turned": lambda x: torch.from_numpy(np.rot90(x.detach().numpy(), 1, (2, 3)).copy()),
+    "channels last": lambda x: (
+        torch.from_numpy((x.permute(0, 2, 3, 1).detach().numpy() * 255).astype("uint8"))
+        .permute(0, 3, 1, 2)
+        .float()
+        / 255
+    ),
+}
+WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
+    "purified by grad": purified_by_grad,
+    "purified by backward": purified_by_backward,
+    "purified by func": purified_by_func,
+    "listed": listed,
+    "one by one": one_by_one,
+    "raising": raising,
+    "blind without branch": lambda network, x: network(x * 0 if x.requires_grad else x),
+    "features by numpy": lambda network, x: network[-1](  # type: ignore[index]
+        torch.from_numpy(network[:-1](x).detach().numpy().round(2))  # type: ignore[index]
+    ),
+}
+
+
+class Whole(nn.Module):
+    """A network inside one of `WHOLE`, or behind one of `FURTHER`."""
+
+    def __init__(self, network: Model, name: str):
+        super().__init__()
+        self.network, self.name = network, name
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.name in FURTHER:
+            return self.network(FURTHER[self.name](x))
+        return WHOLE[self.name](self.network, x)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ..models.backward import replace_backward
 from ..types import Images
 from . import detours
-from .surrogates import COMPARISONS, STEPS, functions
+from .surrogates import COMPARISONS, LOGIC, STEPS, functions
 
 
 @dataclass
@@ -93,8 +93,13 @@ def mapped(value: Any, change: Callable[[Tensor], Any]) -> Any:
     return value
 
 
+def linked(tensor: Tensor) -> bool:
+    """Whether it comes from the images: a leaf that requires gradients is the model's own."""
+    return tensor.grad_fn is not None
+
+
 def has_history(value: Any) -> bool:
-    return any(tensor.requires_grad for tensor in tensors_in(value))
+    return any(linked(tensor) for tensor in tensors_in(value))
 
 
 def counts(tensor: Tensor) -> bool:
@@ -111,7 +116,7 @@ FRESH: set[Callable[..., Any]] = {
     *functions(
         "zeros_like", "ones_like", "full_like", "empty_like", "rand_like", "randn_like",
         "randint_like", "new_zeros", "new_ones", "new_full", "new_empty", "isnan", "isinf",
-        "isfinite", "logical_not", "allclose", "equal", "numel", "dropout",
+        "isfinite", "allclose", "equal", "numel", "dropout",
     )
 }  # fmt: skip
 
@@ -158,11 +163,12 @@ class Graph:
         """The result of a function of something with a history; it may have lost it."""
         if not isinstance(result, Tensor):
             return result
-        if result.requires_grad or func in FRESH:
+        if linked(result) or func in FRESH:
             return result
-        source = next((t for t in tensors_in(args) if t.requires_grad), None)
-        if source is None or source.shape != result.shape:
+        alike = [t for t in tensors_in(args) if linked(t) and t.shape == result.shape]
+        if not alike:
             return result
+        source = alike[-1 if name_of(func) == "searchsorted" else 0]  # what is sought comes last
         if counts(result):
             self.note(name_of(func))
             self.carry(result, source)
@@ -177,7 +183,7 @@ class Graph:
         return replace_backward(value.detach(), stand_in.to(value.dtype))
 
     def result(self, value: Tensor, stand_in: Tensor) -> Tensor:
-        if stand_in.shape != value.shape or not stand_in.requires_grad:
+        if stand_in.shape != value.shape or not linked(stand_in):
             return value
         if counts(value):
             self.carry(value, stand_in)
@@ -201,7 +207,7 @@ class Graph:
         chosen = next((t for t in tensors_in(args) if id(t) in self.choices), None)
         if chosen is not None:
             return self._of_choice(func, args, value, chosen)
-        if value.requires_grad and self._masks(args):
+        if linked(value) and self._masks(args):
             return value  # a mask on something with a history of its own: as ReLU does
         stand_in = self._on_floats(func, args, kwargs, value)
         if stand_in is None:
@@ -209,6 +215,8 @@ class Graph:
         if counts(value):
             self.carry(value, stand_in)
             return value
+        if self._masks(args):
+            self.note("comparison")
         return self.made(value, stand_in)
 
     def _masks(self, args: Any) -> bool:
@@ -222,6 +230,9 @@ class Graph:
         own = name_of(func)
         if own in COMPARISONS:
             return self.compared(own, args, value)
+        if own in LOGIC and args[0].dtype == torch.bool:
+            soft = LOGIC[own](*(self.float_of(arg).float() for arg in args[:2]))
+            return soft if soft.shape == value.shape else None
         try:
             floats = mapped(list(args), self.float_of)
             named = {k: v for k, v in kwargs.items() if k != "dtype"}
@@ -231,7 +242,7 @@ class Graph:
                 result = func(*floats, **mapped_values(named, self.float_of))
             if own in STEPS or own in ("floor_divide", "__floordiv__", "__rfloordiv__"):
                 result = floats[0] if own in STEPS else torch.div(floats[0], floats[1])
-            if isinstance(result, Tensor) and result.requires_grad and result.shape == value.shape:
+            if isinstance(result, Tensor) and linked(result) and result.shape == value.shape:
                 return result
         except Exception:  # whatever refuses floats: shifts, masks of bits, tables
             pass
@@ -250,7 +261,7 @@ class Graph:
         except Exception:  # whatever refuses floats
             return
         for value, part in zip(values, parts, strict=False):
-            if isinstance(value, Tensor) and isinstance(part, Tensor) and part.requires_grad:
+            if isinstance(value, Tensor) and isinstance(part, Tensor) and linked(part):
                 self.carry(value, part)
 
     def compared(self, name: str, args: Any, value: Tensor) -> Tensor | None:
@@ -332,6 +343,9 @@ def running() -> str:
             decorated = frame.f_locals["func"]
             return str(getattr(decorated, "__qualname__", decorated)).rpartition("<locals>.")[2]
         if module != "torch" and not module.startswith(_INTERNAL):
-            return frame.f_code.co_qualname.rpartition("<locals>.")[2]
+            names = frame.f_code.co_qualname.split(".<locals>.")
+            while names[-1] in ("<listcomp>", "<genexpr>", "<dictcomp>", "<setcomp>"):
+                names.pop()  # the function that they are in
+            return "the model" if names[-1] == "<module>" else names[-1]
         frame = frame.f_back  # type: ignore[assignment]
     return "the model"

@@ -6,6 +6,7 @@ returns; what kills gradients gets a useful backward pass by its rule.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
@@ -17,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import custom
 from .graph import Graph, Place
-from .rules import RULES
+from .rules import rule_of
 
 
 class Pass(TorchFunctionMode):
@@ -39,7 +40,7 @@ class Pass(TorchFunctionMode):
             return func(*args, **kwargs)
         if graph.finding and torch.is_inference_mode_enabled():
             graph.note("inference_mode", once=True)
-        rule = RULES.get(func)
+        func, rule = rule_of(func)
         # Whatever the model switched off.
         with torch.inference_mode(False), torch.enable_grad():
             if rule is not None:
@@ -116,5 +117,7 @@ def repairing(graph: Graph, model: Any) -> Iterator[None]:
         stack.enter_context(_autograd_functions(graph))
         if graph.plan.hidden:
             stack.enter_context(torch.no_grad())
+        if "torch._dynamo" in sys.modules:  # compiled parts run as they were written
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
         stack.enter_context(Pass(graph))
         yield

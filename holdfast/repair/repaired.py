@@ -16,7 +16,7 @@ from torch.nn.functional import cosine_similarity
 from ..attacks.losses import margin_loss
 from ..draws import fixed_draws
 from ..models.backward import replace_backward
-from ..models.wrapper import is_out_of_memory
+from ..models.wrapper import is_out_of_memory, unwrapped, wrapped
 from ..runs.records import Repair
 from ..types import Images, Labels, Logits, Model
 from . import detours
@@ -136,7 +136,7 @@ def repaired(model: Model, images: Images, labels: Labels) -> Diagnosis:
     """
     x, y = images[:LOOKED_AT], labels[:LOOKED_AT]
     try:
-        return _diagnosed(model, x, y)
+        return _diagnosed(_readable(model, x), x, y)
     except Exception as error:  # somebody's code, run in an unusual way
         if is_out_of_memory(error):
             raise
@@ -150,9 +150,18 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     own, seen = _own(model, x, y)
     steady = _steady(model, x, answers)
     hidden = steady and seen is not None and not _alike(seen, answers)
-    best: Diagnosis | None = None
-    for plan in (Plan(hidden=hidden), Plan(hidden=hidden, flat_remainders=True)):
-        found = _planned(model, plan, x, answers)
+    plans = [Plan(hidden=hidden), Plan(hidden=hidden, flat_remainders=True)]
+    if seen is None:  # it fails where it is differentiated: perhaps only where it sees that it is
+        plans.append(Plan(hidden=True))
+    best, failed = Diagnosis(None, ()), None
+    for plan in plans:
+        try:
+            found = _planned(model, plan, x, answers)
+        except Exception as error:  # somebody's code
+            if is_out_of_memory(error):
+                raise
+            failed = error
+            continue
         repairs = tuple(
             Repair(what=place.what, where=place.where, times=times)
             for place, times in found.items()
@@ -163,10 +172,12 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
             remark = "gradients cannot be repaired: the answers would change"
             return Diagnosis(None, repairs, remark)
         if gradient is not None and bool(_useful(gradient).any()):
-            best = _worth(made, own, gradient)
+            best, failed = _worth(made, own, gradient), None
             break
-        best = Diagnosis(None, repairs, "gradients cannot be repaired: they stay zero")
-    assert best is not None
+        if repairs:
+            best = Diagnosis(None, repairs, "gradients cannot be repaired: they stay zero")
+    if failed is not None and not best.repairs:
+        raise failed
     if not best.repairs:
         return Diagnosis(None, ())
     if best.model is not None:
@@ -205,6 +216,16 @@ def _soften(made: Repaired, x: Images, answers: Logits) -> None:
     # Among equal logits any may be the largest.
     if not bool(logits.isfinite().all()) or float((top < answers.amax(1)).float().mean()) > 0.1:
         made.plan.softened = ()
+
+
+def _readable(model: Model, x: Images) -> Model:
+    """The model, whose calls can be seen: TorchScript is converted to a program that makes them."""
+    plain = unwrapped(model)
+    if not isinstance(plain, torch.jit.ScriptModule):
+        return model
+    from torch._export.converter import TS2EPConverter  # seconds to import
+
+    return wrapped(TS2EPConverter(plain, (x[:2],)).convert().module())
 
 
 def _useful(gradient: Float[Tensor, "n c h w"]) -> Tensor:

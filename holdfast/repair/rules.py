@@ -17,7 +17,17 @@ from torch import Tensor, nn
 
 from ..models.backward import replace_backward
 from . import detours
-from .graph import Choice, Graph, counts, has_history, is_operator, mapped, name_of, tensors_in
+from .graph import (
+    Choice,
+    Graph,
+    counts,
+    has_history,
+    is_operator,
+    linked,
+    mapped,
+    name_of,
+    tensors_in,
+)
 from .surrogates import COMPARISONS, SATURATING, STEPS, functions, lookup, soft_step
 
 Rule = Callable[[Graph, Any, Any, Any], Any]
@@ -60,6 +70,52 @@ def step(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     return graph.stored(func, args, kwargs, made)
 
 
+def elementwise(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
+    """`apply_` and `map_`: a function of Python's on each value, in place."""
+    x = args[0]
+    if not linked(x):
+        return func(*args, **kwargs)
+    graph.note(name_of(func))
+    value = func(x.detach().clone(), *(mapped(list(args[1:]), Tensor.detach)), **kwargs)
+    return x.copy_(graph.made(value, x.clone()))
+
+
+def drawn(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
+    """Draws by a probability: on average they are the probability."""
+    if not has_history(args[:1]):
+        return graph.any_other(func, args, kwargs)
+    graph.note("bernoulli")
+    return graph.made(func(args[0].detach(), *args[1:], **without(kwargs, "out")), args[0])
+
+
+def another(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
+    """A deep copy, which what has a history does not allow."""
+    return args[0].clone() if linked(args[0]) else func(*args, **kwargs)
+
+
+def quantised(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
+    """A quantised layer: the layer with its weights in floating point stands in."""
+    x, name = graph.float_of(args[0]), name_of(func).split(".")[0]
+    value = func(*args, **kwargs)
+    if not linked(x):
+        return value
+    graph.note(f"quantised {name}")
+    ops, packed = torch.ops.quantized, args[1]
+    if name.startswith("linear"):
+        weight, bias = ops.linear_unpack(packed)
+        made = F.linear(x.float(), weight.dequantize(), bias)
+    elif name.startswith("conv2d"):
+        weight, bias = ops.conv2d_unpack(packed)
+        ways = packed.stride(), packed.padding(), packed.dilation(), packed.groups()
+        made = F.conv2d(x.float(), weight.dequantize(), bias, *ways)
+    elif name.startswith(("add", "mul")):
+        other = graph.float_of(packed) if isinstance(packed, Tensor) else packed
+        made = x + other if name.startswith("add") else x * other
+    else:
+        return value
+    return graph.result(value, made.relu() if "relu" in name else made)
+
+
 def division(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Division that rounds its result."""
     rounds = name_of(func) != "div" or kwargs.get("rounding_mode") is not None
@@ -83,7 +139,7 @@ def remainder(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 def oscillation(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """sin and cos of what spans many periods: over longer ways they go neither up nor down."""
     x = args[0]
-    if not isinstance(x, Tensor) or not x.requires_grad:
+    if not isinstance(x, Tensor) or not linked(x):
         return graph.any_other(func, args, kwargs)
     call = graph.number(name_of(func))
     if graph.finding and float(x.detach().std()) > PERIODS * 2 * math.pi:
@@ -105,7 +161,7 @@ def heaviside(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 def saturating(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Functions whose slope wears out at their ends."""
     x = args[0] if args and isinstance(args[0], Tensor) else None
-    if x is None or id(x) in graph.carried or not x.requires_grad:
+    if x is None or id(x) in graph.carried or not linked(x):
         return graph.any_other(func, args, kwargs)
     name = name_of(func)
     call = graph.number(name)
@@ -136,7 +192,7 @@ def comparison(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     if any(id(t) in graph.choices for t in tensors_in(args)):
         return result
     soft = graph.compared(name_of(func), args, result)
-    if soft is not None and soft.requires_grad:
+    if soft is not None and linked(soft):
         graph.carried[id(result)] = result, replace_backward(result.to(soft.dtype), soft)
     return result
 
@@ -152,13 +208,13 @@ def cast(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
             graph.choices[id(result)] = result, graph.choices[id(x)][1]
         return result
     carrier = graph.float_of(x)
-    if not carrier.requires_grad:
+    if not linked(carrier):
         return result
     if counts(result):
         if not counts(x):
             graph.note(f"cast to {str(result.dtype).removeprefix('torch.')}")
         graph.carry(result, carrier)
-    elif not result.requires_grad:
+    elif not linked(result):
         if x.dtype == torch.bool:
             graph.note("comparison")
         return graph.made(result, carrier)
@@ -170,7 +226,7 @@ def chooses(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     result = func(*args, **kwargs)
     x = args[0]
     scores = graph.float_of(x)
-    if not scores.requires_grad and id(x) not in graph.choices:
+    if not linked(scores) and id(x) not in graph.choices:
         return result
     name = name_of(func)
     if name in ("argsort", "sort") and id(x) in graph.choices:  # the order of an order: ranks
@@ -201,11 +257,7 @@ def where(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     mask, a, b = args if func is torch.where else (args[1], args[0], args[2])
     value = func(*args, **kwargs)
     if not isinstance(mask, Tensor) or id(mask) not in graph.carried or has_history([a, b]):
-        return (
-            value
-            if value.requires_grad or not graph.carried
-            else graph.any_other(func, args, kwargs)
-        )
+        return value if linked(value) or not graph.carried else graph.any_other(func, args, kwargs)
     graph.note("comparison")
     soft = graph.float_of(mask)
     a, b = (graph.float_of(each) if isinstance(each, Tensor) else each for each in (a, b))
@@ -215,7 +267,7 @@ def where(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 def masked_fill(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     value = func(*args, **kwargs)
     x, mask, filling = (*args, *kwargs.values())[:3]
-    if not isinstance(mask, Tensor) or id(mask) not in graph.carried or value.requires_grad:
+    if not isinstance(mask, Tensor) or id(mask) not in graph.carried or linked(value):
         return value
     graph.note("comparison")
     soft = graph.float_of(mask)
@@ -230,7 +282,7 @@ def indexed(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     if func is F.embedding:
         table, index = args[1], args[0]
     known = isinstance(index, Tensor) and id(index) in graph.carried
-    if not known or index.dtype == torch.bool or table.requires_grad:  # type: ignore[union-attr]
+    if not known or index.dtype == torch.bool or linked(table):  # type: ignore[union-attr]
         return graph.any_other(func, args, kwargs)
     assert isinstance(index, Tensor)
     graph.note("table asked at whole numbers")
@@ -283,7 +335,7 @@ def copied(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """`torch.tensor(x)` and the like: a copy without history."""
     x = args[1] if name_of(func) == "new_tensor" else args[0]
     parts = list(tensors_in(x))
-    if not any(graph.float_of(t).requires_grad for t in parts):
+    if not any(linked(graph.float_of(t)) for t in parts):
         return func(*args, **kwargs)
     graph.note("copy without history")
     bare = mapped(x, lambda t: t.detach() if isinstance(x, Tensor) else t.detach().tolist())
@@ -299,7 +351,7 @@ def leaves(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Out to NumPy or to plain numbers."""
     x = args[0]
     floats = graph.float_of(x)
-    if floats.requires_grad:
+    if linked(floats):
         graph.left.append(floats)
     return func(x.detach(), *args[1:], **kwargs)
 
@@ -322,7 +374,7 @@ def no_gradient(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 def seen(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Whether a tensor is differentiated, as the model is to see it."""
     value = func(*args, **kwargs)
-    if not graph.plan.hidden or id(args[0]) in graph.asked or not args[0].requires_grad:
+    if not graph.plan.hidden or id(args[0]) in graph.asked or not linked(args[0]):
         return value
     return (
         {bool: False, type(None): None}.get(type(value))
@@ -347,32 +399,42 @@ def hook(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 def layer(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Something enters a layer: without a history, it may have come a detour."""
     entering = [
-        spliced(graph, arg) if isinstance(arg, Tensor) and number < 2 else arg
+        spliced(graph, arg)
+        if isinstance(arg, Tensor) and (number == 0 or _is_no_weight(arg, number))
+        else arg
         for number, arg in enumerate(args)
     ]
     return graph.any_other(func, entering, kwargs)
 
 
+def _is_no_weight(tensor: Tensor, number: int) -> bool:
+    return number == 1 and not isinstance(tensor, nn.Parameter)
+
+
 def spliced(graph: Graph, tensor: Tensor) -> Tensor:
     """A tensor without a history with what stands in for the way that it came."""
-    images = graph.images
+    images, left, n = graph.images, graph.left, len(graph.images)
     if (
-        tensor.requires_grad
+        linked(tensor)
         or not tensor.is_floating_point()
-        or isinstance(tensor, nn.Parameter)
         or tensor.ndim < 2
         or id(tensor) in graph.carried
-        or len(tensor) % len(images)
         or tensor[0].numel() < 2
     ):
         return tensor
-    number = graph.number("splice")[1]
-    if graph.finding:
-        graph.plan.splices[number] = splice = detours.found(images, graph.left, tensor)
+    if len(tensor) == 1 < n:  # one image after the other
+        images = images[graph.number("single image")[1] % n - 1 :][:1]
+        left, number = left[-1:], -1
+    elif len(tensor) % n == 0:
+        number = graph.number("splice")[1]
+    else:
+        return tensor
+    if graph.finding and number not in graph.plan.splices:
+        graph.plan.splices[number] = splice = detours.found(images, left, tensor)
         if splice is not None:
-            graph.note(f"detour outside PyTorch, from {splice.source.split()[0]}")
+            graph.note(f"detour outside PyTorch, from {splice.source.split()[0]}", once=number < 0)
     known = graph.plan.splices.get(number)
-    made = None if known is None else detours.stand_in(known, images, graph.left, tensor)
+    made = None if known is None else detours.stand_in(known, images, left, tensor)
     return tensor if made is None else replace_backward(tensor, made)
 
 
@@ -389,6 +451,9 @@ def _rules() -> dict[Callable[..., Any], Rule]:
     rule(step, *STEPS)
     rule(division, "div", "divide", "floor_divide", "__floordiv__", "__rfloordiv__")
     rule(heaviside, "heaviside")
+    rule(elementwise, "apply", "map", in_place=True)
+    rule(drawn, "bernoulli", in_place=False)
+    rule(another, "__deepcopy__", in_place=False)
     rule(saturating, *SATURATING)
     rule(comparison, *COMPARISONS, in_place=False)
     rule(cast, "to", "long", "int", "short", "byte", "char", "bool", "type", "type_as",
@@ -424,3 +489,18 @@ def _rules() -> dict[Callable[..., Any], Rule]:
 
 
 RULES = _rules()
+
+
+def rule_of(func: Any) -> tuple[Any, Rule | None]:
+    """A function, and its rule; what exported programs call, by the name that users know."""
+    if isinstance(func, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        space, _, name = str(func).partition(".")
+        name = name.split(".")[0]
+        if space == "quantized":
+            return func, quantised
+        name = {"_to_copy": "to", "_softmax": "softmax", "convolution": "conv2d"}.get(name, name)
+        for known in (getattr(torch.Tensor, name, None), getattr(torch, name, None)):
+            if known in RULES:
+                # Layers keep their own order of arguments.
+                return (func if RULES[known] is layer else known), RULES[known]
+    return func, RULES.get(func)

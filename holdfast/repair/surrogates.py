@@ -64,6 +64,14 @@ COMPARISONS: dict[str, Callable[[Tensor], Tensor]] = {
     **dict.fromkeys(("ne", "not_equal", "__ne__"), lambda d: 1 - soft_equal(d)),
 }
 
+# By name, what is made of softened truth values.
+LOGIC: dict[str, Callable[..., Tensor]] = {
+    **dict.fromkeys(("logical_not", "bitwise_not", "__invert__"), lambda a: 1 - a),
+    **dict.fromkeys(("logical_and", "bitwise_and", "__and__"), lambda a, b: a * b),
+    **dict.fromkeys(("logical_or", "bitwise_or", "__or__"), lambda a, b: a + b - a * b),
+    **dict.fromkeys(("logical_xor", "bitwise_xor", "__xor__"), lambda a, b: a + b - 2 * a * b),
+}
+
 # Steps: the stand-in is what goes in.
 STEPS = ("round", "floor", "ceil", "trunc", "fix", "sign", "sgn")
 
