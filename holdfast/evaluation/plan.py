@@ -22,6 +22,7 @@ from .inspection import Inspection, Levels, frozen
 from .request import Request
 from .result import Flag
 
+NEEDS_OWN = "it needs the model's own gradients, which are zero or missing"
 NEEDS_GRADIENTS = "it needs gradients, which the model does not have"
 NEEDS_SCORES = "it needs scores, and the model returns only labels"
 QUERIED_AT_ONCE = 64  # items that ask a black box together
@@ -90,8 +91,9 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     suite = known.without_blind(request.suite)
     left_out = [(s, f"does not know the norm {threat.norm}") for s in request.unfitting]
     left_out += [(s, CANNOT_REACH) for s in request.unreaching]
+    needs = NEEDS_OWN if known.hides else NEEDS_GRADIENTS
     left_out += [
-        (s, NEEDS_GRADIENTS if s.attack.needs_gradient else NEEDS_SCORES)
+        (s, needs if s.attack.needs_gradient else NEEDS_SCORES)
         for s in request.suite.without(suite)
     ]
 

@@ -208,10 +208,10 @@ def _share(held: object) -> Figure:
 
 
 def _checks(run: Measured) -> str:
-    fired = ", ".join(markdown(flag.name) for flag in run.fired)
+    fired = ", ".join(markdown(flag.name) for flag in run.doubts)
     told = f"of {len(run.record.flags)} health checks of `{_path(run)}`"
     if fired:
-        return f"{len(run.fired)} {told} fired ({fired}): its figures may be too good."
+        return f"{len(run.doubts)} {told} fired ({fired}): its figures may be too good."
     return f"None {told} fired."
 
 

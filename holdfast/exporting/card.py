@@ -166,11 +166,17 @@ def _description(run: EvaluationRun, checkpoint: Card | None) -> list[str]:
 
 def _figures(runs: Sequence[Measured]) -> list[str]:
     lines = ["## Figures\n", table_of(runs, ".md")]
-    fired = [(run, flag) for run in runs for flag in run.fired]
+    fired = [(run, flag) for run in runs for flag in run.doubts]
     if fired:
         lines.append("Health checks fired, so the figures above may be too good:\n")
         lines += [f"- {markdown(flag.name)}: {markdown(flag.detail)}" for _, flag in fired]
         lines.append("")
+    for run in runs:
+        if repairs := getattr(run.record, "repairs", ()):
+            places = "; ".join(str(repair) for repair in repairs)
+            lines.append(
+                f"Gradients are hidden, which is no defence: repaired ones were used ({places}).\n"
+            )
     lines.append(
         "A robust accuracy is what the attacks named left standing: a stronger attack could only "
         "lower it.\n"

@@ -47,10 +47,6 @@ def headings(runs: Sequence[Run]) -> list[str]:
     ]
 
 
-# Flags that say no more, once the gradients were repaired, than that they had to be.
-_REPAIRED = {"hidden-gradients", "gradients-vanish"}
-
-
 # --- the verdict -------------------------------------------------------------------------------
 
 
@@ -65,13 +61,13 @@ def verdict(run: EvaluationRun) -> tuple[str, str]:
         judgement = "The model is wrong everywhere, attack or not."
     elif standing == 0:
         judgement = "Nothing stands under attack."
-    elif run.record.repairs and not {flag.name for flag in run.fired} - _REPAIRED:
-        judgement = "The model hides its gradients, which is no defence: repaired ones were used."
-    elif run.fired:
-        fired = len(run.fired)
+    elif run.record.doubts:
+        fired = len(run.record.doubts)
         judgement = "Do not rely on the robust accuracy yet: " + (
             "a health check fired." if fired == 1 else f"{fired} health checks fired."
         )
+    elif run.record.repairs:
+        judgement = "The model hides its gradients, which is no defence: repaired ones were used."
     elif standing < 0.05 * right:
         judgement = "Almost nothing stands under attack."
     elif standing < 0.45 * right:

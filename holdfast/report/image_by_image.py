@@ -368,7 +368,7 @@ def _cautions(runs: Sequence[Compared], names: Sequence[str]) -> list[str]:
             "leaves more standing"
         )
     for name, run in zip(names, runs, strict=True):
-        fired = ", ".join(flag.name for flag in run.record.fired)
+        fired = ", ".join(flag.name for flag in run.record.doubts)
         if fired:
             said.append(f"flags of {name}: {fired}; its figures may be too good")
     return said

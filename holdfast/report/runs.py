@@ -140,6 +140,10 @@ class MeasuredRun:
     def fired(self) -> tuple[Flag, ...]:
         return self.record.fired
 
+    @property
+    def doubts(self) -> tuple[Flag, ...]:
+        return self.record.doubts
+
     def accuracy(self, name: str) -> Accuracy:
         """`standard_accuracy`, say, with its interval."""
         value, bounds = (getattr(self.record, key) for key in (name, f"{name}_interval"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from .base import Count, Fraction, Interval, ListOf, Names, Part, Positive, Quantity, percent
-from .measured import AttackCost, Measurement
+from .measured import AttackCost, Flag, Measurement
 
 
 class CurvePoint(Part):
@@ -226,6 +226,12 @@ class EvaluationRecord(Measurement):
             if self.target_reached is None or missed is None
             else (1 - missed[1], 1 - missed[0])
         )
+
+    @property
+    def doubts(self) -> tuple[Flag, ...]:
+        """Without the checks that only say that gradients are hidden, where they were repaired."""
+        answered = {"hidden-gradients", "gradients-vanish"} if self.repairs else set()
+        return tuple(flag for flag in self.fired if flag.name not in answered)
 
     def headline(self) -> str:
         return f"Evaluation of {self.measured_on()}, suite {self.suite or '?'}"

@@ -185,6 +185,11 @@ class Measurement(Record):
         """The health checks that fired."""
         return tuple(flag for flag in self.flags if flag.fired)
 
+    @property
+    def doubts(self) -> tuple[Flag, ...]:
+        """The health checks that fired and say that figures may be too good."""
+        return self.fired
+
     def measured_on(self) -> str:
         """The model, the images and the threat model, for a headline."""
         model, data = self.model or ModelInfo(), self.data or DataInfo()
