@@ -8,8 +8,8 @@ and torchattacks' APGD, APGDT, FAB and Square with the budgets of the published 
 what the one before left standing, at the batch size that is fastest here. Seconds are wall-clock
 and hold everything that happens after the images are in memory: fast copies, compilation, choosing
 batch sizes, health checks; beside them stands the processor's time, which other work on the machine
-changes less. Robust accuracies of both sides are counted by asking the model again, in
-float32.
+changes less. In other norms than L∞ it is Holdfast's suites alone. Robust accuracies of all are
+counted by asking the model again, in float32.
 
 Where the result file holds the same comparison already, contenders that are not run again are kept,
 each with the time and the revision of its own.
@@ -106,7 +106,10 @@ def main() -> int:
     parser.add_argument("--mask", help="kwta:0.2 or quantised:8 around it")
     parser.add_argument("--data", default="datasets")
     parser.add_argument("--limit", type=int, default=1000)
-    parser.add_argument("--eps", help="L∞ radius; by default what the model was trained for")
+    parser.add_argument(
+        "--norm", default="linf", help="of others than linf, Holdfast's suites alone"
+    )
+    parser.add_argument("--eps", help="radius; by default what the model was trained for")
     parser.add_argument("--own-labels", action="store_true", help="the model's own clean answers")
     parser.add_argument("--only", help=f"some of {', '.join([*OURS, PEER])}, with commas between")
     parser.add_argument("--pixels", help="what the pixels are, in words")
@@ -114,12 +117,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="by default benchmarks/results/autoattack_speed-…")
     options = parser.parse_args()
-    wanted = options.only.split(",") if options.only else [*OURS, PEER]
-    if set(wanted) - {*OURS, PEER}:
-        parser.error(f"--only knows {', '.join([*OURS, PEER])}")
+    in_linf = options.norm == "linf"
+    known = [*OURS, PEER] if in_linf else OURS
+    wanted = options.only.split(",") if options.only else known
+    if set(wanted) - set(known):
+        parser.error(f"--only knows {', '.join(known)}")
 
     loaded = hf.load(options.model)
-    threat = threat_of("linf", options.eps, getattr(loaded, "card", {}))
+    threat = threat_of(options.norm, options.eps, getattr(loaded, "card", {}))
     model = masked(loaded, options.mask) if options.mask else loaded
     model = model.to(options.device).eval()
     test = datasets.load(options.data).test
@@ -140,7 +145,8 @@ def main() -> int:
         "seed": options.seed,
         "threads": torch.get_num_threads(),
     }
-    slug = "-".join(filter(None, (Path(options.model).name, options.mask))).replace(":", "")
+    ball = "" if in_linf else f"{threat.norm}-{threat.eps:g}"
+    slug = "-".join(filter(None, (Path(options.model).name, options.mask, ball))).replace(":", "")
     out = options.out or RESULTS / f"autoattack_speed-{slug}.json"
     said = kept(out, asked)
     speeds = rates(model, images, labels)

@@ -182,3 +182,41 @@ def test_the_suite_is_described_whole():
     assert "swift" in SUITES
     described = suite_named("swift").describe()["stages"]
     assert described[1]["share"] < 1 and described[2]["after"] == 1
+
+
+def test_in_l1_runs_are_fewer_and_longer_and_in_other_norms_as_they_were():
+    tuned = {norm: suite_named("swift").tuned(Threat(norm, 1)) for norm in ("linf", "l2", "l1")}
+    settings = {norm: suite.stages[0].attack.settings for norm, suite in tuned.items()}
+    short = {"steps": 3, "targets": 9, "near": 0.35, "long_steps": 20, "long_runs": 2}
+    assert settings["linf"] == settings["l2"] == short
+    assert settings["l1"]["steps"] > 3 and settings["l1"]["targets"] < 9
+    assert settings["l1"]["varied"]
+    # The stages that wait for one another stay as they are, and so do the other attacks.
+    described = {norm: suite.describe()["stages"] for norm, suite in tuned.items()}
+    assert described["l1"][1:] == described["linf"][1:]
+    given = Swift(targets=5, varied=False).tuned(Threat("l1", 1)).settings
+    assert given == {**settings["l1"], "targets": 5, "varied": False}
+
+
+def test_an_evaluation_in_l1_is_by_the_settings_that_it_names():
+    model = linear(5, "free", count=8)
+    wide = Threat("l1", 1.2 * float(model.optimum("l1").max()))
+    result = hf.evaluate(model, model.images, model.labels, wide, suite="swift")
+    assert result.robust_accuracy == 0
+    alone = Swift()(model, model.images, model.labels, wide)
+    assert (model(alone).argmax(1) != model.labels).all()
+
+
+def test_varied_runs_climb_the_ratio_towards_a_class_and_the_cross_entropy_at_last():
+    x, y = torch.full((1, 4, 1, 1), 0.5), torch.zeros(1, dtype=torch.int64)
+    attack = Swift(steps=5, targets=1, near=0.99, long_steps=7, varied=True)
+    states = stepped(attack, slopes, x, y, Threat("linf", 0.5), attack.iterations)
+    logits = torch.tensor([[0.0, -0.2, -0.6, -1.0]])
+    entropy, margin = torch.log(torch.exp(logits).sum()).item(), -0.2
+    ratio = margin / (0 - (-0.6 - 1.0) / 2)
+    begins = [0, 5, 11, 17, 25]  # margin, cross-entropy, class 1, the closest class, any
+    climbed = [float(attack.value(logits, states[k])) for k in begins]
+    assert climbed == pytest.approx([margin, entropy, ratio, ratio, entropy])
+    plain = Swift(steps=5, targets=1, near=0.99, long_steps=7)
+    climbed = [float(plain.value(logits, states[k])) for k in begins]
+    assert climbed == pytest.approx([margin, entropy, margin, margin, margin])

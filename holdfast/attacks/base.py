@@ -305,6 +305,11 @@ class Attack(ABC, Generic[S]):
         """How many more iterations each item takes at most, (N,)."""
         return self.iterations - state.iteration
 
+    def tuned(self, threat: Threat) -> Attack[S]:
+        """The same attack; where its usual settings are not the same in all norms, with those of
+        this one in place of what it was not given."""
+        return self
+
     @property
     def needs_scores(self) -> bool:
         """Whether labels alone tell it nothing."""
@@ -429,7 +434,7 @@ class Attack(ABC, Generic[S]):
             wrong = logits.argmax(1) != y
             done = logits.argmax(1) == chosen if reach else wrong
             rows = (~done).nonzero().squeeze(1)
-            found = run(self, Oracle(model), items.select(rows), threat).best
+            found = run(self.tuned(threat), Oracle(model), items.select(rows), threat).best
             results.append(x.index_copy(0, rows, found))
         return torch.cat(results)
 

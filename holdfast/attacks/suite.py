@@ -150,6 +150,18 @@ class Suite:
             for stage in stages
         )
 
+    def tuned(self, threat: Threat) -> Suite:
+        """The suite with each attack's usual settings in a threat model.
+
+        Example:
+            >>> from holdfast.attacks import Swift
+            >>> suite = Suite("mine", (Stage(Swift(targets=3)),))
+            >>> [suite.tuned(Threat(norm, 1)).stages[0].attack for norm in ("l2", "l1")]
+            []
+        """
+        stages = (replace(stage, attack=stage.attack.tuned(threat)) for stage in self.stages)
+        return replace(self, stages=tuple(stages))
+
     def fitting(self, threat: Threat) -> Suite:
         """The suite in a threat model.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,10 +14,23 @@ from ..errors import InputError
 from ..threat import Threat
 from .apgd import APGD, APGDState
 from .base import Oracle
-from .losses import Logits, Values, cross_entropy, margin_loss
+from .losses import Logits, Values, cross_entropy, difference_of_logits_ratio, margin_loss
 from .state import Items
 
-LONGER_IN_L1 = 4  # times: there the ball shrinks to ε in the course of a run
+# The settings by norm, by measurement (`docs/swift.md`). In L1 the ball shrinks to ε in the course
+# of a run, and which components it moves settles slowly; what decides there is the loss.
+USUAL: dict[str, dict[str, Any]] = {
+    "linf": {"steps": 3, "targets": 9, "near": 0.35, "long_steps": 20, "long_runs": 2},
+    "l1": {
+        "steps": 40,
+        "targets": 2,
+        "near": 0.5,
+        "long_steps": 100,
+        "long_runs": 2,
+        "varied": True,
+    },
+}
+USUAL["l2"] = USUAL["linf"]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,12 +62,16 @@ class Swift(APGD[SwiftState]):
     (Liu et al., CVPR 2022).
 
     Args:
-        steps: moves of a short run after its start; in L1, 4 times as many.
+        steps: moves of a short run after its start.
         targets: short runs on the margin to one class, at least 0.
         near: share of the margin that an item began with, below which the long runs follow; 0 for
             none of them.
         long_steps: moves of a long run.
         long_runs: how many there are.
+        varied: the runs that go for one class climb DLR, and the last long one the cross-entropy.
+
+    The settings that are not given are those that the norm needs: in L1 `Swift.tuned` has fewer and
+    longer runs, of varied losses; by itself, and in the other norms, this has the short ones.
 
     Cost: at most (2 + targets) × (steps + 1) + long_runs × (long_steps + 1) forwards, and as many
     backwards.
@@ -77,12 +95,25 @@ class Swift(APGD[SwiftState]):
     def __init__(
         self,
         *,
-        steps: int = 3,
-        targets: int = 9,
-        near: float = 0.35,
-        long_steps: int = 20,
-        long_runs: int = 2,
+        steps: int | None = None,
+        targets: int | None = None,
+        near: float | None = None,
+        long_steps: int | None = None,
+        long_runs: int | None = None,
+        varied: bool | None = None,
     ):
+        given = {
+            "steps": steps,
+            "targets": targets,
+            "near": near,
+            "long_steps": long_steps,
+            "long_runs": long_runs,
+            "varied": varied,
+        }
+        self.given = {name: value for name, value in given.items() if value is not None}
+        settings = {**USUAL["linf"], **self.given}
+        steps, targets, near = settings["steps"], settings["targets"], settings["near"]
+        long_steps, long_runs = settings["long_steps"], settings["long_runs"]
         super().__init__(steps=steps, loss="margin")
         if targets < 0 or long_runs < 0:
             raise InputError(f"targets and long_runs are at least 0, not {targets}, {long_runs}")
@@ -90,21 +121,18 @@ class Swift(APGD[SwiftState]):
             raise InputError(f"long_steps must be at least 1, not {long_steps}")
         if not 0 <= near < 1:
             raise InputError(f"near must be in [0, 1), not {near}")
-        self.settings = {
-            "steps": steps,
-            "targets": targets,
-            "near": near,
-            "long_steps": long_steps,
-            "long_runs": long_runs,
-        }
+        self.settings = settings
         self.name = "swift"  # not APGD's
         self.near, self.short_runs = near, 2 + targets
+        self.varied = settings.get("varied", False)
         self.run_moves = [steps] * self.short_runs + [long_steps] * long_runs
         self.iterations = sum(moves + 1 for moves in self.run_moves)
 
-    def _moves(self, run: Int64[Tensor, " n"], threat: Threat) -> Int64[Tensor, " n"]:
-        factor = LONGER_IN_L1 if threat.norm == "l1" else 1
-        return factor * torch.tensor(self.run_moves, device=run.device)[run]
+    def tuned(self, threat: Threat) -> Swift:
+        return Swift(**{**USUAL.get(threat.norm, {}), **self.given})
+
+    def _moves(self, run: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+        return torch.tensor(self.run_moves, device=run.device)[run]
 
     def start(self, items: Items, threat: Threat) -> SwiftState:
         self.check_norm(threat)
@@ -112,7 +140,7 @@ class Swift(APGD[SwiftState]):
         return self.begin_run(
             items,
             threat,
-            self._moves(run, threat),
+            self._moves(run),
             run=run,
             first_margin=torch.full_like(items.eps, torch.inf),
             close=unknown[:, None].repeat(1, self.short_runs),
@@ -127,13 +155,15 @@ class Swift(APGD[SwiftState]):
 
     def value(self, logits: Logits, state: SwiftState) -> Values:
         """What is climbed: cross-entropy in the second run, and towards a goal in the last, too,
-        a margin in the others."""
-        last = (state.goals >= 0) & (state.run == len(self.run_moves) - 1)
-        return torch.where(
-            (state.run == 1) | last,
-            state.climbed(cross_entropy, logits),
-            state.climbed(margin_loss, logits),
-        )
+        a margin in the others. Varied, it is in the last in any case, and DLR towards a class."""
+        last = state.run == len(self.run_moves) - 1
+        if not self.varied:
+            last = last & (state.goals >= 0)
+        others = state.climbed(margin_loss, logits)
+        if self.varied:
+            ratio = state.climbed(difference_of_logits_ratio, logits)
+            others = torch.where(state.targets >= 0, ratio, others)
+        return torch.where((state.run == 1) | last, state.climbed(cross_entropy, logits), others)
 
     def observe(self, logits: Logits, state: SwiftState) -> SwiftState:
         """Take down what the runs to come need of this answer."""
@@ -198,7 +228,7 @@ class Swift(APGD[SwiftState]):
         begun = self.begin_run(
             items,
             threat,
-            self._moves(run, threat),
+            self._moves(run),
             run=run,
             # Of all runs:
             best=over.best,

@@ -100,7 +100,7 @@ def _found(
         seeds=item_seeds(seed, "curve", rows).to(images.device),
         goals=goals,
     )
-    points = run(ATTACK, Oracle(search), items, threat).best
+    points = run(ATTACK.tuned(threat), Oracle(search), items, threat).best
     with torch.no_grad():
         return succeeded(predicted(model(points)), labels, goals).cpu()
 

@@ -154,6 +154,7 @@ class Request:
         assume_classes(model, max(2, classes))
         if queries is not None or outputs is not None or suite == BLACK_BOX or is_far(model):
             model = MeteredModel(model, labels, queries)
+        whole = whole.tuned(threat)
         fitting = whole.fitting(threat)
         home = _device_of(model)
         if home.type == "meta":
