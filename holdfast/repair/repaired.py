@@ -147,6 +147,8 @@ def repaired(model: Model, images: Images, labels: Labels) -> Diagnosis:
 def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     with _same_draws(), torch.no_grad():
         answers = model(x).float()
+    if _hides_nothing(model, x, answers):
+        return Diagnosis(None, ())
     own, seen = _own(model, x, y)
     steady = _steady(model, x, answers)
     hidden = steady and seen is not None and not _alike(seen, answers)
@@ -156,7 +158,7 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     best, failed = Diagnosis(None, ()), None
     for plan in plans:
         try:
-            found = _planned(model, plan, x, answers)
+            _, found = _planned(model, plan, x, answers)
         except Exception as error:  # somebody's code
             if is_out_of_memory(error):
                 raise
@@ -185,17 +187,29 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     return best
 
 
-def _planned(model: Model, plan: Plan, x: Images, answers: Logits) -> Counter[Place]:
-    """Fill in a plan by a first pass; what it found."""
+def _hides_nothing(model: Model, x: Images, answers: Logits) -> bool:
+    """Whether one pass meets nothing to repair, and answers as the model does. For most models this
+    is all that is ever asked of them."""
+    try:
+        logits, found = _planned(model, Plan(), x, answers)
+    except Exception as error:  # somebody's code: looked at more closely
+        if is_out_of_memory(error):
+            raise
+        return False
+    return not found and logits.requires_grad and _alike(logits.detach(), answers)
+
+
+def _planned(model: Model, plan: Plan, x: Images, answers: Logits) -> tuple[Logits, Counter[Place]]:
+    """Fill in a plan by a first pass; its logits, and what it found."""
     with _same_draws(), torch.enable_grad():
-        _, found = through(model, x.detach().requires_grad_(), plan, finding=True)
+        logits, found = through(model, x.detach().requires_grad_(), plan, finding=True)
     spread = float(answers.std())
     if 0 < spread < SMALL or spread > LARGE:
         plan.gain = 1 / spread
         found[Place(f"logits of a spread of {spread:.0e}", "the model")] += 1
     if plan.hidden:
         found[Place("answers that differ when differentiated", "the model")] += 1
-    return found
+    return logits, found
 
 
 def _worth(made: Repaired, own: Tensor | None, gradient: Tensor) -> Diagnosis:

@@ -155,7 +155,11 @@ def facts(run: EvaluationRun) -> Facts:
         *([("Goal", f"one class for each image: {record.targets or '?'}")] if run.aimed else []),
         ("Model", format.model(run.model)),
         ("Seed · precision", f"{format.figure(record.seed)} · {record.precision or format.NONE}"),
-        *([("Gradients repaired", "; ".join(map(str, record.repairs)))] if record.repairs else []),
+        *(
+            [("Gradients repaired", "; ".join(map(str, record.repairs)).replace("`", ""))]
+            if record.repairs
+            else []
+        ),
         ("Time", format.duration(record.seconds)),
         (
             "Forwards · backwards",
