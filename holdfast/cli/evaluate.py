@@ -319,6 +319,14 @@ def _loaded(options: Options) -> Any:
     return load(options.model)
 
 
+def other_costs_line(result: Evaluation) -> str:
+    """What took time besides the attacks, the longest first."""
+    costs = sorted(result.other_costs, key=lambda cost: -cost.seconds)
+    told = [f"{cost.name} {cost.seconds:.1f} s" for cost in costs if cost.seconds >= 0.05]
+    took = f"besides the attacks {sum(cost.seconds for cost in costs):.1f} s"
+    return f"{took}: {', '.join(told)}" if told else took
+
+
 def query_lines(result: Evaluation) -> list[str]:
     """What the queries of a black box bought, in lines."""
     queries = result.queries
@@ -365,6 +373,8 @@ def show(result: Evaluation, options: Options) -> None:
             if cost.ran
             else f"{cost.name:24} {cost.outcome}"
         )
+    if result.other_costs:
+        tell(other_costs_line(result))
     for line in query_lines(result):
         tell(line)
     for repair in result.repairs:

@@ -56,7 +56,7 @@ class Aside:
         self.seconds = 0.0
         self._curve = _Measured(
             lambda rows: measured_curve(
-                request.part(rows), plan.part(rows), search.ledger.select(rows)
+                request.part(rows), known, plan.part(rows), search.ledger.select(rows)
             ),
             CURVE_IMAGES,
         )

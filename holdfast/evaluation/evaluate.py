@@ -195,9 +195,10 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
         search: Search | None
         sample = None
         if request.limits is not None:  # or on a sample, block by block
+            known.spending.add("before the inspection", began - request.limits.began)
             began = request.limits.began
             with run.sample(plan) as search_of_all:
-                search, earlier = search_of_all, search_of_all.journal.seconds()
+                search, earlier = search_of_all, run.earlier(search_of_all.journal)
                 sample = judge_sample(request, known, plan, search_of_all, line)
             request, plan = request.part(sample.rows), plan.part(sample.rows)
         else:
@@ -211,9 +212,12 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
             result = sample.stated(result)
 
     # 5. Write the run folder.
+    run.write_examples(result, plan, request)
+    known.spending.add("clean predictions", search.clean_seconds)
     seconds = earlier + time.monotonic() - began
-    result = result.model_copy(update={"identity": run.key, "seconds": seconds})
-    return run.write(result, plan, request)
+    others = known.spending.costs(seconds, sum(cost.seconds for cost in result.attacks))
+    stated = {"identity": run.key, "seconds": seconds, "other_costs": others}
+    return run.write(result.model_copy(update=stated), request)
 
 
 def _remarks(known: Inspection, plan: Plan) -> list[str]:

@@ -29,6 +29,7 @@ from . import health
 from .classes import logits_without_images
 from .request import Request
 from .result import Flag
+from .spending import Spending
 
 PROBE = 64  # images that fast copies are compared and health is checked on
 
@@ -47,6 +48,7 @@ class Inspection:
         logits: float32 (P, K), its answers to the probe.
         classes: flag: the model answers more classes than the data has.
         log: why something faster than the model is not searched on.
+        spending: where the time of the evaluation goes.
 
     Raises:
         InputError: the model's logits are not finite on the probe, not (N, K), or fewer than the
@@ -65,6 +67,11 @@ class Inspection:
         self.labels = request.labels[:PROBE].to(request.device)
         self.aimed = request.kind is not None
         self.log: list[str] = []
+        self.spending = Spending()
+        with self.spending.on("inspection"):
+            self._look(request)
+
+    def _look(self, request: Request) -> None:
         # Before it is asked anything: a model may change itself.
         self.weights = weights_digest(unwrapped(self.model))
         logits = self._first_logits()
@@ -113,7 +120,7 @@ class Inspection:
         if network is self.model:
             return None
         try:
-            with torch.no_grad():
+            with self.spending.on("inspection"), torch.no_grad():
                 network(self.images[:2])
         except InputError:  # it wants the codes that a defence makes
             return None
@@ -144,7 +151,8 @@ class Inspection:
         """Whether two calls on the same images differ; not known where queries are counted out."""
         if self.queries is not None:
             return health.not_checked("outputs-change-between-calls")
-        return health.outputs_change(self.model, self.images)
+        with self.spending.on("health checks"):
+            return health.outputs_change(self.model, self.images)
 
     @property
     def random(self) -> bool:
@@ -154,7 +162,8 @@ class Inspection:
     @cached_property
     def gradients(self) -> Flag:
         """Whether gradients vanish, or are not there."""
-        return health.gradients(self.model, self.images, self.labels)
+        with self.spending.on("health checks"):
+            return health.gradients(self.model, self.images, self.labels)
 
     @property
     def differentiable(self) -> bool:
@@ -167,7 +176,8 @@ class Inspection:
         """What kills the model's gradients, and the model with repaired ones if that helps."""
         if not self.repair:
             return Diagnosis(None, ())
-        found = repaired(self.model, self.images, self.labels)
+        with self.spending.on("gradient repair"):
+            found = repaired(self.model, self.images, self.labels)
         if found.remark:
             self.log.append(found.remark)
         return found
@@ -180,6 +190,10 @@ class Inspection:
     def health(self, samples: int) -> list[Flag]:
         """The checks that need no attack; `samples`: draws that an iteration averages over. With a
         budget of queries, those that ask nothing."""
+        with self.spending.on("health checks"):
+            return self._health(samples)
+
+    def _health(self, samples: int) -> list[Flag]:
         if self.queries is not None:
             return [
                 health.outputs_like_probabilities(self.logits),
@@ -205,6 +219,10 @@ class Inspection:
         Fast copies are made of the network behind the defences: defences compute in float32, and
         a random one answers as its fast copy does where both draw the same.
         """
+        with self.spending.on("fast copies"):
+            return self._views()
+
+    def _views(self) -> dict[str, Levels]:
         model, network, mended = self.model, self.network, self.diagnosis.model
         by_name: dict[str, Model] = {"": model, **views(model)}
         further: dict[str, Levels] = {}
@@ -240,7 +258,8 @@ class Inspection:
         # Fast copies are compared by their answers: behind defences, by the network's alone.
         changes = self.changes
         if self.network is not None:
-            changes = health.outputs_change(self.network, self.images)
+            with self.spending.on("health checks"):
+                changes = health.outputs_change(self.network, self.images)
         return "original" if changes.fired or not self.differentiable else self.precision
 
     @cached_property
@@ -251,7 +270,8 @@ class Inspection:
         models = views(self.model)
         if self.network is not None:
             models[UNDEFENDED] = self.network
-        found = {n: health.gradients(view, self.images, self.labels) for n, view in models.items()}
+        with self.spending.on("health checks"):
+            found = {n: health.gradients(v, self.images, self.labels) for n, v in models.items()}
         found[""] = self.gradients
         blind = {name for name, flag in found.items() if not health.differentiable(flag)}
         if self.hides and self.gradients.figures.get("zero", 1.0) > 0.95:

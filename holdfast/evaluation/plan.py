@@ -113,44 +113,47 @@ def choose(request: Request, known: Inspection, workers: Workers, key: str) -> P
     may_ask = request.queries is None  # checks are no attack, and have no queries of their own
     climbable = may_ask and (known.differentiable or known.hides) and threat.norm in PGD.norms
     probe = known.images, known.labels, threat, seed
-    if climbable:
-        flags += [
-            health.more_steps(searched[0], *probe),
-            health.huge_eps(steady, searched, *probe),
-        ]
-    if known.repair and threat.norm in PGD.norms:
-        own = searched[seeing.index("")] if "" in seeing else None
-        flags.append(health.hidden_gradients(known.diagnosis, steady, own, searched[0], *probe))
+    with known.spending.on("health checks"):
+        if climbable:
+            flags += [
+                health.more_steps(searched[0], *probe),
+                health.huge_eps(steady, searched, *probe),
+            ]
+        if known.repair and threat.norm in PGD.norms:
+            own = searched[seeing.index("")] if "" in seeing else None
+            flags.append(health.hidden_gradients(known.diagnosis, steady, own, searched[0], *probe))
     # Where they vanish and are repaired, the repaired ones are judged.
     telling = [name for name in health.MISLEADING if not (known.hides and "vanish" in name)]
     misled = any(flag.fired for flag in flags if flag.name in telling)
     misled = workers.share(misled)
     # Only the first level's batch is measured: the others are small or of the same cost.
-    batch_size = request.batch_size or (
-        min(QUERIED_AT_ONCE, len(request.images))
-        if request.account is not None
-        else measure_batch_size(
-            views[""][0].fast_copy.model, request.images, request.device, known.differentiable
+    with known.spending.on("batch size"):
+        batch_size = request.batch_size or (
+            min(QUERIED_AT_ONCE, len(request.images))
+            if request.account is not None
+            else measure_batch_size(
+                views[""][0].fast_copy.model, request.images, request.device, known.differentiable
+            )
         )
-    )
     _agree(
         workers,
         {"identity": key, "suite": suite.describe(), "precision": _precision(views[""])},
     )
     if known.network is None:
-        views[""] = compiled_where_it_pays(
-            views[""],
-            request.model,
-            suite,
-            request.images[:batch_size].to(request.device),
-            request.labels[:batch_size].to(request.device),
-            workers,
-            batch_size=batch_size,
-            of=len(request.images),
-            budget=request.limits.budget if request.limits else None,
-            classes=known.logits.shape[1],
-            say=known.log.append,
-        )
+        with known.spending.on("fast copies"):
+            views[""] = compiled_where_it_pays(
+                views[""],
+                request.model,
+                suite,
+                request.images[:batch_size].to(request.device),
+                request.labels[:batch_size].to(request.device),
+                workers,
+                batch_size=batch_size,
+                of=len(request.images),
+                budget=request.limits.budget if request.limits else None,
+                classes=known.logits.shape[1],
+                say=known.log.append,
+            )
     return Plan(
         suite=suite,
         left_out=tuple(left_out),

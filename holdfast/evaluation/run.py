@@ -44,6 +44,7 @@ class Run:
 
     def __init__(self, request: Request, known: Inspection, workers: Workers):
         self.request, self.workers, self.folder = request, workers, request.folder
+        self.spending = known.spending
         self.settings = known.settings
         self.code = code_version(*CODE, *(["defences"] if steps(unwrapped(request.model)) else []))
         self.asked = {
@@ -155,7 +156,7 @@ class Run:
             processes spent on this run before.
         """
         shard = Shard(self.workers, self.folder, self.key, len(self.request.images))
-        earlier = shard.journal.seconds()
+        earlier = self.earlier(shard.journal)
 
         def report(share: float, word: str) -> None:
             self.workers.check()
@@ -175,6 +176,11 @@ class Run:
                 yield self._search(plan, None, shard.journal, shard.rows, sample)
             finally:
                 shard.journal.close()
+
+    def earlier(self, journal: Journal) -> float:
+        """The seconds that other processes spent on this run before."""
+        self.spending.add("earlier sessions, besides the attacks", journal.cost(ASIDE)[0])
+        return journal.seconds()
 
     def _search(
         self,
@@ -215,14 +221,14 @@ class Run:
                 withdraw_run(self.folder)
             raise
 
-    def write(self, result: Evaluation, plan: Plan, request: Request) -> Evaluation:
-        """Keep the result in journal and files; in all workers.
+    def write_examples(self, result: Evaluation, plan: Plan, request: Request) -> None:
+        """Of a defended model, images at every step of the defence.
 
         Args:
             request: of the images that were judged.
         """
-        if self.folder is not None:
-            if result.unaware is not None:
+        if self.folder is not None and result.unaware is not None:
+            with self.spending.on("examples of the defence"):
                 write_defence_examples(
                     self.folder,
                     plan.network,
@@ -232,6 +238,14 @@ class Run:
                     request.threat,
                     request.device,
                 )
+
+    def write(self, result: Evaluation, request: Request) -> Evaluation:
+        """Keep the result in journal and files; in all workers.
+
+        Args:
+            request: of the images that were judged.
+        """
+        if self.folder is not None:
             journal = Journal(self.folder / JOURNAL, self.key)
             try:
                 with journal.transaction():

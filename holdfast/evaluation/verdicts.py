@@ -17,7 +17,7 @@ from ..models.wrapper import NO_PREDICTION, unwrapped
 from ..runs.folder import now
 from ..runs.identity import fingerprint, weights_digest
 from ..runs.progress import ProgressLine
-from ..runs.records import NOT_NEEDED, RAN, Curve
+from ..runs.records import NOT_NEEDED, RAN, Curve, DrawFigure
 from ..search import CLEAN, STANDING, Ledger, Search, Verifier, succeeded
 from ..threat import Threat
 from . import health
@@ -53,12 +53,14 @@ def judge(
     account = request.account
     if account is not None and account.budget is not None:
         account.sealed = True  # all that counts has been asked
-    prediction, confidence, predictions = final_predictions(
-        plan.verifier, ledger, images, threat, batch, device, seed
-    )
+    with known.spending.on("last word"):
+        prediction, confidence, predictions = final_predictions(
+            plan.verifier, ledger, images, threat, batch, device, seed
+        )
     distances = distances_of(suite, ledger, images, threat)
     beside = beside or Beside(
-        measured_curve(request, plan, ledger, line), measured_unaware(request, known, plan, line)
+        measured_curve(request, known, plan, ledger, line),
+        measured_unaware(request, known, plan, line),
     )
     curve, unaware = beside.curve, beside.unaware
     if suite.closest:
@@ -68,6 +70,10 @@ def judge(
     n, right = len(images), int((ledger.clean_prediction == ledger.labels).sum())
     standing = int((~ledger.broken).sum())
     queried = None if account is None else queries_until(account, ledger)
+    drawn: tuple[DrawFigure, ...] = ()
+    if known.random and not (account is not None and account.sealed):
+        with known.spending.on("last word"):
+            drawn = draw_figures(plan.verifier, ledger, images, predictions, batch, device, seed)
     return Evaluation(
         n=n,
         standard_accuracy=right / n,
@@ -96,9 +102,7 @@ def judge(
         if account is None or queried is None
         else query_figures(account, ledger, queried),
         outputs="labels" if known.labels_only else request.outputs,
-        draws=draw_figures(plan.verifier, ledger, images, predictions, batch, device, seed)
-        if known.random and not (account is not None and account.sealed)
-        else (),
+        draws=drawn,
         unaware=unaware,
         unanswered=unanswered,
         repairs=known.diagnosis.repairs if known.hides else (),
@@ -116,27 +120,32 @@ class Beside:
 
 
 def measured_curve(
-    request: Request, plan: Plan, known: Ledger, line: ProgressLine | None = None
+    request: Request,
+    known: Inspection,
+    plan: Plan,
+    ledger: Ledger,
+    line: ProgressLine | None = None,
 ) -> Curve | None:
     """The security curve, if it is asked for and not known from distances.
 
     Args:
-        known: what the search found, of the images of the request.
+        ledger: what the search found, of the images of the request.
     """
     if plan.suite.closest or not (request.curve and plan.climbable):
         return None
     if line is not None:
         line.say("security curve …")
-    return security_curve(
-        plan.steady,
-        plan.coarse,
-        request.images[:CURVE_IMAGES].to(request.device),
-        request.labels[:CURVE_IMAGES].to(request.device),
-        request.threat,
-        request.seed,
-        plan.goals[:CURVE_IMAGES].to(request.device),
-        _first_distances(known, request),
-    )
+    with known.spending.on("security curve"):
+        return security_curve(
+            plan.steady,
+            plan.coarse,
+            request.images[:CURVE_IMAGES].to(request.device),
+            request.labels[:CURVE_IMAGES].to(request.device),
+            request.threat,
+            request.seed,
+            plan.goals[:CURVE_IMAGES].to(request.device),
+            _first_distances(ledger, request),
+        )
 
 
 def _first_distances(known: Ledger, request: Request) -> Tensor:
@@ -163,16 +172,17 @@ def measured_unaware(
         return None
     if line is not None:
         line.say("attack on the network behind the defence …")
-    return unaware_accuracy(
-        plan.network,
-        plan.verifier,
-        request.images,
-        request.labels,
-        request.threat,
-        batch_size=plan.batch_size,
-        device=request.device,
-        seed=request.seed,
-    )
+    with known.spending.on("attack by somebody who does not know of the defence"):
+        return unaware_accuracy(
+            plan.network,
+            plan.verifier,
+            request.images,
+            request.labels,
+            request.threat,
+            batch_size=plan.batch_size,
+            device=request.device,
+            seed=request.seed,
+        )
 
 
 def _flags_after(

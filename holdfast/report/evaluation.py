@@ -564,6 +564,12 @@ def cost(run: EvaluationRun) -> list[CostRow]:
     ]
 
 
+def other_costs(run: EvaluationRun) -> Facts:
+    """What took time besides the attacks, in the order in which it was begun."""
+    costs = run.record.other_costs
+    return [(cost.name, format.duration(cost.seconds)) for cost in costs]
+
+
 # --- the request -------------------------------------------------------------------------------
 
 _SHOWN_ELSEWHERE = {"schema", "kind", "command", "versions", "asked", "recipe"}

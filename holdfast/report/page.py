@@ -70,6 +70,7 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         confusion=evaluation.confusion(run),
         examples=evaluation.examples(run),
         cost=evaluation.cost(run),
+        other_costs=evaluation.other_costs(run),
         defended=defences.defended(run),
         standard_strip=charts.strip(
             "standard accuracy", ("standard", format.estimate(run.standard))

@@ -28,6 +28,7 @@ from .measured import (
     Flag,
     Measurement,
     ModelInfo,
+    OtherCost,
     threat_in,
 )
 from .mixture import MixtureFigures, MixtureRecord
@@ -72,6 +73,7 @@ __all__ = [
     "MixtureFigures",
     "MixtureRecord",
     "ModelInfo",
+    "OtherCost",
     "Part",
     "QueryFigures",
     "QueryPoint",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, ClassVar, Literal
 
 from .base import Count, Fraction, Interval, ListOf, Names, Part, Positive, Quantity, percent
-from .measured import AttackCost, Flag, Measurement
+from .measured import AttackCost, Flag, Measurement, OtherCost
 
 
 class CurvePoint(Part):
@@ -144,6 +144,9 @@ class EvaluationRecord(Measurement):
             images on which it was not reached.
         targets: with a target: how it was chosen, `least-likely`, `most-likely`, `random` or `own`.
         attacks: what each attack of the suite broke and cost.
+        other_costs: what everything else took; with the attacks it sums to `seconds`. Files of
+            before do not say it. Several workers attack at the same time, and the rest is the first
+            one's.
         stopped: of a sample: why it is no larger: `budget`, `until`, or `all images`. None where
             all images were asked for.
         population: how many images the sample was drawn from, without replacement; n is its size.
@@ -187,6 +190,7 @@ class EvaluationRecord(Measurement):
     goal: str = "untargeted"
     targets: str | None = None
     attacks: ListOf[AttackCost] = ()
+    other_costs: ListOf[OtherCost] = ()
     curve: Curve | None = None
     forwards: Count | None = None
     backwards: Count | None = None

@@ -153,6 +153,13 @@ class AttackCost(Part):
         return held
 
 
+class OtherCost(Part):
+    """Seconds that a run spent on something else than an attack, such as health checks."""
+
+    name: str
+    seconds: Quantity
+
+
 class Measurement(Record):
     """A finished run that measured a model on `n` images.
 
