@@ -23,61 +23,60 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "command_costs.json"
-SLIM, UNDEFENDED = "cifar10-linf-slim", "cifar10-standard-cpu"
+SLIM = "cifar10-linf-slim"
 
 
 def evaluation(
-    model: str,
-    limit: int,
-    suite: str,
-    *,
-    curve: bool = False,
-    defence: str | None = None,
-    attacks: str | None = None,
+    model: str, limit: int, suite: str, *, curve: bool
 ) -> Callable[[str], dict[str, Any]]:
-    """One evaluation.
-
-    Args:
-        defence: in front of the model, as `--defence` takes it.
-        attacks: a class of `holdfast.attacks` in place of the suite.
-    """
+    """An evaluation of the first test images, at ε = 8/255 in L∞."""
 
     def measure(data: str) -> dict[str, Any]:
         import torch
 
         import holdfast as hf
         from holdfast import data as datasets
+        from holdfast.search import Search
 
-        load = hf.load
-
-        network = load(model)
-        if defence is not None:
-            from holdfast.defences import defended
-
-            network = defended(network, [defence])
-        split = datasets.load(data).test
+        torch.set_num_threads(1)
+        evaluate, network, split = hf.evaluate, hf.load(model), datasets.load(data).test
         images = datasets.to_tensor(split.images[:limit])
         labels = torch.from_numpy(split.labels[:limit].copy())
+        attacks, search = [0.0], Search.run
+
+        def timed(self: Search) -> None:
+            began = time.process_time()
+            search(self)
+            attacks[0] += time.process_time() - began
+
+        Search.run = timed  # type: ignore[method-assign]
         began = time.process_time()
-        result = hf.evaluate(network, images, labels, ("linf", 8 / 255), suite, curve=curve)
+        result = evaluate(network, images, labels, ("linf", 8 / 255), suite, curve=curve)
         cpu = time.process_time() - began
         return {
             "cpu_seconds": cpu,
-            "seconds": result.seconds,
-            "attacks_seconds": sum(cost.seconds for cost in result.attacks),
+            "attacks_cpu_seconds": attacks[0],
+            "besides_cpu_seconds": cpu - attacks[0],
             "standing": int((~result.broken).sum()),
-            "standard": result.standard_accuracy,
+            "n": result.n,
             "fired": [flag.name for flag in result.flags if flag.fired],
-            "others": {each.name: each.seconds for each in getattr(result, "other_costs", ())},
+            "curve": [round(p.robust_accuracy * limit) for p in result.curve.points]
+            if result.curve
+            else [],
         }
 
     return measure
 
 
-CASES: dict[str, Callable[[str], dict[str, Any]]] = {
-    "swift-64": evaluation(SLIM, 64, "swift"),
-    "swift-64-curve": evaluation(SLIM, 64, "swift", curve=True),
-    "swift-64-undefended-curve": evaluation(UNDEFENDED, 64, "swift", curve=True),
+CASES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
+    "swift-64-curve": (
+        f"`evaluate {SLIM} --suite swift --limit 64 --curve`",
+        evaluation(SLIM, 64, "swift", curve=True),
+    ),
+    "swift-64": (
+        f"`evaluate {SLIM} --suite swift --limit 64`",
+        evaluation(SLIM, 64, "swift", curve=False),
+    ),
 }
 
 
@@ -90,9 +89,51 @@ def measured(checkout: Path, case: str, data: str) -> dict[str, Any]:
     return result
 
 
+def revision(checkout: Path) -> str:
+    """The commit of a checkout, and whether it was edited."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(checkout), *words], stdout=subprocess.PIPE, text=True, check=True
+        ).stdout.strip()
+
+    edited = git("status", "--porcelain", "--untracked-files=no", "--", "holdfast", "benchmarks")
+    return git("rev-parse", "HEAD") + ("+changes" if edited else "")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--before", type=Path, help="a checkout of the older state")
+    parser.add_argument("--data", default="datasets")
+    parser.add_argument("--case", action="append", choices=CASES, help="by default all")
+    parser.add_argument("--pairs", type=int, default=2)
+    parser.add_argument("--out", type=Path, default=OUT)
+    parser.add_argument("--measure", choices=CASES, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.measure:
+        print(json.dumps(CASES[options.measure][1](options.data)))
+        return
+    if options.before is None:
+        parser.error("--before names a checkout of the older state")
+    sides = {"before": options.before, "after": HERE.parent}
+    revisions = {side: revision(checkout) for side, checkout in sides.items()}
+
+    from holdfast.runs.environment import circumstances
+    from holdfast.runs.files import write_result
+
+    where = circumstances("cpu")
+    cases = []
+    for name in options.case or CASES:
+        pairs = []
+        for number in range(options.pairs):
+            order = list(sides) if number % 2 == 0 else list(sides)[::-1]
+            pair = {side: measured(sides[side], name, options.data) for side in order}
+            pairs.append({side: pair[side] for side in sides})
+            print(name, json.dumps(pairs[-1]), flush=True)
+        cases.append({"name": name, "title": CASES[name][0], "pairs": pairs})
+    schema = "holdfast/command-costs/1"
+    write_result(options.out, {"schema": schema, **where, "revisions": revisions, "cases": cases})
+
+
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--measure")
-    parser.add_argument("--data")
-    o = parser.parse_args()
-    print(json.dumps(CASES[o.measure](o.data)))
+    main()

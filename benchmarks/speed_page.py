@@ -1,4 +1,5 @@
-"""Write the tables of docs/speed.md from benchmarks/results/training_profile*.json.
+"""Write the tables of docs/speed.md from benchmarks/results/training_profile*.json and
+command_costs*.json.
 
     python benchmarks/speed_page.py [--check]
 
@@ -15,6 +16,11 @@ from published import ROOT, pasted
 from published import results as results_of
 from table import fill
 
+COSTS = {
+    "whole": "cpu_seconds",
+    "attacks": "attacks_cpu_seconds",
+    "besides": "besides_cpu_seconds",
+}
 PAGE = ROOT / "docs" / "speed.md"
 
 
@@ -59,11 +65,58 @@ def section(result: dict[str, Any]) -> list[str]:
     return [*lines, "", f"Made by {pasted(result['command'])}."]
 
 
+def commands(results: list[dict[str, Any]]) -> list[str]:
+    """What whole commands cost before and after, in pairs."""
+    if not results:
+        return []
+    lines = ["", "### Small evaluations", ""]
+    for result in results:
+        before, after = (result["revisions"][side][:10] for side in ("before", "after"))
+        lines += [
+            f"{result['machine']}, one core; processor seconds, commit {before} beside {after}, "
+            "the same images in pairs of runs (mean of the pairs, and the ratio of each). Besides "
+            "the attacks come inspection, health checks, fast copies, batch size and, where asked "
+            "for, the security curve.",
+            "",
+            "| command | pairs | | before, s | after, s | after / before |",
+            "| --- | --- | --- | --- | --- | --- |",
+        ]
+        for case in result["cases"]:
+            title, count = case["title"], str(len(case["pairs"]))
+            for what, key in COSTS.items():
+                sides = {s: [p[s][key] for p in case["pairs"]] for s in ("before", "after")}
+                mean = {side: sum(values) / len(values) for side, values in sides.items()}
+                ratios = [
+                    f"{a / b:.2f}" for b, a in zip(sides["before"], sides["after"], strict=True)
+                ]
+                lines.append(
+                    f"| {title} | {count} | {what} | {mean['before']:.1f} | {mean['after']:.1f} "
+                    f"| {', '.join(ratios)} |"
+                )
+                title = count = ""
+        verdicts = [
+            (pair["before"]["standing"], pair["after"]["standing"])
+            for case in result["cases"]
+            for pair in case["pairs"]
+        ]
+        alike = all(one == other for one, other in verdicts)
+        lines += [
+            "",
+            "The same images stand in number, before and after."
+            if alike
+            else f"Images that stand, before and after: {verdicts}.",
+            "",
+            f"Made by {pasted(result['command'])}.",
+        ]
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    results = results_of("training_profile*.json")
-    return fill(PAGE, tables(results), "benchmarks/speed_page.py", parser.parse_args().check)
+    body = tables(results_of("training_profile*.json"))
+    body += commands(results_of("command_costs*.json"))
+    return fill(PAGE, body, "benchmarks/speed_page.py", parser.parse_args().check)
 
 
 if __name__ == "__main__":

@@ -33,6 +33,8 @@ from .run import Run
 from .sample import judge_sample
 from .verdicts import judge
 
+SEARCH = "journal and order of the search"  # all of the search but its attacks
+
 
 def evaluate(
     model: Model,
@@ -197,12 +199,13 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
         if request.limits is not None:  # or on a sample, block by block
             known.spending.add("before the inspection", began - request.limits.began)
             began = request.limits.began
-            with run.sample(plan) as search_of_all:
+            with known.spending.on(SEARCH), run.sample(plan) as search_of_all:
                 search, earlier = search_of_all, run.earlier(search_of_all.journal)
                 sample = judge_sample(request, known, plan, search_of_all, line)
             request, plan = request.part(sample.rows), plan.part(sample.rows)
         else:
-            search, earlier = run.search(plan, line)
+            with known.spending.on(SEARCH):
+                search, earlier = run.search(plan, line)
         if search is None:  # worker 0 has all verdicts, and judges them
             return run.others()
 
@@ -213,9 +216,11 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
 
     # 5. Write the run folder.
     run.write_examples(result, plan, request)
+    attacks = sum(cost.seconds for cost in result.attacks)
     known.spending.add("clean predictions", search.clean_seconds)
+    known.spending.add(SEARCH, run.stages_before - attacks - search.clean_seconds)
     seconds = earlier + time.monotonic() - began
-    others = known.spending.costs(seconds, sum(cost.seconds for cost in result.attacks))
+    others = known.spending.costs(seconds, attacks)
     stated = {"identity": run.key, "seconds": seconds, "other_costs": others}
     return run.write(result.model_copy(update=stated), request)
 

@@ -40,11 +40,12 @@ class Run:
 
     Attributes:
         key: its identity, a hash of all that can change its result.
+        stages_before: seconds that earlier sessions spent on attacks.
     """
 
     def __init__(self, request: Request, known: Inspection, workers: Workers):
         self.request, self.workers, self.folder = request, workers, request.folder
-        self.spending = known.spending
+        self.spending, self.stages_before = known.spending, 0.0
         self.settings = known.settings
         self.code = code_version(*CODE, *(["defences"] if steps(unwrapped(request.model)) else []))
         self.asked = {
@@ -179,8 +180,10 @@ class Run:
 
     def earlier(self, journal: Journal) -> float:
         """The seconds that other processes spent on this run before."""
-        self.spending.add("earlier sessions, besides the attacks", journal.cost(ASIDE)[0])
-        return journal.seconds()
+        aside, seconds = journal.cost(ASIDE)[0], journal.seconds()
+        self.spending.add("earlier sessions, besides the attacks", aside)
+        self.stages_before = seconds - aside
+        return seconds
 
     def _search(
         self,

@@ -17,9 +17,9 @@ class Spending:
     Example:
         >>> spending = Spending()
         >>> with spending.on("fast copies"), spending.on("health checks"):
-        ...     time.sleep(0.01)
-        >>> spending.seconds["health checks"] > spending.seconds["fast copies"]
-        True
+        ...     pass
+        >>> list(spending.seconds)
+        ['fast copies', 'health checks']
     """
 
     def __init__(self) -> None:
