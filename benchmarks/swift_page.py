@@ -1,4 +1,4 @@
-"""Write the tables of docs/swift.md from the autoattack_speed and swift_choices results.
+"""Write the tables of docs/swift.md from the autoattack_speed, swift_choices and swift_l1 results.
 
     python benchmarks/swift_page.py [--check]
 
@@ -27,9 +27,9 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     if not results:
         return ["No results yet: `python benchmarks/autoattack_speed.py --model MODEL`."]
     lines = [
-        "| model | n | threat | contender | standing | passes an image | seconds | sooner "
-        "| less processor time |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| model | n | threat | contender | standing | passes an image | seconds "
+        "| processor seconds | sooner | less processor time |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for result in results:
         model = named(result)
@@ -41,10 +41,11 @@ def table(results: list[dict[str, Any]]) -> list[str]:
                 f"{said[ratio]:.1f} ×" if ratio in said else "—"
                 for ratio in ("times_sooner", "times_less_cpu")
             )
+            busy = f"{said['cpu_seconds']:,.0f}" if "cpu_seconds" in said else "—"
             lines.append(
                 f"| {model} | {result['n']} | {Threat(**result['threat'])} | {name} "
                 f"| {said['robust_accuracy']:.1%} ({low:.1%} to {high:.1%}) "
-                f"| {each} | {said['seconds']:,.0f} | {sooner} | {less} |"
+                f"| {each} | {said['seconds']:,.0f} | {busy} | {sooner} | {less} |"
             )
     lines.append("")
     for result in results:
@@ -117,6 +118,38 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def choices_in_l1(results: list[dict[str, Any]]) -> list[str]:
+    """What the settings in L1 stand on, a table a model and ε."""
+    lines = []
+    for result in results:
+        runs = result["runs"]
+        lengths = list(next(iter(runs.values())))
+        together = result["broken_together"]
+        lines += [
+            f"### {result['model']['name']}, {Threat(**result['threat'])}: what runs break, by "
+            "their length",
+            "",
+            "| run of APGD | " + " | ".join(f"{n} moves" for n in lengths) + " |",
+            "| --- |" + " --- |" * len(lengths),
+            *(
+                f"| {name} | " + " | ".join(str(found[n]["broken"]) for n in lengths) + " |"
+                for name, found in runs.items()
+            ),
+            *(
+                f"| together, {name} | " + " | ".join(str(found[n]) for n in lengths) + " |"
+                for name, found in together.items()
+            ),
+            "",
+            f"- {result['falls']} of {result['right']} images that the model gets right fall to "
+            f"anything. Of the clean margin, runs of {lengths[1]} moves left "
+            f"{_numbers(result['late_shares'])} of images that only runs of another length broke.",
+            f"- First {result['n']} validation images, {result['pixels']}, seed {result['seed']}; "
+            f"{result['machine']}: {pasted(result['command'])}",
+            "",
+        ]
+    return lines
+
+
 def _numbers(values: list[float]) -> str:
     return ", ".join(f"{value:.2f}" for value in values) or "nothing"
 
@@ -124,10 +157,10 @@ def _numbers(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    speeds, chosen = (
-        results_of(f"{kind}-*.json") for kind in ("autoattack_speed", "swift_choices")
+    speeds, chosen, in_l1 = (
+        results_of(f"{kind}-*.json") for kind in ("autoattack_speed", "swift_choices", "swift_l1")
     )
-    body = [*table(speeds), "", *choices(chosen)]
+    body = [*table(speeds), "", *choices(chosen), *choices_in_l1(in_l1)]
     return fill(PAGE, body, "benchmarks/swift_page.py", parser.parse_args().check)
 
 

@@ -8,7 +8,9 @@ from test_search import Identity, Scripted, run
 import holdfast as hf
 from holdfast import draws
 from holdfast.attacks import SUITES, Items, Oracle, Stage, Suite, Swift, suite_named
+from holdfast.attacks.swift import USUAL
 from holdfast.errors import InputError
+from holdfast.evaluation.request import Request
 from holdfast.threat import Threat
 
 
@@ -196,11 +198,17 @@ def test_in_l1_runs_are_fewer_and_longer_and_in_other_norms_as_they_were():
     assert described["l1"][1:] == described["linf"][1:]
     given = Swift(targets=5, varied=False).tuned(Threat("l1", 1)).settings
     assert given == {**settings["l1"], "targets": 5, "varied": False}
+    # Tuned once more, nothing changes.
+    again = tuned["l1"].tuned(Threat("l1", 1)).stages[0].attack.settings
+    assert again == settings["l1"]
 
 
 def test_an_evaluation_in_l1_is_by_the_settings_that_it_names():
     model = linear(5, "free", count=8)
     wide = Threat("l1", 1.2 * float(model.optimum("l1").max()))
+    request = Request.checked(model, model.images, model.labels, wide, "swift")
+    assert request.suite.describe()["stages"][0]["steps"] == USUAL["l1"]["steps"]
+    assert request.unfitting == ()
     result = hf.evaluate(model, model.images, model.labels, wide, suite="swift")
     assert result.robust_accuracy == 0
     alone = Swift()(model, model.images, model.labels, wide)

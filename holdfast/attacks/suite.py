@@ -156,8 +156,8 @@ class Suite:
         Example:
             >>> from holdfast.attacks import Swift
             >>> suite = Suite("mine", (Stage(Swift(targets=3)),))
-            >>> [suite.tuned(Threat(norm, 1)).stages[0].attack for norm in ("l2", "l1")]
-            []
+            >>> [suite.tuned(Threat(norm, 1)).stages[0].attack.steps for norm in ("l2", "l1")]
+            [3, 40]
         """
         stages = (replace(stage, attack=stage.attack.tuned(threat)) for stage in self.stages)
         return replace(self, stages=tuple(stages))

@@ -149,9 +149,9 @@ SUITES: dict[str, tuple[str, Callable[[], Sequence[Stage]]]] = {
         _autoattack_plus,
     ),
     "swift": (
-        "the verdict of autoattack at a small part of its cost: a short APGD run for each class, "
-        "long ones where that almost sufficed, Square on a sample, and autoattack itself where "
-        "gradients mislead; L∞, L2, L1",
+        "the verdict of autoattack at a small part of its cost: a short APGD run for each class "
+        "(in L1 fewer and longer ones), long ones where that almost sufficed, Square on a sample, "
+        "and autoattack itself where gradients mislead; L∞, L2, L1",
         _swift,
     ),
     "autoattack-rand": (

@@ -242,6 +242,7 @@ def run(options: Options) -> UncertaintyRecord:
     members = [load(member) for member in ensemble]
     card = getattr(network, "card", {})
     threat = threat_of(options.norm, options.eps, card)
+    suite = suite.tuned(threat)
     for stage in suite.stages:
         stage.attack.check_norm(threat)
     dataset = datasets.load(options.data, size=options.size)

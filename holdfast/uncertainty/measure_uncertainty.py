@@ -110,9 +110,9 @@ def measure_uncertainty(
     checked_share("risk", risk)
     checked_share("coverage", coverage)
     robust_alpha(alpha, radius, sigma)
-    suite = suite_named(attack)
     card = getattr(model, "card", {})
     threat = threat_of(None, None, card) if threat is None else checked_threat(threat)
+    suite = suite_named(attack).tuned(threat)
     for stage in suite.stages:
         stage.attack.check_norm(threat)
     test = _labelled(images, labels)
