@@ -2,11 +2,12 @@
 
     python benchmarks/command_costs.py --before CHECKOUT --data datasets [--case CASE …] [--pairs 3]
 
-`CHECKOUT` is a folder with an older state of this repository. Each case runs in a process of its
-own, on one core, with the code of one side, then of the other, on the same images; which side is
-first changes from pair to pair. Counted is the processor's time, which other work on the machine
-changes less than the clock's; loading the model and the images is not in it. Kept are the seconds
-of every run, and what came of it, so that one sees whether the verdicts are the same.
+`CHECKOUT` is a folder with an older state of this repository. Each case runs in two processes at
+the same time, one with the code of each side, on the same images, so that other work on the
+machine meets both alike; `taskset -c 0 python …` keeps all of it on one core. Counted is the
+processor's time, which other work changes less than the clock's; loading the model and the images
+is not in it. Kept are the seconds of every run, and what came of it, so that one sees whether the
+verdicts are the same.
 """
 
 from __future__ import annotations
@@ -80,12 +81,19 @@ CASES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
 }
 
 
-def measured(checkout: Path, case: str, data: str) -> dict[str, Any]:
-    """One run of a case with the code of a checkout, in a process of its own."""
+def started(checkout: Path, case: str, data: str) -> subprocess.Popen[str]:
+    """A run of a case with the code of a checkout, in a process of its own."""
     command = [sys.executable, str(Path(__file__).resolve()), "--measure", case, "--data", data]
     environment = os.environ | {"PYTHONPATH": str(checkout.resolve()), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, stdout=subprocess.PIPE, text=True, check=True)
-    result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def outcome(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """What a run has measured, once it is over."""
+    out, _ = process.communicate()
+    if process.returncode:
+        raise SystemExit(process.returncode)
+    result: dict[str, Any] = json.loads(out.splitlines()[-1])
     return result
 
 
@@ -125,10 +133,9 @@ def main() -> None:
     cases = []
     for name in options.case or CASES:
         pairs = []
-        for number in range(options.pairs):
-            order = list(sides) if number % 2 == 0 else list(sides)[::-1]
-            pair = {side: measured(sides[side], name, options.data) for side in order}
-            pairs.append({side: pair[side] for side in sides})
+        for _ in range(options.pairs):
+            running = {s: started(sides[s], name, options.data) for s in sides}
+            pairs.append({side: outcome(process) for side, process in running.items()})
             print(name, json.dumps(pairs[-1]), flush=True)
         cases.append({"name": name, "title": CASES[name][0], "pairs": pairs})
     schema = "holdfast/command-costs/1"
