@@ -6,27 +6,35 @@ import difflib
 import os
 from pathlib import Path
 
+import yaml
 from torch import nn
 
 from .errors import InputError
 from .models.checkpoint import load_checkpoint
 from .models.http import HttpModel, is_address
+from .models.registry import ARCHITECTURES, arguments_of, build
+from .models.weights import ENDINGS, is_program, load_program, load_weights_file
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
-from .parsing import import_named, nearest, one_line
+from .parsing import import_named, nearest, one_line, split_options
 from .runs.files import read_json
 from .runs.records import RESULT, check_files
+from .terminal import tell
 
 
-def load(source: Path | str, code: bool = True) -> nn.Module:
+def load(source: Path | str, code: bool = True, *, architecture: str | None = None) -> nn.Module:
     """Load a model by what it is called on the command line.
 
     Args:
         source: a checkpoint folder; a training run's folder; a name from `holdfast models`;
             `http://…` or `https://…`, a black box, with the settings that `holdfast.HttpModel` has
-            by itself; or `package.module:function`, which is imported and called without arguments
-            (modules of the working folder are found too).
+            by itself; `package.module:name` or `path/file.py:name`, a function or a class that is
+            called without arguments, or a module that is there already (modules of the working
+            folder are found too); a file of TorchScript or of `torch.export`; or with
+            `architecture` a file of weights alone (`.pth`, `.pt`, `.ckpt`, `.safetensors`).
         code: whether `package.module:function`, or an address, is allowed. A file that names a
             model may run no code, and ask nobody.
+        architecture: what a file of weights belongs to: `name` or `name:key=value,…` of ours, such
+            as `preact-resnet:depth=18`, or `path/file.py:build`.
 
     Returns:
         the model in eval mode, from images (N, C, H, W) in [0, 1] to logits (N, K), behind the
@@ -42,6 +50,8 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
         torch.Size([2, 10])
     """
     text = str(source)
+    if architecture is not None and not os.path.isfile(text):
+        raise InputError(f"--architecture is for a file of weights, and {text!r} is none")
     if isinstance(source, str) and is_address(source):
         if not code:
             raise InputError(f"model {text!r} is no folder, and a file may name no address")
@@ -60,11 +70,7 @@ def load(source: Path | str, code: bool = True) -> nn.Module:
     if os.path.isdir(folder):
         raise InputError(f"{folder} holds no model: neither card.json nor model/card.json is there")
     if os.path.isfile(folder):
-        raise InputError(
-            f"model {text!r} is a file; what can be loaded is a folder with model.safetensors and "
-            "card.json, a name from the zoo, or package.module:function: a function of yours that "
-            "builds the network, loads this file into it and returns it"
-        )
+        return _of_file(folder, code, architecture)
     if os.sep in text:
         raise InputError(f"model {text!r}: there is no such folder")
     if text in zoo_index():
@@ -94,16 +100,60 @@ def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:
     return defended  # type: ignore[return-value]
 
 
-def _call(text: str) -> nn.Module:
-    build = import_named(text, "model")
+def _of_file(file: Path, code: bool, architecture: str | None) -> nn.Module:
+    """A model of a file: a program, or weights alone."""
+    if not code:
+        raise InputError(f"model {str(file)!r} is no folder, and a file may name no other")
+    if is_program(file):
+        if architecture is not None:
+            raise InputError(f"model {file} brings its own network: --architecture is not needed")
+        return load_program(file)
+    if file.suffix not in ENDINGS:
+        raise InputError(
+            f"model {str(file)!r} is a file of a kind that is not known; what can be loaded is a "
+            "folder with model.safetensors and card.json, a name from the zoo, a file of weights "
+            f"({', '.join(ENDINGS)}) with --architecture, TorchScript, or package.module:function"
+        )
+    if architecture is None:
+        raise InputError(
+            f"model {str(file)!r} is a file of weights alone: say what network they belong to, "
+            f"--architecture NAME (one of {', '.join(ARCHITECTURES)}) or --architecture "
+            "file.py:build"
+        )
+    model = _built(architecture)
+    told = load_weights_file(file, model, architecture)
+    if told:
+        tell(f"note: {told}", error=True)
+    return model.eval()
+
+
+def _built(architecture: str) -> nn.Module:
+    """A network by its name and options, or by a function in a file."""
+    name, _, options = architecture.partition(":")
+    if name in ARCHITECTURES:
+        known = list(arguments_of(name))
+        given = split_options(f"architecture {name}", options, known) if options else {}
+        return build(name, {key: yaml.safe_load(value) for key, value in given.items()})
+    if not options:
+        raise InputError(
+            f"architecture {name!r} is unknown{nearest(name, ARCHITECTURES)}; or write "
+            "path/file.py:build"
+        )
+    return _call(architecture, "architecture")
+
+
+def _call(text: str, what: str = "model") -> nn.Module:
+    build = import_named(text, what)
+    if isinstance(build, nn.Module):
+        return build.eval()
     if not callable(build):
-        raise InputError(f"model {text!r} is a {type(build).__name__}, which is not callable")
+        raise InputError(f"{what} {text!r} is a {type(build).__name__}, which is not callable")
     try:
         model = build()
     except InputError:
         raise
     except Exception as error:  # the user's own code: say what it said
-        raise InputError(f"model {text!r} cannot be built: {one_line(error)}") from None
+        raise InputError(f"{what} {text!r} cannot be built: {one_line(error)}") from None
     if not callable(model):
-        raise InputError(f"model {text!r} built a {type(model).__name__}, which cannot be called")
+        raise InputError(f"{what} {text!r} built a {type(model).__name__}, which cannot be called")
     return model.eval() if isinstance(model, nn.Module) else model

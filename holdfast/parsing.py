@@ -5,30 +5,38 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import importlib.util
 import os
 import re
 import sys
+import zlib
 from collections.abc import Iterable, Sequence
+from types import ModuleType
 from typing import Any
 
 from .errors import InputError
 
 
 def import_named(text: str, what: str) -> object:
-    """The object that `package.module:name` names; modules of the working folder are found too.
+    """The object that `package.module:name` or `path/file.py:name` names; modules of the working
+    folder are found too.
 
     Args:
-        text: `package.module:name`.
+        text: `package.module:name`, or `path/file.py:name`.
         what: what it should be ("model"), for the error.
 
     Raises:
         InputError: the module cannot be imported, or holds nothing of that name.
     """
-    module_name, _, name = text.partition(":")
+    module_name, _, name = text.rpartition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
     try:
-        module = importlib.import_module(module_name)
+        module = (
+            _module_of(module_name)
+            if module_name.endswith(".py")
+            else importlib.import_module(module_name)
+        )
     except InputError:
         raise
     except Exception as error:  # whatever the user's module raises while it is read
@@ -38,6 +46,26 @@ def import_named(text: str, what: str) -> object:
     if not hasattr(module, name):
         raise InputError(f"{what} {text!r}: {module_name!r} has no {name!r}")
     return getattr(module, name)
+
+
+def _module_of(file: str) -> ModuleType:
+    """A Python file as a module, which finds the files beside it."""
+    path = os.path.abspath(file)
+    name = f"holdfast_file_{zlib.crc32(path.encode()):08x}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    if os.path.dirname(path) not in sys.path:
+        sys.path.append(os.path.dirname(path))
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
 
 
 def one_line(error: Exception) -> str:
