@@ -110,7 +110,7 @@ def _of_file(file: Path, code: bool, architecture: str | None) -> nn.Module:
         return load_program(file)
     if file.suffix not in ENDINGS:
         raise InputError(
-            f"model {str(file)!r} is a file of a kind that is not known; what can be loaded is a "
+            f"model {str(file)!r} is a file; what can be loaded is a "
             "folder with model.safetensors and card.json, a name from the zoo, a file of weights "
             f"({', '.join(ENDINGS)}) with --architecture, TorchScript, or package.module:function"
         )

@@ -201,3 +201,24 @@ def test_programs_bring_their_own_network(network, tmp_path: Path) -> None:
     exported.write_bytes(exported.read_bytes()[:100])
     with pytest.raises(InputError, match="not a program that torch can read"):
         hf.load(exported)
+
+
+def test_the_command_line_takes_weights_and_their_architecture(network, tmp_path: Path) -> None:
+    from holdfast.cli.evaluate import Options, run
+
+    torch.manual_seed(0)
+    digits = build("small-cnn", {"width": 8, "classes": 10})
+    torch.save(digits.state_dict(), tmp_path / "weights.pth")
+    options = Options(
+        model=str(tmp_path / "weights.pth"),
+        out=tmp_path / "run",
+        data="digits",
+        limit=4,
+        suite="fgsm",
+        architecture="small-cnn:width=8,classes=10",
+        quiet=True,
+    )
+    result = run(options)
+    assert result.n == 4
+    record = hf.read(tmp_path / "run")
+    assert record.model is not None and record.model.sha256

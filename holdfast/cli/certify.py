@@ -11,6 +11,7 @@ from ..errors import InputError
 from ..parsing import parse_number
 from ..terminal import tell
 from .options import (
+    ArchitectureOption,
     DataOption,
     DeviceOption,
     EpsOption,
@@ -76,6 +77,7 @@ class Options:
         ),
     ] = 512
     size: SizeOption = None
+    architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -97,7 +99,7 @@ def run(options: Options) -> Certification:
     from ..loading import load
 
     alone("certify")
-    network = load(options.model)
+    network = load(options.model, architecture=options.architecture)
     if not isinstance(network, torch.nn.Module):
         raise InputError(
             f"model {options.model} is no torch.nn.Module, so nothing is known of its weights"

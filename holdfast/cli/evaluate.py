@@ -10,6 +10,7 @@ import typer
 from ..errors import InputError
 from ..terminal import tell
 from .options import (
+    ArchitectureOption,
     DataOption,
     DeviceOption,
     EpsOption,
@@ -152,6 +153,7 @@ class Options:
         ),
     ] = ""
     size: SizeOption = None
+    architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     require: RequireOption = None
@@ -316,7 +318,7 @@ def _loaded(options: Options) -> Any:
     if given or options.http:
         which = "--http" if options.http else f"--{next(iter(given))}"
         raise InputError(f"{which} is for a model behind an address, http://…")
-    return load(options.model)
+    return load(options.model, architecture=options.architecture)
 
 
 def other_costs_line(result: Evaluation) -> str:

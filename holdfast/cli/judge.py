@@ -12,6 +12,7 @@ from ..errors import InputError
 from ..terminal import tell
 from .evaluate import suite_or_usual, targets_of
 from .options import (
+    ArchitectureOption,
     DataOption,
     DeviceOption,
     EpsOption,
@@ -86,6 +87,7 @@ class Options:
         int | None, typer.Option("--batch-size", help="Images shown to the model at once.")
     ] = None
     size: SizeOption = None
+    architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -113,7 +115,7 @@ def run(options: Options) -> Evaluation:
         raise InputError("--suite is of the attack on another model: give --from MODEL as well")
     if options.limit is not None and options.limit < 1:
         raise InputError(f"--limit must be at least 1, not {options.limit}")
-    network = chain(load(options.model), options.defence or ())
+    network = chain(load(options.model, architecture=options.architecture), options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
     threat = threat_of(options.norm, options.eps, card)

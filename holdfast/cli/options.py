@@ -34,8 +34,17 @@ def _checked_seed(seed: int) -> int:
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="A checkpoint or run folder, a name from the zoo, package.module:function, or "
-        "http://… (a black box)."
+        help="A checkpoint or run folder, a name from the zoo, package.module:function or "
+        "path/file.py:function, a file of weights with --architecture, TorchScript, or http://… "
+        "(a black box)."
+    ),
+]
+ArchitectureOption = Annotated[
+    str | None,
+    typer.Option(
+        "--architecture",
+        help="What network a file of weights belongs to: NAME or NAME:key=value,… of Holdfast's, "
+        "such as preact-resnet:depth=18, or path/file.py:function.",
     ),
 ]
 RunOption = Annotated[Path, typer.Option("--out", help="The run folder to write.")]

@@ -11,6 +11,7 @@ import typer
 from ..errors import InputError
 from ..terminal import tell
 from .options import (
+    ArchitectureOption,
     DataOption,
     DeviceOption,
     EpsOption,
@@ -116,6 +117,7 @@ class Options:
     ] = None
     pixels: PixelsOption = None
     size: SizeOption = None
+    architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -237,7 +239,7 @@ def run(options: Options) -> UncertaintyRecord:
     alone("uncertainty")
     _check(options)
     suite = suite_named(options.attack or USUAL_SUITE)
-    network = load(options.model)
+    network = load(options.model, architecture=options.architecture)
     ensemble = options.ensemble or []
     members = [load(member) for member in ensemble]
     card = getattr(network, "card", {})
