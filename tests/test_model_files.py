@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import pytest
@@ -222,3 +223,12 @@ def test_the_command_line_takes_weights_and_their_architecture(network, tmp_path
     assert result.n == 4
     record = hf.read(tmp_path / "run")
     assert record.model is not None and record.model.sha256
+
+
+def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    exec(code, names)
+    assert isinstance(names["again"], nn.Module)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from pathlib import Path
 
@@ -286,3 +287,10 @@ def test_a_repair_reads_as_a_sentence() -> None:
     assert str(Repair(what="round", where="Net.forward", times=2)) == (
         "`round` in `Net.forward`, 2 times"
     )
+
+
+def test_the_example_of_the_page_runs(capsys) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "hidden-gradients.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    exec(code, {})
+    assert "round" in capsys.readouterr().out
