@@ -107,6 +107,7 @@ def commands(results: list[dict[str, Any]]) -> list[str]:
             else f"Images that stand, before and after: {verdicts}.",
             "",
             f"Made by {pasted(result['command'])}.",
+            "",
         ]
     return lines
 
