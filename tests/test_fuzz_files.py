@@ -27,7 +27,7 @@ from holdfast.certification.run import read_rows
 from holdfast.defences import chain, parse
 from holdfast.evaluation.cards import threat_of
 from holdfast.models import build, save_checkpoint
-from holdfast.parsing import parse_number
+from holdfast.parsing import parse_number, parse_seconds
 from holdfast.report import write_report
 from holdfast.runs.files import read_json
 from holdfast.runs.folder import open_run
@@ -39,7 +39,6 @@ from holdfast.search.journal import _CHECKED, FinishedItem, _checksum
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
 from holdfast.training.checkpoints import Checkpoints
-from holdfast.training.schedule import parse_seconds
 
 HERE = Path(__file__).parents[1]
 Case = tuple[Any, Callable[[], object]]
