@@ -117,6 +117,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--first", type=int, default=16, help="images of the long suite; 0: none")
     parser.add_argument("--only", help="ways, separated by commas")
+    parser.add_argument("--pixels", help="what the images are, such as 'JPEG test images'")
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
 
@@ -132,7 +133,7 @@ def main() -> None:
         "threat": {"norm": threat.norm, "eps": threat.eps},
         "n": len(images),
         "first": options.first,
-        "pixels": test.pixels,
+        "pixels": options.pixels or test.pixels,
         **circumstances("cpu"),
         "rows": [],
     }
