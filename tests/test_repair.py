@@ -294,3 +294,11 @@ def test_the_example_of_the_page_runs(capsys) -> None:
     (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     exec(code, {})
     assert "round" in capsys.readouterr().out
+
+
+def test_torchs_random_numbers_go_on_as_if_nothing_had_been_asked(network, images, labels) -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    torch.manual_seed(5)
+    repaired(wrapped(Quantise(network)), images, labels)
+    assert torch.equal(torch.rand(3), expected)

@@ -249,8 +249,10 @@ def _useful(gradient: Float[Tensor, "n c h w"]) -> Tensor:
 
 @contextmanager
 def _same_draws() -> Iterator[None]:
-    """Inside, a random model draws the same every time; torch's generator is as before after."""
-    with torch.random.fork_rng(devices=[]), fixed_draws(0):
+    """Inside, a random model draws the same every time; afterwards torch's generators are as they
+    were."""
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), fixed_draws(0):
         torch.manual_seed(0)
         yield
 
