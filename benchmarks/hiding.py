@@ -342,6 +342,22 @@ FURTHER: dict[str, Callable[[Tensor], Tensor]] = {
         / 255
     ),
 }
+# The same by names of arguments.
+FURTHER |= {
+    "round by name": lambda x: torch.round(input=x * 15) / 15,
+    "comparison by name": _steps(lambda x, level: torch.gt(input=x, other=level).float()),
+    "where by name": _steps(
+        lambda x, level: torch.where(
+            condition=x > level, input=torch.ones_like(x), other=torch.zeros_like(x)
+        )
+    ),
+    "masked fill by name": _steps(
+        lambda x, level: torch.zeros_like(x).masked_fill(mask=x > level, value=1.0)
+    ),
+    "division by name": lambda x: (
+        torch.div(input=x * 255, other=16, rounding_mode="floor") * 16 / 255
+    ),
+}
 WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "purified by grad": purified_by_grad,
     "purified by backward": purified_by_backward,
@@ -349,6 +365,10 @@ WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "listed": listed,
     "one by one": one_by_one,
     "raising": raising,
+    "one-hot by name": lambda network, x: F.one_hot(
+        torch.argmax(input=network(x), dim=1), num_classes=5
+    ).float(),
+    "softmax by name": lambda network, x: F.softmax(input=network(x) * 3000, dim=1),
     "blind without branch": lambda network, x: network(x * 0 if x.requires_grad else x),
     "features by numpy": lambda network, x: network[-1](  # type: ignore[index]
         torch.from_numpy(network[:-1](x).detach().numpy().round(2))  # type: ignore[index]

@@ -97,6 +97,29 @@ class Swish(torch.autograd.Function):
         return gradient * (s + x * s * (1 - s))
 
 
+class OwnClamps(nn.Module):
+    """ReLU written as people write it otherwise, on features in two dimensions."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(768, 64), nn.Linear(64, 64)
+        self.third, self.head = nn.Linear(64, 64), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x.flatten(1)).clamp(min=0)
+        x = torch.clamp_min(self.second(x), 0)
+        return self.head(torch.maximum(self.third(x), torch.zeros(())))
+
+
+class SteepTanh(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.head = nn.Linear(768, 64), nn.Linear(64, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(torch.tanh(4 * self.first(x.flatten(1))))
+
+
 class SavingSwish(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return Swish.apply(x)
@@ -172,6 +195,8 @@ PLAIN: dict[str, Callable[[], nn.Module]] = {
     "tanh": lambda: _classified(nn.Tanh(), _convolution(), nn.Softplus()),
     "quantisation-aware": lambda: _classified(QuantisationAware(), nn.ReLU()),
     "own leaky ReLU": lambda: _classified(OwnLeaky(), _convolution(), OwnReLU()),
+    "own clamps": OwnClamps,
+    "steep tanh": SteepTanh,
     "own backward": lambda: _classified(SavingSwish()),
     "remembering": lambda: _classified(Remembering(), nn.ReLU()),
     "spectrum": lambda: nn.Sequential(Spectrum(), _classified(nn.ReLU())),

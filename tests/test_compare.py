@@ -5,17 +5,16 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import pytest
+from command_line import command
 from run_folders import evaluation_run, training_run
 
 import holdfast as hf
-from holdfast import cli
 from holdfast.errors import InputError
 from holdfast.evaluation.paired import Paired
 from holdfast.report.image_by_image import as_text
@@ -25,13 +24,6 @@ LABELS = np.random.default_rng(5).integers(0, 10, 400)
 
 def run_of(folder: Path, seed: int, n: int = 400, **changes: Any) -> Path:
     return evaluation_run(folder, n=n, labels=LABELS[:n], seed=seed, name=f"m{seed}", **changes)
-
-
-def command(monkeypatch, *words: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 def verdicts(run: Path) -> list[dict[str, str]]:

@@ -16,13 +16,13 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from command_line import command
 from PIL import Image
 from printed_commands import in_markdown
 from run_folders import evaluation_run, training_run
 from torch import Tensor, nn
 
 import holdfast as hf
-from holdfast import cli
 from holdfast.errors import InputError
 from holdfast.exporting import images as image_module
 from holdfast.exporting.rounding import LOST, MENDED, PLAIN, rounded
@@ -33,13 +33,6 @@ from holdfast.search import Verifier
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 N = 40
-
-
-def command(monkeypatch, *words: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +11,11 @@ import models
 import numpy as np
 import pytest
 import torch
+from command_line import command, small_checkpoint
 from linear_classifiers import Linear, linear
 
 import holdfast as hf
-from holdfast import cli, draws
+from holdfast import draws
 from holdfast.attacks import Attack, Items, Oracle, attack_classes, library_attack, run
 from holdfast.attacks.goal import KINDS, chosen_targets, nearest_of_class
 from holdfast.attacks.losses import climbed, cross_entropy, margin
@@ -430,25 +430,9 @@ def test_targets_are_never_unpickled(tmp_path):
             read_targets(tmp_path / name, 3, NAMES)
 
 
-def command(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
-
-
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    from holdfast.models import build, save_checkpoint
-
-    torch.manual_seed(0)
-    card = {
-        "architecture": "small-cnn",
-        "arguments": {"width": 4},
-        "classes": [str(i) for i in range(10)],
-        "threat": {"norm": "linf", "eps": 0.1},
-    }
-    return save_checkpoint(tmp_path / "model", build("small-cnn", {"width": 4}), card)
+    return small_checkpoint(tmp_path / "model")
 
 
 def test_the_command_line_takes_a_goal(tmp_path, trained, monkeypatch, capsys):

@@ -6,7 +6,6 @@ import csv
 import io
 import json
 import re
-import sys
 import zipfile
 from pathlib import Path
 
@@ -14,15 +13,14 @@ import models
 import numpy as np
 import pytest
 import torch
+from command_line import command, small_checkpoint
 from linear_classifiers import linear
 from PIL import Image
 from safetensors.torch import save_file
 
 import holdfast as hf
-from holdfast import cli
 from holdfast.data.given import read_given, taken
 from holdfast.errors import InputError
-from holdfast.models import build, save_checkpoint
 from holdfast.threat import Threat
 
 SHAPE = (3, 6, 6)
@@ -437,23 +435,9 @@ def test_a_source_that_fails_leaves_no_run(tmp_path, attacked):
 # -- the command line -----------------------------------------------------------------------------
 
 
-def command(monkeypatch, *arguments: object) -> int:
-    monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, arguments)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
-
-
 @pytest.fixture
 def trained(tmp_path: Path) -> Path:
-    torch.manual_seed(0)
-    card = {
-        "architecture": "small-cnn",
-        "arguments": {"width": 4},
-        "classes": [str(i) for i in range(10)],
-        "threat": {"norm": "linf", "eps": 0.1},
-    }
-    return save_checkpoint(tmp_path / "model", build("small-cnn", {"width": 4}), card)
+    return small_checkpoint(tmp_path / "model")
 
 
 def test_the_command_judges_and_writes_a_run_that_reports_read(

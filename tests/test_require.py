@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 from typing import Any
@@ -12,24 +11,17 @@ from typing import Any
 import models
 import pytest
 import yaml
+from command_line import command
 from printed_commands import check
 from run_folders import evaluation_run, training_run
 
 import holdfast as hf
-from holdfast import cli
 from holdfast.errors import InputError
 from holdfast.report.requirements import Figure, Requirement, junit
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 SLIM = RESULTS / "cifar10-linf-slim-swift"  # standard 69.3 %, 66.34 to 72.15; robust 37.8 %
-
-
-def command(monkeypatch, *words: Any) -> int:
-    monkeypatch.setattr(sys, "argv", ["holdfast", *map(str, words)])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    return int(end.value.code or 0)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from ..terminal import tell
 from .options import (
     ArchitectureOption,
     DataOption,
+    DefenceOption,
     DeviceOption,
     EpsOption,
     GoalOption,
@@ -50,14 +51,7 @@ class Options:
     model: ModelArgument
     out: RunOption
     data: DataOption = "datasets"
-    defence: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--defence",
-            help="A defence in front of the model, such as jpeg:quality=75 or "
-            "package.module:Class. May be repeated: they see the image in the order given.",
-        ),
-    ] = None
+    defence: DefenceOption = None
     suite: Annotated[
         str | None,
         typer.Option(

@@ -14,6 +14,7 @@ from .evaluate import suite_or_usual, targets_of
 from .options import (
     ArchitectureOption,
     DataOption,
+    DefenceOption,
     DeviceOption,
     EpsOption,
     GoalOption,
@@ -66,10 +67,7 @@ class Options:
         typer.Option("--out", help="The run folder to write; without it, nothing is written."),
     ] = None
     data: DataOption = "datasets"
-    defence: Annotated[
-        list[str] | None,
-        typer.Option("--defence", help="A defence in front of MODEL, as for evaluate."),
-    ] = None
+    defence: DefenceOption = None
     clip: Annotated[
         bool,
         typer.Option(

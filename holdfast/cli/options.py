@@ -39,6 +39,14 @@ ModelArgument = Annotated[
         "(a black box)."
     ),
 ]
+DefenceOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--defence",
+        help="A defence in front of the model, such as jpeg:quality=75 or package.module:Class. "
+        "May be repeated: they see the image in the order given.",
+    ),
+]
 ArchitectureOption = Annotated[
     str | None,
     typer.Option(

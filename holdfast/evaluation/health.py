@@ -330,7 +330,7 @@ def hidden_gradients(
         return Flag(
             name=name,
             fired=False,
-            detail=diagnosis.remark.capitalize() + "."
+            detail=f"{diagnosis.remark[0].upper()}{diagnosis.remark[1:]}."
             if diagnosis.remark
             else "Nothing hides the gradient."
             if not harmless

@@ -27,6 +27,7 @@ class Plan:
     """What the first pass found, for all passes after it. Calls are known by name and number.
 
     Attributes:
+        classes: how many logits the model has.
         saturated: calls whose slope is worn out.
         backwards: for each call of a custom autograd function the backward pass that it gets:
             `own`, that of its `forward`, or `identity`.
@@ -41,6 +42,7 @@ class Plan:
         gain: what gradients of the logits are multiplied by.
     """
 
+    classes: int
     saturated: set[tuple[str, int]] = field(default_factory=set)
     backwards: dict[tuple[str, int], str] = field(default_factory=dict)
     splices: dict[int, detours.Splice | None] = field(default_factory=dict)

@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import custom
 from .graph import Graph, Place
-from .rules import rule_of
+from .rules import by_place, rule_of
 
 
 class Pass(TorchFunctionMode):
@@ -44,7 +44,7 @@ class Pass(TorchFunctionMode):
         # Whatever the model switched off.
         with torch.inference_mode(False), torch.enable_grad():
             if rule is not None:
-                return rule(graph, func, args, kwargs)
+                return rule(graph, func, *by_place(args, kwargs))
             return graph.any_other(func, args, kwargs)
 
 

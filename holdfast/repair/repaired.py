@@ -35,10 +35,7 @@ class Repaired(nn.Module):
         inner: images → logits.
         plan: what the first pass found.
 
-    Attributes:
         repairs: what was repaired.
-        own: float32 (P, C, H, W), the gradients of the model's own margin on the probe; None where
-            it has ngraph.
     """
 
     def __init__(self, inner: Model, plan: Plan, repairs: tuple[Repair, ...] = ()):
@@ -152,9 +149,10 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     own, seen = _own(model, x, y)
     steady = _steady(model, x, answers)
     hidden = steady and seen is not None and not _alike(seen, answers)
-    plans = [Plan(hidden=hidden), Plan(hidden=hidden, flat_remainders=True)]
+    classes = answers.shape[1]
+    plans = [Plan(classes, hidden=hidden), Plan(classes, hidden=hidden, flat_remainders=True)]
     if seen is None:  # it fails where it is differentiated: perhaps only where it sees that it is
-        plans.append(Plan(hidden=True))
+        plans.append(Plan(classes, hidden=True))
     best, failed = Diagnosis(None, ()), None
     for plan in plans:
         try:
@@ -191,7 +189,7 @@ def _hides_nothing(model: Model, x: Images, answers: Logits) -> bool:
     """Whether one pass meets nothing to repair, and answers as the model does. For most models this
     is all that is ever asked of them."""
     try:
-        logits, found = _planned(model, Plan(), x, answers)
+        logits, found = _planned(model, Plan(answers.shape[1]), x, answers)
     except Exception as error:  # somebody's code: looked at more closely
         if is_out_of_memory(error):
             raise

@@ -32,8 +32,9 @@ from .surrogates import COMPARISONS, SATURATING, STEPS, functions, lookup, soft_
 
 Rule = Callable[[Graph, Any, Any, Any], Any]
 
-NEAR_THE_END = 0.3  # share of worn-out elements from which (N, K) outputs are repaired
-INSIDE = 0.9  # and any other tensor
+# Shares of worn-out elements above which a function counts as saturated: in the shape of the
+# logits, anywhere else, and where it cuts at one end only: of that, as of a ReLU, nothing is left.
+NEAR_THE_END, INSIDE, ONE_SIDED = 0.3, 0.9, 0.999
 PERIODS = 10  # standard deviation, in periods, from which an oscillation is flat
 
 
@@ -99,7 +100,6 @@ def quantised(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     value = func(*args, **kwargs)
     if not linked(x):
         return value
-    graph.note(f"quantised {name}")
     ops, packed = torch.ops.quantized, args[1]
     if name.startswith("linear"):
         weight, bias = ops.linear_unpack(packed)
@@ -113,6 +113,7 @@ def quantised(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
         made = x + other if name.startswith("add") else x * other
     else:
         return value
+    graph.note(f"quantised {name}")
     return graph.result(value, made.relu() if "relu" in name else made)
 
 
@@ -158,6 +159,16 @@ def heaviside(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     return graph.stored(func, args, kwargs, made)
 
 
+def _worn_enough(name: str, args: Any, kwargs: Any, near_the_end: bool) -> float:
+    """The share of worn-out elements from which a call counts as saturated."""
+    if near_the_end:
+        return NEAR_THE_END
+    ends = [*args[1:], kwargs.get("min"), kwargs.get("max")]
+    cut_at_both = name in ("clamp", "clip") and sum(end is not None for end in ends) > 1
+    may_cut_at_one = ("clamp", "clip", "clamp_min", "clamp_max", "minimum", "maximum")
+    return INSIDE if cut_at_both or name not in may_cut_at_one else ONE_SIDED
+
+
 def saturating(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Functions whose slope wears out at their ends."""
     x = args[0] if args and isinstance(args[0], Tensor) else None
@@ -169,7 +180,7 @@ def saturating(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
         y = out_of_place(func)(x.detach(), *args[1:], **without(kwargs, "inplace", "out"))
         if y.shape == x.shape:
             worn = float(SATURATING[name](x.detach(), y).float().mean())
-            if worn > (NEAR_THE_END if x.ndim == 2 else INSIDE):
+            if worn > _worn_enough(name, args, kwargs, x.shape[1:] == (graph.plan.classes,)):
                 graph.plan.saturated.add(call)
                 graph.note(f"saturated {name}")
     if call not in graph.plan.saturated:
@@ -280,7 +291,7 @@ def indexed(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """A table asked at whole numbers that carry floats, or at a choice."""
     table, index = args[0], args[1] if len(args) > 1 else None
     if func is F.embedding:
-        table, index = args[1], args[0]
+        table, index = index if index is not None else kwargs["weight"], table
     known = isinstance(index, Tensor) and id(index) in graph.carried
     if not known or index.dtype == torch.bool or linked(table):  # type: ignore[union-attr]
         return graph.any_other(func, args, kwargs)
@@ -489,6 +500,18 @@ def _rules() -> dict[Callable[..., Any], Rule]:
 
 
 RULES = _rules()
+
+
+# The names of leading parameters, in the order in which functions with a rule have them.
+LEADING = ("condition", "input", "self", "other", "mask", "value")
+
+
+def by_place(args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """A call's leading arguments by place, as rules take them, where they were given by name."""
+    named = [name for name in LEADING if name in kwargs]
+    if not named:
+        return args, kwargs
+    return (*args, *(kwargs[name] for name in named)), without(kwargs, *named)
 
 
 def rule_of(func: Any) -> tuple[Any, Rule | None]:
