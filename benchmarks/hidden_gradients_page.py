@@ -38,8 +38,8 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             *(line(row, n) for row in result["rows"]),
             "",
             f"- {name}: {Threat(**result['threat'])}, n = {n}, {result['pixels']}, seed 0, "
-            f"{result['machine']}; seconds are those of `swift`, with all its checks, beside "
-            f"other work: {pasted(result['command'])}",
+            f"{result['machine']}; seconds are the processor's, for `swift` with all its checks: "
+            f"{pasted(result['command'])}",
             "",
         ]
     return lines[:-1]
