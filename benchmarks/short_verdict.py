@@ -158,7 +158,7 @@ def main() -> None:
         result: dict[str, Any] = {
             "schema": "holdfast/benchmark/1",
             "benchmark": "short_verdict",
-            "model": name,
+            "model": {"source": name},
             "n": n,
             "seed": SEED,
             "pixels": pixels,

@@ -1,4 +1,5 @@
-"""Write the tables of docs/swift.md from the autoattack_speed, swift_choices and swift_l1 results.
+"""Write the tables of docs/swift.md from results: autoattack_speed, short_verdict, swift_choices,
+swift_l1.
 
     python benchmarks/swift_page.py [--check]
 
@@ -65,9 +66,50 @@ def table(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def beside(results: list[dict[str, Any]]) -> list[str]:
+    """`swift` beside `autoattack` on the same images, a row a model and norm."""
+    if not results:
+        return []
+    lines = [
+        "### The short verdict beside the long one",
+        "",
+        "| model | n | threat | `swift` | `autoattack` | standing after `swift` alone "
+        "| after `autoattack` alone | processor seconds |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    apart, images = 0, 0
+    for result in results:
+        n = result["n"]
+        for row in result["rows"]:
+            swift, long = (set(row[suite]["standing"]) for suite in ("swift", "autoattack"))
+            alone = [f"{len(one - other)}" for one, other in ((swift, long), (long, swift))]
+            took = " / ".join(
+                f"{row[suite]['processor_seconds']:,.0f}" for suite in ("swift", "autoattack")
+            )
+            lines.append(
+                f"| {named(result)} | {n} | {Threat(row['norm'], row['eps'])} "
+                f"| {len(swift) / n:.1%} | {len(long) / n:.1%} | {alone[0]} | {alone[1]} | {took} |"
+            )
+            apart, images = apart + len(swift - long), images + n
+    low, high = clopper_pearson(apart, images)
+    lines += [
+        "",
+        f"Of {images:,} images in all, {apart} stand after `swift` and fall to `autoattack`: "
+        f"{apart / images:.2%} ({low:.2%} to {high:.2%}).",
+        "",
+        *(
+            f"- {named(result)}: first {result['n']}, {result['pixels']}, seed {result['seed']}; "
+            f"{result['machine']}: {pasted(result['command'])}"
+            for result in results
+        ),
+        "",
+    ]
+    return lines
+
+
 def named(result: dict[str, Any]) -> str:
     """The model, what masks its gradients, and the seed unless it is the usual one."""
-    mask = result["model"]["mask"]
+    mask = result["model"].get("mask")
     source = Path(result["model"]["source"])
     own = source.parent.name if source.name == "model" else source.name  # a training run's folder
     seed = f", seed {result['seed']}" if result["seed"] else ""
@@ -157,10 +199,11 @@ def _numbers(values: list[float]) -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
-    speeds, chosen, in_l1 = (
-        results_of(f"{kind}-*.json") for kind in ("autoattack_speed", "swift_choices", "swift_l1")
+    speeds, short, chosen, in_l1 = (
+        results_of(f"{kind}-*.json")
+        for kind in ("autoattack_speed", "short_verdict", "swift_choices", "swift_l1")
     )
-    body = [*table(speeds), "", *choices(chosen), *choices_in_l1(in_l1)]
+    body = [*table(speeds), "", *beside(short), *choices(chosen), *choices_in_l1(in_l1)]
     return fill(PAGE, body, "benchmarks/swift_page.py", parser.parse_args().check)
 
 
