@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
@@ -19,10 +19,12 @@ from .augment import Augment
 from .base import SPLITS, DataSet, Split
 from .contact_sheet import figure
 from .download import fetch
+from .images import ImageArray, LazyImages
 
 __all__ = [
     "Augment",
     "DataSet",
+    "LazyImages",
     "Split",
     "describe",
     "describe_classes",
@@ -46,8 +48,10 @@ def load(
         size: for images of one's own, the height and width in pixels to bring them to.
 
     Returns:
-        The three splits, in memory. CIFAR-10's images stand in the published order, and those of
-        one's own in an order that knows nothing of classes (`holdfast.data.folder`).
+        The three splits; images of one's own are decoded when they are asked for where all of them
+        have more than 1 GiB of pixels, and else in memory (`holdfast.data.images`). CIFAR-10's
+        images stand in the published order, and those of one's own in an order that knows nothing
+        of classes (`holdfast.data.folder`).
 
     Raises:
         InputError: nothing there, files missing, unreadable, damaged or of the wrong content.
@@ -112,8 +116,11 @@ def _fixed_size(dataset: DataSet, size: int | None) -> DataSet:
     return dataset
 
 
-def to_tensor(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n c h w"]:
-    """Images as models see them: float32 in [0, 1], where 255 becomes 1.
+def to_tensor(images: ImageArray) -> Float[Tensor, "n c h w"]:
+    """Images as models see them, all in memory: float32 in [0, 1], where 255 becomes 1.
+
+    Args:
+        images: uint8 (N, C, H, W).
 
     Raises:
         InputError: images that are not uint8.
@@ -124,7 +131,7 @@ def to_tensor(images: UInt8[np.ndarray, "n c h w"]) -> Float[Tensor, "n c h w"]:
     """
     if images.dtype != np.uint8:
         raise InputError(f"images must be uint8, not {images.dtype}")
-    return torch.from_numpy(images.astype(np.float32, order="C")).div_(255)
+    return torch.from_numpy(np.asarray(images).astype(np.float32, order="C")).div_(255)
 
 
 def describe(dataset: DataSet) -> str:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int64, Shaped, UInt8
+from jaxtyping import Int64, Shaped
 
 from ..errors import InputError
+from .images import ImageArray, digests, joined, part
 
 SPLITS = ("train", "validation", "test")
-
-
-def fingerprint(images: np.ndarray) -> str:
-    """The first 12 hex digits of the SHA-256 of the images' bytes, (N, C, H, W) in C order."""
-    return hashlib.sha256(np.ascontiguousarray(images).data).hexdigest()[:12]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,7 +21,8 @@ class Split:
     """One split of a data set.
 
     Attributes:
-        images: uint8 (N, C, H, W); 0 is 0.0 and 255 is 1.0.
+        images: uint8 (N, C, H, W); 0 is 0.0 and 255 is 1.0. An array; or what is indexed like one
+            and decodes images when they are asked for (`holdfast.data.images.LazyImages`).
         filenames: str (N,); where each image came from.
         labels: int64 (N,), from 0 to the number of classes - 1.
         pixels: what the pixels are, in words, for every figure made from them.
@@ -35,7 +31,7 @@ class Split:
         InputError: images of another shape or type, or not as many labels and names as images.
     """
 
-    images: UInt8[np.ndarray, "n c h w"]
+    images: ImageArray
     filenames: Shaped[np.ndarray, " n"]
     labels: Int64[np.ndarray, " n"]
     pixels: str
@@ -56,16 +52,26 @@ class Split:
     def __len__(self) -> int:
         return len(self.images)
 
+    def in_memory(self) -> Split:
+        """The same with all images decoded, as an array."""
+        images = np.asarray(self.images)
+        return self if images is self.images else replace(self, images=images)
+
     def first(self, count: int) -> Split:
         """The first `count` images, or all where there are fewer."""
-        return self._rows(slice(count))
+        return self._slice(slice(count))
 
     def after(self, count: int) -> Split:
         """All images but the first `count`."""
-        return self._rows(slice(count, None))
+        return self._slice(slice(count, None))
 
-    def _rows(self, rows: slice) -> Split:
+    def _slice(self, rows: slice) -> Split:
         return Split(self.images[rows], self.filenames[rows], self.labels[rows], self.pixels)
+
+    def rows(self, rows: Int64[np.ndarray, " m"]) -> Split:
+        """Some of the images, in this order; lazy if the split's are."""
+        images = part(self.images, rows)
+        return Split(images, self.filenames[rows], self.labels[rows], self.pixels)
 
 
 @dataclass(frozen=True)
@@ -92,22 +98,19 @@ class Overlap:
         )
 
 
-def _digests(images: np.ndarray) -> list[bytes]:
-    return [hashlib.sha256(np.ascontiguousarray(image).data).digest() for image in images]
-
-
 def overlaps(splits: Mapping[str, Split]) -> tuple[Overlap, ...]:
-    """Which splits share images, found by their pixels; each against those before it."""
+    """Which splits share images, found by their pixels, or by their files where they are lazy; each
+    against those before it."""
     found: list[Overlap] = []
     seen: dict[str, dict[bytes, int]] = {}
     for name, split in splits.items():
-        digests = _digests(split.images)
+        told = digests(split.images)
         for other, places in seen.items():
-            rows = [row for row, digest in enumerate(digests) if digest in places]
+            rows = [row for row, digest in enumerate(told) if digest in places]
             if rows:
-                pair = split.filenames[rows[0]], splits[other].filenames[places[digests[rows[0]]]]
+                pair = split.filenames[rows[0]], splits[other].filenames[places[told[rows[0]]]]
                 found.append(Overlap(name, other, len(rows), (str(pair[0]), str(pair[1]))))
-        seen[name] = {digest: row for row, digest in enumerate(digests)}
+        seen[name] = {digest: row for row, digest in enumerate(told)}
     return tuple(found)
 
 
@@ -221,7 +224,7 @@ def _joined(first: Split, second: Split) -> Split:
     if second.pixels != pixels:
         pixels = f"train: {first.pixels}; validation: {second.pixels}"
     return Split(
-        np.concatenate([first.images, second.images]),
+        joined([first.images, second.images]),
         np.concatenate([first.filenames, second.filenames]),
         np.concatenate([first.labels, second.labels]),
         pixels,

@@ -24,7 +24,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .base import DataSet, Split, fingerprint
+from .base import DataSet, Split
+from .images import fingerprint
 from .pickles import parse_pickle, read_file, read_pickle
 
 SUBFOLDER = "cifar-10-batches-py"

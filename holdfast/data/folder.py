@@ -18,16 +18,19 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 import unicodedata
 import warnings
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
-from .base import DataSet, Split, fingerprint, overlaps
+from .base import DataSet, Split, overlaps
+from .images import IN_MEMORY, ImageArray, LazyImages, fingerprint
 from .pickles import read_file
 
 # Formats that Pillow decodes itself; others (such as EPS) start outside programs.
@@ -54,8 +57,8 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
     - `DIR/CLASS/*`, of which a tenth of each class is validation and a tenth test.
 
     What is held out, and the order of the images, depend on each file's own name and contents
-    alone (not on its class, nor on the place or the file system of the folder). All images are held
-    in memory at once.
+    alone (not on its class, nor on the place or the file system of the folder). Up to 1 GiB of
+    pixels are decoded into memory at once; more than that, when they are asked for.
 
     Args:
         folder: `DIR`.
@@ -65,13 +68,14 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
     Returns:
         Images uint8 (N, 3, H, W), sorted by the SHA-256 of file name and contents, so that the
         first N of a split are a sample of it; file names relative to the folder; classes sorted by
-        name, numbers in names as numbers (1, 2, 10). `overlaps` says which images, by their pixels,
-        are in more than one split.
+        name, numbers in names as numbers (1, 2, 10). `overlaps` says which images are in more than
+        one split, by their pixels; by their files where they are decoded when they are asked for.
 
     Raises:
         InputError: no such folder; fewer than two classes; a class without images or missing in a
             split; a file that is no image, is larger than 50 million pixels, has more than 8 bits
-            a channel, or has another size than the rest; more images than memory holds.
+            a channel, or has another size than the rest. Where images are decoded when they are
+            asked for, that is when this is said.
     """
     folder = Path(folder)
     if size is not None and (type(size) is not int or not 1 <= size <= LARGEST_SIDE):
@@ -85,32 +89,27 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
             " classifier needs at least 2; put the images of each class in a folder of its own"
         )
     shape = read_image(files["train"][classes[0]][0], size).shape
+    count = sum(len(paths) for split in files.values() for paths in split.values())
+    in_memory = count * math.prod(shape) <= IN_MEMORY
 
     def split(name: str) -> Split:
         members = [(path, label) for label, c in enumerate(classes) for path in files[name][c]]
         # The class decides only between files of one name and the same contents.
         members.sort(key=lambda member: digests.place(member[0], "order"))
-        try:
-            images = np.empty((len(members), *shape), np.uint8)
-        except MemoryError:
-            raise InputError(
-                f"{folder}: {len(members):,} images of {_hw(shape)} pixels do not fit into memory;"
-                f" {_GIVE_A_SIZE}"
-            ) from None
-        for image, (path, _) in zip(images, members, strict=True):
-            pixels = read_image(path, size)
-            if pixels.shape != shape:
-                raise InputError(
-                    f"{path}: {_hw(pixels.shape)} pixels where other images have {_hw(shape)};"
-                    f" {_GIVE_A_SIZE}"
-                )
-            image[...] = pixels
+        paths = [path for path, _ in members]
+        pictures = _Pictures(paths, size, shape)
+        told = "images" if in_memory else "files"
+        images: ImageArray
+        if in_memory:
+            images = pictures.decoded(folder)
+        else:
+            images = pictures.lazy([digests.contents[path] for path in paths])
         how = "as in the files" if size is None else "centre cut and resized"
         return Split(
             images,
-            np.array([_name(path.relative_to(folder)) for path, _ in members]),
+            np.array([_name(path.relative_to(folder)) for path in paths]),
             np.array([label for _, label in members], np.int64),
-            f"own images, {_hw(shape)}, {how} (sha256 of the images: {fingerprint(images)})",
+            f"own images, {_hw(shape)}, {how} (sha256 of the {told}: {fingerprint(images)})",
         )
 
     splits = {name: split(name) for name in ("train", "validation", "test")}
@@ -122,6 +121,48 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
     )
 
 
+@dataclass(frozen=True)
+class _Pictures:
+    """Files that are decoded by number: uint8 (C, H, W), all of one shape."""
+
+    paths: list[Path]
+    size: int | None
+    shape: tuple[int, int, int]
+
+    def __call__(self, row: int) -> np.ndarray:
+        pixels = _decoded(self.paths[row], self.size)
+        if pixels.shape != self.shape:
+            raise InputError(
+                f"{self.paths[row]}: {_hw(pixels.shape)} pixels where other images have"
+                f" {_hw(self.shape)}; {_GIVE_A_SIZE}"
+            )
+        return pixels
+
+    def decoded(self, folder: Path) -> np.ndarray:
+        """All of them, in memory.
+
+        Raises:
+            InputError: they do not fit.
+        """
+        try:
+            images = np.empty((len(self.paths), *self.shape), np.uint8)
+        except MemoryError:
+            raise InputError(
+                f"{folder}: {len(self.paths):,} images of {_hw(self.shape)} pixels do not fit into"
+                f" memory; {_GIVE_A_SIZE}"
+            ) from None
+        with _silent():
+            for row, image in enumerate(images):
+                image[...] = self(row)
+        return images
+
+    def lazy(self, digests: list[bytes]) -> LazyImages:
+        """All of them, decoded when they are asked for."""
+        # `_silent` is for one thread: Pillow's remarks are silenced for good where there are more.
+        warnings.filterwarnings("ignore", module=r"PIL\.")
+        return LazyImages(self, len(self.paths), self.shape, digests=digests)
+
+
 _GIVE_A_SIZE = "bring all images to one size with --image-size N (in Python, size=N)"
 
 
@@ -131,12 +172,20 @@ def is_here(folder: Path) -> bool:
 
 
 class _Digests(dict[Path, bytes]):
-    """SHA-256 of each file's own name and contents, read when it is first asked for."""
+    """SHA-256 of each file's own name and contents, read when it is first asked for.
+
+    Attributes:
+        contents: the same of its contents alone.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.contents: dict[Path, bytes] = {}
 
     def __missing__(self, path: Path) -> bytes:
         # Some file systems store é as one character, some as two.
         name = unicodedata.normalize("NFC", path.name).encode("utf-8", "surrogateescape")
-        contents = hashlib.sha256(_read(path)).digest()
+        contents = self.contents[path] = hashlib.sha256(_read(path)).digest()
         self[path] = hashlib.sha256(name + b"\0" + contents).digest()
         return self[path]
 
@@ -256,30 +305,36 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{error}; {_WHAT_BELONGS}") from None
 
 
+def _silent() -> warnings.catch_warnings[None]:
+    """Inside, Pillow does not remark on damage that changes nothing."""
+    return warnings.catch_warnings(action="ignore")
+
+
 def read_image(path: Path, size: int | None) -> np.ndarray:
     """One image, uint8 (3, H, W)."""
+    with _silent():
+        return _decoded(path, size)
+
+
+def _decoded(path: Path, size: int | None) -> np.ndarray:
     raw = _read(path)
     if not raw:
         raise InputError(f"{path}: no readable image (it is empty); {_WHAT_BELONGS}")
     try:
-        with warnings.catch_warnings():
-            # A file may be damaged in ways that Pillow only remarks on.
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-                assert isinstance(image, ImageFile.ImageFile)
-                if image.width * image.height > MOST_PIXELS:
-                    raise Image.DecompressionBombError
-                if _is_deep(image):
-                    raise InputError(f"{path}: more than 8 bits a channel; convert it to 8 bits")
-                upright = ImageOps.exif_transpose(image).convert("RGB")
-            if size is not None:
-                side = min(upright.size)
-                left, top = (upright.width - side) // 2, (upright.height - side) // 2
-                # Cut before resizing, or what is cut off would still blend into the border.
-                square = upright.crop((left, top, left + side, top + side))
-                upright = square.resize((size, size), Image.Resampling.BICUBIC)
-            return np.asarray(upright).transpose(2, 0, 1)
+        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
+            assert isinstance(image, ImageFile.ImageFile)
+            if image.width * image.height > MOST_PIXELS:
+                raise Image.DecompressionBombError
+            if _is_deep(image):
+                raise InputError(f"{path}: more than 8 bits a channel; convert it to 8 bits")
+            upright = ImageOps.exif_transpose(image).convert("RGB")
+        if size is not None:
+            side = min(upright.size)
+            left, top = (upright.width - side) // 2, (upright.height - side) // 2
+            # Cut before resizing, or what is cut off would still blend into the border.
+            square = upright.crop((left, top, left + side, top + side))
+            upright = square.resize((size, size), Image.Resampling.BICUBIC)
+        return np.asarray(upright).transpose(2, 0, 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(f"{path}: more than {MOST_PIXELS:,} pixels; make it smaller") from None
     except InputError:

@@ -22,8 +22,8 @@ from torch import Tensor
 from .. import draws
 from ..errors import InputError
 from . import cifar10, digits, folder
-from .base import fingerprint
 from .corruptions import plasma
+from .images import fingerprint
 from .pickles import read_file, read_pickle
 
 Shape = tuple[int, int, int]  # (C, H, W)
@@ -253,7 +253,9 @@ def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> OutO
         made = generate(count, shape, seed)
         return OutOfDistribution(text, (made.clamp(0, 1) * 255).round().byte().numpy(), what)
     if text == "digits":
-        return _taken(text, digits.load().test.images, shape, count, seed, "scikit-learn's digits")
+        return _taken(
+            text, np.asarray(digits.load().test.images), shape, count, seed, "scikit-learn's digits"
+        )
     place = Path(source)
     if not os.path.isdir(place):  # no error, whatever the name is
         known = ", ".join([*GENERATED, "digits"])
@@ -269,7 +271,7 @@ def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> OutO
         return _taken("SVHN", _svhn(place / SVHN), shape, count, seed, "SVHN test images")
     if cifar10.is_here(place):
         test = cifar10.load(place).test
-        return _taken("CIFAR-10", test.images, shape, count, seed, test.pixels)
+        return _taken("CIFAR-10", np.asarray(test.images), shape, count, seed, test.pixels)
     files = _image_files(place)
     if not files:
         raise InputError(f"{place}: holds no files; name a folder of images")

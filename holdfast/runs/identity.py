@@ -15,15 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import InputError
+from ..types import Stored
 from ..version import VERSION
 
+TOGETHER = 64  # images that are read at once
 PACKAGE = Path(__file__).resolve().parents[1]
 
 
-def digest(*parts: bytes | np.ndarray | Tensor | str) -> str:
-    """SHA-256 over the parts, their lengths, shapes and types included."""
+def digest(*parts: bytes | np.ndarray | Tensor | str | Stored) -> str:
+    """SHA-256 over the parts, their lengths, shapes and types included.
+
+    Images that are not in memory are read a few at a time, and give what they give in memory.
+    """
     sha = hashlib.sha256()
     for part in parts:
+        if isinstance(part, Stored):
+            sha.update(f"{str(part.dtype).removeprefix('torch.')}{tuple(part.shape)}".encode())
+            for begin in range(0, len(part), TOGETHER):
+                sha.update(np.ascontiguousarray(part[begin : begin + TOGETHER]).data.cast("B"))
+            continue
         if isinstance(part, Tensor):
             part = part.detach().cpu()
             if part.dtype == torch.bfloat16:  # NumPy has no such type

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
@@ -104,7 +105,7 @@ class Batches:
         # An epoch is as many images as the data has, whatever share of them is extra.
         self.steps_per_epoch = len(split) // batch_size
         self.share = slice(rank, None, world)
-        images = torch.from_numpy(split.images).to(device)
+        images = torch.from_numpy(np.asarray(split.images)).to(device)
         labels = torch.from_numpy(split.labels).to(device)
 
         def own(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -35,7 +36,7 @@ def initial_network(job: TrainingJob) -> tuple[nn.Module, dict[str, Any]]:
     decided = {"classes": len(data.classes), "channels": channels}
     arguments = {k: v for k, v in decided.items() if k in known} | spec.arguments
     if channels != 3 and "mean" in known and "mean" not in arguments:
-        flat = data.train.images.swapaxes(0, 1).reshape(channels, -1) / 255
+        flat = np.asarray(data.train.images).swapaxes(0, 1).reshape(channels, -1) / 255
         arguments["mean"] = [round(float(m), 4) for m in flat.mean(1)]
         arguments["std"] = [round(float(s), 4) for s in flat.std(1)]
     # Drawn on the CPU from the run's own stream: the same on every device.

@@ -52,7 +52,7 @@ class TrainingJob:
     @cached_property
     def split(self) -> Split:
         """The images that are trained on."""
-        return self.data.split(self.recipe.train_on)
+        return self.data.split(self.recipe.train_on).in_memory()
 
     @cached_property
     def extra(self) -> ExtraImages | None:

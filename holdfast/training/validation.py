@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor, nn
@@ -47,7 +48,7 @@ class Validator:
         self.known = self._first(job.split, min(spec.images, KNOWN_IMAGES))
 
     def _first(self, split: Split, count: int) -> tuple[Tensor, Tensor]:
-        images = torch.from_numpy(split.images[:count]).to(self.fabric.device)
+        images = torch.from_numpy(np.asarray(split.images[:count])).to(self.fabric.device)
         labels = torch.from_numpy(split.labels[:count]).to(self.fabric.device)
         return images.float() / 255, labels
 
