@@ -13,7 +13,14 @@ from .errors import InputError
 from .models.checkpoint import load_checkpoint
 from .models.http import HttpModel, is_address
 from .models.registry import ARCHITECTURES, arguments_of, build
-from .models.weights import ENDINGS, is_program, load_program, load_weights_file
+from .models.weights import (
+    ENDINGS,
+    hint_of,
+    is_program,
+    load_program,
+    load_weights_file,
+    read_states,
+)
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
 from .parsing import import_named, nearest, one_line, split_options
 from .runs.files import read_json
@@ -115,10 +122,10 @@ def _of_file(file: Path, code: bool, architecture: str | None) -> nn.Module:
             f"({', '.join(ENDINGS)}) with --architecture, TorchScript, or package.module:function"
         )
     if architecture is None:
+        fits = hint_of(read_states(file)) or f"names are {', '.join(ARCHITECTURES)}"
         raise InputError(
             f"model {str(file)!r} is a file of weights alone: say what network they belong to, "
-            f"--architecture NAME (one of {', '.join(ARCHITECTURES)}) or --architecture "
-            "file.py:build"
+            f"--architecture NAME or --architecture file.py:build; {fits}"
         )
     model = _built(architecture)
     told = load_weights_file(file, model, architecture)

@@ -88,7 +88,7 @@ def test_normalisation_is_inside():
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_weight_gets_a_gradient(name):
-    size = {"widen": 1, "depth": 10} if name == "wide-resnet" else {"width": 2}
+    size = {"widen": 1, "depth": 10} if name.startswith("wide") else {"width": 2}
     model = build(name, size).train()
     channels = model.normalise.mean.shape[1]
     model(torch.rand(4, channels, 16, 16)).square().sum().backward()

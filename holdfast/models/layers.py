@@ -15,6 +15,7 @@ from ..errors import InputError
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": F.relu,
     "silu": F.silu,
+    "swish": F.silu,  # its other name
     "gelu": F.gelu,
 }
 

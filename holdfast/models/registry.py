@@ -13,6 +13,13 @@ from ..parsing import nearest
 from .autoencoder import DenoisingAutoencoder
 from .interval_cnn import IntervalCNN
 from .mixture import Mixture
+from .published import (
+    DeepMindPreActResNet,
+    DeepMindWideResNet,
+    KuangliuPreActResNet,
+    ResNet,
+    TradesWideResNet,
+)
 from .resnet import PreActResNet, WideResNet
 from .small_cnn import SmallCNN
 from .unet import DenoisingUNet
@@ -23,6 +30,12 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "wide-resnet": WideResNet,
     "small-cnn": SmallCNN,
     "interval-cnn": IntervalCNN,
+    "resnet": ResNet,
+    # Published networks, which compute what their publications do.
+    "wide-resnet-trades": TradesWideResNet,
+    "wide-resnet-deepmind": DeepMindWideResNet,
+    "preact-resnet-deepmind": DeepMindPreActResNet,
+    "preact-resnet-kuangliu": KuangliuPreActResNet,
 }
 # Images, and for the U-Net the strength of their noise, → images.
 DENOISERS: dict[str, Callable[..., nn.Module]] = {

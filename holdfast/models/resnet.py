@@ -2,12 +2,14 @@
 
 `PreActResNet` (He et al., "Identity mappings in deep residual networks", ECCV 2016) and
 `WideResNet` (Zagoruyko & Komodakis, BMVC 2016) are the same chain of pre-activation blocks with
-different numbers of stages, so both are built from one `_Trunk`.
+different numbers of stages, so both are built from one `Trunk`. So are the published networks of
+`published.py`, whose blocks differ in what `Form` says.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -20,36 +22,70 @@ CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
 CIFAR10_STD = (0.2470, 0.2435, 0.2616)
 
 
+@dataclass(frozen=True)
+class Form:
+    """What publications of pre-activation blocks differ in.
+
+    Attributes:
+        shortcut_of_input: the convolution of the shortcut sees the block's input as it is, not
+            activated.
+        shortcut_kernel: its size, 1 or 3.
+        zeros_at_end: 3×3 convolutions of stride 2 see zeros beyond the lower and the right edge
+            only, as TensorFlow pads an even size; else on all sides.
+    """
+
+    shortcut_of_input: bool = False
+    shortcut_kernel: int = 1
+    zeros_at_end: bool = False
+
+
+OURS = Form()
+
+
 class _Block(nn.Module):
     """norm → activation → 3×3 → norm → activation → 3×3, added to the input.
 
-    If the shape changes, the shortcut is a 1×1 convolution of the *activated* input.
+    If the shape changes, the shortcut is a convolution, of the *activated* input unless the form
+    says otherwise.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, activation: str):
+    def __init__(self, inputs: int, outputs: int, stride: int, activation: str, form: Form = OURS):
         super().__init__()
         self.act = activation_named(activation)
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.pad: nn.Module = nn.Identity()
+        border = 1
+        if form.zeros_at_end and stride == 2:
+            self.pad, border = nn.ZeroPad2d((0, 1, 0, 1)), 0
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, border, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
         self.shortcut: nn.Module | None = None
         if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+            size = form.shortcut_kernel
+            self.shortcut = nn.Conv2d(
+                inputs, outputs, size, stride, border if size == 3 else 0, bias=False
+            )
+        self.form = form
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.act(self.norm1(x))
-        shortcut = x if self.shortcut is None else self.shortcut(h)
-        return self.conv2(self.act(self.norm2(self.conv1(h)))) + shortcut
+        shortcut = x
+        if self.shortcut is not None:
+            seen = x if self.form.shortcut_of_input else h
+            shortcut = self.shortcut(self.pad(seen) if self.form.shortcut_kernel == 3 else seen)
+        return self.conv2(self.act(self.norm2(self.conv1(self.pad(h))))) + shortcut
 
 
-class _Trunk(nn.Module):
+class Trunk(nn.Module):
     """Stem → stages of blocks → norm → activation → average → linear.
 
     Args:
         stem: output channels and stride of the first convolution. Its kernel is 3 at stride 1
             and 4 at stride 2 (which covers every pixel equally often).
         stages: (channels, blocks, stride) of each stage.
+        form: of the blocks.
+        last_norm: whether the last block is followed by norm and activation.
     """
 
     def __init__(
@@ -61,6 +97,8 @@ class _Trunk(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         activation: str,
+        form: Form = OURS,
+        last_norm: bool = True,
     ):
         super().__init__()
         self.normalise = Normalise(mean, std)
@@ -70,22 +108,53 @@ class _Trunk(nn.Module):
         blocks: list[nn.Module] = []
         for outputs, count, stride in stages:
             for i in range(count):
-                blocks.append(_Block(channels, outputs, stride if i == 0 else 1, activation))
+                blocks.append(_Block(channels, outputs, stride if i == 0 else 1, activation, form))
                 channels = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.norm = nn.BatchNorm2d(channels)
+        self.norm = nn.BatchNorm2d(channels) if last_norm else None
         self.linear = nn.Linear(channels, classes)
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """The input (N, D) of the linear layer: averaged activations of the last block."""
         x = self.blocks(self.stem(self.normalise(images)))
-        return self.act(self.norm(x)).mean((2, 3))
+        if self.norm is not None:
+            x = self.act(self.norm(x))
+        return x.mean((2, 3))
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n k"]:
         return self.linear(self.features(images))
 
 
-class PreActResNet(_Trunk):
+Stages = list[tuple[int, int, int]]  # channels, blocks and stride of each
+
+
+def doubling_stages(depth: int, width: int, stages: int = 4) -> Stages:
+    """Stages of `width`, 2 × `width`, … channels, each after the first of stride 2; InputError for
+    a depth that no whole number of blocks gives."""
+    whole_number("width", width)
+    per_block = 2 * whole_number("stages", stages, 1, 16)
+    if (depth, stages) == (34, 4):
+        counts = [3, 4, 6, 3]
+    elif whole_number("depth", depth) > 2 and (depth - 2) % per_block == 0:
+        counts = [(depth - 2) // per_block] * stages
+    else:
+        fitting = ", ".join(str(2 + per_block * n) for n in (1, 2, 3))
+        raise InputError(
+            f"depth {depth} fits no PreAct ResNet of {stages} stages; use {fitting}, …"
+        )
+    return [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
+
+
+def wide_stages(depth: int, widen: int) -> Stages:
+    """Three stages of 16, 32 and 64 × `widen` channels; InputError for a depth that no whole
+    number of blocks gives."""
+    whole_number("widen", widen)
+    if whole_number("depth", depth) < 10 or (depth - 4) % 6 != 0:
+        raise InputError(f"depth {depth} fits no Wide ResNet; use 10, 16, 22, 28, 34, …")
+    return [(16 * widen << i, (depth - 4) // 6, 1 if i == 0 else 2) for i in range(3)]
+
+
+class PreActResNet(Trunk):
     """Pre-activation ResNet with four stages of `width`, 2, 4 and 8 × `width` channels.
 
     Args:
@@ -120,27 +189,16 @@ class PreActResNet(_Trunk):
         stem_stride: int = 1,
         activation: str = "relu",
     ):
-        whole_number("width", width)
         whole_number("classes", classes)
-        per_block = 2 * whole_number("stages", stages, 1, 16)
-        if (depth, stages) == (34, 4):
-            counts = [3, 4, 6, 3]
-        elif whole_number("depth", depth) > 2 and (depth - 2) % per_block == 0:
-            counts = [(depth - 2) // per_block] * stages
-        else:
-            fitting = ", ".join(str(2 + per_block * n) for n in (1, 2, 3))
-            raise InputError(
-                f"depth {depth} fits no PreAct ResNet of {stages} stages; use {fitting}, …"
-            )
+        shapes = doubling_stages(depth, width, stages)
         if whole_number("stem_stride", stem_stride) > 2:
             raise InputError(f"stem_stride must be 1 or 2, not {stem_stride!r}")
-        shapes = [(width << i, n, 1 if i == 0 else 2) for i, n in enumerate(counts)]
         super().__init__(
             (width, stem_stride), shapes, classes=classes, mean=mean, std=std, activation=activation
         )
 
 
-class WideResNet(_Trunk):
+class WideResNet(Trunk):
     """Wide ResNet with three stages of 16, 32 and 64 × `widen` channels.
 
     Args:
@@ -167,12 +225,8 @@ class WideResNet(_Trunk):
         std: Sequence[float] = CIFAR10_STD,
         activation: str = "relu",
     ):
-        whole_number("widen", widen)
         whole_number("classes", classes)
-        if whole_number("depth", depth) < 10 or (depth - 4) % 6 != 0:
-            raise InputError(f"depth {depth} fits no Wide ResNet; use 10, 16, 22, 28, 34, …")
-        count = (depth - 4) // 6
-        stages = [(16 * widen << i, count, 1 if i == 0 else 2) for i in range(3)]
+        stages = wide_stages(depth, widen)
         super().__init__(
             (16, 1), stages, classes=classes, mean=mean, std=std, activation=activation
         )

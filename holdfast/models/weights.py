@@ -15,13 +15,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..parsing import one_line
+from .naming import NORMALISE, Fitting, State, bare, fitting, translations, without_leftovers
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th")
-# What wrappers put before the names of weights.
-PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "encoder.", "backbone.")
 SHOWN = 3  # names of each kind in a message
-
-State = dict[str, Tensor]
 
 
 def is_program(file: Path) -> bool:
@@ -89,22 +86,6 @@ def _states(content: Any, where: str) -> Iterator[tuple[str, State]]:
             yield from _states(inner, f"{where}.{key}".lstrip("."))
 
 
-def bare(state: State) -> State:
-    """Weights without what wrappers put before their names.
-
-    Example:
-        >>> list(bare({"module.fc.weight": torch.zeros(1), "module.fc.bias": torch.zeros(1)}))
-        ['fc.weight', 'fc.bias']
-    """
-    while True:
-        for prefix in PREFIXES:
-            if state and all(name.startswith(prefix) for name in state):
-                state = {name.removeprefix(prefix): value for name, value in state.items()}
-                break
-        else:
-            return state
-
-
 def _misfits(state: State, model: nn.Module) -> tuple[list[str], list[str], list[str]]:
     """Names that are missing, unexpected, and of another shape."""
     wanted = model.state_dict()
@@ -127,27 +108,32 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
     """Load a file's weights into a network.
 
     Of several sets in the file (`model`, `ema`, …) the one that fits is taken; if more do, an
-    averaged one (`ema`), else the first. Names are tried as they are, then without the prefixes of
-    wrappers.
+    averaged one (`ema`), else the first. Names are tried as they are, without the prefixes of
+    wrappers and the leftovers of publications, and as publications write them.
 
     Args:
-        architecture: what the network is called, for messages.
+        architecture: what the network is called: one of ours with its options, or any other.
 
     Returns:
         what was taken, as a line; empty if that goes without saying.
 
     Raises:
-        InputError: no set fits; the message says what is missing, unexpected or of another shape.
+        InputError: no set fits; the message says what is missing, unexpected or of another shape,
+            and which network of ours would fit.
     """
     closest: tuple[int, str] | None = None
-    sets = sorted(read_states(file).items(), key=lambda item: "ema" not in item[0].lower())
+    states = read_states(file)
+    sets = sorted(states.items(), key=lambda item: "ema" not in item[0].lower())
     for where, state in sets:
-        for said, named in (("", state), (", without prefixes", bare(state))):
+        for said, named in _readings(state, model, architecture.partition(":")[0]):
             missing, unexpected, shapes = _misfits(named, model)
             if not (missing or unexpected or shapes):
+                _check_numbers(file, named)
                 model.load_state_dict(named, strict=False)
-                taken = f"{where!r} taken" if where else ""
-                return f"{file.name}: {taken or 'weights taken'}{said}" if taken or said else ""
+                taken = [f"{where!r} taken"] if where else []
+                taken += [said] if said else []
+                taken += _precision(named)
+                return f"{file.name}: {', '.join(taken)}" if taken else ""
             kinds = (
                 ("missing", missing),
                 ("unexpected", unexpected),
@@ -158,7 +144,59 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
             if closest is None or wrong < closest[0]:
                 closest = wrong, told
     assert closest is not None
-    raise InputError(f"weights {file} do not fit {architecture}: {closest[1]}")
+    hint = hint_of(states)
+    raise InputError(
+        f"weights {file} do not fit {architecture}: {closest[1]}{'; ' if hint else ''}{hint}"
+    )
+
+
+def _readings(state: State, model: nn.Module, name: str) -> Iterator[tuple[str, State]]:
+    """What to say of each way to read the names of a file's weights, and the weights so named."""
+    yield "", state
+    yield "prefixes taken off", bare(state)
+    kept, left_out = without_leftovers(state)
+    if left_out:
+        yield f"left out: {_few(list(left_out))}", kept
+    own = model.state_dict()
+    for translated in translations(state):
+        if translated.architecture == name:
+            normalised = "by the file" if translated.normalised else "as the architecture says"
+            said = f"published names, normalised {normalised}"
+            if translated.left_out:
+                said += f", left out: {_few(list(translated.left_out))}"
+            yield (
+                said,
+                translated.state | {key: _mean(key, translated.state, own) for key in NORMALISE},
+            )
+
+
+def _mean(key: str, state: State, own: State) -> Tensor:
+    """A normalisation's entry, for each channel: the file's, else the network's own."""
+    value = state.get(key, own[key])
+    return value.expand_as(own[key]) if value.numel() == 1 else value
+
+
+def _check_numbers(file: Path, state: State) -> None:
+    for name, value in state.items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise InputError(f"weights {file}: {name!r} holds numbers that are not finite")
+
+
+def _precision(state: State) -> list[str]:
+    """That weights are of a low precision, where they are."""
+    kinds = {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()}
+    low = sorted(kinds - {"float32", "float64"})
+    return [f"{' and '.join(low)} weights used in float32"] if low else []
+
+
+def hint_of(states: Mapping[str, State]) -> str:
+    """Which network of ours would fit one of a file's sets of weights, as a line; empty if none."""
+    for state in states.values():
+        found: Fitting | None = fitting(state)
+        if found is not None:
+            unsaid = f" (shapes do not tell {'; '.join(found.open)})" if found.open else ""
+            return f"they fit --architecture {found.architecture}{unsaid}"
+    return ""
 
 
 def _few(names: list[str]) -> str:
