@@ -1,4 +1,5 @@
-"""Data sets: CIFAR-10 in its original files, any folder of images, and the embedded digits.
+"""Data sets: CIFAR-10, CIFAR-100 and SVHN in their original files, any folder of images, arrays of
+NumPy, and the embedded digits.
 
 Images are stored as uint8 (N, C, H, W); `to_tensor` brings them to the float32 images in [0, 1]
 that models and attacks see.
@@ -6,6 +7,7 @@ that models and attacks see.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +16,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
-from . import cifar10, digits, folder
+from . import brought, cifar10, cifar100, digits, folder, numpy_files, svhn
 from .augment import Augment
 from .base import SPLITS, DataSet, Split
+from .choosing import choose
+from .class_order import in_order
 from .contact_sheet import figure
 from .download import fetch
 from .images import ImageArray, LazyImages
@@ -26,6 +30,7 @@ __all__ = [
     "DataSet",
     "LazyImages",
     "Split",
+    "choose",
     "describe",
     "describe_classes",
     "figure",
@@ -35,34 +40,65 @@ __all__ = [
 
 
 def load(
-    source: str | Path | DataSet, *, download: bool = False, size: int | None = None
+    source: str | Path | DataSet,
+    *,
+    download: bool = False,
+    size: int | None = None,
+    grey: bool = False,
+    labels: str | Path | None = None,
+    class_order: str | Path | None = None,
+    split: str | None = None,
+    indices: str | Path | Sequence[int] | None = None,
+    limit: int | None = None,
+    balanced: bool = False,
 ) -> DataSet:
-    """A data set by name or folder.
+    """A data set by name, file or folder.
 
     Args:
-        source: `digits` for the embedded handwritten digits, or a folder: CIFAR-10's original
-            files in any of the layouts of `holdfast.data.cifar10`, directly or in its
-            `cifar-10-batches-py`; or images in one folder a class (`holdfast.data.folder`). What
-            is loaded already is handed back.
+        source: `digits` for the embedded handwritten digits; a folder with CIFAR-10's original
+            files in any of the layouts of `holdfast.data.cifar10`, with CIFAR-100's or SVHN's; an
+            `.npz` or `.npy` file, or a folder of them (`holdfast.data.numpy_files`); or images in
+            one folder a class (`holdfast.data.folder`). What is loaded already is handed back.
         download: fetch CIFAR-10 into the folder if nothing else is there.
         size: for images of one's own, the height and width in pixels to bring them to.
+        grey: bring images to one channel, by ITU-R BT.601 luma.
+        labels: which labels, where data have several: `fine` or `coarse` of CIFAR-100, a word of
+            an array's name.
+        class_order: a file that says in which order the classes stand
+            (`holdfast.data.class_order`).
+        split: of which `indices`, `limit` and `balanced` choose; by default `test`, or what there
+            is where that holds no images.
+        indices, limit, balanced: which images of it (`holdfast.data.choosing.choose`).
 
     Returns:
-        The three splits; images of one's own are decoded when they are asked for where all of them
-        have more than 1 GiB of pixels, and else in memory (`holdfast.data.images`). CIFAR-10's
-        images stand in the published order, and those of one's own in an order that knows nothing
-        of classes (`holdfast.data.folder`).
+        The splits that there are. Images of one's own are decoded when they are asked for where all
+        of them have more than 1 GiB of pixels, and else in memory (`holdfast.data.images`). CIFAR's
+        and SVHN's images stand in the published order, arrays in their own, and images of one's own
+        in an order that knows nothing of classes (`holdfast.data.folder`).
 
     Raises:
         InputError: nothing there, files missing, unreadable, damaged or of the wrong content.
         HoldfastError: the download failed.
 
     Example:
-        >>> digits = load("digits")
+        >>> digits = load("digits", limit=20, balanced=True)
         >>> digits.train.images.shape, len(digits.test)
-        ((1197, 1, 8, 8), 300)
+        ((1197, 1, 8, 8), 20)
     """
+    dataset = _loaded(source, download, size, labels)
+    if grey:
+        dataset = brought.to_grey(dataset)
+    if class_order is not None:
+        dataset = in_order(dataset, class_order)
+    return choose(dataset, dataset.usual(split), indices=indices, limit=limit, balanced=balanced)
+
+
+def _loaded(
+    source: str | Path | DataSet, download: bool, size: int | None, labels: str | Path | None
+) -> DataSet:
+    """The data set as its files have it."""
     if isinstance(source, DataSet):
+        _no_labels(source.name, labels)
         return _fixed_size(source, size)
     if not isinstance(source, str | Path):
         raise InputError(
@@ -70,20 +106,43 @@ def load(
             f" {type(source).__name__}; arrays go to holdfast.evaluate as images and labels"
         )
     if source == "digits":
+        _no_labels("digits", labels)
         return _fixed_size(digits.load(), size)
-    path = Path(source)
+    path, word = Path(source), None if labels is None else str(labels)
     try:
-        if not cifar10.is_here(path) and folder.is_here(path):
+        if cifar10.is_here(path) or (download and not path.is_file()):
+            _no_labels("CIFAR-10", labels)
+            if download and not cifar10.is_complete(path) and not _is_other(path):
+                path = fetch(path)
+            if cifar10.is_here(path):
+                return _fixed_size(cifar10.load(path), size)
+        if cifar100.is_here(path):
+            return _fixed_size(cifar100.load(path, word), size)
+        if svhn.is_here(path):
+            _no_labels("SVHN", labels)
+            return _fixed_size(svhn.load(path), size)
+        if numpy_files.is_here(path):
+            return brought.to_size(
+                numpy_files.load(path, None if labels is None else str(labels)), size
+            )
+        if folder.is_here(path):
             return folder.load(path, size)
-        if download and not cifar10.is_complete(path):
-            path = fetch(path)
-        if not cifar10.is_here(path):
-            raise InputError(_nothing(path))
-        return _fixed_size(cifar10.load(path), size)
+        raise InputError(_nothing(path))
     except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path}: cannot be read ({_reason(error)})") from None
+
+
+def _is_other(path: Path) -> bool:
+    """Whether something else than CIFAR-10 is there, which needs no download."""
+    kinds = (cifar100, svhn, numpy_files, folder)
+    return not cifar10.is_here(path) and any(kind.is_here(path) for kind in kinds)
+
+
+def _no_labels(name: str, labels: str | Path | None) -> None:
+    if labels is not None:
+        raise InputError(f"--labels {labels}: {name} has one kind of labels; leave it out")
 
 
 def _reason(error: OSError | ValueError) -> str:
@@ -96,7 +155,7 @@ def _nothing(path: Path) -> str:
     if not path.exists():
         return f"{path}: no such folder; {cifar10.how_to_get(path)}; {own}"
     if not path.is_dir():
-        return f"{path}: is no folder; give the folder that holds the images"
+        return f"{path}: is no folder, .npz or .npy file; give the folder that holds the images"
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if not names:
         return f"{path}: is empty; {cifar10.how_to_get(path)}; {own}"
@@ -107,7 +166,7 @@ def _nothing(path: Path) -> str:
 
 
 def _fixed_size(dataset: DataSet, size: int | None) -> DataSet:
-    own = dataset.train.images.shape[2]
+    own = dataset.shape[1]
     if size not in (None, own):
         raise InputError(
             f"--image-size {size} is for images of your own;"
@@ -165,4 +224,5 @@ def describe_classes(dataset: DataSet) -> str:
     lines = [
         f"{row[0]:>4}  {row[1]}" + "".join(f"  {cell:>10}" for cell in row[2:]) for row in rows
     ]
-    return "\n".join([*lines, *(f"note: {overlap}" for overlap in dataset.overlaps)])
+    said = [*map(str, dataset.overlaps), *dataset.told]
+    return "\n".join([*lines, *(f"note: {line}" for line in said)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from ..errors import InputError
 from .images import ImageArray, digests, joined, part
 
 SPLITS = ("train", "validation", "test")
+ALL = "all"  # the split that holds every image
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +27,8 @@ class Split:
         filenames: str (N,); where each image came from.
         labels: int64 (N,), from 0 to the number of classes - 1.
         pixels: what the pixels are, in words, for every figure made from them.
+        indices: int64 (N,), which images of the whole split these are; None: its first N.
+        grouped: the labels stand class after class, so that the first images are no sample.
 
     Raises:
         InputError: images of another shape or type, or not as many labels and names as images.
@@ -35,6 +38,8 @@ class Split:
     filenames: Shaped[np.ndarray, " n"]
     labels: Int64[np.ndarray, " n"]
     pixels: str
+    indices: Int64[np.ndarray, " n"] | None = None
+    grouped: bool = False
 
     def __post_init__(self) -> None:
         if self.images.ndim != 4 or self.images.dtype != np.uint8:
@@ -66,12 +71,36 @@ class Split:
         return self._slice(slice(count, None))
 
     def _slice(self, rows: slice) -> Split:
-        return Split(self.images[rows], self.filenames[rows], self.labels[rows], self.pixels)
+        images = self.images[rows]
+        indices = self.indices if rows.start is None else self._known
+        if indices is not None:
+            indices = indices[rows]
+        return replace(
+            self,
+            images=images,
+            filenames=self.filenames[rows],
+            labels=self.labels[rows],
+            indices=indices,
+        )
 
     def rows(self, rows: Int64[np.ndarray, " m"]) -> Split:
         """Some of the images, in this order; lazy if the split's are."""
-        images = part(self.images, rows)
-        return Split(images, self.filenames[rows], self.labels[rows], self.pixels)
+        return replace(
+            self,
+            images=part(self.images, rows),
+            filenames=self.filenames[rows],
+            labels=self.labels[rows],
+            indices=self._known[rows],
+        )
+
+    @property
+    def _known(self) -> Int64[np.ndarray, " n"]:
+        return np.arange(len(self)) if self.indices is None else self.indices
+
+    @property
+    def reach(self) -> int:
+        """How many of the first images of the whole split hold all of these."""
+        return len(self) if self.indices is None else int(self.indices.max(initial=-1)) + 1
 
 
 @dataclass(frozen=True)
@@ -123,6 +152,13 @@ class DataSet:
 
     Attributes:
         overlaps: which splits share images, as far as that was looked for.
+        told: what was recognised, and what of it was not understood, one line each.
+        lacking: why a split holds no images, by its name; such a split has the length 0.
+        everything: all images, where they are more than the three splits, or in an order of which
+            the first are a sample; None: the three splits, one after another.
+        named: whether classes have names; else they are called by their numbers.
+        brought: how images of one's own were brought to one shape: `size`, height and width in
+            pixels, and `grey`; empty where they are as in the files.
     """
 
     name: str
@@ -131,24 +167,57 @@ class DataSet:
     validation: Split
     test: Split
     overlaps: tuple[Overlap, ...] = ()
+    told: tuple[str, ...] = ()
+    lacking: Mapping[str, str] = field(default_factory=dict)
+    everything: Split | None = None
+    named: bool = True
+    brought: Mapping[str, int | bool] = field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of every image."""
+        _, channels, height, width = self.train.images.shape
+        return channels, height, width
+
+    @property
+    def held(self) -> list[str]:
+        """The splits that hold images."""
+        return [name for name in SPLITS if len(getattr(self, name))]
+
+    def usual(self, name: str | None) -> str:
+        """The split asked for; of None `test`, or what there is where that holds no images."""
+        if name is not None:
+            return name
+        return next((each for each in ("test", "validation") if each in self.held), ALL)
 
     def split(self, name: str) -> Split:
-        """The split called `train`, `validation`, `test`, `train+validation`, or
+        """The split called `train`, `validation`, `test`, `all`, `train+validation`, or
         `train+validation-N`, which leaves out the first N validation images.
 
         Raises:
-            InputError: another name, or N of not as many validation images.
+            InputError: another name, a split without images, or N of not as many validation
+                images.
         """
         if TRAINED_ON.fullmatch(name) and name != "train":
             held = held_back(name)
             if held is None or held >= len(self.validation):
                 raise InputError(f"{name}: there are only {len(self.validation)} validation images")
-            return _joined(self.train, self.validation.after(held))
+            rest = self.validation.after(held)
+            return _joined({"train": self.split("train"), "validation": rest})
+        if name == ALL:
+            return self.everything or _joined({each: getattr(self, each) for each in self.held})
         if name not in SPLITS:
-            known = ", ".join([*SPLITS, "train+validation"])
+            known = ", ".join([*SPLITS, ALL, "train+validation"])
             raise InputError(f"split {name!r} is unknown; the splits are {known}")
         split: Split = getattr(self, name)
+        if not len(split):
+            why = self.lacking.get(name) or f"{self.name} has no {name} images"
+            raise InputError(f"{why}{self._instead(name)}")
         return split
+
+    def _instead(self, name: str) -> str:
+        """Which splits there are, to end a line about one that there is not."""
+        return f"; --split {' or '.join([*self.held, ALL])} has images"
 
     def absent(self, labels: Int64[np.ndarray, " n"]) -> list[str]:
         """The classes of which none of these labels is, by name."""
@@ -159,7 +228,7 @@ class DataSet:
         """What has to be said, on one line each, beside a figure from the first images of a split:
         classes that are not among them, and images that are in several splits."""
         absent = self.absent(self.split(split).labels[:first])
-        said = [f"{overlap}" for overlap in self.overlaps]
+        said = [*(f"{overlap}" for overlap in self.overlaps), *self.told]
         if absent:
             names = ", ".join(absent[:10]) + (", …" if len(absent) > 10 else "")
             said.insert(
@@ -171,7 +240,11 @@ class DataSet:
 
     def result_fields(self, split: str, first: int) -> dict[str, Any]:
         """The same for programs: fields of a result's `data`."""
+        chosen = self.split(split).indices
         return {
+            **({} if chosen is None else {"indices": chosen[:first].tolist()}),
+            **({"told": list(self.told)} if self.told else {}),
+            **({"brought": dict(self.brought)} if self.brought else {}),
             "classes_without_images": self.absent(self.split(split).labels[:first]),
             "overlaps": [
                 {"split": each.split, "other": each.other, "images": each.images}
@@ -219,13 +292,14 @@ def seen_in_training(trained_on: str, split: str, first: int) -> bool:
     return split != "validation" or (held is not None and first > held)
 
 
-def _joined(first: Split, second: Split) -> Split:
-    pixels = first.pixels
-    if second.pixels != pixels:
-        pixels = f"train: {first.pixels}; validation: {second.pixels}"
+def _joined(splits: Mapping[str, Split]) -> Split:
+    """Several splits, one after another, by their names."""
+    parts = list(splits.values())
+    pixels = dict.fromkeys(split.pixels for split in parts)
+    told = [f"{name}: {split.pixels}" for name, split in splits.items()]
     return Split(
-        joined([first.images, second.images]),
-        np.concatenate([first.filenames, second.filenames]),
-        np.concatenate([first.labels, second.labels]),
-        pixels,
+        joined([split.images for split in parts]),
+        np.concatenate([split.filenames for split in parts]),
+        np.concatenate([split.labels for split in parts]),
+        "; ".join(told) if len(pixels) > 1 else parts[0].pixels,
     )

@@ -116,7 +116,9 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
     return DataSet(
         _name(Path(folder.resolve().name)),
         tuple(_name(Path(c)) for c in classes),
-        **splits,
+        splits["train"],
+        splits["validation"],
+        splits["test"],
         overlaps=overlaps(splits),
     )
 

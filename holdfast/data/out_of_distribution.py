@@ -5,10 +5,7 @@ Used to ask whether a model notices. No label is read.
 
 from __future__ import annotations
 
-import math
 import os
-import struct
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,17 +18,14 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from . import cifar10, digits, folder
+from . import cifar10, cifar100, digits, folder, svhn
 from .corruptions import plasma
 from .images import fingerprint
-from .pickles import read_file, read_pickle
 
 Shape = tuple[int, int, int]  # (C, H, W)
 
 CIFAR100 = ("test", "cifar-100-python/test")
-SVHN = "test_32x32.mat"
-LARGEST_MAT = 2**29  # bytes; SVHN's test file has 64 million
-LARGEST_ARRAY = 3072 * 100_000  # bytes unpacked; a small file can claim far more than SVHN's 26,032
+SVHN = svhn.FILES["test"]
 FITTED = "centre cut to the shape, resized bilinearly with antialiasing, 8 bits"
 
 
@@ -119,95 +113,6 @@ def fit(images: UInt8[np.ndarray, "n c h w"], shape: Shape) -> UInt8[np.ndarray,
 # --- files --------------------------------------------------------------------------------------
 
 
-def _cifar100(file: Path) -> np.ndarray:
-    """The images of CIFAR-100's test file, uint8 (N, 3, 32, 32), read as data and never run."""
-    content = read_pickle(file)
-    data = content.get("data", content.get(b"data")) if isinstance(content, dict) else None
-    if (
-        not isinstance(data, np.ndarray)
-        or data.dtype != np.uint8
-        or data.ndim != 2
-        or data.shape[1] != 3072
-        or not len(data)
-    ):
-        raise InputError(
-            f"{file}: holds no uint8 images (N, 3072), so it is no file of CIFAR-100 for Python"
-        )
-    return data.reshape(-1, 3, 32, 32)
-
-
-def _svhn(file: Path) -> np.ndarray:
-    """The images of SVHN's cropped digits, uint8 (N, 3, 32, 32)."""
-    raw = read_file(file, LARGEST_MAT)
-    try:
-        found = _mat_array(raw, b"X")
-    except (struct.error, zlib.error, ValueError) as error:
-        raise InputError(f"{file}: no readable .mat file ({error})") from None
-    if found is None or found.shape[:3] != (32, 32, 3) or not found.size:
-        raise InputError(f"{file}: has no uint8 array X (32, 32, 3, N), so it is no SVHN file")
-    return np.ascontiguousarray(found.transpose(3, 2, 0, 1))
-
-
-# Types of data elements and the class of arrays, as MATLAB's "MAT-file format" numbers them.
-_INT8, _UINT8, _INT32, _UINT32, _MATRIX, _COMPRESSED = 1, 2, 5, 6, 14, 15
-_UINT8_CLASS, _COMPLEX = 9, 0x800
-
-
-def _mat_array(raw: bytes, name: bytes) -> np.ndarray | None:
-    """The uint8 array of four dimensions with that name in a MAT-file of version 5, if it has one.
-
-    SciPy's reader crashes on some damaged files and fills the memory from others; this one reads
-    what SVHN's files need and nothing else.
-
-    Raises:
-        ValueError, struct.error, zlib.error: damaged.
-    """
-    order = {b"IM": "<", b"MI": ">"}.get(raw[126:128])
-    if order is None:
-        raise ValueError("its head is another's")
-    at = 128
-    while at < len(raw):
-        kind, begin, end, at = _element(raw, at, order, padded=False)
-        if kind == _COMPRESSED:
-            body = zlib.decompressobj().decompress(raw[begin:end], LARGEST_ARRAY + 1024)
-            kind, begin, end, _ = _element(body, 0, order)
-        else:
-            body = raw
-        if kind != _MATRIX:
-            continue
-        parts: list[tuple[int, bytes]] = []
-        inside = begin
-        while inside < end and len(parts) < 4:
-            which, start, stop, inside = _element(body, inside, order)
-            parts.append((which, body[start:stop]))
-        if [which for which, _ in parts] != [_UINT32, _INT32, _INT8, _UINT8]:
-            continue
-        flags, sides, called, content = (part for _, part in parts)
-        shape = struct.unpack(f"{order}{len(sides) // 4}i", sides)
-        (bits,) = struct.unpack_from(f"{order}I", flags)
-        if called != name or bits & 0xFF != _UINT8_CLASS or bits & _COMPLEX or len(shape) != 4:
-            continue
-        if min(shape) < 0 or math.prod(shape) != len(content):
-            raise ValueError("an array is not as long as its shape says")
-        return np.frombuffer(content, np.uint8).reshape(shape, order="F")
-    return None
-
-
-def _element(raw: bytes, at: int, order: str, padded: bool = True) -> tuple[int, int, int, int]:
-    """Type, begin and end of the data element at a place, and where the next one stands."""
-    kind, length = struct.unpack_from(f"{order}II", raw, at)
-    begin = at + 8
-    if kind >> 16:  # up to 4 bytes stand in the head itself
-        kind, length, begin = kind & 0xFFFF, kind >> 16, at + 4
-        if length > 4:
-            raise ValueError("a short element is too long")
-        return kind, begin, begin + length, at + 8
-    end = begin + length
-    if end > len(raw):
-        raise ValueError("it ends too early")
-    return kind, begin, end, end + (-length % 8 if padded else 0)
-
-
 def _image_files(place: Path) -> list[Path]:
     """All files below a folder, hidden ones left out, in the order of their paths."""
     try:
@@ -265,10 +170,17 @@ def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> OutO
     for name in CIFAR100:
         if (place / name).is_file():
             return _taken(
-                "CIFAR-100", _cifar100(place / name), shape, count, seed, "CIFAR-100 test images"
+                "CIFAR-100",
+                cifar100.read_images(place / name),
+                shape,
+                count,
+                seed,
+                "CIFAR-100 test images",
             )
     if (place / SVHN).is_file():
-        return _taken("SVHN", _svhn(place / SVHN), shape, count, seed, "SVHN test images")
+        return _taken(
+            "SVHN", svhn.read_images(place / SVHN), shape, count, seed, "SVHN test images"
+        )
     if cifar10.is_here(place):
         test = cifar10.load(place).test
         return _taken("CIFAR-10", np.asarray(test.images), shape, count, seed, test.pixels)

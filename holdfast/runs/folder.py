@@ -171,7 +171,7 @@ _CHECKSUMS = {
 # Words that change no figure, and what only follows from something else that is named.
 _ASIDE = {
     "pixels", "source", "architecture", "more_test", "more_held", "training", "classes",
-    "classes_without_images", "overlaps", "seen_in_training", "trained_on",
+    "classes_without_images", "overlaps", "seen_in_training", "trained_on", "told", "brought",
 }  # fmt: skip
 
 

@@ -73,6 +73,9 @@ class DataInfo(Part):
         pixels: what they are, in words, such as "the JPEG copy of the test images".
         seen_in_training: whether the model was trained on some of them, by its card.
         classes_without_images: names of the classes that none of these images belongs to.
+        indices: which images of the split, where they are not its first.
+        told: how the data were read, one line each.
+        brought: how images were brought to one shape, where they were: `size`, `grey`.
     """
 
     name: str | None = None
@@ -82,6 +85,9 @@ class DataInfo(Part):
     seen_in_training: bool | None = None
     classes_without_images: Names = ()
     overlaps: ListOf[Overlap] = ()
+    indices: ListOf[Count] | None = None
+    told: Names = ()
+    brought: dict[str, Any] | None = None
 
 
 class ModelInfo(Part):
