@@ -20,6 +20,7 @@ from .models.weights import (
     load_program,
     load_weights_file,
     read_states,
+    weights_in,
 )
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
 from .parsing import import_named, nearest, one_line, split_options
@@ -58,7 +59,10 @@ def load(source: Path | str, code: bool = True, *, architecture: str | None = No
     """
     text = str(source)
     if architecture is not None and not os.path.isfile(text):
-        raise InputError(f"--architecture is for a file of weights, and {text!r} is none")
+        file = weights_in(Path(text))
+        if file is None or os.path.isfile(Path(text) / "card.json"):
+            raise InputError(f"--architecture is for a file of weights, and {text!r} is none")
+        return _of_file(file, code, architecture)
     if isinstance(source, str) and is_address(source):
         if not code:
             raise InputError(f"model {text!r} is no folder, and a file may name no address")
@@ -115,7 +119,7 @@ def _of_file(file: Path, code: bool, architecture: str | None) -> nn.Module:
         if architecture is not None:
             raise InputError(f"model {file} brings its own network: --architecture is not needed")
         return load_program(file)
-    if file.suffix not in ENDINGS:
+    if architecture is None and not file.name.endswith(ENDINGS):
         raise InputError(
             f"model {str(file)!r} is a file; what can be loaded is a "
             "folder with model.safetensors and card.json, a name from the zoo, a file of weights "

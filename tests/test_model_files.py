@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import argparse
+import collections
+import datetime
+import importlib
+import json
+import os
 import pickle
 import re
+import runpy
+import subprocess
+import sys
+import zipfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -160,6 +171,245 @@ def test_weights_never_run_code(tmp_path: Path, ending: str) -> None:
 
 def _pickled() -> bytes:
     return pickle.dumps(_Attack())
+
+
+# --- what people save besides ------------------------------------------------------------------
+
+
+class _Dictionary(dict):
+    """As Lightning's AttributeDict and many configurations."""
+
+
+class _Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Flatten(), nn.Linear(3072, 7))
+        self.register_buffer("scratch", torch.zeros(1), persistent=False)
+        self.activation = torch.relu
+
+    def forward(self, x):
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    "extras",
+    [
+        lambda: {"args": argparse.Namespace(lr=0.1, depth=28)},
+        lambda: {"best_acc": np.float64(0.5), "history": np.arange(3.0)},
+        lambda: {"hyper_parameters": _Dictionary(lr=0.1), "callbacks": {"a": {"b": Path("x")}}},
+        lambda: {"when": datetime.datetime(2020, 1, 1), "tags": {1, 2}},
+        lambda: {"scheduler": _Scheduler(), "counts": collections.Counter("ab")},
+        lambda: {"defaults": collections.defaultdict(list, a=[1])},
+    ],
+)
+def test_objects_beside_the_weights_are_not_read(network, tmp_path: Path, extras, capsys) -> None:
+    file = tmp_path / "weights.ckpt"
+    torch.save({"state_dict": network.state_dict(), "epoch": 3, **extras()}, file)
+    assert torch.equal(hf.load(file, architecture=NAME)(GREY), network(GREY))
+    assert "'state_dict' taken" in capsys.readouterr().err
+
+
+class _Scheduler:
+    def __init__(self):
+        self.step, self.history = 3, [1, 2]
+
+
+def test_what_is_not_read_is_said(network, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "weights.pth"
+    torch.save({"net": network.state_dict(), "args": argparse.Namespace(lr=0.1)}, file)
+    hf.load(file, architecture=NAME)
+    assert "not read: objects of argparse.Namespace" in capsys.readouterr().err
+
+
+def test_a_whole_pickled_model_gives_its_weights_and_runs_no_code(
+    code: Path, tmp_path: Path, capsys
+) -> None:
+    file, whole = tmp_path / "model.pth", _Net()
+    torch.save(whole, file)
+    (tmp_path / "own.py").write_text(
+        "import torch\n"
+        "class Net(torch.nn.Module):\n"
+        "    def __init__(self):\n"
+        "        super().__init__()\n"
+        "        F = torch.nn\n"
+        "        self.body = F.Sequential(F.Flatten(), F.Linear(3072, 7))\n"
+        "    def forward(self, x):\n"
+        "        return self.body(x)\n"
+    )
+    model = hf.load(file, architecture=f"{tmp_path / 'own.py'}:Net")
+    assert torch.equal(model(IMAGES), whole(IMAGES))
+    assert "_Net, whose weights are read and code is not" in capsys.readouterr().err
+    torch.save({"ema": {"of": whole}}, file)
+    model = hf.load(file, architecture=f"{tmp_path / 'own.py'}:Net")
+    assert torch.equal(model(IMAGES), whole(IMAGES))
+
+
+def test_one_network_of_several_is_taken_and_said(network, tmp_path: Path, capsys) -> None:
+    file = tmp_path / "lightning.ckpt"
+    teacher = {"teacher.fc.weight": torch.zeros(3, 3), "criterion.weight": torch.ones(5)}
+    torch.save({"state_dict": {**_wrapped(network.state_dict(), "student."), **teacher}}, file)
+    assert torch.equal(hf.load(file, architecture=NAME)(GREY), network(GREY))
+    assert "'student' taken, left out: teacher, criterion" in capsys.readouterr().err
+    with pytest.raises(InputError, match=f"they fit --architecture {NAME}"):
+        hf.load(file)
+
+
+def test_numpy_archives_and_odd_endings_are_weights_too(network, tmp_path: Path) -> None:
+    arrays, odd = tmp_path / "weights.npz", tmp_path / "ckpt.t7"
+    np.savez(arrays, **{name: value.numpy() for name, value in network.state_dict().items()})
+    torch.save({"net": network.state_dict()}, odd, _use_new_zipfile_serialization=False)
+    for file in (arrays, odd):
+        assert torch.equal(hf.load(file, architecture=NAME)(GREY), network(GREY))
+    torch.save({"state_dict": network.state_dict()}, tmp_path / "best.pth.tar")
+    with pytest.raises(InputError, match=f"they fit --architecture {NAME}"):
+        hf.load(tmp_path / "best.pth.tar")
+
+
+def _in_parts(network: nn.Module, folder: Path, **changed: str) -> Path:
+    """The weights in two files and an index of them."""
+    names = list(network.state_dict())
+    halves = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
+    for file, held in halves.items():
+        save_file({name: network.state_dict()[name] for name in held}, folder / file)
+    listed = {name: file for file, held in halves.items() for name in held} | changed
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {}, "weight_map": listed}))
+    return index
+
+
+def test_weights_in_parts_are_put_together(network, tmp_path: Path) -> None:
+    index = _in_parts(network, tmp_path)
+    for source in (index, tmp_path):
+        assert torch.equal(hf.load(source, architecture=NAME)(GREY), network(GREY))
+    (tmp_path / "b.safetensors").unlink()
+    with pytest.raises(InputError, match=r"b\.safetensors is missing beside it"):
+        hf.load(index, architecture=NAME)
+
+
+@pytest.mark.parametrize(
+    ("listed", "said"),
+    [
+        ({"x": "../secret.safetensors"}, "is not a file beside it"),
+        ({"x": "/etc/passwd"}, "is not a file beside it"),
+        ({"x": "a.safetensors"}, "no file holds x"),
+        ({"x": "model.safetensors.index.json"}, "is an index too"),
+    ],
+)
+def test_an_index_leads_nowhere_else(network, tmp_path: Path, listed, said: str) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path.parent / "secret.safetensors")
+    with pytest.raises(InputError, match=said):
+        hf.load(_in_parts(network, tmp_path, **listed), architecture=NAME)
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {}}'])
+def test_an_index_that_is_none_is_one_line(tmp_path: Path, content: str) -> None:
+    file = tmp_path / "model.safetensors.index.json"
+    file.write_text(content)
+    with pytest.raises(InputError) as error:
+        hf.load(file, architecture=NAME)
+    assert "\n" not in str(error.value)
+
+
+# --- attack files ------------------------------------------------------------------------------
+
+
+class _Calls:
+    """Pickles as a call of a function."""
+
+    def __init__(self, function, *values):
+        self.asked = function, values
+
+    def __reduce__(self):
+        return self.asked
+
+
+TRAP = "holdfast-was-fooled"
+
+
+def _attacks(trap: Path) -> dict[str, object]:
+    return {
+        "system": _Calls(os.system, f"touch {trap}"),
+        "eval": _Calls(eval, f"open({str(trap)!r}, 'w')"),
+        "exec": _Calls(exec, f"open({str(trap)!r}, 'w')"),
+        "popen": _Calls(subprocess.Popen, ["touch", str(trap)]),
+        "method": _Calls(Path.touch, trap),
+        "getattr": _Calls(getattr, trap, "touch"),
+        "import": _Calls(importlib.import_module, "trapdoor"),
+        "torch": _Calls(torch.load, str(trap)),
+        "runpy": _Calls(runpy.run_path, str(trap)),
+    }
+
+
+@pytest.mark.parametrize("attack", _attacks(Path("x")))
+@pytest.mark.parametrize("beside", [True, False])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_no_attack_beside_weights_runs(
+    network, tmp_path: Path, monkeypatch, attack: str, beside: bool, zipped: bool
+) -> None:
+    trap = tmp_path / TRAP
+    (tmp_path / "trapdoor.py").write_text(f"open({str(trap)!r}, 'w')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    held = _attacks(trap)[attack]
+    file = tmp_path / "weights.pth"
+    torch.save(
+        {"state_dict": network.state_dict(), "x": held} if beside else held,
+        file,
+        _use_new_zipfile_serialization=zipped,
+    )
+    try:
+        model = hf.load(file, architecture=NAME)
+    except InputError as error:
+        assert "\n" not in str(error)
+    else:  # a call that could be data is kept as data
+        assert attack in ("torch", "getattr") and torch.equal(model(GREY), network(GREY))
+    assert not trap.exists() and "trapdoor" not in sys.modules
+
+
+def test_arrays_of_objects_are_not_unpickled(network, tmp_path: Path) -> None:
+    file, trap = tmp_path / "weights.npz", tmp_path / TRAP
+    arrays = {name: value.numpy() for name, value in network.state_dict().items()}
+    np.savez(file, **arrays, evil=np.array([_Calls(os.system, f"touch {trap}")], dtype=object))
+    with pytest.raises(InputError, match="cannot be read"):
+        hf.load(file, architecture=NAME)
+    assert not trap.exists()
+
+
+def test_parts_run_no_code_either(network, tmp_path: Path) -> None:
+    trap = tmp_path / TRAP
+    torch.save({"x": _Calls(os.system, f"touch {trap}")}, tmp_path / "part.bin")
+    with pytest.raises(InputError, match="would run code"):
+        hf.load(_in_parts(network, tmp_path, x="part.bin"), architecture=NAME)
+    assert not trap.exists()
+
+
+def test_a_file_changes_nothing_of_the_reader(network, tmp_path: Path) -> None:
+    """A BUILD of a function that puts tensors together could change its defaults."""
+    from torch._utils import _rebuild_tensor_v2
+
+    before = dict(vars(_rebuild_tensor_v2)), _rebuild_tensor_v2.__defaults__
+    data = (
+        b"\x80\x02}q\x00(X\x01\x00\x00\x00fctorch._utils\n_rebuild_tensor_v2\n"
+        b"N}X\x0c\x00\x00\x00__defaults__)s\x86bX\x01\x00\x00\x00gcargparse\nNamespace\n)\x81u."
+    )
+    file = tmp_path / "weights.pth"
+    torch.save({"x": torch.zeros(1)}, file)
+    with zipfile.ZipFile(file) as archive:
+        parts = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in parts.items():
+            archive.writestr(name, data if name.endswith("data.pkl") else content)
+    with pytest.raises(InputError):
+        hf.load(file, architecture=NAME)
+    assert (dict(vars(_rebuild_tensor_v2)), _rebuild_tensor_v2.__defaults__) == before
+
+
+def test_content_without_end_is_one_line(tmp_path: Path) -> None:
+    file = tmp_path / "weights.pth"
+    endless: dict[str, object] = {}
+    endless["again"] = endless
+    torch.save(endless, file)
+    with pytest.raises(InputError, match=r"cannot be read|no weights"):
+        hf.load(file, architecture=NAME)
 
 
 @pytest.mark.parametrize(

@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import pickle
+import warnings
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import InputError
 from ..parsing import one_line
-from .naming import NORMALISE, Fitting, State, bare, fitting, translations, without_leftovers
+from ..runs.files import read_json
+from .naming import NORMALISE, State, fitting, translations, without_leftovers
+from .pickled import Foreign, is_module, module_state, read_pickled
 
-ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th")
+ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th", ".tar", ".npz", ".index.json")
+INDEX = ".index.json"
 SHOWN = 3  # names of each kind in a message
 
 
@@ -48,41 +52,119 @@ def load_program(file: Path) -> nn.Module:
         raise InputError(f"model {file}: not a program that torch can read: {said}") from None
 
 
-def read_states(file: Path) -> dict[str, State]:
-    """Every set of weights that a file holds, by where it is in it ("" for the file itself).
+class Held(NamedTuple):
+    """What a file of weights holds.
 
-    Read with `weights_only`: a file that would run code is refused.
+    Attributes:
+        states: every set of weights, by where it is in the file ("" for the file itself).
+        said: what was left out on the way, as a line; empty if nothing.
+    """
+
+    states: dict[str, State]
+    said: str = ""
+
+
+def read_states(file: Path) -> Held:
+    """Every set of weights that a file holds. No code is run, whatever the file says.
+
+    Files of `torch.save` may hold other objects beside the weights, or be a whole pickled model:
+    `pickled.py`. `.safetensors` and `.npz` are read too, and an index of files that hold parts
+    (`model.safetensors.index.json`).
 
     Raises:
-        InputError: it cannot be read, or holds no weights.
+        InputError: it cannot be read, would run code, or holds no weights.
     """
+    foreign: set[str] = set()
     try:
-        if file.suffix == ".safetensors":
-            content: Any = load_file(file)
+        if file.name.endswith(INDEX):
+            content: Any = _in_parts(file)
+        elif file.suffix == ".safetensors":
+            content = load_file(file)
+        elif file.suffix == ".npz":
+            with np.load(file, allow_pickle=False) as arrays:
+                content = {name: torch.from_numpy(arrays[name]) for name in arrays.files}
         else:
-            content = torch.load(file, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+            content, foreign = _saved(file)
+        found = dict(_states(content, ""))
+    except InputError:
+        raise
+    except pickle.UnpicklingError as error:
+        if "Unsupported global" not in str(error) and "unrecognized function" not in str(error):
+            raise InputError(f"weights {file}: cannot be read: {one_line(error)[:150]}") from None
         raise InputError(
             f"weights {file}: the file holds more than weights, and would run code when it is "
             "read: save model.state_dict() alone"
         ) from None
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except Exception as error:  # of any reader, on a file that somebody else wrote
         raise InputError(f"weights {file}: cannot be read: {one_line(error)[:150]}") from None
-    found = dict(_states(content, ""))
     if not found:
         kind = type(content).__name__
+        if isinstance(content, Foreign):
+            kind = f"pickled {content.called}, whose code is not run"
         raise InputError(f"weights {file}: no weights are in it, only a {kind}")
-    return found
+    if is_module(content):
+        return Held(found, f"a pickled {content.called}, whose weights are read and code is not")
+    others = sorted(foreign - {name for name in foreign if name.startswith(("torch.", "numpy"))})
+    return Held(found, f"not read: objects of {_few(others)}" if others else "")
+
+
+def _saved(file: Path) -> tuple[Any, set[str]]:
+    """The content of a file of `torch.save`, and the names of foreign classes in it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of other pickle protocols
+        try:
+            return torch.load(file, map_location="cpu", weights_only=True), set()
+        except pickle.UnpicklingError:
+            if not zipfile.is_zipfile(file):  # of before torch 1.6
+                raise
+            return read_pickled(file)
+
+
+def _in_parts(index: Path) -> State:
+    """The weights that an index finds in the files beside it."""
+    listed = read_json(index).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise InputError(f"weights {index}: no 'weight_map' says which file holds what")
+    state: State = {}
+    for name in sorted({str(value) for value in listed.values()}):
+        if Path(name).name != name or name in ("", ".", ".."):
+            raise InputError(f"weights {index}: {name!r} is not a file beside it")
+        part = index.parent / name
+        if not part.is_file():
+            raise InputError(f"weights {index}: {name} is missing beside it")
+        if name.endswith(INDEX):
+            raise InputError(f"weights {index}: {name} is an index too")
+        state |= read_states(part).states.get("", {})
+    lost = sorted(set(map(str, listed)) - state.keys())
+    if lost:
+        raise InputError(f"weights {index}: no file holds {_few(lost)}")
+    return {name: value for name, value in state.items() if name in listed}
+
+
+def weights_in(folder: Path) -> Path | None:
+    """The one file of weights in a folder, as libraries name it; None if there is none."""
+    for name in (f"model.safetensors{INDEX}", "model.safetensors", f"pytorch_model.bin{INDEX}",
+                 "pytorch_model.bin"):  # fmt: skip
+        if (folder / name).is_file():
+            return folder / name
+    return None
 
 
 def _states(content: Any, where: str) -> Iterator[tuple[str, State]]:
+    if is_module(content):
+        yield where, dict(module_state(content))
+        return
+    if isinstance(content, Foreign):
+        content = {**content.attributes, **content.items}
+    elif isinstance(content, list | tuple):
+        content = dict(enumerate(content))
     if not isinstance(content, Mapping):
         return
     tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
     if tensors and len(tensors) >= len(content) / 2:
         yield where, tensors
     for key, inner in content.items():
-        if isinstance(inner, Mapping):
+        if isinstance(inner, Mapping | Foreign | list | tuple):
             yield from _states(inner, f"{where}.{key}".lstrip("."))
 
 
@@ -122,8 +204,8 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
             and which network of ours would fit.
     """
     closest: tuple[int, str] | None = None
-    states = read_states(file)
-    sets = sorted(states.items(), key=lambda item: "ema" not in item[0].lower())
+    held = read_states(file)
+    sets = sorted(held.states.items(), key=lambda item: "ema" not in item[0].lower())
     for where, state in sets:
         for said, named in _readings(state, model, architecture.partition(":")[0]):
             missing, unexpected, shapes = _misfits(named, model)
@@ -132,7 +214,7 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
                 model.load_state_dict(named, strict=False)
                 taken = [f"{where!r} taken"] if where else []
                 taken += [said] if said else []
-                taken += _precision(named)
+                taken += [*_precision(named), *([held.said] if held.said else [])]
                 return f"{file.name}: {', '.join(taken)}" if taken else ""
             kinds = (
                 ("missing", missing),
@@ -144,7 +226,7 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
             if closest is None or wrong < closest[0]:
                 closest = wrong, told
     assert closest is not None
-    hint = hint_of(states)
+    hint = hint_of(held)
     raise InputError(
         f"weights {file} do not fit {architecture}: {closest[1]}{'; ' if hint else ''}{hint}"
     )
@@ -152,22 +234,34 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
 
 def _readings(state: State, model: nn.Module, name: str) -> Iterator[tuple[str, State]]:
     """What to say of each way to read the names of a file's weights, and the weights so named."""
-    yield "", state
-    yield "prefixes taken off", bare(state)
-    kept, left_out = without_leftovers(state)
-    if left_out:
-        yield f"left out: {_few(list(left_out))}", kept
     own = model.state_dict()
-    for translated in translations(state):
-        if translated.architecture == name:
-            normalised = "by the file" if translated.normalised else "as the architecture says"
-            said = f"published names, normalised {normalised}"
-            if translated.left_out:
-                said += f", left out: {_few(list(translated.left_out))}"
-            yield (
-                said,
-                translated.state | {key: _mean(key, translated.state, own) for key in NORMALISE},
-            )
+    for which, part in _parts(state):
+        kept, left_out = without_leftovers(part)
+        without = f"left out: {_few(list(left_out))}" if left_out else ""
+        yield which, part
+        yield _joined(which, without or "prefixes taken off"), kept
+        for found in translations(part):
+            if found.architecture == name:
+                normalised = "by the file" if found.normalised else "as the architecture says"
+                said = f"published names, normalised {normalised}"
+                normalise = {key: _mean(key, found.state, own) for key in NORMALISE}
+                yield _joined(which, said, without), found.state | normalise
+
+
+def _parts(state: State) -> Iterator[tuple[str, State]]:
+    """The weights; then those of each network in it, such as `model` beside `teacher`."""
+    yield "", state
+    groups = dict.fromkeys(name.partition(".")[0] for name in state if "." in name)
+    if len(groups) > 1:
+        for group in groups:
+            start = f"{group}."
+            part = {k.removeprefix(start): v for k, v in state.items() if k.startswith(start)}
+            others = [other for other in groups if other != group]
+            yield f"{group!r} taken, left out: {_few(others)}", part
+
+
+def _joined(*said: str) -> str:
+    return ", ".join(part for part in said if part)
 
 
 def _mean(key: str, state: State, own: State) -> Tensor:
@@ -189,10 +283,10 @@ def _precision(state: State) -> list[str]:
     return [f"{' and '.join(low)} weights used in float32"] if low else []
 
 
-def hint_of(states: Mapping[str, State]) -> str:
+def hint_of(held: Held) -> str:
     """Which network of ours would fit one of a file's sets of weights, as a line; empty if none."""
-    for state in states.values():
-        found: Fitting | None = fitting(state)
+    for state in held.states.values():
+        found = next((fit for _, part in _parts(state) if (fit := fitting(part))), None)
         if found is not None:
             unsaid = f" (shapes do not tell {'; '.join(found.open)})" if found.open else ""
             return f"they fit --architecture {found.architecture}{unsaid}"
