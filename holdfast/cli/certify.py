@@ -12,9 +12,14 @@ from ..parsing import parse_number
 from ..terminal import tell
 from .options import (
     ArchitectureOption,
+    BalancedOption,
+    ClassOrderOption,
     DataOption,
     DeviceOption,
     EpsOption,
+    GreyOption,
+    IndicesOption,
+    LabelsOption,
     LimitOption,
     ModelArgument,
     PixelsOption,
@@ -68,7 +73,9 @@ class Options:
     ] = None
     eps: EpsOption = None
     limit: LimitOption = None
-    split: SplitOption = "test"
+    indices: IndicesOption = None
+    balanced: BalancedOption = False
+    split: SplitOption = None
     pixels: PixelsOption = None
     batch_size: Annotated[
         int,
@@ -77,6 +84,9 @@ class Options:
         ),
     ] = 512
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -95,8 +105,9 @@ def run(options: Options) -> Certification:
     from .. import data as datasets
     from ..certification.certify import certify
     from ..distributed import alone
-    from ..evaluation.cards import check_classes, remark, what_was_measured
+    from ..evaluation.cards import remark, what_was_measured
     from ..loading import load
+    from .images import check_limit, chosen, data_of
 
     alone("certify")
     network = load(options.model, architecture=options.architecture)
@@ -105,13 +116,10 @@ def run(options: Options) -> Certification:
             f"model {options.model} is no torch.nn.Module, so nothing is known of its weights"
         )
     card = getattr(network, "card", {})
-    dataset = datasets.load(options.data, size=options.size)
-    check_classes(options.model, card, dataset)
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}")
-    split = dataset.split(options.split)
-    n = len(split) if options.limit is None else min(options.limit, len(split))
-    remark(dataset, options.split, n, str(card.get("trained_on", "")))
+    check_limit(options.limit)
+    dataset, name, split = chosen(options, data_of(options, options.model, card))
+    n = len(split)
+    remark(dataset, name, n, str(card.get("trained_on", "")))
     return certify(
         network,
         datasets.to_tensor(split.images[:n]),
@@ -128,9 +136,7 @@ def run(options: Options) -> Certification:
         run=options.out,
         progress=not options.quiet,
         classes=dataset.classes,
-        described=what_was_measured(
-            options.model, network, dataset, options.split, n, options.pixels
-        ),
+        described=what_was_measured(options.model, network, dataset, name, n, options.pixels),
     )
 
 

@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..terminal import tell
-from .options import DataOption, SizeOption
+from .options import (
+    ClassOrderOption,
+    DataOption,
+    GreyOption,
+    LabelsOption,
+    SizeOption,
+)
 
 if TYPE_CHECKING:
     from ..data import DataSet
@@ -28,13 +34,23 @@ class Options:
         bool, typer.Option("--download", help="Fetch CIFAR-10 into the folder if it is missing.")
     ] = False
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
 
 
 def run(options: Options) -> DataSet:
     """Load the data set, and draw its figure."""
     from .. import data as datasets
 
-    dataset = datasets.load(options.data, download=options.download, size=options.size)
+    dataset = datasets.load(
+        options.data,
+        download=options.download,
+        size=options.size,
+        grey=options.grey,
+        labels=options.labels,
+        class_order=options.class_order,
+    )
     if options.figure is not None:
         datasets.figure(dataset, options.figure)
     return dataset

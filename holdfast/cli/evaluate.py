@@ -11,12 +11,17 @@ from ..errors import InputError
 from ..terminal import tell
 from .options import (
     ArchitectureOption,
+    BalancedOption,
+    ClassOrderOption,
     DataOption,
     DefenceOption,
     DeviceOption,
     EpsOption,
     GoalOption,
+    GreyOption,
+    IndicesOption,
     JunitOption,
+    LabelsOption,
     LimitOption,
     ModelArgument,
     NormOption,
@@ -74,6 +79,8 @@ class Options:
     goal: GoalOption = "untargeted"
     targets: TargetsOption = None
     limit: LimitOption = None
+    indices: IndicesOption = None
+    balanced: BalancedOption = False
     budget: Annotated[
         str | None,
         typer.Option(
@@ -90,7 +97,7 @@ class Options:
             "2%. With --budget, whichever comes first.",
         ),
     ] = None
-    split: SplitOption = "test"
+    split: SplitOption = None
     pixels: PixelsOption = None
     curve: Annotated[bool, typer.Option(help="Also measure the security curve.")] = True
     repair: Annotated[
@@ -147,6 +154,9 @@ class Options:
         ),
     ] = ""
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -208,8 +218,9 @@ def _run(options: Options) -> Evaluation:
     from ..attacks.goal import RANDOM, checked_goal
     from ..defences import chain, steps, undefended
     from ..evaluation import evaluate
-    from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
+    from ..evaluation.cards import remark, threat_of, what_was_measured
     from ..evaluation.limits import Limits
+    from .images import check_limit, chosen, data_of
 
     limits = Limits.of(options.budget, options.until, command_began())
     network = chain(_loaded(options), options.defence or ())
@@ -217,15 +228,12 @@ def _run(options: Options) -> Evaluation:
     card = getattr(bare, "card", {})
     defences = [step.spec for step in steps(network)]
     threat = threat_of(options.norm, options.eps, card)
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}")
-    dataset = datasets.load(options.data, size=options.size)
-    split = dataset.split(options.split)
-    n = len(split) if options.limit is None else min(options.limit, len(split))
-    check_classes(options.model, card, dataset)
+    check_limit(options.limit)
+    dataset, name, split = chosen(options, data_of(options, options.model, card))
+    n = len(split)
     goal = checked_goal(options.goal, options.targets and RANDOM)
     targets = targets_of(options.targets, n, dataset)
-    remark(dataset, options.split, n, str(card.get("trained_on", "")))
+    remark(dataset, name, n, str(card.get("trained_on", "")))
     return evaluate(
         network,
         datasets.to_tensor(split.images[:n]),
@@ -245,9 +253,7 @@ def _run(options: Options) -> Evaluation:
         targets=targets,
         repair=options.repair,
         described={
-            **what_was_measured(
-                options.model, bare, dataset, options.split, n, options.pixels, defences
-            ),
+            **what_was_measured(options.model, bare, dataset, name, n, options.pixels, defences),
             "classes": list(dataset.classes),
         },
         queries=options.queries,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,11 +13,16 @@ from ..terminal import tell
 from .evaluate import suite_or_usual, targets_of
 from .options import (
     ArchitectureOption,
+    BalancedOption,
+    ClassOrderOption,
     DataOption,
     DefenceOption,
     DeviceOption,
     EpsOption,
     GoalOption,
+    GreyOption,
+    IndicesOption,
+    LabelsOption,
     LimitOption,
     ModelArgument,
     NormOption,
@@ -79,12 +84,17 @@ class Options:
     goal: GoalOption = "untargeted"
     targets: TargetsOption = None
     limit: LimitOption = None
-    split: SplitOption = "test"
+    indices: IndicesOption = None
+    balanced: BalancedOption = False
+    split: SplitOption = None
     pixels: PixelsOption = None
     batch_size: Annotated[
         int | None, typer.Option("--batch-size", help="Images shown to the model at once.")
     ] = None
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -106,21 +116,21 @@ def run(options: Options) -> Evaluation:
     from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
     from ..evaluation.given import judge
     from ..loading import load
+    from .images import check_limit, chosen, data_of
 
     if (options.adversarial is None) == (options.source is None):
         raise InputError("give either --adversarial FILE or --from MODEL")
     if options.suite is not None and options.source is None:
         raise InputError("--suite is of the attack on another model: give --from MODEL as well")
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}")
+    check_limit(options.limit)
     network = chain(load(options.model, architecture=options.architecture), options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
     threat = threat_of(options.norm, options.eps, card)
-    dataset = datasets.load(options.data, size=options.size)
-    split = dataset.split(options.split)
+    # Adversarial images are numbered by the whole split: the limit is theirs.
+    whole = options if options.balanced else replace(options, limit=None)
+    dataset, name, split = chosen(whole, data_of(options, options.model, card))
     n = len(split) if options.limit is None else min(options.limit, len(split))
-    check_classes(options.model, card, dataset)
     goal = checked_goal(options.goal, options.targets and RANDOM)
     targets = targets_of(options.targets, n, dataset)
     given = source = source_described = None
@@ -136,12 +146,12 @@ def run(options: Options) -> Evaluation:
         check_classes(options.source, getattr(undefended(source), "card", {}), dataset)
         source_described = {
             **what_was_measured(
-                options.source, undefended(source), dataset, options.split, n, options.pixels,
+                options.source, undefended(source), dataset, name, n, options.pixels,
                 [step.spec for step in steps(source)],
             ),
             "classes": list(dataset.classes),
         }  # fmt: skip
-    remark(dataset, options.split, n, str(card.get("trained_on", "")))
+    remark(dataset, name, n, str(card.get("trained_on", "")))
     return judge(
         network,
         datasets.to_tensor(split.images[:n]),
@@ -160,7 +170,7 @@ def run(options: Options) -> Evaluation:
         progress=not options.quiet,
         described={
             **what_was_measured(
-                options.model, bare, dataset, options.split, n, options.pixels,
+                options.model, bare, dataset, name, n, options.pixels,
                 [step.spec for step in steps(network)],
             ),
             "classes": list(dataset.classes),

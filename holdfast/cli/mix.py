@@ -11,9 +11,12 @@ import typer
 from ..errors import InputError
 from ..terminal import tell
 from .options import (
+    ClassOrderOption,
     DataOption,
     DeviceOption,
     EpsOption,
+    GreyOption,
+    LabelsOption,
     NormOption,
     QuietOption,
     SeedOption,
@@ -56,6 +59,9 @@ class Options:
         int, typer.Option("--rounds", help="How many mixtures are attacked at most.")
     ] = 4
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -76,6 +82,7 @@ def run(options: Options) -> Mixed:
     from ..evaluation.cards import remark, threat_of, unseen_validation
     from ..loading import load
     from ..mixing.run import card_of, mix
+    from .images import data_of
 
     alone("mix")
     if options.limit < 1:
@@ -83,7 +90,7 @@ def run(options: Options) -> Mixed:
     sources = {"robust": options.robust, "accurate": options.accurate}
     models = {name: load(source) for name, source in sources.items()}
     cards = {name: card_of(name, model) for name, model in models.items()}
-    dataset = datasets.load(options.data, size=options.size)
+    dataset = data_of(options, options.robust, cards["robust"])
     split = unseen_validation(dataset, {sources[name]: card for name, card in cards.items()})
     threat = threat_of(options.norm, options.eps, cards["robust"])
     n = min(options.limit, len(split))

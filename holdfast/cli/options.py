@@ -80,7 +80,39 @@ LimitOption = Annotated[
     ),
 ]
 SplitOption = Annotated[
-    str, typer.Option("--split", help="Which images: test, validation or train.")
+    str | None,
+    typer.Option(
+        "--split",
+        help="Which images: test, validation, train or all. By default test, or what there is "
+        "where no test images are.",
+    ),
+]
+IndicesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--indices",
+        help="Use only these images of the split: a file with a number a line, counted from 0, a "
+        "JSON list or .npy; their order is kept.",
+    ),
+]
+BalancedOption = Annotated[
+    bool, typer.Option("--balanced", help="Use as many images of each class.")
+]
+GreyOption = Annotated[bool, typer.Option("--grey", help="Bring images to one channel.")]
+LabelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--labels",
+        help="Which labels: fine or coarse of CIFAR-100, a word in an array's name, or a file "
+        "with a label for each image.",
+    ),
+]
+ClassOrderOption = Annotated[
+    str | None,
+    typer.Option(
+        "--class-order",
+        help="A file with the classes in the model's order: a name or synset a line, or JSON.",
+    ),
 ]
 PixelsOption = Annotated[
     str | None,
@@ -88,13 +120,18 @@ PixelsOption = Annotated[
 ]
 DataOption = Annotated[
     str,
-    typer.Option("--data", help="CIFAR-10's files, a folder with one folder a class, or 'digits'."),
+    typer.Option(
+        "--data",
+        help="A folder with one folder a class, or with the files of CIFAR-10, CIFAR-100 or SVHN; "
+        "an .npz or .npy file; or 'digits'. See docs/data.md.",
+    ),
 ]
 SizeOption = Annotated[
     int | None,
     typer.Option(
         "--image-size",
-        help="Crop and resize images of your own to this height and width, in pixels.",
+        help="Crop and resize images of your own to this height and width, in pixels. By default "
+        "as the model was trained, or as they are.",
     ),
 ]
 DeviceOption = Annotated[

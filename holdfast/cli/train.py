@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..terminal import tell
-from .options import DataOption, DeviceOption, QuietOption, RunOption, SeedOption, SizeOption
+from .options import (
+    ClassOrderOption,
+    DataOption,
+    DeviceOption,
+    GreyOption,
+    LabelsOption,
+    QuietOption,
+    RunOption,
+    SeedOption,
+    SizeOption,
+)
 
 if TYPE_CHECKING:
     from ..training import TrainingResult
@@ -40,6 +50,9 @@ class Options:
         ),
     ] = None
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     log: Annotated[
@@ -53,15 +66,15 @@ class Options:
 
 def run(options: Options) -> TrainingResult:
     """Train, or go on; a run that is finished is read."""
-    from .. import data as datasets
     from ..evaluation.cards import remark
     from ..training import load_recipe, train
+    from .images import data_of
 
     changes = list(options.change or [])
     if options.budget is not None:
         changes.append(f"budget={options.budget}")
     recipe = load_recipe(options.recipe, changes)
-    dataset = datasets.load(options.data, size=options.size)
+    dataset = data_of(options)
     remark(dataset, "validation", min(recipe.validation.images, len(dataset.validation)))
     return train(
         recipe,

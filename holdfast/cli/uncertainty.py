@@ -12,9 +12,14 @@ from ..errors import InputError
 from ..terminal import tell
 from .options import (
     ArchitectureOption,
+    BalancedOption,
+    ClassOrderOption,
     DataOption,
     DeviceOption,
     EpsOption,
+    GreyOption,
+    IndicesOption,
+    LabelsOption,
     LimitOption,
     ModelArgument,
     NormOption,
@@ -60,6 +65,8 @@ class Options:
     norm: NormOption = None
     eps: EpsOption = None
     limit: LimitOption = None
+    indices: IndicesOption = None
+    balanced: BalancedOption = False
     calibration: Annotated[
         int,
         typer.Option(
@@ -117,6 +124,9 @@ class Options:
     ] = None
     pixels: PixelsOption = None
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -169,7 +179,7 @@ def _other_images(options: Options, dataset: DataSet) -> list[OutOfDistribution]
     from ..data import out_of_distribution
 
     always = [*out_of_distribution.GENERATED, *(["digits"] if dataset.name != "digits" else [])]
-    shape = dataset.test.images.shape[1:]
+    shape = dataset.shape
     return [
         out_of_distribution.load(source, shape, OUT_OF_DISTRIBUTION, seed=options.seed)
         for source in dict.fromkeys([*always, *(options.ood or [])])
@@ -204,8 +214,6 @@ def _check(options: Options) -> None:
         raise InputError(f"--radius must be above 0, not {options.radius}")
     if options.calibration < 2:
         raise InputError(f"--calibration must be at least 2, not {options.calibration}")
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}")
 
 
 def run(options: Options) -> UncertaintyRecord:
@@ -224,7 +232,6 @@ def run(options: Options) -> UncertaintyRecord:
     from ..attacks.suites import suite_named
     from ..distributed import alone
     from ..evaluation.cards import (
-        check_classes,
         remark,
         threat_of,
         unseen_validation,
@@ -235,9 +242,11 @@ def run(options: Options) -> UncertaintyRecord:
     from ..uncertainty.human import read_human
     from ..uncertainty.run.measure import measure
     from ..uncertainty.run.request import LabelledImages, Request
+    from .images import check_limit, data_of
 
     alone("uncertainty")
     _check(options)
+    check_limit(options.limit)
     suite = suite_named(options.attack or USUAL_SUITE)
     network = load(options.model, architecture=options.architecture)
     ensemble = options.ensemble or []
@@ -247,13 +256,16 @@ def run(options: Options) -> UncertaintyRecord:
     suite = suite.tuned(threat)
     for stage in suite.stages:
         stage.attack.check_norm(threat)
-    dataset = datasets.load(options.data, size=options.size)
-    check_classes(options.model, card, dataset)
+    dataset = data_of(options, options.model, card)
     asked = zip((options.model, *ensemble), (network, *members), strict=True)
     validation = unseen_validation(
         dataset, {name: getattr(each, "card", {}) for name, each in asked}
     )
-    test = dataset.test
+    if options.indices is not None or options.balanced:
+        dataset = datasets.choose(
+            dataset, "test", indices=options.indices, limit=options.limit, balanced=options.balanced
+        )
+    test = dataset.split("test")
     first = len(test) if options.limit is None else min(options.limit, len(test))
     remark(dataset, "test", first)
     fitting, calibrating, more_calibration = _halves(options, dataset, validation, MORE * first)
@@ -281,7 +293,7 @@ def run(options: Options) -> UncertaintyRecord:
         calibration=calibrating,
         more_test=more_test,
         more_calibration=more_calibration,
-        training=_drawn(dataset.train, TRAINING, options.seed, "training"),
+        training=_drawn(dataset.split("train"), TRAINING, options.seed, "training"),
         classes=tuple(dataset.classes),
         out_of_distribution=_other_images(options, dataset),
         human=people,

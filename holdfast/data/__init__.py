@@ -7,8 +7,9 @@ that models and attacks see.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -51,6 +52,7 @@ def load(
     indices: str | Path | Sequence[int] | None = None,
     limit: int | None = None,
     balanced: bool = False,
+    like: Mapping[str, Any] | None = None,
 ) -> DataSet:
     """A data set by name, file or folder.
 
@@ -69,6 +71,8 @@ def load(
         split: of which `indices`, `limit` and `balanced` choose; by default `test`, or what there
             is where that holds no images.
         indices, limit, balanced: which images of it (`holdfast.data.choosing.choose`).
+        like: `images` of a model's card: what it was trained on. Where nothing else is asked for,
+            images of one's own are brought to the same size and number of channels.
 
     Returns:
         The splits that there are. Images of one's own are decoded when they are asked for where all
@@ -85,8 +89,9 @@ def load(
         >>> digits.train.images.shape, len(digits.test)
         ((1197, 1, 8, 8), 20)
     """
-    dataset = _loaded(source, download, size, labels)
-    if grey:
+    remembered = brought.Remembered.of(like)
+    dataset = _loaded(source, download, size, labels, remembered)
+    if grey or (remembered.channels == 1 and dataset.shape[0] == 3):
         dataset = brought.to_grey(dataset)
     if class_order is not None:
         dataset = in_order(dataset, class_order)
@@ -94,7 +99,11 @@ def load(
 
 
 def _loaded(
-    source: str | Path | DataSet, download: bool, size: int | None, labels: str | Path | None
+    source: str | Path | DataSet,
+    download: bool,
+    size: int | None,
+    labels: str | Path | None,
+    like: brought.Remembered,
 ) -> DataSet:
     """The data set as its files have it."""
     if isinstance(source, DataSet):
@@ -126,7 +135,7 @@ def _loaded(
                 numpy_files.load(path, None if labels is None else str(labels)), size
             )
         if folder.is_here(path):
-            return folder.load(path, size)
+            return folder.load(path, size, like)
         raise InputError(_nothing(path))
     except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
         if isinstance(error, InputError):

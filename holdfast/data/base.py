@@ -180,6 +180,13 @@ class DataSet:
         return channels, height, width
 
     @property
+    def shown(self) -> dict[str, Any]:
+        """What its images are like, for the card of a model that is trained on them."""
+        channels, height, width = self.shape
+        brought = {"brought": dict(self.brought)} if self.brought else {}
+        return {"height": height, "width": width, "channels": channels, **brought}
+
+    @property
     def held(self) -> list[str]:
         """The splits that hold images."""
         return [name for name in SPLITS if len(getattr(self, name))]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -15,6 +16,42 @@ from .images import IN_MEMORY, ImageArray, LazyImages
 
 LARGEST_SIDE = 7_000  # pixels to which images can be brought
 _LUMA = np.array([19595, 38470, 7471], np.uint32)  # BT.601 in 65536ths, as Pillow has it
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """What a model's card says of the images that it was trained on.
+
+    Attributes:
+        size: height and width, where both are the same; None: unknown.
+        channels: 1 or 3; None: unknown.
+    """
+
+    size: int | None = None
+    channels: int | None = None
+
+    @classmethod
+    def of(cls, images: Mapping[str, Any] | None) -> Remembered:
+        """From the card's `images`, which may be anybody's."""
+        held = images or {}
+        height, width, channels = (held.get(key) for key in ("height", "width", "channels"))
+        side = type(height) is int and height == width and 1 <= height <= LARGEST_SIDE
+        return cls(height if side else None, channels if channels in (1, 3) else None)
+
+    def apply(self, dataset: DataSet) -> DataSet:
+        """Images of one's own in the size of the model, with a line that says so."""
+        made = to_size(dataset, self.size)
+        if made is dataset or self.size is None:
+            return dataset
+        return replace(made, told=(*made.told, self.line(self.size)))
+
+    @staticmethod
+    def line(size: int) -> str:
+        """What is said where images were brought to a model's size."""
+        return (
+            f"images are brought to {size}×{size} (centre cut and resized), the size that the model"
+            " was trained at"
+        )
 
 
 def grey(image: UInt8[np.ndarray, "3 h w"]) -> UInt8[np.ndarray, "1 h w"]:

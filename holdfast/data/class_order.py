@@ -139,6 +139,19 @@ def in_order(dataset: DataSet, path: str | Path) -> DataSet:
     order = read_class_order(path)
     if not dataset.named:
         return renamed(dataset, [words[-1] for words in order], str(path))
+    return among(dataset, order, str(path))
+
+
+def among(dataset: DataSet, order: Sequence[Words], source: str) -> DataSet:
+    """The data set with its classes, found by their names, as those of an order.
+
+    Args:
+        order: what each class is called.
+        source: of the order, for messages.
+
+    Raises:
+        InputError: a class of the data is not among them, or two are the same.
+    """
     exact = {word: label for label, words in enumerate(order) for word in reversed(words)}
     simple = {_simple(word): label for word, label in exact.items()}
     table = np.empty(len(dataset.classes), np.int64)
@@ -147,7 +160,7 @@ def in_order(dataset: DataSet, path: str | Path) -> DataSet:
         label = exact.get(name, simple.get(_simple(name)))
         if label is None:
             raise InputError(
-                f"{path}: does not name the class {name!r} of {dataset.name}"
+                f"{source}: does not name the class {name!r} of {dataset.name}"
                 f"{nearest(name, list(exact))}"
             )
         table[old] = label
@@ -155,9 +168,9 @@ def in_order(dataset: DataSet, path: str | Path) -> DataSet:
     if len(set(table.tolist())) < len(table):
         twice = np.bincount(table).argmax()
         both = [name for name, label in zip(dataset.classes, table, strict=True) if label == twice]
-        raise InputError(f"{path}: the classes {both[0]!r} and {both[1]!r} are one class there")
+        raise InputError(f"{source}: the classes {both[0]!r} and {both[1]!r} are one class there")
     more = len(order) - len(dataset.classes)
-    told = f"{path}: the order of the {len(order)} classes" + (
+    told = f"{source}: the order of the {len(order)} classes" + (
         f", {more} of which the data do not have" if more else ""
     )
     return _with(dataset, tuple(names), told, table)

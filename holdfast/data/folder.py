@@ -30,6 +30,7 @@ from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
 from .base import DataSet, Split, overlaps
+from .brought import Remembered, check_size, cut
 from .images import IN_MEMORY, ImageArray, LazyImages, fingerprint
 from .pickles import read_file
 
@@ -37,7 +38,6 @@ from .pickles import read_file
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
 MOST_PIXELS = 50_000_000  # of one image; a small file can claim far more
 MOST_BYTES = 512 * 2**20  # of one file; 50 million pixels have 150 million bytes
-LARGEST_SIDE = 7_000  # pixels to which images can be brought
 HELD_OUT = 0.1  # the share of a class that goes to validation, and again to test
 SPLIT_FOLDERS = {"train", "test", "validation", "val"}
 
@@ -47,7 +47,7 @@ _DEEP = re.compile(r";1[0-9][BLNS]")
 Files = dict[str, list[Path]]  # the image files of each class
 
 
-def load(folder: str | Path, size: int | None = None) -> DataSet:
+def load(folder: str | Path, size: int | None = None, like: Remembered | None = None) -> DataSet:
     """The images of a folder, as RGB.
 
     Two arrangements are read, hidden files ignored:
@@ -64,6 +64,8 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
         folder: `DIR`.
         size: height and width, in pixels, to which images are brought: the centre is cut to a
             square and resized. None takes them as they are, all of one size.
+        like: what a model was trained on; without `size`, images are brought to its size, if the
+            first is of another.
 
     Returns:
         Images uint8 (N, 3, H, W), sorted by the SHA-256 of file name and contents, so that the
@@ -78,8 +80,7 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
             asked for, that is when this is said.
     """
     folder = Path(folder)
-    if size is not None and (type(size) is not int or not 1 <= size <= LARGEST_SIDE):
-        raise InputError(f"size must be 1 to {LARGEST_SIDE} pixels, not {size!r}")
+    check_size(size)
     digests = _Digests()
     files = _splits(folder, digests)
     classes = tuple(files["train"])
@@ -88,7 +89,13 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
             f"{folder}: {len(classes)} class folders ({', '.join(classes) or 'none'}), where a"
             " classifier needs at least 2; put the images of each class in a folder of its own"
         )
-    shape = read_image(files["train"][classes[0]][0], size).shape
+    first = files["train"][classes[0]][0]
+    shape = read_image(first, size).shape
+    told: list[str] = []
+    if size is None and like is not None and like.size and shape[1:] != (like.size, like.size):
+        size = like.size
+        shape = read_image(first, size).shape
+        told.append(like.line(size))
     count = sum(len(paths) for split in files.values() for paths in split.values())
     in_memory = count * math.prod(shape) <= IN_MEMORY
 
@@ -98,7 +105,7 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
         members.sort(key=lambda member: digests.place(member[0], "order"))
         paths = [path for path, _ in members]
         pictures = _Pictures(paths, size, shape)
-        told = "images" if in_memory else "files"
+        of = "images" if in_memory else "files"
         images: ImageArray
         if in_memory:
             images = pictures.decoded(folder)
@@ -109,7 +116,7 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
             images,
             np.array([_name(path.relative_to(folder)) for path in paths]),
             np.array([label for _, label in members], np.int64),
-            f"own images, {_hw(shape)}, {how} (sha256 of the {told}: {fingerprint(images)})",
+            f"own images, {_hw(shape)}, {how} (sha256 of the {of}: {fingerprint(images)})",
         )
 
     splits = {name: split(name) for name in ("train", "validation", "test")}
@@ -120,6 +127,8 @@ def load(folder: str | Path, size: int | None = None) -> DataSet:
         splits["validation"],
         splits["test"],
         overlaps=overlaps(splits),
+        told=tuple(told),
+        brought={} if size is None else {"size": size},
     )
 
 
@@ -331,11 +340,7 @@ def _decoded(path: Path, size: int | None) -> np.ndarray:
                 raise InputError(f"{path}: more than 8 bits a channel; convert it to 8 bits")
             upright = ImageOps.exif_transpose(image).convert("RGB")
         if size is not None:
-            side = min(upright.size)
-            left, top = (upright.width - side) // 2, (upright.height - side) // 2
-            # Cut before resizing, or what is cut off would still blend into the border.
-            square = upright.crop((left, top, left + side, top + side))
-            upright = square.resize((size, size), Image.Resampling.BICUBIC)
+            upright = cut(upright, size)
         return np.asarray(upright).transpose(2, 0, 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
         raise InputError(f"{path}: more than {MOST_PIXELS:,} pixels; make it smaller") from None

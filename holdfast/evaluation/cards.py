@@ -8,6 +8,7 @@ from typing import Any
 
 from .. import data as datasets
 from ..data.base import held_back, seen_in_training
+from ..data.class_order import among, renamed
 from ..distributed import leads
 from ..errors import InputError
 from ..parsing import parse_number
@@ -42,6 +43,26 @@ def check_classes(model: str, card: dict[str, Any], dataset: datasets.DataSet) -
         )
 
 
+def in_classes_of(model: str, card: dict[str, Any], dataset: datasets.DataSet) -> datasets.DataSet:
+    """The data set with its classes in the order of the model's card, where that has any.
+
+    Classes that are only numbers are the model's classes of those numbers; classes with names are
+    found among the model's.
+
+    Raises:
+        InputError: the data have a class that the model does not know.
+    """
+    names = list(card.get("classes") or ())
+    if not names or names == list(dataset.classes):
+        return dataset
+    if not dataset.named and len(names) >= len(dataset.classes):
+        return renamed(dataset, names, f"model {model}")
+    if set(dataset.classes) <= set(names):
+        return among(dataset, [(name,) for name in names], f"model {model}")
+    check_classes(model, card, dataset)
+    return dataset
+
+
 def unseen_validation(
     dataset: datasets.DataSet, models: Mapping[str, dict[str, Any]]
 ) -> datasets.Split:
@@ -55,7 +76,7 @@ def unseen_validation(
     Raises:
         InputError: a model was trained on all of them.
     """
-    kept = dataset.validation
+    kept = dataset.split("validation")
     for name, card in models.items():
         held = held_back(str(card.get("trained_on", "")))
         if held == 0:
@@ -87,6 +108,7 @@ def what_was_measured(
         specs: the defences, as on the command line.
     """
     card = getattr(network, "card", {})
+    reach = dataset.split(split).first(first).reach
     return {
         "model": {
             "name": Path(source).name if card else source,
@@ -101,7 +123,7 @@ def what_was_measured(
             "split": split,
             "first": first,
             "pixels": pixels or dataset.split(split).pixels,
-            "seen_in_training": seen_in_training(str(card.get("trained_on", "")), split, first),
+            "seen_in_training": seen_in_training(str(card.get("trained_on", "")), split, reach),
             **dataset.result_fields(split, first),
         },
     }
@@ -118,7 +140,7 @@ def remark(dataset: datasets.DataSet, split: str, first: int, trained_on: str = 
         return
     for line in dataset.remarks(split, first):
         tell(f"note: {line}")
-    if seen_in_training(trained_on, split, first):
+    if seen_in_training(trained_on, split, dataset.split(split).first(first).reach):
         tell(
             f"note: the model was trained on {trained_on}: if that was of these data, figures on "
             f"{split} flatter it; judge it on --split test"

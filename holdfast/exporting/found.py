@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from .. import data as datasets
 from ..defences import chain, steps, undefended
 from ..errors import InputError
+from ..evaluation.cards import in_classes_of
 from ..inputs import checked_data
 from ..loading import load
 from ..models.wrapper import wrapped
@@ -154,10 +155,19 @@ def _images(
             raise InputError(
                 f"{run.path} does not name its data: give them (--data, or data=(images, labels))"
             )
+        brought = run.data.brought or {}
         told = _option(words, "--image-size", None) if data is None else None
-        own = size if size is not None else int(told) if told and told.isdigit() else None
+        known = int(told) if told and told.isdigit() else brought.get("size")
         try:
-            split = datasets.load(named, size=own).split(run.data.split or "test")
+            dataset = datasets.load(
+                named,
+                size=size if size is not None else known,
+                grey=bool(brought.get("grey")),
+                labels=_option(words, "--labels", None),
+                class_order=_option(words, "--class-order", None),
+            )
+            card = {"classes": list(run.record.classes)}
+            split = in_classes_of(str(run.path), card, dataset).split(run.data.split or "test")
         except InputError as error:
             if data is not None:
                 raise

@@ -273,6 +273,7 @@ class Trainer:
                 "architecture": self.recipe.model.architecture,
                 "arguments": self.arguments,
                 "classes": list(self.job.data.classes),
+                "images": self.job.data.shown,
                 **({"threat": self.threat.describe()} if self.objective.defends else {}),
                 "recipe": self.recipe.to_dict(),
                 "seed": self.job.seed,

@@ -23,6 +23,8 @@ class Card(Record):
     Attributes:
         architecture: a registered name; `arguments` are its own.
         classes: label names, in the order of the labels; a denoiser may have none.
+        images: what it was trained on: `height`, `width`, `channels`, and how images were `brought`
+            to that.
         threat: the threat model that it was trained for; None for an undefended model.
         trained_on: the splits, such as `train+validation-1000`.
         defences: which the model stands behind, such as `jpeg:quality=75`, relative to its folder.
@@ -38,6 +40,7 @@ class Card(Record):
     architecture: str
     arguments: dict[str, Any]
     classes: Names = ()
+    images: dict[str, Any] | None = None
     threat: Annotated[ThreatFields, AfterValidator(_no_others)] | None = None
     recipe: dict[str, Any] | None = None
     seed: Integer | None = None
