@@ -144,7 +144,10 @@ def _built(architecture: str) -> nn.Module:
     if name in ARCHITECTURES:
         known = list(arguments_of(name))
         given = split_options(f"architecture {name}", options, known) if options else {}
-        return build(name, {key: yaml.safe_load(value) for key, value in given.items()})
+        arguments = {key: yaml.safe_load(value) for key, value in given.items()}
+        model = build(name, arguments)
+        model.card = {"architecture": name, "arguments": arguments}  # type: ignore[assignment]
+        return model
     if not options:
         raise InputError(
             f"architecture {name!r} is unknown{nearest(name, ARCHITECTURES)}; or write "

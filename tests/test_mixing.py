@@ -6,10 +6,12 @@ import json
 import shutil
 from pathlib import Path
 
+import published_networks
 import pytest
 import torch
 import torch.nn.functional as F
 from models import Net, images
+from safetensors.torch import load_file
 from torch import nn
 from verbs import mix_command
 
@@ -445,6 +447,93 @@ def test_a_folder_in_use_and_a_model_without_a_card_are_refused(mixed, tmp_path)
         mix_command(source, source, "digits", mixed / "mixed")
     with pytest.raises(InputError, match="has no card"):
         mix_command("models:Net", source, "digits", tmp_path / "out")
+
+
+# --- models that come as files ----------------------------------------------------------------
+
+
+def _weights(folder: Path, file: Path, prefix: str = "module.") -> str:
+    """The weights of a checkpoint as a file of somebody else's."""
+    state = load_file(folder / "model.safetensors")
+    torch.save({"state_dict": {prefix + k: v.float() for k, v in state.items()}}, file)
+    return str(file)
+
+
+def _architecture(folder: Path) -> str:
+    arguments = json.loads((folder / "card.json").read_text())["arguments"]
+    return "small-cnn:" + ",".join(f"{key}={value}" for key, value in arguments.items())
+
+
+def test_files_of_weights_mix_as_their_checkpoints_do(mixed, tmp_path):
+    robust, accurate = mixed / "robust", mixed / "accurate"
+    files = _weights(robust, tmp_path / "r.pth"), _weights(accurate, tmp_path / "a.ckpt")
+    how = {"steps": 2, "rounds": 1, "limit": 40, "norm": "linf", "eps": "0.1"}
+    expected, choice = mix_command(str(robust), str(accurate), "digits", tmp_path / "one", **how)
+    both = [_architecture(robust), _architecture(accurate)]
+    out, other = mix_command(*files, "digits", tmp_path / "two", architecture=both, **how)
+    assert other == choice
+    x = images(4)[:, :1]
+    with torch.no_grad():
+        assert torch.equal(hf.load(out)(x), hf.load(expected)(x))
+    # A folder beside a file: the one architecture is the file's.
+    out, other = mix_command(
+        str(robust), files[1], "digits", tmp_path / "three", architecture=both[1:], **how
+    )
+    assert other == choice and hf.load(out).card["parts"]["accurate"]["name"] == "a.ckpt"
+
+
+def test_a_published_network_mixes_under_its_own_names(mixed, tmp_path):
+    state = published_networks.resnet((2, 2, 2, 2), False, 4)
+    state["conv1.weight"] = state["conv1.weight"][:, :1].clone()
+    torch.save(state, tmp_path / "resnet.pt")
+    out, _ = mix_command(
+        str(mixed / "robust"), str(tmp_path / "resnet.pt"), "digits", tmp_path / "out",
+        architecture=["resnet:width=4,channels=1"], steps=1, rounds=1, limit=10,
+    )  # fmt: skip
+    card = hf.load(out).card
+    assert card["arguments"]["accurate"] == {
+        "architecture": "resnet",
+        "arguments": {"width": 4, "channels": 1},
+    }
+
+
+def test_what_a_mixtures_folder_cannot_hold_is_refused_before_any_work(mixed, tmp_path):
+    robust = str(mixed / "robust")
+    network = hf.load(robust)
+    script = tmp_path / "model.pt"
+    torch.jit.trace(network, images(2)[:, :1]).save(script)
+    (tmp_path / "mine.py").write_text(
+        "from holdfast.models import SmallCNN\nbuild = lambda: SmallCNN(width=8)\n"
+    )
+    defended = shutil.copytree(mixed / "robust", tmp_path / "defended")
+    card = read_json(defended / "card.json")
+    (defended / "card.json").write_text(json.dumps(card | {"defences": ["jpeg:quality=75"]}))
+    weights = _weights(mixed / "robust", tmp_path / "r.pth")
+    for source, architecture, said in (
+        (str(script), None, "no card.*runs no code.*--architecture NAME"),
+        (f"{tmp_path / 'mine.py'}:build", None, "no card.*runs no code"),
+        (weights, [f"{tmp_path / 'mine.py'}:build"], "no card.*runs no code"),
+        ("http://127.0.0.1:9", None, "no card.*runs no code"),
+        (str(defended), None, "stands behind jpeg:quality=75"),
+        (weights, None, f"they fit --architecture {_architecture(mixed / 'robust')}"),
+        (robust, ["small-cnn"], "neither model is one"),
+        (robust, ["small-cnn"] * 3, "more than twice"),
+    ):
+        with pytest.raises(InputError, match=said) as error:
+            mix_command(robust, source, "digits", tmp_path / "out", architecture=architecture)
+        assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
+    # In Python nothing is kept, so anything mixes.
+    x, y = images(4)[:, :1, :8, :8], torch.tensor([0, 1, 2, 3])
+    found = hf.mix(network, hf.load(script), x, y, hf.Threat("linf", 0.1), steps=1, rounds=1)
+    assert found.choice.n == 4
+
+
+def test_a_network_with_something_before_it_is_no_network_of_ours(mixed):
+    network = hf.load(str(mixed / "robust"))
+    inside = nn.Sequential(nn.Identity(), network)
+    inside.card = network.card
+    with pytest.raises(InputError, match="with something before or behind it"):
+        mix.card_of("robust", inside)
 
 
 def test_a_damaged_mixture_is_one_line(mixed, tmp_path):

@@ -35,13 +35,25 @@ class Options:
     """
 
     robust: Annotated[
-        str, typer.Argument(help="The robust model: a folder or a name from the zoo.")
+        str,
+        typer.Argument(
+            help="The robust model: a folder, a name from the zoo, or a file of weights with "
+            "--architecture."
+        ),
     ]
     accurate: Annotated[
         str, typer.Argument(help="The accurate model, which knows the same classes.")
     ]
     out: Annotated[Path, typer.Option("--out", help="The folder to write the mixed model into.")]
     data: DataOption = "datasets"
+    architecture: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--architecture",
+            help="What network a file of weights belongs to, NAME or NAME:key=value,… of "
+            "Holdfast's. Given twice: the robust model's, then the accurate one's.",
+        ),
+    ] = None
     norm: NormOption = None
     eps: EpsOption = None
     limit: Annotated[
@@ -71,9 +83,9 @@ def run(options: Options) -> Mixed:
     """Load both models and the validation images, choose the mixture, write it as a model.
 
     Raises:
-        InputError: models without a card, of different classes or image channels, or of other
-            classes than the data; one that was trained on the validation images; a folder that
-            holds something already; options out of range.
+        InputError: models that a mixture's folder could not hold; of different classes or image
+            channels, or of other classes than the data; one that was trained on the validation
+            images; a folder that holds something already; options out of range.
     """
     import torch
 
@@ -88,7 +100,10 @@ def run(options: Options) -> Mixed:
     if options.limit < 1:
         raise InputError(f"--limit must be at least 1, not {options.limit}")
     sources = {"robust": options.robust, "accurate": options.accurate}
-    models = {name: load(source) for name, source in sources.items()}
+    architectures = _architectures(options.architecture or [], sources)
+    models = {
+        name: load(source, architecture=architectures.get(name)) for name, source in sources.items()
+    }
     cards = {name: card_of(name, model) for name, model in models.items()}
     dataset = data_of(options, options.robust, cards["robust"])
     split = unseen_validation(dataset, {sources[name]: card for name, card in cards.items()})
@@ -119,6 +134,20 @@ def run(options: Options) -> Mixed:
             },
         },
     )
+
+
+def _architectures(given: list[str], sources: dict[str, str]) -> dict[str, str]:
+    """Which model's file of weights has which architecture."""
+    from ..models.weights import takes_architecture
+
+    files = [name for name, source in sources.items() if takes_architecture(source)]
+    if len(given) > 2:
+        raise InputError("--architecture is given more than twice, and there are two models")
+    if given and not files:
+        raise InputError("--architecture is for a file of weights, and neither model is one")
+    if len(given) == 2:
+        return dict(zip(sources, given, strict=True))
+    return {name: architecture for name in files for architecture in given}
 
 
 def show(result: Mixed, options: Options) -> None:

@@ -18,10 +18,10 @@ from ..evaluation.cards import threat_of
 from ..evaluation.classes import check_number_of_logits
 from ..evaluation.quick_attack import LOSSES, quick_attack
 from ..inputs import checked_data, checked_device, checked_threat
-from ..models import save_checkpoint
+from ..models import build, save_checkpoint
 from ..models.mixture import Mixture
 from ..models.modes import evaluating
-from ..models.wrapper import standard_defaults, wrapped
+from ..models.wrapper import standard_defaults, unwrapped, wrapped
 from ..runs.environment import circumstances
 from ..runs.folder import finish, finished, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
@@ -31,7 +31,7 @@ from ..runs.progress import ProgressLine
 from ..runs.records import MixtureFigures, MixtureRecord
 from ..runs.records.base import ShownAsRecord
 from ..threat import Threat
-from ..types import Images
+from ..types import Images, Model
 from .parameters import Choice, Figures, Parameters, fit_mixture
 
 FIGURES = ("chosen", "robust_alone", "accurate_alone")  # of a choice
@@ -129,6 +129,7 @@ def mix(
         images, labels = checked_data(images, labels)
     if run is not None:
         cards = {name: card_of(name, model) for name, model in models.items()}
+        models = {name: unwrapped(model) for name, model in models.items()}  # type: ignore[misc]
     if classes is None:
         classes = cards["robust"].get("classes")
     _check_alike(models, cards, classes, images.shape[1], described.get("data", {}))
@@ -315,17 +316,44 @@ def _figures(figures: Figures) -> dict[str, float]:
     return {"standard_accuracy": figures.standard, "attacked_accuracy": figures.standing}
 
 
-def card_of(name: str, model: nn.Module) -> dict[str, Any]:
-    """The model's card; InputError where it has none.
+def card_of(name: str, model: Model) -> dict[str, Any]:
+    """The card of a model that a mixture's folder can hold.
+
+    A card runs no code, so it holds networks of Holdfast's architectures alone, as they are.
 
     Args:
         name: `robust` or `accurate`, for the error.
+
+    Raises:
+        InputError: it is another network, or one with something before or behind it.
     """
-    card = getattr(model, "card", None)
-    if not isinstance(card, dict):
+    network = unwrapped(model)
+    card = getattr(model, "card", None) or getattr(network, "card", None)
+    what = f"the {name} model"
+    needed = (
+        "a mixture's card runs no code, so it holds networks of Holdfast's architectures alone: "
+        "give a checkpoint folder, a training run, a name from the zoo, or a file of weights with "
+        "--architecture NAME (`hf.mix` without `run` mixes any models, and keeps nothing)"
+    )
+    if not isinstance(card, dict) or not isinstance(network, nn.Module):
+        raise InputError(f"{what} has no card, so a mixture could not be loaded again; {needed}")
+    if card.get("defences"):
         raise InputError(
-            f"the {name} model has no card, so a mixture could not be loaded again; "
-            "give a checkpoint folder, a training run or a name from the zoo"
+            f"{what} stands behind {', '.join(card['defences'])}, which a mixture's folder cannot "
+            "hold: give the model without"
+        )
+    try:
+        with torch.device("meta"):  # shapes without memory
+            known = build(card["architecture"], card["arguments"]).state_dict()
+    except (InputError, KeyError):
+        raise InputError(
+            f"{what} is a {type(network).__name__}, which a mixture's folder cannot hold; {needed}"
+        ) from None
+    own = {key: value.shape for key, value in network.state_dict().items()}
+    if own != {key: value.shape for key, value in known.items()}:
+        raise InputError(
+            f"{what} is a {card['architecture']} with something before or behind it, which a "
+            f"mixture's folder cannot hold; {needed}"
         )
     return card
 

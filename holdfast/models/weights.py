@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import warnings
 import zipfile
@@ -148,6 +149,14 @@ def weights_in(folder: Path) -> Path | None:
         if (folder / name).is_file():
             return folder / name
     return None
+
+
+def takes_architecture(source: str) -> bool:
+    """Whether a model is a file of weights alone, or a folder that holds one."""
+    file = Path(source)
+    if os.path.isdir(file):
+        return not os.path.isfile(file / "card.json") and weights_in(file) is not None
+    return os.path.isfile(file) and not is_program(file)
 
 
 def _states(content: Any, where: str) -> Iterator[tuple[str, State]]:
