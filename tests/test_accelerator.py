@@ -15,9 +15,9 @@ import test_defences
 import test_objectives
 import test_training
 import torch
-from lightning.fabric import Fabric
-from lightning.fabric.accelerators import CPUAccelerator
-from lightning.fabric.strategies import SingleDeviceStrategy
+from lightning_fabric import Fabric
+from lightning_fabric.accelerators import CPUAccelerator
+from lightning_fabric.strategies import SingleDeviceStrategy
 from pretend_accelerator import DEVICE, calls
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -781,7 +781,7 @@ def test_a_numbered_device_is_that_one(monkeypatch):
         def __init__(self, **settings: Any):
             asked.append(settings)
 
-    monkeypatch.setattr("lightning.fabric.Fabric", Told)
+    monkeypatch.setattr("lightning_fabric.Fabric", Told)
     with monkeypatch.context() as patch:
         patch.setattr(fit, "checked_device", torch.device)  # as if this machine had them all
         for device in (None, "cpu", "cuda", "cuda:1", "mps:0"):

@@ -200,7 +200,7 @@ def outcome(out: Path) -> dict[str, Any]:
 
 def die_and_resume(folder: Path, kills: int, *names: str) -> None:
     """Forking is safe only before torch has started threads: a process of its own."""
-    import lightning.fabric  # noqa: F401 - before the forks: it takes seconds
+    import lightning_fabric  # noqa: F401 - before the forks: it takes seconds
 
     torch.set_num_threads(1)
     small()

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from safetensors.torch import load_file, save_file
 
 import holdfast as hf
@@ -519,7 +519,7 @@ def in_a_process() -> Iterator[Callable[..., int | None]]:
     """Runs a function in a process forked from one that has imported everything and run nothing."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(
-        ["holdfast.training", "lightning.fabric", "sklearn.datasets", "pytest"]
+        ["holdfast.training", "lightning_fabric", "sklearn.datasets", "pytest"]
     )
 
     def run(function: Callable, *arguments) -> int | None:

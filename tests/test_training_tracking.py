@@ -40,7 +40,7 @@ def test_a_tracker_sees_every_row_and_the_run_is_the_same(tmp_path, monkeypatch)
         made.append(Recorder(run))
         return made[-1]
 
-    monkeypatch.setitem(tracking.TRACKERS, "recorder", ("json", recorder))
+    monkeypatch.setitem(tracking.TRACKERS, "recorder", (("json",), recorder))
     run = tmp_path / "run"
     train(tiny(), digits(), run, device="cpu", log=["recorder"])
     train(tiny(), digits(), tmp_path / "plain", device="cpu")
@@ -69,7 +69,7 @@ def test_a_tracker_sees_every_row_and_the_run_is_the_same(tmp_path, monkeypatch)
 def test_a_tracker_that_is_not_there_is_one_line_before_anything_is_written(
     tmp_path, monkeypatch, name, says
 ):
-    monkeypatch.setattr(tracking.importlib.util, "find_spec", lambda package: None)
+    monkeypatch.setattr(tracking, "find_spec", lambda package: None)
     with pytest.raises(InputError, match=says) as error:
         train(tiny(), digits(), tmp_path / "run", device="cpu", log=[name])
     one_line(error)
@@ -98,7 +98,7 @@ def test_tensorboard_gets_its_figures_through_fabrics_logger(tmp_path, monkeypat
     summary.hparams = lambda *arguments: (None, None, None)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard.summary", summary)
-    from lightning.fabric.loggers import tensorboard
+    from lightning_fabric.loggers import tensorboard
 
     monkeypatch.setattr(tensorboard, "_TENSORBOARD_AVAILABLE", True)
     table = tracking.Tracking(tmp_path, ["tensorboard"], tiny().to_dict())

@@ -14,28 +14,8 @@ from . import evaluate
 from .options import QuietOption, SeedOption
 from .tables import percent
 
-NORM, EPS = "linf", "0.2"
-RECIPES: dict[str, dict[str, Any]] = {
-    "undefended": {
-        "objective": {"name": "standard"},
-        "validation": {"steps": 5, "images": 300},
-        "epochs": 15,
-    },
-    "defended": {
-        "objective": {"name": "pgd", "arguments": {"steps": 5, "step_size": 0.4}},
-        "validation": {"steps": 5, "images": 300},
-        "epochs": 40,
-    },
-}
-SHARED = {
-    "model": {"architecture": "small-cnn", "arguments": {"width": 16}},
-    "threat": {"norm": NORM, "eps": EPS},
-    "augment": {"crop_padding": 1, "flip": "none"},
-    "optimiser": {"learning_rate": 0.1},
-    "batch_size": 64,
-    "averaging": 0.98,
-    "precision": "float32",
-}
+# Each model by its changes to the recipe `digits`.
+CHANGES = {"undefended": ["objective={name: standard}", "epochs=15"], "defended": []}
 
 
 @dataclass(frozen=True)
@@ -65,15 +45,16 @@ def run(options: Options) -> Demo:
     from .. import data as datasets
     from ..report import write_report
     from ..training import train
-    from ..training.recipe import recipe_from
+    from ..training.recipe import load_recipe
 
     began = time.monotonic()
     digits = datasets.load("digits")
     runs, found = [], {}
-    for name, recipe in RECIPES.items():
+    for name, changes in CHANGES.items():
+        recipe = load_recipe("digits", changes)
         training, verdict = options.out / name, options.out / f"{name}-verdict"
         train(
-            recipe_from({**SHARED, **recipe}),
+            recipe,
             digits,
             training,
             seed=options.seed,
@@ -85,8 +66,8 @@ def run(options: Options) -> Demo:
                 verdict,
                 "digits",
                 suite="apgd",
-                norm=NORM,
-                eps=EPS,
+                norm=recipe.threat.norm,
+                eps=recipe.threat.eps,
                 seed=options.seed,
                 quiet=options.quiet,
             )
@@ -100,7 +81,7 @@ def run(options: Options) -> Demo:
 def show(demo: Demo, options: Options) -> None:
     """Print both models' accuracies, and where the page is."""
     tell_table(
-        f"digits, L∞ {EPS}, suite apgd",
+        "digits, L∞ 0.2, suite apgd",
         ("model", "standard accuracy", "robust accuracy", "n"),
         [
             (

@@ -15,7 +15,7 @@ from ..threat import Threat
 from .recipe import Recipe
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 
 @dataclass(frozen=True)

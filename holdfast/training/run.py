@@ -31,7 +31,7 @@ from .trainer import Trainer
 from .validation import averaged_figures
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 FILES = ("metrics.csv", "model/card.json", "model/model.safetensors")  # that a reader goes by
 
@@ -224,10 +224,10 @@ def _result(trainer: Trainer, key: str) -> TrainingRecord:
 
 def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
     """Where and in what precision to compute, alone or as one of several processes."""
-    from lightning.fabric import Fabric  # takes seconds to import
+    from lightning_fabric import Fabric  # takes seconds to import
 
     # Its remarks on precision are in the recipe already; standard error is for errors.
-    for name in ("lightning", "lightning.fabric", "lightning.pytorch"):
+    for name in ("lightning_fabric", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     processes, nodes = _launched()
     kind, _, number = (device or "auto").partition(":")  # cuda:1 is the second GPU

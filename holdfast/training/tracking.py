@@ -6,9 +6,9 @@ what metrics.csv sees. They decide nothing: a run is the same with and without.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +18,23 @@ from ..runs.files import csv_text, write_atomically
 
 
 def _tensorboard(run: Path) -> Any:
-    from lightning.fabric.loggers import TensorBoardLogger
+    from lightning_fabric.loggers import TensorBoardLogger
 
     return TensorBoardLogger(run, name="tensorboard", version="")
 
 
 def _mlflow(run: Path) -> Any:
-    from lightning.pytorch.loggers import MLFlowLogger
+    from pytorch_lightning.loggers import MLFlowLogger
 
     # Where the environment says, else beside the run.
     place = os.environ.get("MLFLOW_TRACKING_URI") or (run / "mlflow").absolute().as_uri()
     return MLFlowLogger("holdfast", run_name=run.name, tracking_uri=place)
 
 
-# name → (the package that it needs, what makes one for a run folder)
-TRACKERS: dict[str, tuple[str, Callable[[Path], Any]]] = {
-    "tensorboard": ("tensorboard", _tensorboard),
-    "mlflow": ("mlflow", _mlflow),
+# name → (the modules that it needs, what makes one for a run folder)
+TRACKERS: dict[str, tuple[tuple[str, ...], Callable[[Path], Any]]] = {
+    "tensorboard": (("tensorboard",), _tensorboard),
+    "mlflow": (("mlflow", "pytorch_lightning"), _mlflow),
 }
 
 
@@ -43,9 +43,9 @@ def check_trackers(names: Sequence[str]) -> None:
     for name in names:
         if name not in TRACKERS:
             raise InputError(f"--log {name!r} is unknown{nearest(name, TRACKERS)}")
-        package = TRACKERS[name][0]
-        if importlib.util.find_spec(package) is None:
-            raise InputError(f"--log {name} needs a package: pip install {package}")
+        packages = [m.replace("_", "-") for m in TRACKERS[name][0] if find_spec(m) is None]
+        if packages:
+            raise InputError(f"--log {name} needs a package: pip install {' '.join(packages)}")
 
 
 class Tracking:

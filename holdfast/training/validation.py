@@ -22,7 +22,7 @@ from .job import TrainingJob
 from .objectives import Batch, Objective
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from lightning_fabric import Fabric
 
 KNOWN_IMAGES = 500  # training images whose accuracy is measured beside validation images'
 LIVE_IMAGES = 256  # on which the live weights are watched for a collapse
