@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from published import read
 from training_profile import Operations
 
