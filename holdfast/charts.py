@@ -9,32 +9,24 @@ along.
 
 from __future__ import annotations
 
+import base64
+import csv
+import io
 import math
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from .terminal import page_text
+from .palette import LIGHT, TONES, dash
+from .terminal import csv_cell, page_text
 
 NO_VALUE = "—"  # never 0
 
-# The colours of `report/style.html` on a light page.
-INK, SOFT, FAINT, CARD, GRID = "#16191d", "#565e68", "#868e98", "#ffffff", "#e9eae6"
-TONES = {
-    "standard": "#64748b",
-    "robust": "#0b7a6f",
-    "alarm": "#b3261e",
-    "calm": FAINT,
-    "ink": INK,
-    "tone-0": "#0b7a6f",
-    "tone-1": "#b45309",
-    "tone-2": "#4f46b8",
-    "tone-3": "#9aa3ad",
-    "tone-4": "#a21a5b",
-    "tone-5": "#3f7a1f",
-}
-_DASHES = {"standard": "6 4", "tone-1": "6 4", "tone-2": "2 3", "tone-4": "9 3 2 3"}
+# Of a file, and of a page in the light.
+INK, SOFT, FAINT, CARD, GRID = (LIGHT[name] for name in ("ink", "soft", "faint", "card", "grid"))
+MOST_BANDS = 3  # of one chart that can still be told apart
 
 # Of a chart in a file, in pixels.
 PLOT_WIDTH, PLOT_HEIGHT = 380, 240
@@ -78,10 +70,12 @@ class Line:
 
     Attributes:
         name: in the legend; "" leaves the line out of it.
-        tone: a key of `TONES`.
+        tone: a key of `holdfast.palette.TONES`.
         low, high: the edges of a band around the curve, one an x; none by default.
         radii: of the dots, in pixels, one an x; 0 draws none. By default all dots are alike, and
             smaller where there are many.
+        joined: whether a curve leads from dot to dot; otherwise intervals are whiskers, no band.
+        notes: what is said of each dot besides, one an x; nothing by default.
     """
 
     name: str
@@ -91,6 +85,8 @@ class Line:
     low: Sequence[float | None] = ()
     high: Sequence[float | None] = ()
     radii: Sequence[float] = ()
+    joined: bool = True
+    notes: Sequence[str] = ()
 
     def points(self) -> list[tuple[float, float]]:
         """The (x, y) that have a value."""
@@ -98,11 +94,24 @@ class Line:
 
     def dots(self) -> list[tuple[float, float, float]]:
         """x, y and radius of the points that are marked."""
+        return [(x, y, radius) for x, y, radius, _ in self.noted()]
+
+    def noted(self) -> list[tuple[float, float, float, str]]:
+        """The same, each with what is said of it besides."""
         radii = self.radii or [3.0 if len(self.points()) <= 30 else 1.5] * len(self.x)
+        notes = self.notes or [""] * len(self.x)
         return [
-            (x, y, radius)
-            for x, y, radius in zip(self.x, self.y, radii, strict=True)
+            (x, y, radius, note)
+            for x, y, radius, note in zip(self.x, self.y, radii, notes, strict=True)
             if y is not None and radius
+        ]
+
+    def intervals(self) -> list[tuple[float, float, float]]:
+        """x and both ends of the intervals that are known."""
+        return [
+            (x, low, high)
+            for x, low, high in zip(self.x, self.low, self.high, strict=False)
+            if low is not None and high is not None
         ]
 
 
@@ -119,13 +128,14 @@ class Estimate:
 @dataclass(frozen=True)
 class Mark:
     """One separately measured point with its interval, drawn as a diamond; marks of one legend
-    share an entry there."""
+    share an entry there. `line` is the number of the line that it belongs to, if any."""
 
     name: str
     tone: str
     x: float
     estimate: Estimate
     legend: str
+    line: int | None = None
 
 
 @dataclass(frozen=True)
@@ -206,10 +216,11 @@ def _path(points: Sequence[tuple[float, float]], width: float, height: float) ->
     )
 
 
-def _diamond(x: str, y: str, tone: str, title: str) -> Markup:
+def _diamond(x: str, y: str, mark: Mark, title: str) -> Markup:
     # A nested <svg> is the one shape that can be placed in percent and drawn in pixels.
-    shape = tag("path", d="M0-6.5 6.5 0 0 6.5-6.5 0Z", class_=f"mark {tone}")
-    return tag("svg", tag("title", title), shape, x=x, y=y, overflow="visible")
+    shape = tag("path", d="M0-6.5 6.5 0 0 6.5-6.5 0Z", class_=f"mark {mark.tone}")
+    where = {"x": x, "y": y, "overflow": "visible", **_of_line(mark.line)}
+    return tag("svg", tag("title", title), shape, **where)
 
 
 def line_chart(
@@ -234,8 +245,13 @@ def line_chart(
         overflow="visible",
     )
     entries = [
-        tag("li", tag("svg", shape, width=26, height=14, aria_hidden="true"), tag("span", name))
-        for shape, name in _legend(chart)
+        tag(
+            "li",
+            tag("svg", shape, width=26, height=14, aria_hidden="true"),
+            tag("span", name),
+            **_of_line(number),
+        )
+        for shape, name, number in _legend(chart)
     ]
     return tag(
         "div",
@@ -243,8 +259,59 @@ def line_chart(
         tag("div", y.label, class_="y-label"),
         tag("div", plot, class_="canvas"),
         tag("div", x.label, class_="x-label"),
+        downloads(description, svg_file([chart]), *_rows(chart)),
         class_="chart",
     )
+
+
+def _rows(chart: Chart) -> tuple[list[str], list[list[object]]]:
+    """Every point of a chart, for a table."""
+    rows: list[list[object]] = []
+    for line in chart.lines:
+        bands = {x: (low, high) for x, low, high in line.intervals()}
+        notes = line.notes or [""] * len(line.x)
+        for x, y, note in zip(line.x, line.y, notes, strict=True):
+            rows.append([line.name, x, y, *bands.get(x, (None, None)), note])
+    for mark in chart.marks:
+        held = mark.estimate
+        rows.append([mark.name, mark.x, held.value, held.low, held.high, ""])
+    rows += [[event.name, event.x, None, None, None, ""] for event in chart.events]
+    return ["series", chart.x.label, chart.y.label, "low", "high", "note"], rows
+
+
+def downloads(
+    description: str, svg: str, names: Sequence[str], rows: Iterable[Sequence[object]]
+) -> Markup:
+    """Links that save a figure of a page: as SVG and as CSV at once, as PNG where scripts run.
+
+    Args:
+        description: of the figure; its beginning is the name of the files.
+        svg: the figure as a file.
+        names, rows: its figures as a table.
+    """
+    words = re.split(r"[.;:,]", description)[0].lower()
+    name = re.sub(r"[^a-z0-9]+", "-", words).strip("-")[:60].strip("-") or "figure"
+    table = io.StringIO()
+    writer = csv.writer(table, lineterminator="\n")
+    writer.writerow([csv_cell(cell) for cell in names])
+    writer.writerows([csv_cell(cell) for cell in row] for row in rows)
+    links = [
+        tag(
+            "a",
+            kind.upper(),
+            download=f"{name}.{kind}",
+            href=_data_uri(media, text),
+        )
+        for kind, media, text in (
+            ("svg", "image/svg+xml", svg),
+            ("csv", "text/csv", table.getvalue()),
+        )
+    ]
+    return tag("p", "Save as ", links[0], " ", links[1], class_="downloads")
+
+
+def _data_uri(media: str, text: str) -> str:
+    return f"data:{media};base64,{base64.b64encode(text.encode('utf-8', 'replace')).decode()}"
 
 
 def svg_file(charts: Sequence[Chart], titles: Sequence[str] = (), caption: str = "") -> str:
@@ -262,14 +329,14 @@ def svg_file(charts: Sequence[Chart], titles: Sequence[str] = (), caption: str =
     width = panel_width * len(charts)
     height = top + PLOT_HEIGHT + _BOTTOM + (_ROW if caption else 0)
     parts = [
-        tag("style", Markup(_style())),
+        tag("style", Markup(_style(_tones(charts)))),
         tag("rect", width=width, height=height, fill=CARD),
     ]
     for number, (chart, legend) in enumerate(zip(charts, legends, strict=True)):
         left = number * panel_width + _LEFT
         if titles:
             parts.append(tag("text", titles[number], x=left, y=_ROW, class_="title"))
-        for row, (shape, name) in enumerate(legend):
+        for row, (shape, name, _) in enumerate(legend):
             level = 12 + _ROW * (bool(titles) + row)
             parts.append(tag("svg", shape, x=left, y=level - 3, width=26, height=14))
             parts.append(tag("text", name, x=left + 34, y=level + 8))
@@ -301,21 +368,31 @@ def svg_file(charts: Sequence[Chart], titles: Sequence[str] = (), caption: str =
     )
 
 
-def _style() -> str:
+def _tones(charts: Sequence[Chart]) -> list[str]:
+    found = ["ink"]
+    for chart in charts:
+        found += [line.tone for line in chart.lines] + [mark.tone for mark in chart.marks]
+        found += [event.tone for event in chart.events]
+    return found
+
+
+def _style(tones: Iterable[str]) -> str:
     """The style sheet of a file. Its colours are spelt out: some programs know no variables."""
     rules = [
         f"svg{{font-family:system-ui,sans-serif}}text{{fill:{SOFT};font-size:12.5px}}",
         f".title{{fill:{INK};font-weight:600}}.end{{text-anchor:end}}.middle{{text-anchor:middle}}",
         f".grid{{stroke:{GRID}}}.tick{{stroke:{FAINT}}}",
-        ".curve{fill:none;stroke-width:2;stroke-linejoin:round}.band{opacity:.14}",
-        f".dot{{stroke:{CARD};stroke-width:1.25}}.mark{{fill:{CARD};stroke-width:2.5}}",
-        ".whisker{stroke-width:1.5}.event{stroke-width:1.5;stroke-dasharray:3 3}",
+        ".curve{fill:none;stroke-width:2;stroke-linejoin:round}.band{opacity:.14}.quiet{opacity:0}",
+        f".mark{{fill:{CARD};stroke-width:2.5}}.whisker{{stroke-width:1.5}}",
+        ".event{stroke-width:1.5;stroke-dasharray:3 3}",
     ]
-    for tone, colour in TONES.items():
-        filled, drawn = f".band.{tone},.dot.{tone}", ("curve", "mark", "whisker", "event")
-        rules.append(f"{filled}{{fill:{colour}}}")
+    for tone in dict.fromkeys(tones):
+        colour = LIGHT[TONES[tone]]
+        filled, drawn = ("band", "dot", "part"), ("curve", "mark", "whisker", "event")
+        rules.append(",".join(f".{kind}.{tone}" for kind in filled) + f"{{fill:{colour}}}")
         rules.append(",".join(f".{kind}.{tone}" for kind in drawn) + f"{{stroke:{colour}}}")
-    rules += [f".curve.{tone}{{stroke-dasharray:{dash}}}" for tone, dash in _DASHES.items()]
+        if dash(tone):
+            rules.append(f".curve.{tone}{{stroke-dasharray:{dash(tone)}}}")
     return "".join(rules)
 
 
@@ -341,52 +418,72 @@ def _plot(chart: Chart, size: tuple[float, float] | None = None) -> list[Markup]
         rule = tag("line", x1=where, x2=where, y1="0", y2="100%", class_=f"event {event.tone}")
         parts.append(tag("g", tag("title", event.name), rule))
     parts.append(_curves(chart, size))
-    for line in chart.lines:
-        for px, py, radius in line.dots():
+    for number, line in enumerate(chart.lines):
+        if not line.joined:
+            parts += [
+                _whisker(chart, px, low, high, line.tone, number)
+                for px, low, high in line.intervals()
+            ]
+        for px, py, radius, note in line.noted():
             cx, cy = at(px, py)
             title = f"{line.name}: {write(py)} at {x.write(px)}"
             parts.append(
                 tag(
                     "circle",
-                    tag("title", title),
+                    tag("title", f"{title}, {note}" if note else title),
                     cx=_percent(cx),
                     cy=_percent(cy),
                     r=f"{radius:g}",
                     class_=f"dot {line.tone}",
+                    data_line=number,
                 )
             )
     for mark in chart.marks:
-        measured = mark.estimate
-        if measured.value is None:
+        held = mark.estimate
+        if held.value is None:
             continue
-        where, level = (_percent(share) for share in at(mark.x, measured.value))
-        if measured.low is not None and measured.high is not None:
-            top, bottom = (_percent(at(mark.x, edge)[1]) for edge in (measured.high, measured.low))
-            parts.append(
-                tag("line", x1=where, x2=where, y1=top, y2=bottom, class_=f"whisker {mark.tone}")
-            )
-        parts.append(_diamond(where, level, mark.tone, f"{mark.name}: {measured.words}"))
+        if held.low is not None and held.high is not None:
+            parts.append(_whisker(chart, mark.x, held.low, held.high, mark.tone, mark.line))
+        where, level = (_percent(share) for share in at(mark.x, held.value))
+        parts.append(_diamond(where, level, mark, f"{mark.name}: {held.words}"))
     return parts
+
+
+def _whisker(
+    chart: Chart, x: float, low: float, high: float, tone: str, line: int | None
+) -> Markup:
+    (where, top), (_, bottom) = (
+        map(_percent, chart.place(x, max(chart.y.low, min(chart.y.high, edge))))
+        for edge in (high, low)
+    )
+    return tag(
+        "line", x1=where, x2=where, y1=top, y2=bottom, class_=f"whisker {tone}", **_of_line(line)
+    )
+
+
+def _of_line(number: int | None) -> dict[str, object]:
+    """By what the page's script finds the shapes of a line, to hide and to show them."""
+    return {} if number is None else {"data_line": number}
 
 
 def _curves(chart: Chart, size: tuple[float, float] | None) -> Markup:
     """The lines and their bands, in a coordinate system of their own."""
     width, height = size or (100, 100)
     shapes: list[Markup] = []
-    for line in chart.lines:
-        band = [
-            (px, low, high)
-            for px, low, high in zip(line.x, line.low, line.high, strict=False)
-            if low is not None and high is not None
-        ]
-        if len(band) > 1:
-            edge = [chart.place(px, high) for px, _, high in band]
-            edge += [chart.place(px, low) for px, low, _ in reversed(band)]
+    banded = [line for line in chart.lines if line.joined and len(line.intervals()) > 1]
+    quiet = " quiet" if len(banded) > MOST_BANDS else ""  # many bands add up to one grey area
+    for number, line in enumerate(chart.lines):
+        if line in banded:
+            edge = [chart.place(px, high) for px, _, high in line.intervals()]
+            edge += [chart.place(px, low) for px, low, _ in reversed(line.intervals())]
             points = _path(edge, width, height)
-            shapes.append(tag("polygon", points=points, class_=f"band {line.tone}"))
-    for line in chart.lines:
-        drawn = _path([chart.place(*point) for point in line.points()], width, height)
-        shapes.append(tag("polyline", points=drawn, class_=f"curve {line.tone}"))
+            kind = f"band {line.tone}{quiet}"
+            shapes.append(tag("polygon", points=points, class_=kind, data_line=number))
+    for number, line in enumerate(chart.lines):
+        if line.joined:
+            drawn = _path([chart.place(*point) for point in line.points()], width, height)
+            kind = f"curve {line.tone}"
+            shapes.append(tag("polyline", points=drawn, class_=kind, data_line=number))
     return tag(
         "svg",
         *shapes,
@@ -399,25 +496,26 @@ def _curves(chart: Chart, size: tuple[float, float] | None) -> Markup:
     )
 
 
-def _legend(chart: Chart) -> list[tuple[Markup, str]]:
-    """Samples of 26 × 14 pixels, and what they stand for."""
-    entries = [
-        (tag("line", x1=0, x2=26, y1=7, y2=7, class_=f"curve {line.tone}"), line.name)
-        for line in chart.lines
-        if line.name
-    ]
+def _legend(chart: Chart) -> list[tuple[Markup, str, int | None]]:
+    """Samples of 26 × 14 pixels, what they stand for, and the number of the line if it is one."""
+    entries: list[tuple[Markup, str, int | None]] = []
+    for number, line in enumerate(chart.lines):
+        if line.name:
+            sample = (
+                tag("line", x1=0, x2=26, y1=7, y2=7, class_=f"curve {line.tone}")
+                if line.joined
+                else tag("circle", cx=13, cy=7, r=5, class_=f"dot {line.tone}")
+            )
+            entries.append((sample, line.name, number))
     for text in dict.fromkeys(mark.legend for mark in chart.marks):
         tones = {mark.tone for mark in chart.marks if mark.legend == text}
         tone = tones.pop() if len(tones) == 1 else "ink"
-        entries.append(
-            (tag("path", d="M13 0.5 19.5 7 13 13.5 6.5 7Z", class_=f"mark {tone}"), text)
-        )
+        shape = tag("path", d="M13 0.5 19.5 7 13 13.5 6.5 7Z", class_=f"mark {tone}")
+        entries.append((shape, text, None))
     # Events of one kind share an entry; each says in its tooltip which it is.
-    kinds = {event.tone: event.name for event in chart.events}
-    entries += [
-        (tag("line", x1=13, x2=13, y1=0, y2=14, class_=f"event {tone}"), name)
-        for tone, name in kinds.items()
-    ]
+    for tone, name in {event.tone: event.name for event in chart.events}.items():
+        rule = tag("line", x1=13, x2=13, y1=0, y2=14, class_=f"event {tone}")
+        entries.append((rule, name, None))
     return entries
 
 
@@ -529,4 +627,110 @@ def parts_bar(description: str, parts: Sequence[Part]) -> Markup:
         )
         for part in parts
     ]
-    return tag("div", bar, tag("ul", *entries, class_="legend"))
+    rows = [[part.name, part.size, part.size / whole] for part in parts]
+    saved = downloads(description, _parts_file(description, parts), ["", "images", "share"], rows)
+    return tag("div", bar, tag("ul", *entries, class_="legend"), saved)
+
+
+def _parts_file(description: str, parts: Sequence[Part]) -> Markup:
+    whole, left = sum(part.size for part in parts), 16.0
+    shapes = []
+    for row, part in enumerate(parts):
+        width, level = 640 * part.size / whole, 64 + _ROW * row
+        shapes += [
+            tag(
+                "rect",
+                x=f"{left:g}",
+                y=16,
+                width=f"{width:g}",
+                height=28,
+                class_=f"part {part.tone}",
+            ),
+            tag("rect", x=16, y=level, width=12, height=12, class_=f"part {part.tone}"),
+            tag("text", f"{part.size:,} {part.name}", x=38, y=level + 11),
+        ]
+        left += width
+    return _file(description, 672, 76 + _ROW * len(parts), shapes, [part.tone for part in parts])
+
+
+def _file(
+    description: str, width: int, height: int, shapes: Sequence[Markup], tones: Iterable[str]
+) -> Markup:
+    """A figure of its own, of a fixed size."""
+    return tag(
+        "svg",
+        tag("title", description),
+        tag("style", Markup(_style(tones))),
+        tag("rect", width=width, height=height, fill=CARD),
+        *shapes,
+        xmlns="http://www.w3.org/2000/svg",
+        width=width,
+        height=height,
+        viewBox=f"0 0 {width} {height}",
+    )
+
+
+def strips_saved(
+    description: str, rows: Sequence[tuple[str, Sequence[tuple[str, str, Estimate]]]]
+) -> Markup:
+    """Links that save rows of strips.
+
+    Args:
+        rows: a name, and its estimates, each with what it is called and its tone.
+    """
+    shapes, left, width = [], 220, 420
+    for number, (name, points) in enumerate(rows):
+        y = 24 + 24 * number
+        shapes.append(tag("text", name, x=left - 14, y=y + 4, class_="end"))
+        shapes.append(tag("line", x1=left, x2=left + width, y1=y, y2=y, class_="grid"))
+        for place, (_, tone, a) in enumerate(points):
+            if a.value is None:
+                continue
+            ends = [a.value if end is None else end for end in (a.low, a.high)]
+            x1, x2, x = (f"{left + width * end:g}" for end in (*ends, a.value))
+            shapes.append(tag("line", x1=x1, x2=x2, y1=y, y2=y, class_=f"whisker {tone}"))
+            hollow = {"style": f"fill:{CARD};stroke:{LIGHT[TONES[tone]]};stroke-width:2"}
+            more = hollow if place == 0 and len(points) > 1 else {}
+            shapes.append(tag("circle", cx=x, cy=y, r=5, class_=f"dot {tone}", **more))
+    base = 24 * len(rows) + 34
+    for share in (0, 50, 100):
+        text = tag("text", f"{share} %", x=left + width * share / 100, y=base, class_="middle")
+        shapes.append(text)
+    tones = [tone for _, points in rows for _, tone, _ in points]
+    kinds = {what: tone for _, points in rows for what, tone, _ in points}
+    for place, (what, tone) in enumerate(kinds.items()):
+        shapes.append(tag("circle", cx=left + 160 * place, cy=base + 22, r=5, class_=f"dot {tone}"))
+        shapes.append(tag("text", what, x=left + 160 * place + 12, y=base + 26))
+    table = [[name, what, a.value, a.low, a.high] for name, points in rows for what, _, a in points]
+    svg = _file(description, left + width + 40, base + 44, shapes, tones)
+    return downloads(description, svg, ["", "figure", "value", "low", "high"], table)
+
+
+def heat_saved(
+    description: str, names: Sequence[str], counts: Sequence[Sequence[int]], tone: str
+) -> Markup:
+    """Links that save a square table of counts, whose cells are the darker the more they hold."""
+    shapes, left, cell = [], 150, 44
+    most = max((count for row in counts for count in row), default=0) or 1
+    for i, row in enumerate(counts):
+        y = 110 + cell * i
+        shapes.append(tag("text", names[i], x=left - 10, y=y + 27, class_="end"))
+        turn = f"rotate(-60 {left + cell * i + 26} 100)"
+        shapes.append(tag("text", names[i], x=left + cell * i + 26, y=100, transform=turn))
+        for j, count in enumerate(row):
+            x, share = left + cell * j, count / most
+            place = {
+                "x": x,
+                "y": y,
+                "width": cell - 2,
+                "height": cell - 2,
+                "class_": f"part {tone}",
+            }
+            shapes.append(tag("rect", opacity=f"{0.04 + 0.7 * share:.2f}", **place))
+            if count:
+                text = tag("text", f"{count}", x=x + 21, y=y + 27, class_="middle", fill=INK)
+                shapes.append(text)
+    size = left + cell * len(names) + 60
+    svg = _file(description, size, 130 + cell * len(names), shapes, [tone])
+    rows = [[name, *row] for name, row in zip(names, counts, strict=True)]
+    return downloads(description, svg, ["label", *names], rows)

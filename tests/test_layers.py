@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "holdfast"
 # floor only itself, and otherwise from the floors below. Packages that only load each other's
 # results at run time are no arrows.
 FLOORS: list[set[str]] = [
-    {"version", "lazy", "terminal"},
+    {"version", "lazy", "terminal", "palette"},
     {"errors", "types"},
     {"parsing", "intervals", "draws", "spatial"},
     {"threat", "shipped"},

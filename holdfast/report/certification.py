@@ -9,10 +9,9 @@ from markupsafe import Markup
 from .. import charts
 from ..runs.records import CertifiedAt
 from . import format
-from .evaluation import remarks
+from .evaluation import radius_axis, remarks
 from .runs import Accuracy, CertificationRun
-
-_NORMS = {"linf": "L∞", "l2": "L2"}
+from .verdict import Verdict, of_certification
 
 
 def _by_radius(
@@ -30,7 +29,6 @@ def view(run: CertificationRun) -> dict[str, Any]:
         "facts": facts(run),
         "attacked": run.accuracy("attacked_accuracy"),
         "standard": run.accuracy("standard_accuracy"),
-        "judgement": judgement(run),
         "rows": [(_radius(run, radius), a) for radius, a in _by_radius(run, run.record.certified)],
         "chart": chart(run),
         "table": table(run),
@@ -38,8 +36,7 @@ def view(run: CertificationRun) -> dict[str, Any]:
 
 
 def _radius(run: CertificationRun, radius: float) -> str:
-    size = format.over_255(radius) if run.threat.norm == "linf" else f"{radius:.4g}"
-    return f"{_NORMS.get(run.threat.norm, run.threat.norm)} {size}"
+    return f"{format.norm(run.threat)} {format.radius(run.threat, radius)}"
 
 
 def facts(run: CertificationRun) -> list[tuple[str, str]]:
@@ -77,6 +74,18 @@ def judgement(run: CertificationRun) -> str:
     )
 
 
+def verdict(run: CertificationRun) -> Verdict:
+    return of_certification(run, judgement(run), _more(run))
+
+
+def _more(run: CertificationRun) -> str:
+    standard = run.accuracy("standard_accuracy")
+    return (
+        f"An abstention is never right. {format.accuracy(standard)} of the images are answered "
+        f"right (95 % interval {format.interval(standard)})."
+    )
+
+
 def _line(run: CertificationRun) -> charts.Line:
     points = _by_radius(run, run.record.curve)
     return charts.Line(
@@ -111,5 +120,4 @@ def table(run: CertificationRun) -> Markup:
 
 def _axis(run: CertificationRun) -> charts.Axis:
     high = max([run.threat.eps, *(point.radius for point in run.record.curve)])
-    name = f"radius ({_NORMS.get(run.threat.norm, run.threat.norm)})"
-    return charts.Axis(name, 0, high, charts.ticks(0, high), "{:.4g}".format)
+    return radius_axis("radius", [run.threat], high)

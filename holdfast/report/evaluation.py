@@ -3,7 +3,6 @@ out."""
 
 from __future__ import annotations
 
-import json
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +12,10 @@ import numpy as np
 import yaml
 from markupsafe import Markup
 
-from .. import charts
+from .. import charts, palette
 from ..evaluation.result import distinct_names
 from ..runs.records import Curve, CurvePoint, DataInfo
+from ..threat import Threat
 from . import format, pictures
 from .runs import Accuracy, EvaluationRun, Run, TrainingRun
 
@@ -23,15 +23,31 @@ MOST_CLASSES = 30  # rows of the class table
 MOST_CONFUSED = 20  # classes of a confusion matrix that still fits a page; pairs beyond
 MOST_EXAMPLES = 24
 PIXELS = 400_000  # of all example images together, so that photographs do not make a page of 50 MB
-TONES = 6  # line styles in the style sheet
 
 Facts = list[tuple[str, str]]
 
 
 def heading(run: Run) -> str:
-    if isinstance(run, TrainingRun) or not run.model.name:
+    if isinstance(run, TrainingRun):
+        return _trained(run)
+    return run.model.title if run.model.name else run.path.resolve().name
+
+
+def _trained(run: TrainingRun) -> str:
+    """What was trained, and how: folders of trainings are often called just that."""
+    recipe = run.request.asked.get("recipe") if run.request else None
+    if not isinstance(recipe, dict):
         return run.path.resolve().name
-    return run.model.title
+
+    def named(value: object, key: str) -> str:
+        found = value.get(key) if isinstance(value, dict) else value
+        return found if isinstance(found, str) else ""
+
+    model = named(recipe.get("model"), "architecture")
+    objective = named(recipe.get("objective"), "name")
+    if not model or not objective:
+        return run.path.resolve().name
+    return f"{model} trained by {objective}"
 
 
 def headings(runs: Sequence[Run]) -> list[str]:
@@ -218,7 +234,7 @@ def fates(run: EvaluationRun) -> Markup | None:
     if sum(part.size for part in parts) != run.n:
         return None
     spoken = "; ".join(f"{part.size} {part.name}" for part in parts)
-    return charts.parts_bar(f"Of {run.n} images: {spoken}.", parts)
+    return charts.parts_bar(f"What became of {run.n} images: {spoken}.", parts)
 
 
 # --- security curves ---------------------------------------------------------------------------
@@ -231,14 +247,15 @@ class Curves:
     caption: str
 
 
-def _epsilon_axis(runs: Sequence[EvaluationRun], high: float) -> charts.Axis:
-    if runs[0].threat.norm == "linf":
+def radius_axis(label: str, threats: Sequence[Threat], high: float) -> charts.Axis:
+    """An axis of radii, in the unit in which the page writes those of the threat models."""
+    name = format.norm(threats[0])
+    if all(format.in_steps(threat) for threat in threats):
         ticks = [tick / 255 for tick in charts.ticks(0, high * 255)]
         return charts.Axis(
-            "ε (L∞), in steps of 1/255", 0, high, ticks, lambda eps: f"{eps * 255:.4g}"
+            f"{label} ({name}), in steps of 1/255", 0, high, ticks, lambda eps: f"{eps * 255:.4g}"
         )
-    name = str(runs[0].threat).split()[0]
-    return charts.Axis(f"ε ({name})", 0, high, charts.ticks(0, high), "{:.4g}".format)
+    return charts.Axis(f"{label} ({name})", 0, high, charts.ticks(0, high), "{:.4g}".format)
 
 
 def _end(curve: Curve) -> float:
@@ -267,12 +284,12 @@ def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
     if not shown:
         return None
     high = max(max(run.threat.eps, _end(curve)) for run, curve in shown)
-    axis = _epsilon_axis([run for run, _ in shown], high)
+    axis = radius_axis("ε", [run.threat for run, _ in shown], high)
     several = len(shown) > 1
     lines, marks = [], []
     names = headings([run for run, _ in shown])
     for i, (run, curve) in enumerate(shown):
-        tone = f"tone-{i % TONES}" if several else "robust"
+        tone = f"tone-{i % palette.STYLES}" if several else "robust"
         points = [point for point in ascending(curve) if point.eps <= high]
         lines.append(
             charts.Line(
@@ -292,6 +309,7 @@ def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
                 run.threat.eps,
                 format.estimate(run.robust),
                 title,
+                line=i,
             )
         )
     chart = charts.line_chart(
@@ -303,7 +321,10 @@ def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
         write=format.percent,
     )
     table = charts.data_table(axis.label, lines, axis.write, format.percent)
-    caption = "The band is the 95 % interval. The diamond is the suite's own figure: " + (
+    band = "The band is the 95 % interval. "
+    if len(shown) > charts.MOST_BANDS:
+        band = "The 95 % intervals are in the table. "
+    caption = f"{band}The diamond is the suite's own figure: " + (
         "the line is made of the same distances."
         if all(curve.attack == f"suite {run.record.suite}" for run, curve in shown)
         else "a longer search on its own images, so it belongs to no line."
@@ -385,6 +406,7 @@ class ClassRow:
 class Classes:
     rows: list[ClassRow]
     left_out: int
+    saved: Markup
 
 
 def classes(run: EvaluationRun) -> Classes | None:
@@ -403,10 +425,23 @@ def classes(run: EvaluationRun) -> Classes | None:
             ("robust", format.estimate(robust)),
         )
         rows.append(ClassRow(name, standard, robust, strip))
-    if len(rows) <= MOST_CLASSES:
-        return Classes(rows, 0)
-    weakest = sorted(rows, key=lambda row: row.robust.value or 0.0)[:MOST_CLASSES]
-    return Classes(weakest, len(rows) - MOST_CLASSES)
+    left_out = max(0, len(rows) - MOST_CLASSES)
+    if left_out:
+        rows = sorted(rows, key=lambda row: row.robust.value or 0.0)[:MOST_CLASSES]
+    saved = charts.strips_saved(
+        "Accuracy by class",
+        [
+            (
+                row.name,
+                [
+                    ("clean", "standard", format.estimate(row.standard)),
+                    ("attacked", "robust", format.estimate(row.robust)),
+                ],
+            )
+            for row in rows
+        ],
+    )
+    return Classes(rows, left_out, saved)
 
 
 @dataclass(frozen=True)
@@ -419,6 +454,7 @@ class Confusion:
     counts: list[list[int]]
     largest: int
     pairs: list[tuple[str, str, int]]
+    saved: Markup
 
 
 def confusion(run: EvaluationRun) -> Confusion | None:
@@ -432,13 +468,10 @@ def confusion(run: EvaluationRun) -> Confusion | None:
     if k <= MOST_CONFUSED:
         counts = np.zeros((k, k), int)
         counts[pairs[0], pairs[1]] = numbers
-        return Confusion(
-            int(of_interest.sum()),
-            [run.class_name(i) for i in range(k)],
-            counts.tolist(),
-            max(1, int(counts.max())),
-            [],
-        )
+        names = [run.class_name(i) for i in range(k)]
+        saved = charts.heat_saved("What breaks into what", names, counts.tolist(), "broken-0")
+        largest = max(1, int(counts.max()))
+        return Confusion(int(of_interest.sum()), names, counts.tolist(), largest, [], saved)
     commonest = np.argsort(-numbers, kind="stable")[:MOST_CONFUSED]
     return Confusion(
         int(of_interest.sum()),
@@ -449,6 +482,7 @@ def confusion(run: EvaluationRun) -> Confusion | None:
             (run.class_name(int(pairs[0, i])), run.class_name(int(pairs[1, i])), int(numbers[i]))
             for i in commonest
         ],
+        Markup(""),
     )
 
 
@@ -486,9 +520,7 @@ def _distance(run: EvaluationRun, value: float) -> str:
         return ""
     if value == 0:
         return "no change"
-    if run.threat.norm == "linf":
-        return f"L∞ {format.over_255(value)}"
-    return f"{str(run.threat).split()[0]} {value:.4g}"
+    return f"{format.norm(run.threat)} {format.radius(run.threat, value)}"
 
 
 def examples(run: EvaluationRun) -> Examples | None:
@@ -592,9 +624,10 @@ def request(run: Run) -> Request | None:
     if recipe is not None and not isinstance(recipe, str):
         recipe = yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True)
     details = [
-        (format.name(key), _asked(value))
+        row
         for key, value in given.items()
         if key not in _SHOWN_ELSEWHERE
+        for row in _asked(format.name(key), value)
     ]
     if not isinstance(run, TrainingRun):
         details += [
@@ -609,8 +642,13 @@ def request(run: Run) -> Request | None:
     )
 
 
-def _asked(value: Any) -> str:
-    if isinstance(value, dict | list):
-        return json.dumps(value, ensure_ascii=False)
+def _asked(name: str, value: Any) -> Facts:
+    """A value of the request as rows, one for each value inside it."""
+    if isinstance(value, dict):
+        return [row for key, part in value.items() for row in _asked(f"{name}: {key}", part)]
+    if isinstance(value, list) and any(isinstance(part, dict | list) for part in value):
+        return [
+            row for place, part in enumerate(value, 1) for row in _asked(f"{name} {place}", part)
+        ]
     # The exact number: it is what one would have to ask again.
-    return repr(value) if isinstance(value, float) else format.figure(value)
+    return [(name, repr(value) if isinstance(value, float) else format.figure(value))]

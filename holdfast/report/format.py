@@ -91,8 +91,19 @@ def title(text: str) -> str:
     return name(text)[:1].upper() + name(text)[1:]
 
 
-def over_255(value: float) -> str:
-    return f"{value * 255:.4g}/255"
+def norm(threat: Threat) -> str:
+    """ "L∞", say."""
+    return str(threat).split()[0]
+
+
+def in_steps(threat: Threat) -> bool:
+    """Whether its ε is written in steps of 1/255, and so everything beside it has to be."""
+    return str(threat).endswith("/255")
+
+
+def radius(threat: Threat, value: float) -> str:
+    """A distance in the unit in which the threat model's own ε is written."""
+    return f"{value * 255:.4g}/255" if in_steps(threat) else f"{value:.4g}"
 
 
 def permission(threat: Threat) -> str:

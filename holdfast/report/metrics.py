@@ -43,10 +43,9 @@ def line(
     y: Sequence[float | None],
     title: str,
     tone: str,
-    scale: float = 1.0,
 ) -> charts.Line | None:
-    """A curve of a result, its x multiplied by `scale`; None where it holds none."""
-    points = [(scale * a, b) for a, b in zip(x, y, strict=True) if a is not None]
+    """A curve of a result; None where it holds none."""
+    points = [(a, b) for a, b in zip(x, y, strict=True) if a is not None]
     return (
         charts.Line(title, tone, [a for a, _ in points], [b for _, b in points]) if points else None
     )

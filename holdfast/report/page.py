@@ -8,16 +8,20 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from .. import charts
+from .. import charts, palette
 from ..errors import InputError
 from ..runs.files import check_named, write_named
 from ..terminal import page_text, tell
-from . import certification, defences, evaluation, format, training, uncertainty
+from . import certification, defences, evaluation, format, training, uncertainty, verdict
 from .comparison import comparison
 from .runs import CertificationRun, EvaluationRun, Run, TrainingRun, UncertaintyRun, read_run
+from .verdict import Verdict
+
+MOST_SECTIONS = 24  # runs that are shown whole; of more, a page has the figures alone
 
 
 @functools.cache
@@ -40,7 +44,13 @@ def _environment() -> Environment:
         "in_words": format.name,
         "title": format.title,
     }
-    environment.globals["NONE"] = format.NONE
+    environment.globals |= {
+        "NONE": format.NONE,
+        "light": palette.LIGHT,
+        "dark": palette.DARK,
+        "tones": palette.TONES,
+        "dash": palette.dash,
+    }
     return environment
 
 
@@ -52,16 +62,17 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         "run": run,
         "heading": evaluation.heading(run),
         "request": evaluation.request(run),
+        "verdict": _verdict(run),
     }
     if isinstance(run, TrainingRun):
-        return SimpleNamespace(**common, facts=training.facts(run), charts=training.curves(run))
+        own = {"facts": training.facts(run), "charts": training.curves(run)}
+        return SimpleNamespace(**common, **own)
     if isinstance(run, UncertaintyRun):
         return SimpleNamespace(**common, **uncertainty.view(run))
     if isinstance(run, CertificationRun):
         return SimpleNamespace(**common, **certification.view(run))
     return SimpleNamespace(
         **common,
-        verdict=evaluation.verdict(run),
         facts=evaluation.facts(run),
         fates=evaluation.fates(run),
         curves=evaluation.security_curves([run]),
@@ -79,6 +90,24 @@ def _view(number: int, run: Run) -> SimpleNamespace:
     )
 
 
+def _verdict(run: Run) -> Verdict:
+    if isinstance(run, TrainingRun):
+        return verdict.of_training(run)
+    if isinstance(run, UncertaintyRun):
+        return uncertainty.verdict(run)
+    if isinstance(run, CertificationRun):
+        return certification.verdict(run)
+    return verdict.of_evaluation(run, *evaluation.verdict(run))
+
+
+KINDS = {  # what a page of such runs is called; the first kind that it holds names it
+    "evaluation": "Robustness",
+    "certification": "Certification",
+    "uncertainty": "Uncertainty",
+    "training": "Training",
+}
+
+
 def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
     """The page of these runs, evaluations first, and the command that makes it; the same runs
     always give the same page.
@@ -91,11 +120,16 @@ def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
     uncertainties = [run for run in runs if isinstance(run, UncertaintyRun)]
     certifications = [run for run in runs if isinstance(run, CertificationRun)]
     ordered: list[Run] = [*evaluations, *certifications, *uncertainties, *trainings]
+    whole = len(ordered) <= MOST_SECTIONS
     return (
         _environment()
         .get_template("page.html")
         .render(
-            views=[_view(number, run) for number, run in enumerate(ordered, 1)],
+            kind=next(name for kind, name in KINDS.items() if any(r.kind == kind for r in ordered)),
+            views=[_view(number, run) for number, run in enumerate(ordered, 1)] if whole else [],
+            brief=[] if whole else _brief(ordered),
+            sections=whole,
+            paths=[str(run.path) for run in ordered],
             evaluations=len(evaluations),
             uncertainties=len(uncertainties),
             comparison=comparison(evaluations, pairs),
@@ -104,6 +138,15 @@ def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
             report_command=command,
         )
     )
+
+
+def _brief(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row a run, of as many as have no room for all that they hold."""
+    names = evaluation.headings(runs)
+    return [
+        {"name": name, "path": str(run.path), "kind": run.kind, "verdict": _verdict(run)}
+        for run, name in zip(runs, names, strict=True)
+    ]
 
 
 def write_report(runs: Sequence[Path | str], out: Path | str) -> Path:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
+
 from markupsafe import Markup
 
 from .. import charts
 from ..runs.records.uncertainty import SetFigures
 from . import format, metrics
+from .evaluation import radius_axis
 from .metrics import Table
 from .runs import UncertaintyRun
 
@@ -75,19 +78,18 @@ def sets_sentences(run: UncertaintyRun) -> list[str]:
 def sets_charts(run: UncertaintyRun) -> list[Markup]:
     """Coverage and mean size against ε."""
     by_score = run.record.sets.by_score
-    scale = 255.0 if run.threat.norm == "linf" else 1.0
-    label = "ε (L∞), in steps of 1/255" if scale > 1 else f"ε ({str(run.threat).split()[0]})"
     found = []
     for what, title in (("coverage", "coverage"), ("mean_size", "mean size of a set")):
         lines = []
         for (name, sets), tone in zip(by_score.items(), TONES, strict=False):
             curve = sets.against_eps
-            line = metrics.line(curve.eps, getattr(curve, what), name.upper(), tone, scale)
+            line = metrics.line(curve.eps, getattr(curve, what), name.upper(), tone)
             if line is not None:
                 lines.append(line)
         if not lines:
             return []
-        x = metrics.axis(label, [v for line in lines for v in line.x], "{:.4g}".format)
+        high = max(v for line in lines for v in line.x) or 1.0
+        x = radius_axis("ε", [run.threat], high)
         top = len(run.record.classes) or 1
         shares = what == "coverage"
         y = charts.fraction_axis(title) if shares else metrics.axis(title, [top], "{:g}".format)
@@ -109,6 +111,10 @@ def sets_caption(run: UncertaintyRun) -> str:
     )
 
 
+def _in_percent(share: str) -> str:
+    return f"{100 * float(share):.4g}\u00a0%"
+
+
 def abstaining_tables(run: UncertaintyRun) -> list[tuple[str, Table | None]]:
     """Each promise with what became of it; or why it could not be given."""
     found: list[tuple[str, Table | None]] = []
@@ -126,6 +132,8 @@ def abstaining_tables(run: UncertaintyRun) -> list[tuple[str, Table | None]]:
             for condition, shares in one.rates.items()
         ]
         head = ["", "Right", "Wrong", "Abstained", "Risk among answers"]
-        promise = f"Promised on clean images: {one.promise or ''}."
+        # "at least 0.8 of the images": everything else on the page is in percent.
+        said = re.sub(r"\b[01]\.\d+", lambda share: _in_percent(share[0]), one.promise or "")
+        promise = f"Promised on clean images: {said}."
         found.append((promise, Table(head, rows)))
     return found

@@ -10,6 +10,7 @@ from markupsafe import Markup
 
 from .. import charts
 from ..evaluation.result import distinct_names
+from ..intervals import clopper_pearson
 from ..runs.records.uncertainty import (
     Answers,
     BesidePeople,
@@ -17,6 +18,7 @@ from ..runs.records.uncertainty import (
     ConformalSets,
     Figure,
     Moved,
+    Reliability,
     SetFigures,
 )
 from ..uncertainty.run.plots import CONDITIONS
@@ -24,6 +26,7 @@ from . import detectors, format, metrics, prediction_sets
 from .evaluation import remarks
 from .metrics import Table
 from .runs import UncertaintyRun
+from .verdict import Verdict, of_side_by_side, of_uncertainty
 
 # name, heading, whether it is a share, and whether higher is better (for a reader's orientation)
 METRICS: tuple[tuple[str, str, bool], ...] = (
@@ -43,6 +46,7 @@ METRICS: tuple[tuple[str, str, bool], ...] = (
     ("right_aupr", "… AUPR of right answers", False),
     ("mistakes_fpr_at_95_tpr", "… false positives at 95 % found", True),
 )
+KEY_METRICS = 3  # which say the most
 CALIBRATORS = {
     "none": "as trained",
     "temperature": "temperature",
@@ -73,17 +77,6 @@ def facts(run: UncertaintyRun) -> list[tuple[str, str]]:
     ]
 
 
-def judgement(run: UncertaintyRun) -> str:
-    """One sentence on whether the model's confidence can be believed."""
-    clean, moved = (_answers(run, name).ece for name in ("clean", "miscalibrate"))
-    if clean is None or moved is None:
-        return "The run reached no calibration error."
-    return (
-        f"On clean images its confidence is off by {metrics.percent(clean)} on average; an "
-        f"attacker who leaves every answer as it is makes that {metrics.percent(moved)}."
-    )
-
-
 def _answers(run: UncertaintyRun, condition: str) -> Answers:
     return run.record.conditions.get(condition) or Answers()
 
@@ -95,13 +88,14 @@ def metric(figure: Figure | None, name: str, share: bool) -> str:
     return metrics.with_interval(figure, share)
 
 
-def metrics_table(run: UncertaintyRun) -> Table:
+def metrics_table(run: UncertaintyRun, first: int) -> Table:
+    """The first so many metrics under each condition."""
     answers = [_answers(run, condition) for condition in CONDITIONS]
     return Table(
         ["", *(title for title, _ in CONDITIONS.values())],
         [
             [title, *(metric(getattr(found, name), name, share) for found in answers)]
-            for name, title, share in METRICS
+            for name, title, share in METRICS[:first]
         ],
     )
 
@@ -130,18 +124,75 @@ def calibrators_table(run: UncertaintyRun) -> Table:
 
 
 def reliability(run: UncertaintyRun) -> Markup | None:
-    lines = [charts.Line("as sure as right", "calm", [0, 1], [0, 1])]
+    """How often answers of each confidence are right; None where the result holds no bins."""
+    lines = []
     for name, (title, tone) in CONDITIONS.items():
-        if (drawn := run.record.drawings.get(name)) is not None:
-            diagram = drawn.reliability
-            line = metrics.line(diagram.confidence, diagram.frequency, title, tone)
-            lines += [] if line is None else [line]
+        drawn = run.record.drawings.get(name)
+        line = _bins(drawn.reliability, title, tone) if drawn is not None else None
+        lines += [] if line is None else [line]
+    if not lines:
+        return None
     return charts.line_chart(
         "How often answers are right, against their confidence.",
         charts.fraction_axis("confidence"),
         charts.fraction_axis("share right"),
-        lines,
+        [charts.Line("as sure as right", "calm", [0, 1], [0, 1], radii=[0, 0]), *lines],
         write=format.percent,
+    )
+
+
+@dataclass(frozen=True)
+class Sureness:
+    rows: list[tuple[str, Markup, str, str]]  # condition, strip, accuracy, confidence
+    saved: Markup
+
+
+def _estimate(figure: Figure | None) -> charts.Estimate:
+    if figure is None:
+        return charts.Estimate(None, None, None, format.NONE)
+    return charts.Estimate(figure.value, figure.low, figure.high, metrics.percent(figure))
+
+
+def sureness(run: UncertaintyRun) -> Sureness:
+    """How often the model is right, and how sure it is, on one line for each condition."""
+    rows, saved = [], []
+    for name, (title, _) in CONDITIONS.items():
+        found = _answers(run, name)
+        right, sure = _estimate(found.accuracy), _estimate(found.confidence)
+        strip = charts.strip(
+            f"{title}: right on {right.words}, mean confidence {sure.words}",
+            ("standard", right),
+            ("tone-4", sure),
+        )
+        rows.append((title, strip, right.words, sure.words))
+        points = [("share right", "standard", right), ("mean confidence", "tone-4", sure)]
+        saved.append((title, points))
+    return Sureness(rows, charts.strips_saved("How sure and how right", saved))
+
+
+def _bins(held: Reliability, title: str, tone: str) -> charts.Line | None:
+    """Bins as dots, the larger the more images they hold, each with the interval of its share: a
+    bin of one image says next to nothing, and a line through it would say that it did."""
+    counts = held.images or (None,) * len(held.confidence)
+    found = [
+        (confidence, share, n)
+        for confidence, share, n in zip(held.confidence, held.frequency, counts, strict=True)
+        if confidence is not None and share is not None
+    ]
+    if not found:
+        return None
+    most = max(n or 1 for _, _, n in found)
+    ends = [clopper_pearson(round(p * n), n) if n else (None, None) for _, p, n in found]
+    return charts.Line(
+        title,
+        tone,
+        [confidence for confidence, _, _ in found],
+        [share for _, share, _ in found],
+        [low for low, _ in ends],
+        [high for _, high in ends],
+        radii=[2 + 5 * ((n or 1) / most) ** 0.5 for _, _, n in found],
+        joined=False,
+        notes=[f"{n:,} image{'s' if n > 1 else ''}" if n else "" for _, _, n in found],
     )
 
 
@@ -284,15 +335,19 @@ def people_sentence(run: UncertaintyRun) -> str:
     )
 
 
+def verdict(run: UncertaintyRun) -> Verdict:
+    return of_uncertainty(run, confidence_sentence(run))
+
+
 def view(run: UncertaintyRun) -> dict[str, Any]:
     """What the template is given."""
     return {
         "facts": facts(run),
         "fired": run.fired,
-        "judgement": judgement(run),
-        "metrics": metrics_table(run),
-        "confidence": confidence_sentence(run),
+        "key_metrics": metrics_table(run, KEY_METRICS),
+        "metrics": metrics_table(run, len(METRICS)),
         "chance": chance_sentence(run),
+        "sureness": sureness(run),
         "reliability": reliability(run),
         "risk_coverage": risk_coverage(run),
         "calibrators": calibrators_table(run),
@@ -320,7 +375,13 @@ def view(run: UncertaintyRun) -> dict[str, Any]:
 # --- side by side -------------------------------------------------------------------------------
 
 
-def side_by_side(runs: Sequence[UncertaintyRun]) -> Table | None:
+@dataclass(frozen=True)
+class SideBySide:
+    verdict: Verdict
+    table: Table
+
+
+def side_by_side(runs: Sequence[UncertaintyRun]) -> SideBySide | None:
     """The figures that say most of several models, a column a run."""
     if len(runs) < 2:
         return None
@@ -370,4 +431,4 @@ def side_by_side(runs: Sequence[UncertaintyRun]) -> Table | None:
         [r.model.name or r.path.resolve().name for r in runs],
         [r.model.sha256 or "" for r in runs],
     )
-    return Table(["", *names], rows)
+    return SideBySide(of_side_by_side(runs, names), Table(["", *names], rows))
