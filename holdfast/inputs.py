@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import InputError
+from .stored import ModelImages, StoredImages, in_memory, is_large
 from .threat import Threat
+from .types import Images
 
 
 def check_images(images: Tensor, name: str = "images") -> None:
@@ -159,19 +161,26 @@ LABEL_KEYS = ("labels", "label", "targets", "target", "y", "fine_label")
 LOADED_AT_ONCE = 256  # images
 
 
-def checked_data(
-    images: Any, labels: Any = None
-) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"]]:
+def checked_data(images: Any, labels: Any = None) -> tuple[Images, Int64[Tensor, " n"]]:
+    """Images and labels, checked; all of them in memory."""
+    x, y = checked_stored_data(images, labels)
+    return in_memory(x), y
+
+
+def checked_stored_data(images: Any, labels: Any = None) -> tuple[ModelImages, Int64[Tensor, " n"]]:
     """Images and labels, checked.
 
     Args:
         images: (N, C, H, W), a tensor, an array or lists: floats in [0, 1], or 8-bit integers from
-            0 to 255, which are divided by 255. Or images and labels in one: a `DataLoader`, a
+            0 to 255, which are divided by 255. Of 8 bits it may also be whatever has a `shape` and
+            a `dtype` and is indexed like an array: a `numpy.memmap`, `holdfast.data.LazyImages`.
+            Or images and labels in one: a `DataLoader`, a
             `Dataset`, a split of `holdfast.data`; then `labels` is None.
         labels: (N,) whole numbers of any type, or (N, K) one-hot.
 
     Returns:
-        float32 (N, C, H, W) in [0, 1], and int64 (N,).
+        float32 (N, C, H, W) in [0, 1], and int64 (N,). 8-bit images that would fill more than
+        512 MiB are not in memory: they are read when they are indexed.
 
     Raises:
         InputError: anything else.
@@ -189,25 +198,41 @@ def checked_data(
         )
     if labels is None:
         raise InputError("labels are missing: give int64 (N,), the true class of every image")
-    x = checked_images(images)
+    x = _checked_stored(images) or checked_images(images)
     y = checked_labels(labels, len(x))
     return x, y
+
+
+def _checked_stored(images: Any) -> StoredImages | None:
+    """Images that need not be in memory; None where they may as well be."""
+    if isinstance(images, StoredImages):
+        return images
+    if not is_large(images):
+        return None
+    _check_order(images)
+    return StoredImages(images)
+
+
+def _check_order(images: Any, name: str = "images") -> None:
+    """InputError where the channels of (N, …) images seem to come last."""
+    shape = tuple(images.shape)
+    if len(shape) == 4 and shape[1] not in (1, 2, 3, 4) and shape[3] in (1, 3, 4):
+        raise InputError(
+            f"{name} of shape {shape} look like (N, H, W, C): permute(0, 3, 1, 2) makes "
+            "(N, C, H, W) of them"
+        )
 
 
 def checked_images(images: Any, name: str = "images") -> Float[Tensor, "n c h w"]:
     """Images alone, checked; as in `taken`."""
     x = _tensor(images, name).detach()
     if x.dtype == torch.uint8:
-        x = x.float() / 255
+        x = x.float().div_(255)
     elif x.is_floating_point():
         x = x.float()
     else:
         raise InputError(f"{name} are {_kind(x)}: give floats in [0, 1], or uint8 from 0 to 255")
-    if x.ndim == 4 and x.shape[1] not in (1, 2, 3, 4) and x.shape[3] in (1, 3, 4):
-        raise InputError(
-            f"{name} of shape {tuple(x.shape)} look like (N, H, W, C): permute(0, 3, 1, 2) makes "
-            "(N, C, H, W) of them"
-        )
+    _check_order(x, name)
     check_images(x, name)
     return x
 

@@ -20,6 +20,7 @@ from . import draws
 from .errors import InputError
 from .parsing import parse_number
 from .spatial import PARAMETERS, transformed
+from .stored import ModelImages
 from .types import Images
 
 
@@ -268,7 +269,7 @@ class Threat:
         object.__setattr__(other, "_of_any_reach", True)
         return other
 
-    def check_reach(self, images: Images) -> None:
+    def check_reach(self, images: ModelImages) -> None:
         """InputError where the ball around any image of this shape holds the whole box, so that
         every model is at 0 %, or no point but the image: such a figure says nothing."""
         if self._of_any_reach:

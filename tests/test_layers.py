@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "holdfast"
 # results at run time are no arrows.
 FLOORS: list[set[str]] = [
     {"version", "lazy", "terminal", "palette"},
-    {"errors", "types"},
+    {"errors", "types", "stored"},
     {"parsing", "intervals", "draws", "spatial"},
     {"threat", "shipped"},
     {"inputs", "distributed"},

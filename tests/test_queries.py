@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import holdfast as hf
 from holdfast.attacks import SUITES, HopSkipJump, RayS, Square, attack_classes
 from holdfast.errors import HoldfastError, InputError
-from holdfast.models.metered import MeteredModel, about, rows_asked
+from holdfast.models.metered import MeteredModel, about, point_key, rows_asked
 from holdfast.models.wrapper import WrappedModel
 from holdfast.search import scheduler
 
@@ -317,7 +317,7 @@ def test_answers_are_forgotten_but_where_they_are_needed():
             model(X)
         with about(torch.arange(4)):
             model(X * 0.5), model(X * 0.4)
-    model.account.keep({2: [X[2] * 0.4]})
+    model.account.keep({2: [point_key(X[2] * 0.4)]})
     assert (
         model.account.recall(2, X[2] * 0.4).number == 2
         and model.account.recall(2, X[2] * 0.5) is None

@@ -13,6 +13,7 @@ from ..errors import InputError
 from ..inputs import check_labels, checked_labels
 from ..models.wrapper import MASKED
 from ..parsing import nearest
+from ..stored import TOGETHER, ModelImages
 from ..threat import Threat
 from ..types import Images, Labels, Logits
 
@@ -111,7 +112,7 @@ def target_seeds(seed: int, index: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
 
 
 def nearest_of_class(
-    x: Images, goals: Labels, images: Images, labels: Labels, threat: Threat
+    x: Images, goals: Labels, images: ModelImages, labels: Labels, threat: Threat
 ) -> Images:
     """For each image the closest one whose label is its goal; itself, where there is none.
 
@@ -125,6 +126,10 @@ def nearest_of_class(
     for row, goal in enumerate(goals.tolist()):
         of_class = (labels == goal).nonzero().squeeze(1).to(images.device)
         if len(of_class):
-            delta = (images[of_class] - x[row].to(images)).flatten(1)
-            found[row] = images[of_class[int(delta.norm(order, dim=1).argmin())]].to(x)
+            image = x[row].to(images.device, images.dtype)
+            distance = [
+                (images[some] - image).flatten(1).norm(order, dim=1)
+                for some in of_class.split(TOGETHER)
+            ]
+            found[row] = images[of_class[int(torch.cat(distance).argmin())]].to(x)
     return found

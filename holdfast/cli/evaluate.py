@@ -236,7 +236,7 @@ def _run(options: Options) -> Evaluation:
     remark(dataset, name, n, str(card.get("trained_on", "")))
     return evaluate(
         network,
-        datasets.to_tensor(split.images[:n]),
+        datasets.model_images(split.images[:n]),
         torch.from_numpy(split.labels[:n].copy()),
         threat,
         suite_or_usual(options.suite, network, outputs=options.outputs),

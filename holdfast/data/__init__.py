@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..errors import InputError
+from ..stored import ModelImages, StoredImages, is_large
 from . import brought, cifar10, cifar100, digits, folder, numpy_files, svhn
 from .augment import Augment
 from .base import SPLITS, DataSet, Split
@@ -36,6 +37,7 @@ __all__ = [
     "describe_classes",
     "figure",
     "load",
+    "model_images",
     "to_tensor",
 ]
 
@@ -200,6 +202,16 @@ def to_tensor(images: ImageArray) -> Float[Tensor, "n c h w"]:
     if images.dtype != np.uint8:
         raise InputError(f"images must be uint8, not {images.dtype}")
     return torch.from_numpy(np.asarray(images).astype(np.float32, order="C")).div_(255)
+
+
+def model_images(images: ImageArray) -> ModelImages:
+    """Images as models see them; those that would fill more than 512 MiB are read when they are
+    indexed, and stay as they are until then.
+
+    Args:
+        images: uint8 (N, C, H, W).
+    """
+    return StoredImages(images) if is_large(images) else to_tensor(images)
 
 
 def describe(dataset: DataSet) -> str:

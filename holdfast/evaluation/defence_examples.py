@@ -13,6 +13,7 @@ from .. import draws
 from ..defences import shown
 from ..runs.files import write_atomically
 from ..search import Predictions, Verifier
+from ..stored import ModelImages
 from ..threat import Threat
 from ..types import Model
 from .result import Evaluation
@@ -26,7 +27,7 @@ def write_defence_examples(
     folder: Path,
     network: Model,
     verifier: Verifier,
-    images: Tensor,
+    images: ModelImages,
     result: Evaluation,
     threat: Threat,
     device: torch.device,

@@ -22,6 +22,7 @@ from ..models.wrapper import standard_defaults
 from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..search import Search
+from ..stored import StoredImages
 from ..threat import Threat
 from ..types import Images, Model
 from .inspection import Inspection
@@ -38,7 +39,7 @@ SEARCH = "journal and order of the search"  # all of the search but its attacks
 
 def evaluate(
     model: Model,
-    images: Images,
+    images: Images | StoredImages,
     labels: Int64[Tensor, " n"] | None = None,
     threat: Threat | None = None,
     suite: str | Suite | Attack | Sequence[Attack] = "autoattack",
@@ -71,6 +72,9 @@ def evaluate(
             them; at a clean image it is an error.
         images: float32 (N, C, H, W) in [0, 1]; 8-bit integers, arrays and lists are taken too, and
             so is a `DataLoader` or a data set that brings the labels (see `holdfast.inputs`).
+            8-bit images that would fill more than 512 MiB are read as they are needed:
+            a split of `holdfast.data`, a `numpy.memmap`, whatever is indexed like an array; then
+            the result's `adversarial` is read from the run's journal, too.
         labels: int64 (N,) true classes; any whole numbers, or one-hot rows.
         threat: what the attacker may do; a pair `("linf", 8 / 255)` is taken too.
         suite: a name from `holdfast.attacks.SUITES`, a `Suite`, one attack, or a list of attacks.

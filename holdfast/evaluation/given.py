@@ -20,7 +20,7 @@ from ..attacks.goal import UNTARGETED
 from ..data.given import Given, check_index, read_given, taken
 from ..distributed import joined
 from ..errors import InputError
-from ..inputs import check_logits, checked_data, checked_labels, whole_number
+from ..inputs import check_logits, checked_labels, checked_stored_data, whole_number
 from ..intervals import clopper_pearson
 from ..models.modes import evaluating
 from ..models.wrapper import NO_PREDICTION, standard_defaults
@@ -32,6 +32,7 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import GivenInfo, TransferInfo
 from ..search import CLEAN, MAJORITY_OF, Ledger, Verifier, succeeded
+from ..stored import TOGETHER, ModelImages, in_memory
 from ..threat import NORMS, SPATIAL, Threat
 from ..types import Images, Model
 from . import health
@@ -136,34 +137,37 @@ def judge(
         if workers.size > 1:
             raise InputError("judge works in one process; evaluate shares its images among several")
     with standard_defaults():
-        images, labels = checked_data(images, labels)
+        everything, labels = checked_stored_data(images, labels)
         if batch_size is not None:
             whole_number("batch_size", batch_size)
     asked: dict[str, Any] = {"goal": goal, "targets": targets, "seed": seed, "device": device}
-    attacked, given, rows = None, None, torch.arange(len(images))
+    attacked, given, rows = None, None, torch.arange(len(everything))
     if source is not None:
         attacked = Request.checked(
-            source, images, labels, threat, suite, described=source_described, **asked
+            source, everything, labels, threat, suite, described=source_described, **asked
         )
         whole = attacked.suite.name.removesuffix(f", target {attacked.kind}")
         name = f"transfer from {_name_of(attacked)}, {whole}"
         origin = {"source": _known_by(attacked), "attacks": attacked.suite.describe()}
     else:
-        given, name = _given(adversarial, images, index), NAME
-        rows = _rows(given, len(images))
-        asked["targets"] = _of_rows(targets, rows, len(images))
+        given, name = _given(adversarial, everything, index), NAME
+        rows = _rows(given, len(everything))
+        asked["targets"] = _of_rows(targets, rows, len(everything))
         origin = {"adversarial": digest(given.images, rows)}
-    request = _request(model, images[rows], labels[rows], threat, name, asked, described, run)
+    x, y = everything[rows], labels[rows]  # as many as there are adversarial images
+    request = _request(model, x, y, threat, name, asked, described, run)
     with _begun(request, {**origin, "clip": clip}) as key:
         found = None
         if attacked is not None:
             found = _attacked(attacked, source, suite, batch_size, progress, run)
-            given = Given(found.adversarial, told=(f"found on the source by {found.suite}",))
+            given = Given(
+                in_memory(found.adversarial), told=(f"found on the source by {found.suite}",)
+            )
             if goal != UNTARGETED:  # the classes that the source was brought to
                 own = torch.tensor([verdict.target for verdict in found.verdicts])
                 request = replace(request, targets=own)
         assert given is not None
-        result = _judged(request, images, rows, given, clip, batch_size, progress)
+        result = _judged(request, everything, rows, given, clip, batch_size, progress)
         update = {"identity": key, "seconds": time.monotonic() - began}
         if found is not None and attacked is not None:
             transfer = _transfer(found, result, _name_of(attacked))
@@ -177,7 +181,7 @@ def judge(
 # -- what was handed over -------------------------------------------------------------------------
 
 
-def _given(adversarial: Any, images: Images, index: Any) -> Given:
+def _given(adversarial: Any, images: ModelImages, index: Any) -> Given:
     """The adversarial images as a caller hands them over, and which image each belongs to."""
     shape = tuple(images.shape[1:])
     if isinstance(adversarial, str | Path):
@@ -185,7 +189,9 @@ def _given(adversarial: Any, images: Images, index: Any) -> Given:
     elif isinstance(adversarial, Given):
         given = adversarial
     elif isinstance(adversarial, Evaluation):
-        given = Given(adversarial.adversarial, told=(f"found by suite {adversarial.suite}",))
+        given = Given(
+            in_memory(adversarial.adversarial), told=(f"found by suite {adversarial.suite}",)
+        )
         if tuple(given.images.shape[1:]) != shape:
             raise InputError(
                 f"the evaluation is of images of shape {tuple(given.images.shape[1:])}, not {shape}"
@@ -348,7 +354,7 @@ class _Checked:
 
 
 def _checked(
-    request: Request, everything: Images, rows: Tensor, given: Given, clip: bool
+    request: Request, everything: ModelImages, rows: Tensor, given: Given, clip: bool
 ) -> _Checked:
     """Shape, values, ball and order of what was handed over.
 
@@ -356,7 +362,7 @@ def _checked(
         everything: all images of the data, among which the original of each is looked for.
         rows: those that the adversarial ones belong to.
     """
-    x, threat = request.images, request.threat
+    x, threat = in_memory(request.images), request.threat
     point = given.images
     flat = point.flatten(1)
     finite = torch.isfinite(flat).all(1)
@@ -449,7 +455,7 @@ def _ball_flag(
 
 
 def _order_flag(
-    everything: Images,
+    everything: ModelImages,
     rows: Tensor,
     point: Images,
     outside: Tensor,
@@ -458,10 +464,7 @@ def _order_flag(
 ) -> Flag:
     """Whether what lies outside the ball lies closer to another image than to its own."""
     asked = outside.nonzero().squeeze(1)[:SEARCHED]
-    flat = everything.flatten(1)
-    nearest = [
-        torch.cdist(point[part].flatten(1), flat).argmin(1) for part in asked.split(64)
-    ]  # L2, whatever the norm
+    nearest = [_nearest(everything, point[part]) for part in asked.split(64)]
     closest = torch.cat(nearest) if nearest else asked
     elsewhere = closest != rows[asked]
     count = int(elsewhere.sum())
@@ -487,6 +490,14 @@ def _order_flag(
     return _flag("in-order", fired, said, figures)
 
 
+def _nearest(images: ModelImages, points: Images) -> Int64[Tensor, " m"]:
+    """The image that is closest to each point in L2, whatever the norm."""
+    few = torch.arange(len(images)).split(TOGETHER)
+    parts = [images] if isinstance(images, Tensor) else (images[rows] for rows in few)
+    distances = [torch.cdist(points.flatten(1), part.flatten(1)) for part in parts]
+    return torch.cat(distances, 1).argmin(1)
+
+
 def _eight_bit_flag(points: Images, m: int) -> Flag:
     off = (points * 255 - (points * 255).round()).abs().flatten(1).amax(1) > EIGHT_BIT
     count = int(off.sum())
@@ -504,7 +515,7 @@ def _eight_bit_flag(points: Images, m: int) -> Flag:
 
 def _judged(
     request: Request,
-    everything: Images,
+    everything: ModelImages,
     rows: Tensor,
     given: Given,
     clip: bool,
@@ -623,7 +634,7 @@ def _ledger(
     won = succeeded(ledger.clean_prediction, ledger.labels, ledger.goal)
     ledger.broken[won], ledger.stage[won] = True, CLEAN
     shown = found.counts & ~won
-    ledger.adversarial[shown] = found.points[shown]
+    in_memory(ledger.adversarial)[shown] = found.points[shown]
     ledger.found[shown] = ledger.found_item[shown] = 0
     ledger.forwards += 2 * verifier.draws
     return ledger

@@ -10,6 +10,7 @@ from .. import draws
 from ..intervals import clopper_pearson
 from ..runs.records import DrawFigure
 from ..search import Ledger, Verifier, succeeded
+from ..stored import ModelImages
 
 WORST_OF = 10
 
@@ -17,7 +18,7 @@ WORST_OF = 10
 def draw_figures(
     verifier: Verifier,
     ledger: Ledger,
-    images: Tensor,
+    images: ModelImages,
     attacked: Int64[Tensor, "n d"],
     batch_size: int,
     device: torch.device,

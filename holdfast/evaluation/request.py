@@ -20,11 +20,12 @@ from ..attacks.goal import OWN, UNTARGETED, checked_goal, own_targets
 from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
-from ..inputs import checked_data, checked_device, checked_threat, whole_number
+from ..inputs import checked_device, checked_stored_data, checked_threat, whole_number
 from ..models.black_box import BlackBox, assume_classes, innermost
 from ..models.http import HttpModel
 from ..models.metered import Account, MeteredModel
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
+from ..stored import ModelImages, part
 from ..threat import Threat
 from ..types import Model
 from .limits import Limits
@@ -38,7 +39,8 @@ class Request:
 
     Attributes:
         model: behind `WrappedModel`.
-        images, labels: float32 (N, C, H, W) and int64 (N,), on the CPU.
+        images, labels: float32 (N, C, H, W) and int64 (N,), on the CPU; images that need not all
+            be in memory.
         threat: what the attacker may do.
         suite: the stages that know the norm.
         unfitting: the stages of the suite that do not know it.
@@ -63,7 +65,7 @@ class Request:
     """
 
     model: nn.Module
-    images: Tensor
+    images: ModelImages
     labels: Tensor
     threat: Threat
     suite: Suite
@@ -94,7 +96,8 @@ class Request:
     def part(self, rows: Int64[Tensor, " r"]) -> Request:
         """The request of some of the images alone."""
         targets = self.targets[rows] if isinstance(self.targets, Tensor) else self.targets
-        return replace(self, images=self.images[rows], labels=self.labels[rows], targets=targets)
+        images = part(self.images, rows)
+        return replace(self, images=images, labels=self.labels[rows], targets=targets)
 
     @staticmethod
     def checked(
@@ -134,7 +137,7 @@ class Request:
             model = BlackBox(model, outputs)
         whole_model = model = wrapped(model)
         with standard_defaults():
-            images, labels = checked_data(images, labels)
+            images, labels = checked_stored_data(images, labels)
         threat.check_reach(images)
         if precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, not {precision!r}")
@@ -161,7 +164,7 @@ class Request:
             raise InputError("the model has no weights: they are on torch's device meta")
         request = Request(
             model=model,
-            images=_on_cpu(images),
+            images=_on_cpu(images) if isinstance(images, Tensor) else images,
             labels=_on_cpu(labels),
             threat=threat,
             suite=fitting,

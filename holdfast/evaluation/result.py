@@ -10,7 +10,7 @@ from typing import Annotated, Any, Self
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from pydantic import ConfigDict, Field, SkipValidation
 from safetensors.torch import load, save
 from torch import Tensor
@@ -20,6 +20,8 @@ from ..runs.files import csv_text, make_folder, write_atomically
 from ..runs.folder import finish
 from ..runs.records import EvaluationRecord
 from ..runs.records.base import Count, Fraction, Integer, Interval, ListOf, Positive, Quantity
+from ..search import AdversarialImages
+from ..stored import ModelImages
 
 EXAMPLES = 24  # images kept for the report
 FILES = (".csv", ".safetensors")  # how the names of a run's files for readers end
@@ -86,7 +88,9 @@ class Evaluation(EvaluationRecord):
 
     Attributes (besides those of `EvaluationRecord`):
         broken: bool (N,); a clean mistake is broken.
-        adversarial: float32 (N, C, H, W): the breaking image, or the strongest found.
+        adversarial: float32 (N, C, H, W): the breaking image, or the strongest found. A tensor; of
+            images that are not in memory, `holdfast.search.StoredPoints`, which is indexed like a
+            tensor and reads them from the run's journal.
         verdicts: one row an image.
     """
 
@@ -106,7 +110,7 @@ class Evaluation(EvaluationRecord):
     seed: Integer
     finished: str
     broken: Annotated[Bool[Tensor, " n"], SkipValidation] = Field(exclude=True)
-    adversarial: Annotated[Float[Tensor, "n c h w"], SkipValidation] = Field(exclude=True)
+    adversarial: Annotated[AdversarialImages, SkipValidation] = Field(exclude=True)
     verdicts: Annotated[tuple[Verdict, ...], SkipValidation] = Field(exclude=True)
 
     def save(self, folder: Path | str) -> Path:
@@ -127,17 +131,17 @@ class Evaluation(EvaluationRecord):
             "broken": self.broken.contiguous(),
         }
         if adversarial:
-            tensors["adversarial"] = self.adversarial.contiguous()
+            tensors["adversarial"] = self.adversarial[:].contiguous()
         return save(tensors)
 
     @classmethod
-    def from_bytes(cls, data: bytes, adversarial: Tensor | None = None) -> Self:
+    def from_bytes(cls, data: bytes, adversarial: AdversarialImages | None = None) -> Self:
         """What `to_bytes` made.
 
         Args:
             adversarial: the adversarial images, where they are not in it.
         """
-        tensors = load(data)
+        tensors: dict[str, Any] = load(data)
         held = json.loads(bytes(tensors.pop("record").numpy()))
         if adversarial is not None:
             tensors["adversarial"] = adversarial
@@ -156,7 +160,7 @@ def write_verdicts(path: Path, verdicts: tuple[Verdict, ...]) -> None:
     write_atomically(path, csv_text(names, cells))
 
 
-def write_examples(path: Path, images: Tensor, result: Evaluation) -> None:
+def write_examples(path: Path, images: ModelImages, result: Evaluation) -> None:
     """`examples.safetensors`: some images with their adversarial counterparts.
 
     Broken by an attack first, spread over the classes and over the confidence of the clean
@@ -188,7 +192,9 @@ def _spread(rows: list[int], count: int, result: Evaluation) -> list[int]:
     return [flat[i] for i in turns[:count]]
 
 
-def write_run(folder: Path, images: Tensor, result: Evaluation, described: dict[str, Any]) -> None:
+def write_run(
+    folder: Path, images: ModelImages, result: Evaluation, described: dict[str, Any]
+) -> None:
     """The files of a finished evaluation; `result.json` last, so that its presence means done.
 
     Args:

@@ -21,8 +21,9 @@ from ..runs.folder import finished, holds, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity
 from ..runs.progress import ProgressLine
 from ..runs.records import EvaluationRecord
-from ..search import ASIDE, Journal, Ledger, Search, SearchReport, Shard
+from ..search import ASIDE, Journal, Ledger, Search, SearchReport, Shard, stored_points
 from ..search.shards import NAME as JOURNAL
+from ..stored import StoredImages, part
 from . import health
 from .defence_examples import write_defence_examples
 from .inspection import Inspection
@@ -76,7 +77,8 @@ class Run:
         if result is not None and self.folder is not None:
             if not self._is_written(result):
                 open_run(self.folder, "evaluate", self.key, {})  # clears away what is half written
-                images = self.request.images[[verdict.index for verdict in result.verdicts]]
+                rows = [verdict.index for verdict in result.verdicts]
+                images = part(self.request.images, rows)
                 write_run(self.folder, images, result, self.request.described)
             with ProgressLine("evaluation", self.request.progress) as line:
                 date = on_date(result.finished)
@@ -94,13 +96,13 @@ class Run:
             packed = journal.outcome()
             if packed is None:
                 return None
-            ledger = self._ledger(None)
+            ledger = self._ledger(None, journal)
             journal.restore(ledger)
         finally:
             journal.close()
         record = Evaluation.from_bytes(packed, ledger.adversarial)
         rows = [verdict.index for verdict in record.verdicts]
-        result = record.model_copy(update={"adversarial": ledger.adversarial[rows]})
+        result = record.model_copy(update={"adversarial": part(ledger.adversarial, rows)})
         if not is_enough(result, request.limits):
             return None
         # What is missing is measured; no attack is made again.
@@ -114,16 +116,28 @@ class Run:
         return held is not None and (held.n, held.finished) == (result.n, result.finished)
 
     def _everywhere(self, result: Evaluation | None) -> Evaluation:
-        """Worker 0's result, in all workers."""
-        shared: Evaluation | None = self.workers.share(result)
+        """Worker 0's result, in all workers. Where adversarial images lie in a journal, all read it
+        there, if they can."""
+        images, shown, told = self.request.images, None, result
+        if result is not None and not isinstance(result.adversarial, Tensor):
+            shown = result.adversarial
+            held = shown[:] if self.folder is None and self.workers.size > 1 else None
+            told = result.model_copy(update={"adversarial": held})
+        shared: Evaluation | None = self.workers.share(told)
         assert shared is not None
-        return shared
+        if shared.adversarial is not None:
+            return shared
+        if shown is None:
+            assert self.folder is not None and isinstance(images, StoredImages)
+            shown = stored_points(self.folder / JOURNAL, images)
+        return shared.model_copy(update={"adversarial": shown})
 
-    def _ledger(self, goals: Tensor | None) -> Ledger:
+    def _ledger(self, goals: Tensor | None, journal: Journal) -> Ledger:
         images, labels = self.request.images, self.request.labels
         index = torch.arange(len(images))
         goals = None if goals is None else goals.clone()
-        return Ledger.of(images, labels, index, self.request.threat.witness_size, goals)
+        points = journal.lend(images) if isinstance(images, StoredImages) else None
+        return Ledger.of(images, labels, index, self.request.threat.witness_size, goals, points)
 
     def open(self, plan: Plan) -> None:
         """Begin the run in its folder, or go on with it.
@@ -204,7 +218,7 @@ class Run:
             batch_size=plan.batch_size,
             device=request.device,
             seed=request.seed,
-            ledger=self._ledger(plan.goals),
+            ledger=self._ledger(plan.goals, journal),
             journal=journal,
             report=report,
             rows=rows,

@@ -10,6 +10,7 @@ from .. import draws
 from ..attacks import PGD, Items, Oracle, run
 from ..intervals import clopper_pearson
 from ..search import Verifier
+from ..stored import ModelImages
 from ..threat import Threat
 from ..types import Images, Model
 from .result import Unaware
@@ -43,7 +44,7 @@ def unaware_points(
 def unaware_accuracy(
     network: Model,
     verifier: Verifier,
-    images: Images,
+    images: ModelImages,
     labels: Int64[Tensor, " n"],
     threat: Threat,
     *,

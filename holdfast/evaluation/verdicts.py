@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from ..runs.identity import fingerprint, weights_digest
 from ..runs.progress import ProgressLine
 from ..runs.records import NOT_NEEDED, RAN, Curve, DrawFigure
 from ..search import CLEAN, STANDING, Ledger, Search, Verifier, succeeded
+from ..stored import ModelImages, in_parts
 from ..threat import Threat
 from . import health
 from .curve import IMAGES as CURVE_IMAGES
@@ -151,7 +152,7 @@ def measured_curve(
 def _first_distances(known: Ledger, request: Request) -> Tensor:
     """How far away what broke the first images is: 0 for clean mistakes, ∞ where they stand."""
     rows = slice(CURVE_IMAGES)
-    distance = _in_parts(
+    distance = in_parts(
         request.threat.distance,
         known.adversarial[rows],
         request.images[rows],
@@ -209,7 +210,7 @@ def _flags_after(
 def final_predictions(
     verifier: Verifier,
     ledger: Ledger,
-    images: Tensor,
+    images: ModelImages,
     threat: Threat,
     batch_size: int,
     device: torch.device,
@@ -238,7 +239,7 @@ def final_predictions(
     # Rounding differs between batches of different make-up; a point right on the boundary may
     # be predicted differently now. What helps the attacker counts.
     wrong = succeeded(prediction, ledger.labels, ledger.goal)
-    fooled = wrong & _in_parts(
+    fooled = wrong & in_parts(
         lambda x_adv, x, witness: threat.contains(x_adv, x, None, witness),
         ledger.adversarial,
         images,
@@ -297,10 +298,10 @@ def costs_of(
     )
 
 
-def distances_of(suite: Suite, ledger: Ledger, images: Tensor, threat: Threat) -> Tensor:
+def distances_of(suite: Suite, ledger: Ledger, images: ModelImages, threat: Threat) -> Tensor:
     """From each image to its adversarial one, (N,). Where the closest is sought: ∞ if there is
     none, and 0 for clean mistakes."""
-    distance = _in_parts(threat.distance, ledger.adversarial, images, ledger.witness)
+    distance = in_parts(threat.distance, ledger.adversarial, images, ledger.witness)
     none = suite.closest & (ledger.found < 0) & (ledger.stage != CLEAN)
     return torch.where(none, torch.inf, distance)
 
@@ -308,7 +309,7 @@ def distances_of(suite: Suite, ledger: Ledger, images: Tensor, threat: Threat) -
 def verdicts_of(
     suite: Suite,
     ledger: Ledger,
-    images: Tensor,
+    images: ModelImages,
     distance: Tensor,
     prediction: Tensor,
     confidence: Tensor,
@@ -332,14 +333,8 @@ def verdicts_of(
             distance=float(distance[i]),
             forwards=int(ledger.forwards[i]),
             backwards=int(ledger.backwards[i]),
-            fingerprint=fingerprint(images[i]),
+            fingerprint=known_by,
             queries=-1 if queries is None else int(queries[i]),
         )
-        for i in range(len(distance))
+        for i, known_by in enumerate(map(fingerprint, images))
     )
-
-
-def _in_parts(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """A function of each image, without copies of all of them at once."""
-    rows = torch.arange(len(tensors[0])).split(128)
-    return torch.cat([function(*(tensor[part] for tensor in tensors)) for part in rows])

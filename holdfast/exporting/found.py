@@ -23,6 +23,7 @@ from ..report.runs import EvaluationRun, Verdicts
 from ..runs.identity import digest, fingerprint, weights_digest
 from ..search import Journal, Ledger
 from ..search.shards import NAME as JOURNAL
+from ..stored import in_memory
 from ..types import Model
 
 
@@ -81,7 +82,7 @@ def found_in(run: EvaluationRun, data: Any = None, size: int | None = None) -> F
         verdicts,
         images,
         labels,
-        ledger.adversarial,
+        in_memory(ledger.adversarial),
         attacked,
         torch.from_numpy(goals),
         ledger.witness,

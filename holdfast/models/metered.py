@@ -196,14 +196,14 @@ class Account:
         for image, key, answer in answers:
             self._memory.setdefault(image, {})[key] = answer
 
-    def keep(self, points: Mapping[int, Sequence[Images]]) -> None:
-        """Forget all answers but those at these points of each image, and at the clean images."""
-        wanted = {image: {point_key(p) for p in each} for image, each in points.items()}
+    def keep(self, points: Mapping[int, Sequence[bytes]]) -> None:
+        """Forget all answers but those at these points of each image, by their `point_key`, and at
+        the clean images."""
         self._memory = {
             image: {
                 key: answer
                 for key, answer in known.items()
-                if answer.number == CLEAN or key in wanted.get(image, ())
+                if answer.number == CLEAN or key in points.get(image, ())
             }
             for image, known in self._memory.items()
         }

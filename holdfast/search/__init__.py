@@ -2,8 +2,9 @@
 
 from .batch_size import measure_batch_size, seconds_per_image
 from .fast_copies import FastCopy, Level, compiled, fast_copy_of
-from .journal import ASIDE, Block, Journal
+from .journal import ASIDE, Block, Journal, stored_points
 from .ledger import CLEAN, STANDING, Ledger
+from .points import AdversarialImages, StoredPoints
 from .search import Search, SearchReport, StageCost
 from .shards import Shard
 from .verifier import MAJORITY_OF, Predictions, Verifier, succeeded
@@ -13,6 +14,7 @@ __all__ = [
     "CLEAN",
     "MAJORITY_OF",
     "STANDING",
+    "AdversarialImages",
     "Block",
     "FastCopy",
     "Journal",
@@ -23,10 +25,12 @@ __all__ = [
     "SearchReport",
     "Shard",
     "StageCost",
+    "StoredPoints",
     "Verifier",
     "compiled",
     "fast_copy_of",
     "measure_batch_size",
     "seconds_per_image",
+    "stored_points",
     "succeeded",
 ]

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from ..attacks.base import Model, Oracle
 from ..models.wrapper import is_out_of_memory
+from ..stored import ModelImages
 
 SIZES = {"cpu": (32, 64, 128, 256), "cuda": (128, 256, 512, 1024, 2048)}
 WORTHWHILE = 1.05  # a larger batch must be this much faster per image
 
 
 def measure_batch_size(
-    model: Model, images: Tensor, device: torch.device, differentiable: bool = True
+    model: Model, images: ModelImages, device: torch.device, differentiable: bool = True
 ) -> int:
     """The batch size from which on larger ones bring little, within memory.
 

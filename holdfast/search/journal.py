@@ -7,10 +7,13 @@ an item lasts goes on all the same.
 from __future__ import annotations
 
 import sqlite3
+import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import astuple, dataclass
+from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +25,10 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.metered import Answer
+from ..stored import StoredImages
 from .batch import Key, StoredItem
 from .ledger import Ledger
+from .points import StoredPoints
 
 # Every row ends with a checksum over its other values: see `_checksum`.
 _SUM = "checksum INTEGER NOT NULL"
@@ -114,14 +119,18 @@ class Journal:
         self, path: Path | None, identity: str, worker: int = 0, session: int | None = None
     ):
         self.path, self.worker = path, worker
+        self._place = None if path is None else path.absolute()
+        self._lent = self._closed = False
         if path is not None and (path.is_symlink() or (path.exists() and not path.is_file())):
             # SQLite would write to wherever a link leads.
             raise InputError(f"journal {path} cannot be used: it is no regular file")
         try:
-            # One thread uses the connection; autocommit, with explicit transactions below.
+            # One thread uses the connection, or after the run whoever it is lent to; autocommit,
+            # with explicit transactions below.
             self.db = sqlite3.connect(
-                str(path.absolute() if path else ""), isolation_level=None, timeout=30, uri=True
-            )
+                str(path.absolute() if path else ""), isolation_level=None, timeout=30, uri=True,
+                check_same_thread=path is not None,
+            )  # fmt: skip
             self.db.execute("PRAGMA trusted_schema=OFF")
             # What a finished stage leaves of its items in flight goes back to the disk.
             self.db.execute("PRAGMA auto_vacuum=FULL")
@@ -185,7 +194,23 @@ class Journal:
             raise
 
     def close(self) -> None:
-        self.db.close()
+        if self.path is None and self._lent:
+            weakref.finalize(self, self.db.close)  # gone with the last who reads it
+        else:
+            self.db.close()
+            self._closed = True
+
+    def lend(self, images: StoredImages) -> StoredPoints:
+        """The adversarial images that it keeps, of all these images; also once it is closed."""
+        self._lent = True
+        return StoredPoints(images, self._points)
+
+    def _points(self, images: Sequence[int]) -> dict[int, Tensor]:
+        if self._closed:
+            assert self._place is not None
+            return _points_of(self._place, images)
+        with self._reading():
+            return _points_in(self.db, images)
 
     def discard_if_bare(self) -> bool:
         """Remove a journal that no attack has written to yet; whether it was removed."""
@@ -375,6 +400,8 @@ class Journal:
     def restore(self, ledger: Ledger) -> None:
         """Bring an empty ledger to where the journal ends (costs of open images aside)."""
         shape, witness = ledger.adversarial.shape[1:], ledger.witness.shape[1:]
+        held = ledger.adversarial if isinstance(ledger.adversarial, Tensor) else None
+        point_of = "NULL" if held is None else "point"  # they are read when they are asked for
         with self._reading():
             for image, prediction, confidence in self.db.execute(
                 "SELECT image, prediction, confidence FROM clean"
@@ -382,21 +409,23 @@ class Journal:
                 ledger.clean_prediction[image] = prediction
                 ledger.clean_confidence[image] = confidence
             for image, score, stage, item, point, shown in self.db.execute(
-                "SELECT image, score, stage, item, point, witness FROM strongest"
+                f"SELECT image, score, stage, item, {point_of}, witness FROM strongest"
             ):
                 ledger.score[image] = score
                 ledger.found[image], ledger.found_item[image] = stage, item
-                ledger.adversarial[image] = _tensor(point, shape)
+                if held is not None:
+                    held[image] = _tensor(point, shape)
                 ledger.witness[image] = _tensor(shown, witness)
             for image, point, shown, *values in self.db.execute(
-                f"SELECT image, point, witness, {', '.join(_OF_VERDICT)} FROM broken"
+                f"SELECT image, {point_of}, witness, {', '.join(_OF_VERDICT)} FROM broken"
             ):
                 ledger.broken[image] = True
                 for column, value in zip(_OF_VERDICT, values, strict=True):
                     getattr(ledger, column)[image] = value
                 ledger.found[image] = ledger.stage[image]
                 ledger.found_item[image] = ledger.item[image]
-                ledger.adversarial[image] = _tensor(point, shape)
+                if held is not None:
+                    held[image] = _tensor(point, shape)
                 ledger.witness[image] = _tensor(shown, witness)
 
     def broken_images(self) -> list[int]:
@@ -488,6 +517,33 @@ class Journal:
             OverflowError, MemoryError,
         ) as error:  # fmt: skip
             raise _damaged(path or self.path, error) from None
+
+
+def stored_points(path: Path, images: StoredImages) -> StoredPoints:
+    """The adversarial images that a journal keeps, which nobody writes to any more."""
+    return StoredPoints(images, partial(_points_of, path.absolute()))
+
+
+def _points_of(path: Path, images: Sequence[int]) -> dict[int, Tensor]:
+    """The same as `_points_in`, of a file.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        with closing(sqlite3.connect(f"{path.as_uri()}?mode=ro", timeout=30, uri=True)) as db:
+            return _points_in(db, images)
+    except (sqlite3.Error, ValueError) as error:
+        raise _damaged(path, error) from None
+
+
+def _points_in(db: sqlite3.Connection, images: Sequence[int]) -> dict[int, Tensor]:
+    """What broke some images, or came closest to it, flat, by their numbers."""
+    found = {}
+    for table, image in product(("strongest", "broken"), images):
+        for (point,) in db.execute(f"SELECT point FROM {table} WHERE image = ?", (image,)):
+            found[image] = _tensor(point, torch.Size([-1]))
+    return found
 
 
 def _definition(name: str, columns: str) -> str:

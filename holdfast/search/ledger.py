@@ -8,6 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from ..stored import ModelImages, part
+from .points import AdversarialImages, StoredPoints
+
 STANDING = -2
 CLEAN = -1  # broken before any attack: the clean image is misclassified, or its goal predicted
 
@@ -24,7 +27,8 @@ class Ledger:
         item: which restart and target of that stage, −1 where none did.
         target: the class that the breaking attack aimed at, −1 where none.
         goal: the class that alone counts as a success; −1 where any mistake does.
-        adversarial: the breaking image, or the one with the smallest margin found.
+        adversarial: the breaking image, or the one with the smallest margin found. Where the images
+            are not in memory, they are read from the journal.
         score: the smallest margin found, in logits; below 0 for broken ones. Infinite where no
             attack inside the ball has looked yet. In a search for the closest points: the
             distance less ε of the closest adversarial point found, infinite where there is none.
@@ -44,7 +48,7 @@ class Ledger:
     item: Int64[Tensor, " n"]
     target: Int64[Tensor, " n"]
     goal: Int64[Tensor, " n"]
-    adversarial: Float[Tensor, "n c h w"]
+    adversarial: AdversarialImages
     score: Float[Tensor, " n"]
     found: Int64[Tensor, " n"]
     found_item: Int64[Tensor, " n"]
@@ -54,13 +58,18 @@ class Ledger:
 
     @staticmethod
     def of(
-        images: Tensor,
+        images: ModelImages,
         labels: Tensor,
         index: Tensor,
         witness_size: int = 0,
         goal: Tensor | None = None,
+        adversarial: StoredPoints | None = None,
     ) -> Ledger:
-        """A ledger on which nothing is known yet."""
+        """A ledger on which nothing is known yet.
+
+        Args:
+            adversarial: where the images that are found are kept; by default in memory.
+        """
         n = len(images)
 
         def whole(value: int) -> Tensor:
@@ -76,7 +85,7 @@ class Ledger:
             item=whole(-1),
             target=whole(-1),
             goal=whole(-1) if goal is None else goal,
-            adversarial=images.clone(),
+            adversarial=images[:].clone() if adversarial is None else adversarial,
             score=torch.full((n,), torch.inf),
             found=whole(-1),
             found_item=whole(-1),
@@ -87,4 +96,4 @@ class Ledger:
 
     def select(self, rows: Int64[Tensor, " r"]) -> Ledger:
         """Some of the images."""
-        return Ledger(**{each.name: getattr(self, each.name)[rows] for each in fields(self)})
+        return Ledger(**{each.name: part(getattr(self, each.name), rows) for each in fields(self)})

@@ -14,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from itertools import islice
 
 import torch
 from jaxtyping import Bool
@@ -26,6 +27,7 @@ from .batch import Batch, Key, StoredItem
 from .journal import Journal
 
 CHECKPOINT_SECONDS = 30.0  # between two times that the items in flight are kept
+COMING = 64  # items that a task is told of before it is asked for them
 CHECKPOINT_SHARE = 0.02  # of the time at most goes into that
 
 
@@ -35,6 +37,9 @@ class Task(ABC):
     @abstractmethod
     def items(self, keys: Sequence[Key]) -> Items:
         """What the attack is asked to break, on the model's device."""
+
+    def coming(self, keys: Sequence[Key]) -> None:  # noqa: B027 - most have nothing to prepare
+        """These are asked for next, if all goes on as it does."""
 
     @abstractmethod
     def examine(self, batch: Batch) -> Bool[Tensor, " r"]:
@@ -186,6 +191,7 @@ class Scheduler:
             state = self.attack.start(self.task.items(keys), self.threat)
             fresh = Batch.begin(keys, state, {k: waiting.pop(k) for k in keys if k in waiting})
             batch = fresh if batch is None or not len(batch) else batch.join(fresh)
+            self.task.coming([*islice(queue, COMING)])
         return batch if batch is not None and len(batch) else None
 
     def _step(self, batch: Batch) -> None:

@@ -22,6 +22,7 @@ from ..attacks.suite import Stage, Suite
 from ..errors import InputError
 from ..inputs import check_logits
 from ..models.metered import MeteredModel, about
+from ..stored import ModelImages, in_parts
 from ..threat import Threat
 from .batch import Key
 from .fast_copies import Level
@@ -52,7 +53,8 @@ class Search:
     Args:
         model: the original: images (N, C, H, W) on `device` → logits (N, K). One that counts its
             queries (`MeteredModel`) is told whose they are.
-        images, labels: on the CPU; (N, C, H, W) in [0, 1], and (N,).
+        images, labels: on the CPU; (N, C, H, W) in [0, 1], which need not all be in memory, and
+            (N,).
         threat: ball and box.
         suite: what is tried, in order.
         levels: the fast copies that each stage searches on, in order.
@@ -77,7 +79,7 @@ class Search:
     def __init__(
         self,
         model: Model,
-        images: Tensor,
+        images: ModelImages,
         labels: Tensor,
         threat: Threat,
         suite: Suite,
@@ -257,7 +259,8 @@ class Search:
     def _settle(self) -> None:
         """Broken are the images whose closest adversarial point lies in the ball."""
         ledger, problem = self.ledger, self.problem
-        inside = problem.threat.contains(ledger.adversarial, problem.images) & (ledger.found >= 0)
+        inside = in_parts(problem.threat.contains, ledger.adversarial, problem.images)
+        inside &= ledger.found >= 0
         for image in problem.rows[(inside & ~ledger.broken)[problem.rows]].tolist():
             number, item = int(ledger.found[image]), int(ledger.found_item[image])
             stage = self.suite.stages[number]

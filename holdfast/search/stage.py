@@ -27,7 +27,8 @@ from ..attacks.goal import nearest_of_class
 from ..attacks.minimum_norm import MinimumNormState
 from ..attacks.state import Items
 from ..attacks.suite import Stage, Suite
-from ..models.metered import Account, about
+from ..models.metered import Account, about, point_key
+from ..stored import ModelImages, StoredImages
 from ..threat import Threat
 from .batch import Batch, Key, StoredItem
 from .fast_copies import Level
@@ -59,7 +60,7 @@ class Problem:
             clean images were predicted.
     """
 
-    images: Tensor
+    images: ModelImages
     labels: Tensor
     threat: Threat
     suite: Suite
@@ -192,6 +193,10 @@ class StagePass(Task):
             goals=goals.to(device),
         )
 
+    def coming(self, keys: Sequence[Key]) -> None:
+        if isinstance(self.problem.images, StoredImages):
+            self.problem.images.prefetch([key.image for key in keys if self.needed(key)])
+
     def _start(self, x: Tensor, goals: Tensor) -> Tensor:
         """Where a search that knows only predicted classes begins: at an image of the goal."""
         if not (self.stage.attack.decisions and self.problem.aimed):
@@ -231,9 +236,11 @@ class StagePass(Task):
         """Of the answers so far, those are needed at the best points of items and of images."""
         if self.problem.account is None:
             return
-        points = {i: [point] for i, point in enumerate(self.problem.ledger.adversarial)}
+        ledger = self.problem.ledger
+        rows = (ledger.found >= 0).nonzero().squeeze(1)
+        points = {image: [point_key(ledger.adversarial[image])] for image in rows.tolist()}
         for key, it in items.items():
-            points[key.image].append(it.state["best"])
+            points.setdefault(key.image, []).append(point_key(it.state["best"]))
         self.problem.account.keep(points)
 
     def drop(self, key: Key, passes: Sequence[int]) -> None:
@@ -293,7 +300,7 @@ class StagePass(Task):
         ):
             return  # the budget ended before the model was asked there
         if not problem.suite.closest:
-            x = problem.images[image]
+            x = batch.state.images[row].cpu()
             if not bool(problem.threat.contains(point[None], x[None], None, witness[None])):
                 return
         ledger.score[image], ledger.adversarial[image] = score, point

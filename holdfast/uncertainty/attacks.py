@@ -26,6 +26,7 @@ from ..search.batch import Batch, Key
 from ..search.journal import FinishedItem, Journal
 from ..search.ledger import Ledger
 from ..search.scheduler import Checkpoints, Scheduler, Task
+from ..stored import in_memory
 from ..threat import Threat
 from ..types import Images, Model, Report
 from .goals import Goal, Outputs, Values
@@ -311,7 +312,7 @@ def _climb(
     total = len(wanted) * attack.iterations
     for left in scheduler.run(task.keys()):
         report(1 - left / total)
-    return ledger.adversarial
+    return in_memory(ledger.adversarial)
 
 
 def _verified(

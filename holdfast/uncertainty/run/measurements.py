@@ -21,6 +21,7 @@ from ...data.out_of_distribution import OutOfDistribution
 from ...evaluation.evaluate import evaluate
 from ...evaluation.unaware import STEPS as UNAWARE_STEPS
 from ...evaluation.unaware import unaware_points, unaware_seeds
+from ...stored import in_memory
 from ...threat import Threat
 from ...types import Images, Model, Report
 from ..abstaining import Threshold
@@ -72,7 +73,7 @@ def attack_predictions(
     )
     summary = evaluation.to_dict()
     kept = ("attacks", "flags", "forwards", "backwards", "precision")
-    tensors = {"images": evaluation.adversarial, "broken": evaluation.broken}
+    tensors = {"images": in_memory(evaluation.adversarial), "broken": evaluation.broken}
     return {name: summary[name] for name in kept}, tensors
 
 
