@@ -89,11 +89,15 @@ class StoredImages:
 ModelImages = Tensor | StoredImages  # float32 (N, C, H, W) in [0, 1]
 
 
+def is_bytes(images: Any) -> bool:
+    """Whether images are uint8 (N, C, H, W), wherever they are."""
+    of_bytes = str(getattr(images, "dtype", "")) in ("uint8", "torch.uint8")
+    return of_bytes and len(getattr(images, "shape", ())) == 4
+
+
 def is_large(images: Any) -> bool:
     """Whether images are uint8 (N, C, H, W) and too many to be held as float32 at once."""
-    shape = getattr(images, "shape", ())
-    of_bytes = str(getattr(images, "dtype", "")) in ("uint8", "torch.uint8")
-    return of_bytes and len(shape) == 4 and 4 * prod(shape) > IN_MEMORY
+    return is_bytes(images) and 4 * prod(images.shape) > IN_MEMORY
 
 
 def in_memory(images: Any) -> Tensor:
