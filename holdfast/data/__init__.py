@@ -19,6 +19,7 @@ from torch import Tensor
 from ..errors import InputError
 from ..stored import ModelImages, StoredImages, is_large
 from . import brought, cifar10, cifar100, digits, folder, numpy_files, svhn
+from .arrangement import has_pictures
 from .augment import Augment
 from .base import SPLITS, DataSet, Split
 from .choosing import choose
@@ -132,12 +133,12 @@ def _loaded(
         if svhn.is_here(path):
             _no_labels("SVHN", labels)
             return _fixed_size(svhn.load(path), size)
-        if numpy_files.is_here(path):
+        if numpy_files.is_here(path) and not (path.is_dir() and has_pictures(path)):
             return brought.to_size(
                 numpy_files.load(path, None if labels is None else str(labels)), size
             )
         if folder.is_here(path):
-            return folder.load(path, size, like)
+            return folder.load(path, size, like, labels)
         raise InputError(_nothing(path))
     except (OSError, ValueError) as error:  # ValueError: a name that no folder can have
         if isinstance(error, InputError):

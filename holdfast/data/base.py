@@ -157,6 +157,7 @@ class DataSet:
         everything: all images, where they are more than the three splits, or in an order of which
             the first are a sample; None: the three splits, one after another.
         named: whether classes have names; else they are called by their numbers.
+        also: what else a class is called, by its name.
         brought: how images of one's own were brought to one shape: `size`, height and width in
             pixels, and `grey`; empty where they are as in the files.
     """
@@ -171,6 +172,7 @@ class DataSet:
     lacking: Mapping[str, str] = field(default_factory=dict)
     everything: Split | None = None
     named: bool = True
+    also: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     brought: Mapping[str, int | bool] = field(default_factory=dict)
 
     @property
@@ -224,7 +226,8 @@ class DataSet:
 
     def _instead(self, name: str) -> str:
         """Which splits there are, to end a line about one that there is not."""
-        return f"; --split {' or '.join([*self.held, ALL])} has images"
+        others = ", ".join(self.held)
+        return f"; --split {others}{' or ' if others else ''}{ALL} has images"
 
     def absent(self, labels: Int64[np.ndarray, " n"]) -> list[str]:
         """The classes of which none of these labels is, by name."""

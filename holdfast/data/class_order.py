@@ -157,7 +157,9 @@ def among(dataset: DataSet, order: Sequence[Words], source: str) -> DataSet:
     table = np.empty(len(dataset.classes), np.int64)
     names = [words[0] for words in order]
     for old, name in enumerate(dataset.classes):
-        label = exact.get(name, simple.get(_simple(name)))
+        called = (name, *dataset.also.get(name, ()))
+        of = (exact.get(word, simple.get(_simple(word))) for word in called)
+        label = next((each for each in of if each is not None), None)
         if label is None:
             raise InputError(
                 f"{source}: does not name the class {name!r} of {dataset.name}"

@@ -26,7 +26,8 @@ from ..errors import InputError
 from ..parsing import nearest
 from ..runs.files import check_regular, read_text
 from .arrays import Wrong, check_unpacked, loaded, member, opened, read_header
-from .folder import natural, read_image
+from .names import natural
+from .pictures import read_image
 
 Shape = tuple[int, ...]
 

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from ..errors import InputError
 from ..parsing import nearest
 from .class_order import MOST_CLASSES
-from .folder import natural
+from .names import natural
 
 MOST_LABELS = 100_000_000
 

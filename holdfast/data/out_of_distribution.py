@@ -18,9 +18,10 @@ from torch import Tensor
 
 from .. import draws
 from ..errors import InputError
-from . import cifar10, cifar100, digits, folder, svhn
+from . import cifar10, cifar100, digits, svhn
 from .corruptions import plasma
 from .images import fingerprint
+from .pictures import read_image
 
 Shape = tuple[int, int, int]  # (C, H, W)
 
@@ -188,10 +189,7 @@ def load(source: str | Path, shape: Shape, count: int, *, seed: int = 0) -> OutO
     if not files:
         raise InputError(f"{place}: holds no files; name a folder of images")
     images = np.concatenate(
-        [
-            fit(folder.read_image(files[i], None)[None], shape)
-            for i in _chosen(len(files), count, seed)
-        ]
+        [fit(read_image(files[i], None)[None], shape) for i in _chosen(len(files), count, seed)]
     )
     name = place.resolve().name.encode(errors="replace").decode()
     return OutOfDistribution(
