@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..stored import ModelImages, StoredImages, is_large
-from . import brought, cifar10, cifar100, digits, folder, numpy_files, svhn
+from . import brought, cifar10, cifar100, digits, folder, numpy_files, parquet, svhn
 from .arrangement import has_pictures
 from .augment import Augment
 from .base import SPLITS, DataSet, Split
@@ -63,12 +63,14 @@ def load(
         source: `digits` for the embedded handwritten digits; a folder with CIFAR-10's original
             files in any of the layouts of `holdfast.data.cifar10`, with CIFAR-100's or SVHN's; an
             `.npz` or `.npy` file, or a folder of them (`holdfast.data.numpy_files`); or images in
-            one folder a class (`holdfast.data.folder`). What is loaded already is handed back.
+            one folder a class (`holdfast.data.folder`); Parquet as Hugging Face stores it
+            (`holdfast.data.parquet`). What is loaded already is handed back.
         download: fetch CIFAR-10 into the folder if nothing else is there.
         size: for images of one's own, the height and width in pixels to bring them to.
         grey: bring images to one channel, by ITU-R BT.601 luma.
         labels: which labels, where data have several: `fine` or `coarse` of CIFAR-100, a word of
-            an array's name.
+            an array's name, a column of Parquet; or a file with a label for each image of a flat
+            folder (`holdfast.data.label_tables`).
         class_order: a file that says in which order the classes stand
             (`holdfast.data.class_order`).
         split: of which `indices`, `limit` and `balanced` choose; by default `test`, or what there
@@ -137,6 +139,8 @@ def _loaded(
             return brought.to_size(
                 numpy_files.load(path, None if labels is None else str(labels)), size
             )
+        if parquet.is_here(path) and not (path.is_dir() and has_pictures(path)):
+            return parquet.load(path, size, like, word)
         if folder.is_here(path):
             return folder.load(path, size, like, labels)
         raise InputError(_nothing(path))
@@ -148,7 +152,7 @@ def _loaded(
 
 def _is_other(path: Path) -> bool:
     """Whether something else than CIFAR-10 is there, which needs no download."""
-    kinds = (cifar100, svhn, numpy_files, folder)
+    kinds = (cifar100, svhn, numpy_files, parquet, folder)
     return not cifar10.is_here(path) and any(kind.is_here(path) for kind in kinds)
 
 
@@ -167,7 +171,7 @@ def _nothing(path: Path) -> str:
     if not path.exists():
         return f"{path}: no such folder; {cifar10.how_to_get(path)}; {own}"
     if not path.is_dir():
-        return f"{path}: is no folder, .npz or .npy file; give the folder that holds the images"
+        return f"{path}: is no folder, .npz, .npy or .parquet file; give the folder of the images"
     names = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
     if not names:
         return f"{path}: is empty; {cifar10.how_to_get(path)}; {own}"

@@ -25,6 +25,7 @@ def assembled(
     *,
     where: str,
     held_out: int | None = None,
+    why: Mapping[str, str] | None = None,
     **more: Any,
 ) -> DataSet:
     """A data set of the splits that there are.
@@ -35,6 +36,7 @@ def assembled(
     Args:
         given: `train`, `validation`, `test`, or some of them, with images of one shape.
         where: the file or folder, to begin an error with.
+        why: a split has no images, where there is a reason.
         held_out: the last so many training images become validation instead.
         more: further fields of the data set.
 
@@ -63,6 +65,7 @@ def assembled(
         np.empty((0, *shape), np.uint8), np.empty(0, "U1"), np.empty(0, np.int64), first.pixels
     )
     lacking = {split: f"{where}: has no {split} images" for split in SPLITS if split not in splits}
+    lacking |= why or {}
     train, validation, test = (splits.get(split, empty) for split in SPLITS)
     return DataSet(
         name, classes, train, validation, test, told=tuple(lines), lacking=lacking, **more
@@ -88,3 +91,9 @@ def _tenth(labels: Int64[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         if count < len(members):
             held[members[keys[members].argsort(kind="stable")][:count]] = True
     return held
+
+
+def is_grouped(labels: Int64[np.ndarray, " n"]) -> bool:
+    """Whether labels stand class after class."""
+    changes = int((np.diff(labels) != 0).sum())
+    return 0 < changes < min(len(np.unique(labels)), len(labels) // 2)

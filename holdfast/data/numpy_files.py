@@ -32,7 +32,7 @@ from .arrays import (
 from .base import DataSet, Split
 from .images import ImageArray, fingerprint
 from .label_values import MOST_LABELS, Column, column, numbered
-from .labelled import assembled
+from .labelled import assembled, is_grouped
 from .pixel_values import images_of
 
 SUFFIXES = (".npz", ".npy")
@@ -181,13 +181,7 @@ def _split(images: ImageArray, labels: np.ndarray, name: str) -> Split:
     names = np.array([f"{stem}_{i:0{digits}d}" for i in range(len(images))])
     _, height, width = images.shape[1:]
     pixels = f"own images, {height}×{width}, an array (sha256 of the images: {fingerprint(images)})"
-    return Split(images, names, labels, pixels, grouped=_is_grouped(labels))
-
-
-def _is_grouped(labels: np.ndarray) -> bool:
-    """Whether labels stand class after class."""
-    changes = int((np.diff(labels) != 0).sum())
-    return 0 < changes < min(len(np.unique(labels)), len(labels) // 2)
+    return Split(images, names, labels, pixels, grouped=is_grouped(labels))
 
 
 # --- what is in the files -------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import UInt8
 from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from ..errors import InputError
@@ -71,8 +72,7 @@ class Pictures:
 
     def lazy(self, digests: list[bytes]) -> LazyImages:
         """All of them, decoded when they are asked for."""
-        # `_silent` is for one thread: Pillow's remarks are silenced for good where there are more.
-        warnings.filterwarnings("ignore", module=r"PIL\.")
+        silence_threads()
         return LazyImages(self, len(self.paths), self.shape, digests=digests)
 
 
@@ -132,6 +132,11 @@ def _read(path: Path) -> bytes:
         raise InputError(f"{error}; {_WHAT_BELONGS}") from None
 
 
+def silence_threads() -> None:
+    """Pillow's remarks are silenced for good: `_silent` is for one thread."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
 def _silent() -> warnings.catch_warnings[None]:
     """Inside, Pillow does not remark on damage that changes nothing."""
     return warnings.catch_warnings(action="ignore")
@@ -144,22 +149,35 @@ def read_image(path: Path, size: int | None) -> np.ndarray:
 
 
 def _decoded(path: Path, size: int | None) -> np.ndarray:
-    raw = _read(path)
+    return decoded(_read(path), str(path), size, f"; {_WHAT_BELONGS}")
+
+
+def decoded(raw: bytes, where: str, size: int | None, hint: str = "") -> UInt8[np.ndarray, "3 h w"]:
+    """A picture from the bytes of its file.
+
+    Args:
+        where: what it is called in errors.
+        size: height and width to which it is brought; None: its own.
+        hint: what to do where it is no picture.
+
+    Raises:
+        InputError: no picture, damaged, of more than 8 bits a channel, or too large.
+    """
     if not raw:
-        raise InputError(f"{path}: no readable image (it is empty); {_WHAT_BELONGS}")
+        raise InputError(f"{where}: no readable image (it is empty){hint}")
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             assert isinstance(image, ImageFile.ImageFile)
             if image.width * image.height > MOST_PIXELS:
                 raise Image.DecompressionBombError
             if _is_deep(image):
-                raise InputError(f"{path}: more than 8 bits a channel; convert it to 8 bits")
+                raise InputError(f"{where}: more than 8 bits a channel; convert it to 8 bits")
             upright = ImageOps.exif_transpose(image).convert("RGB")
         if size is not None:
             upright = cut(upright, size)
         return np.asarray(upright).transpose(2, 0, 1)
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{path}: more than {MOST_PIXELS:,} pixels; make it smaller") from None
+        raise InputError(f"{where}: more than {MOST_PIXELS:,} pixels; make it smaller") from None
     except InputError:
         raise
     except UnidentifiedImageError:  # its own words are about the open file, not its name
@@ -167,7 +185,7 @@ def _decoded(path: Path, size: int | None) -> np.ndarray:
     # Pillow's decoders raise many kinds of errors on damaged files.
     except Exception as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-    raise InputError(f"{path}: no readable image ({reason}); {_WHAT_BELONGS}")
+    raise InputError(f"{where}: no readable image ({reason}){hint}")
 
 
 _WHAT_BELONGS = f"a class folder holds images ({', '.join(FORMATS)}) and nothing else"
