@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "certificates_page.py",
         "defences_page.py",
         "hidden_gradients_page.py",
+        "kinds_page.py",
         "speed_page.py",
         "swift_page.py",
         "training_page.py",

@@ -23,6 +23,7 @@ from .pickled import Foreign, is_module, module_state, read_pickled
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th", ".tar", ".npz", ".index.json")
 INDEX = ".index.json"
+UNSAID = ("torch", "numpy", "_codecs", "builtins", "collections")  # no objects of somebody's own
 SHOWN = 3  # names of each kind in a message
 
 
@@ -90,14 +91,18 @@ def read_states(file: Path) -> Held:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
-        if "Unsupported global" not in str(error) and "unrecognized function" not in str(error):
-            raise InputError(f"weights {file}: cannot be read: {one_line(error)[:150]}") from None
+        if "GLOBAL" in str(error) or "unrecognized function" in str(error):
+            raise InputError(
+                f"weights {file}: the file holds more than weights, and would run code when it is "
+                "read: save model.state_dict() alone"
+            ) from None
         raise InputError(
-            f"weights {file}: the file holds more than weights, and would run code when it is "
-            "read: save model.state_dict() alone"
+            f"weights {file}: cannot be read: not what torch.save writes of weights; save "
+            "model.state_dict() alone"
         ) from None
     except Exception as error:  # of any reader, on a file that somebody else wrote
-        raise InputError(f"weights {file}: cannot be read: {one_line(error)[:150]}") from None
+        said = one_line(error).split(". ")[0][:150]
+        raise InputError(f"weights {file}: cannot be read: {said}") from None
     if not found:
         kind = type(content).__name__
         if isinstance(content, Foreign):
@@ -105,7 +110,7 @@ def read_states(file: Path) -> Held:
         raise InputError(f"weights {file}: no weights are in it, only a {kind}")
     if is_module(content):
         return Held(found, f"a pickled {content.called}, whose weights are read and code is not")
-    others = sorted(foreign - {name for name in foreign if name.startswith(("torch.", "numpy"))})
+    others = sorted(name for name in foreign if name.split(".")[0] not in UNSAID)
     return Held(found, f"not read: objects of {_few(others)}" if others else "")
 
 
