@@ -79,6 +79,8 @@ BOOLEANS = {"true": True, "yes": True, "1": True, "false": False, "no": False, "
 def split_options(what: str, text: str, known: Sequence[str]) -> dict[str, str]:
     """The options in `key=value,key=value`, their values as text.
 
+    Commas in [brackets] are part of a value.
+
     Args:
         what: whose options they are, such as `defence jpeg`; every message begins with it.
         known: the keys that are allowed.
@@ -86,12 +88,14 @@ def split_options(what: str, text: str, known: Sequence[str]) -> dict[str, str]:
     Example:
         >>> split_options("defence jpeg", "quality=75", ["quality"])
         {'quality': '75'}
+        >>> split_options("architecture", "mean=[0,1],width=8", ["mean", "width"])
+        {'mean': '[0,1]', 'width': '8'}
 
     Raises:
         InputError: an item that is not key=value, an unknown key, or one given twice.
     """
     options: dict[str, str] = {}
-    for item in text.split(",") if text else []:
+    for item in re.split(r",(?![^\[]*\])", text) if text else []:
         key, equals, value = (part.strip() for part in item.partition("="))
         if not equals:
             raise InputError(f"{what}: {item!r} is not written key=value")

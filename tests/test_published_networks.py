@@ -216,6 +216,30 @@ def test_a_normalisation_that_is_not_in_the_file_is_named(tmp_path, capsys):
         hf.load(tmp_path / "weights.pt")
 
 
+def test_that_nothing_normalises_is_said(tmp_path, capsys):
+    loaded(tmp_path, theirs.trades(10, 1), "wide-resnet-trades:depth=10,widen=1")
+    assert "not normalised (normalise=cifar10 or another would)" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("small-cnn", {"width": 4, "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]}),
+        ("wide-resnet", {"depth": 10, "widen": 1, "mean": [0.5], "std": [0.2]}),
+        ("interval-cnn", {"width": 2, "mean": [0.5, 0.4], "std": [0.2, 0.3]}),
+        ("preact-resnet", {"width": 4, "stages": 3, "depth": 14, "stem_stride": 2}),
+    ],
+)
+def test_the_architecture_that_is_named_loads_as_it_is_written(tmp_path, name, arguments):
+    network = build(name, arguments).eval()
+    found = fitting(network.state_dict())
+    assert found is not None
+    model = loaded(tmp_path, network.state_dict(), found.architecture)
+    images = IMAGES[:, : network.normalise.mean.shape[1]]
+    with torch.no_grad():
+        assert torch.equal(model(images), network(images))
+
+
 def test_leftovers_are_left_out_and_said(tmp_path, capsys):
     loaded(tmp_path, theirs.trades(10, 1, leftover=True), "wide-resnet-trades:depth=10,widen=1")
     assert "left out: sub_block1.layer.0.bn1.weight" in capsys.readouterr().err

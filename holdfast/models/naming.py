@@ -255,7 +255,7 @@ def _fits(translated: Translated) -> Fitting | None:
     written = ",".join(
         f"{key}={_written(value)}"
         for key, value in options.items()
-        if key not in ("mean", "std") and (key in SAID or value != known[key].default)
+        if key in SAID or value != known[key].default
     )
     return Fitting(f"{name}:{written}", tuple(_open(translated)))
 
@@ -264,7 +264,7 @@ SAID = ("depth", "width", "widen", "classes")  # options that are always written
 
 
 def _written(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower().replace(" ", "")
 
 
 def _open(translated: Translated) -> Iterator[str]:
@@ -276,7 +276,8 @@ def _open(translated: Translated) -> Iterator[str]:
     if "shortcut" in known:
         yield "what shortcuts see, the activated input unless shortcut=input is given"
     if "normalise" in known and not translated.normalised:
-        yield "the normalisation, none unless normalise=cifar10 or another is given"
+        usual = known["normalise"].default
+        yield f"the normalisation, {usual} unless normalise=cifar10 or another is given"
     if "border" in known:
         yield "zeros around the image, none unless border=2 or so is given"
 

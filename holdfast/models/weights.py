@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..parsing import one_line
 from ..runs.files import read_json
-from .naming import NORMALISE, State, fitting, translations, without_leftovers
+from .naming import NORMALISE, State, Translated, fitting, translations, without_leftovers
 from .pickled import Foreign, is_module, module_state, read_pickled
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th", ".tar", ".npz", ".index.json")
@@ -256,10 +256,19 @@ def _readings(state: State, model: nn.Module, name: str) -> Iterator[tuple[str, 
         yield _joined(which, without or "prefixes taken off"), kept
         for found in translations(part):
             if found.architecture == name:
-                normalised = "by the file" if found.normalised else "as the architecture says"
-                said = f"published names, normalised {normalised}"
                 normalise = {key: _mean(key, found.state, own) for key in NORMALISE}
+                said = f"published names, {_normalised(found, normalise)}"
                 yield _joined(which, said, without), found.state | normalise
+
+
+def _normalised(found: Translated, normalise: State) -> str:
+    """By what images are normalised, in words."""
+    if found.normalised:
+        return "normalised by the file"
+    mean, std = (normalise[key] for key in NORMALISE)
+    if bool(mean.any()) or bool((std != 1).any()):
+        return "normalised as the architecture says"
+    return "not normalised (normalise=cifar10 or another would)"
 
 
 def _parts(state: State) -> Iterator[tuple[str, State]]:
