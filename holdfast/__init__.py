@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from .lazy import lazily
 
 if TYPE_CHECKING:
-    from . import attacks, data, defences, uncertainty
+    from . import attacks, data, defences, figures, uncertainty
     from .certification.certify import certify
     from .errors import HoldfastError, InputError
     from .evaluation.evaluate import evaluate
@@ -45,6 +45,7 @@ __all__ = [
     "defences",
     "evaluate",
     "export",
+    "figures",
     "judge",
     "load",
     "measure_uncertainty",
@@ -72,6 +73,7 @@ __getattr__, __dir__ = lazily(
         "defences": "defences",
         "evaluate": "evaluation:evaluate",
         "export": "exporting:export",
+        "figures": "figures",
         "judge": "evaluation.given:judge",
         "load": "loading:load",
         "measure_uncertainty": "uncertainty.measure_uncertainty:measure_uncertainty",

@@ -159,19 +159,24 @@ def _check_verb(words: list[str], whole: bool) -> None:
         raise ValueError(f"holdfast knows no {verb!r}")
     if not arguments:  # a verb is spoken of
         return
+    parser = VERBS[verb]
+    if hasattr(parser, "commands") and arguments[0] in parser.commands:  # a kind, as of figures
+        parser, arguments = parser.commands[arguments[0]], arguments[1:]
+    if not arguments:
+        return
     try:
-        context = VERBS[verb].make_context(verb, list(arguments), resilient_parsing=not whole)
+        context = parser.make_context(verb, list(arguments), resilient_parsing=not whole)
     except typer.TyperException as error:
         raise ValueError(error.format_message()) from None
     given = {name: value for name, value in context.params.items() if value is not None}
-    if verb in ("evaluate", "uncertainty", "certify", "mix"):
+    if verb in ("evaluate", "uncertainty", "certify", "mix", "figure"):
         threat_of(given.get("norm"), given.get("eps"), {})
     for suite in (given.get("suite"), given.get("attack")):
         if suite not in (None, ADAPTIVE):
             suite_named(suite)
     for radius in given.get("radius", ()) if verb == "certify" else ():
         parse_number(radius)
-    if verb == "train" and "recipe" in given:
+    if verb in ("train", "figure") and "recipe" in given:
         budget = [f"budget={given['budget']}"] if "budget" in given else []
         file = ROOT / given["recipe"]
         load_recipe(
@@ -180,6 +185,8 @@ def _check_verb(words: list[str], whole: bool) -> None:
     for name in ("model", "robust", "accurate", "data", "human"):
         if name in given:
             _check_there(str(given[name]))
+    for model in given.get("models", ()):
+        _check_there(model)
 
 
 def _check_there(source: str) -> None:

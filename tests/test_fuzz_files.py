@@ -456,7 +456,7 @@ def test_bad_values_on_the_command_line(tmp_path, monkeypatch, capsys, command):
 
     # The work begins where a network is first asked.
     monkeypatch.setattr("holdfast.models.small_cnn.SmallCNN.forward", works)
-    monkeypatch.setattr("holdfast.data.contact_sheet.write_named", works)
+    monkeypatch.setattr("holdfast.canvas.write_named", works)
     arguments_ = CARD["arguments"] | {"classes": 10}
     card = {**CARD, "arguments": arguments_, "classes": [str(i) for i in range(10)], "defences": []}
     model = save_checkpoint(tmp_path / "model", build("small-cnn", arguments_), card)

@@ -18,6 +18,11 @@ from holdfast.cli.program import VERBS
 
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "PIL")
 COMMANDS: dict[str, Any] = typer.main.get_command(cli.app).commands  # type: ignore[attr-defined]
+KINDS = {  # of verbs that have several, such as `figure example`
+    f"{verb} {kind}": command
+    for verb in VERBS
+    for kind, command in getattr(COMMANDS[verb], "commands", {}).items()
+}
 
 
 @pytest.mark.slow  # on a busy machine it takes longer; what it rests on is tested below
@@ -55,9 +60,9 @@ def test_help_imports_nothing_heavy() -> None:
     assert not loaded & set(HEAVY)
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", [*VERBS, *KINDS])
 def test_every_option_is_a_sentence(verb: str) -> None:
-    command = COMMANDS[verb]
+    command = {**COMMANDS, **KINDS}[verb]
     assert command.help[0].isupper()
     for parameter in command.params:
         said = parameter.help or ""
@@ -70,6 +75,10 @@ def test_every_option_of_the_command_line_can_be_given_by_a_caller(verb: str) ->
     module = sys.modules[f"holdfast.cli.{verb}"]
     fields = set(inspect.signature(module.Options).parameters)
     assert fields == {parameter.name for parameter in COMMANDS[verb].params} - {"help"}
+    for kind, options in getattr(module, "KINDS", {}).items():
+        fields = set(inspect.signature(options).parameters)
+        command = KINDS[f"{verb} {kind}"]
+        assert fields == {parameter.name for parameter in command.params} - {"help"}
 
 
 def test_the_shell_completes_verbs() -> None:

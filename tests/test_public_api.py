@@ -35,6 +35,7 @@ PUBLIC = {
     "defences",
     "evaluate",
     "export",
+    "figures",
     "judge",
     "load",
     "measure_uncertainty",

@@ -33,6 +33,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "require",
     "export",
     "leaderboard",
+    "figure",
     "models",
     "list",
     "demo",
@@ -66,26 +67,37 @@ def options(
         print(context.get_help())
 
 
-def command(verb: ModuleType) -> Callable[..., None]:
+def command(verb: ModuleType, options: Any) -> Callable[..., None]:
     """A verb as typer takes it: a function whose parameters are the fields of its `Options`."""
 
     def call(**values: Any) -> None:
-        asked = verb.Options(**values)
+        asked = options(**values)
         verb.show(verb.run(asked), asked)
 
-    call.__doc__ = verb.Options.__doc__
-    call.__signature__ = inspect.signature(verb.Options, eval_str=True)  # type: ignore[attr-defined]
+    call.__doc__ = options.__doc__
+    call.__signature__ = inspect.signature(options, eval_str=True)  # type: ignore[attr-defined]
     return call
 
 
 for name in VERBS:
-    app.command(name)(command(importlib.import_module(f"{__package__}.{name}")))
+    verb = importlib.import_module(f"{__package__}.{name}")
+    if hasattr(verb, "KINDS"):  # each with options of its own
+        group = typer.Typer(help=inspect.getdoc(verb.Options))
+        for kind, its_options in verb.KINDS.items():
+            group.command(kind)(command(verb, its_options))
+        app.add_typer(group, name=name)
+    else:
+        app.command(name)(command(verb, verb.Options))
 
 
-def _meant(said: str) -> str:
-    """The verb that is closest to one that there is not."""
+def _meant(error: typer.TyperException, said: str) -> str:
+    """The verb, or its kind, that is closest to one that there is not."""
+    within = getattr(getattr(error, "ctx", None), "command", None)
+    known = list(getattr(within, "commands", VERBS))
+    if said.startswith("Missing command"):
+        return f" Say which: {', '.join(known)}"
     unknown = re.search(r"No such command '([^']*)'\.?$", said)
-    return nearest(unknown[1], VERBS).replace("; d", " D") if unknown else ""
+    return nearest(unknown[1], known).replace("; d", " D") if unknown else ""
 
 
 def main() -> None:
@@ -109,7 +121,7 @@ def main() -> None:
     except typer.TyperException as error:  # an unknown option, a missing argument
         if os.environ.get("RANK", "0") == "0":  # of several workers, all were asked the same
             said = " ".join(error.format_message().split())
-            tell(f"holdfast: {InputError(said + _meant(said))}", error=True)
+            tell(f"holdfast: {InputError(said + _meant(error, said))}", error=True)
         sys.exit(error.exit_code)
     except HoldfastError as error:
         if not error.said:

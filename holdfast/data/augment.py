@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Literal, NamedTuple, get_args
 
 import torch
@@ -166,6 +167,39 @@ class Augment:
         if self.erase:
             views = views * _kept(height, width, further[:, 10:15], self.erase * strength)[:, None]
         return views
+
+    def in_words(self) -> list[tuple[str, str]]:
+        """Each operation that is in use, in the order of its application: its name, and how often
+        and how much.
+
+        Example:
+            >>> Augment(crop_padding=2, erase=0.5).in_words()  # doctest: +NORMALIZE_WHITESPACE
+            [('random crop', 'shifts by up to 2 pixels, black outside'),
+             ('mirror', 'probability 0.5'), ('random erasing', 'probability 0.5')]
+        """
+        said = []
+        if self.crop_shift:
+            said.append(("crop-shift", f"cuts up to {self.crop_shift} rows and columns"))
+        elif self.crop_padding:
+            outside = "black" if self.pad_mode == "zeros" else "mirrored"
+            pixels = "1 pixel" if self.crop_padding == 1 else f"{self.crop_padding} pixels"
+            said.append(("random crop", f"shifts by up to {pixels}, {outside} outside"))
+        if self.flip != "none":
+            every = "every second epoch" if self.flip == "alternating" else "probability 0.5"
+            said.append(("mirror", every))
+        if self.colour:
+            said.append(("colour or shape", f"probability {self.colour:g}, then one of"))
+            said += [
+                (f"  {operation.__name__.replace('_', ' ')}", f"{Fraction(share)}")
+                for operation, share, *_ in _COLOUR_AND_SHAPE
+            ]
+        if self.erase:
+            said.append(("random erasing", f"probability {self.erase:g}"))
+        if self.cutmix:
+            said.append(("CutMix", f"probability {self.cutmix:g}, Beta({self.mix_alpha:g})"))
+        if self.mixup:
+            said.append(("mixup", f"probability {self.mixup:g}, Beta({self.mix_alpha:g})"))
+        return said
 
     def _shifted(
         self, height: int, width: int, draw: Float[Tensor, "n 6"], strength: float

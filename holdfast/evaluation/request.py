@@ -159,7 +159,7 @@ class Request:
             model = MeteredModel(model, labels, queries)
         whole = whole.tuned(threat)
         fitting = whole.fitting(threat)
-        home = _device_of(model)
+        home = device_of(model)
         if home.type == "meta":
             raise InputError("the model has no weights: they are on torch's device meta")
         request = Request(
@@ -211,7 +211,7 @@ def is_far(model: Model) -> bool:
     return isinstance(innermost(model), HttpModel)
 
 
-def _device_of(model: Model) -> torch.device:
+def device_of(model: Model) -> torch.device:
     if isinstance(model, nn.Module):
         for tensor in (*model.parameters(), *model.buffers()):
             return tensor.device

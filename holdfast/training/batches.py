@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
@@ -50,6 +50,16 @@ class _Source:
             )
             self.order = (number, torch.randperm(self.count, generator=shuffle))
         rows = self.order[1][place * self.size : (place + 1) * self.size][share]
+        images, labels, truth = self.seen(rows, number, strength)
+        seeds = draws.item_seeds(self.seed, "perturb", number, rows).to(images.device)
+        images = (images.float() / 255).contiguous(memory_format=FORMAT)
+        return Batch(images, labels, seeds, truth)
+
+    def seen(
+        self, rows: Int64[Tensor, " n"], number: int, strength: float
+    ) -> tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"], Float[Tensor, "n k"] | None]:
+        """What a pass shows of some rows: augmented images, their labels, and where images are
+        mixed the share of each class."""
 
         def views(rows: Tensor) -> tuple[Tensor, Tensor]:
             images, labels = self.take(rows)
@@ -64,9 +74,7 @@ class _Source:
             truth = own[:, None] * functional.one_hot(labels, self.classes)
             truth = truth + (1 - own[:, None]) * functional.one_hot(their_labels, self.classes)
             labels = torch.where(own >= 0.5, labels, their_labels)
-        seeds = draws.item_seeds(self.seed, "perturb", number, rows).to(images.device)
-        images = (images.float() / 255).contiguous(memory_format=FORMAT)
-        return Batch(images, labels, seeds, truth)
+        return images, labels, truth
 
 
 class Batches:
@@ -165,3 +173,7 @@ class Batches:
             torch.cat([part.seeds for part in parts]),
             torch.cat(truths) if truths else None,
         )
+
+    def views(self, rows: Int64[Tensor, " n"], epoch: int) -> UInt8[Tensor, "n c h w"]:
+        """The own images of these rows as an epoch shows them, at the recipe's full strength."""
+        return self.sources[0].seen(rows, epoch, 1.0)[0]

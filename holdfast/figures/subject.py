@@ -1,0 +1,219 @@
+"""A model that a figure asks and attacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from .. import draws
+from ..attacks import PGD, Attack, Items, Oracle, Square, Suite, run
+from ..attacks.base import AT_ONCE
+from ..attacks.losses import margin
+from ..defences import declared, views
+from ..distributed import own_device
+from ..evaluation import evaluate, health
+from ..evaluation.request import device_of
+from ..inputs import checked_device
+from ..models.modes import evaluating
+from ..models.wrapper import NO_PREDICTION, standard_defaults, wrapped
+from ..search import MAJORITY_OF, Predictions, Verifier
+from ..threat import Threat
+from ..types import Images, Model
+
+STEPS = 100
+FEW_STEPS = 20  # where an image is still looked for
+QUERIES = 1000  # of a model that shows no gradients
+SAMPLES = 10  # draws of a random model that a gradient averages over
+REPAIRING = "swift"  # for models that hide their gradients
+OF_NORM = {"l0": "sigma-zero"}  # the suite where PGD does not know the norm
+
+
+class Answer(NamedTuple):
+    """What a model says of an image.
+
+    Attributes:
+        label: the class, from 0; −1 where the model answers nothing.
+        confidence: its softmax probability, 0 to 1; of a random model, of the mean logits.
+    """
+
+    label: int
+    confidence: float
+
+
+class Subject:
+    """A model that a figure asks and attacks.
+
+    By default it is attacked so that its mistakes become as confident as they can: PGD on the
+    margin that goes on after its first success, through every backward pass that a defence offers,
+    averaged over draws where the model is random. A model without gradients is searched by Square.
+
+    Args:
+        model: images → logits, defences included.
+        suite: in place of that, as `holdfast.evaluate` takes it.
+        device: where to work; by default where the model is.
+        first: the number of the first image in its data set, to which random draws belong.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        threat: Threat,
+        seed: int,
+        suite: str | Suite | None = None,
+        device: str | torch.device | None = None,
+        first: int = 0,
+    ):
+        self.model = wrapped(model)
+        self.threat, self.seed, self.first = threat, seed, first
+        self.suite = suite or OF_NORM.get(threat.norm)
+        self.random = declared(self.model).random
+        self.verifier = Verifier(self.model, MAJORITY_OF if self.random else 1)
+        self.home = device_of(self.model)
+        self.device = self.home if device is None else checked_device(own_device(device))
+        self._means: str | None = None
+
+    def answers(
+        self, images: Images, rows: Int64[Tensor, " n"], purpose: str = "figure"
+    ) -> Predictions:
+        """What it says of images, on the CPU.
+
+        Args:
+            rows: the images' numbers, counted from the first.
+        """
+        parts = [
+            self.verifier.predict(
+                images[part].to(self.device),
+                draws.item_seeds(self.seed, purpose, self.first + rows[part]),
+            )
+            for part in torch.arange(len(images)).split(AT_ONCE)
+        ]
+        return Predictions(
+            *(
+                torch.cat([getattr(each, name).cpu() for each in parts])
+                for name in ("prediction", "confidence", "logits", "draws")
+            )
+        )
+
+    def attacked(
+        self, images: Images, labels: Tensor, rows: Int64[Tensor, " n"], steps: int = STEPS
+    ) -> Images:
+        """For each image the strongest point that was found, on the CPU.
+
+        Args:
+            rows: the images' numbers, counted from the first.
+            steps: of PGD, where that is the attack.
+        """
+        x, y = images.to(self.device), labels.to(self.device)
+        means = self.means(x, y)
+        if means not in ("pgd", "square"):
+            found = evaluate(self.model, x, y, self.threat, self.suite or REPAIRING, seed=self.seed)
+            return found.adversarial
+        items = Items(
+            images=x,
+            labels=y,
+            targets=torch.full_like(y, -1),
+            eps=self.threat.radii(x),
+            seeds=draws.item_seeds(self.seed, "figure", self.first + rows).to(x.device),
+        )
+        attack: Attack[Any] = (
+            PGD(steps=steps, loss="margin") if means == "pgd" else Square(queries=QUERIES)
+        )
+        passes = [self.model, *(views(self.model).values() if means == "pgd" else ())]
+        oracles = [Oracle(view, SAMPLES if self.random else 1) for view in passes]
+        points = [
+            run(attack, oracle, items, self.threat, steps=attack.iterations).best.cpu()
+            for oracle in oracles
+        ]
+        lacks = [self._lacks(point, labels, rows) for point in points]
+        best = torch.stack(lacks).argmin(0)
+        return torch.stack(points)[best, torch.arange(len(rows))]
+
+    def _lacks(self, points: Images, labels: Tensor, rows: Tensor) -> Tensor:
+        """The margin that is left at each point, (N,)."""
+        logits = self.answers(points, rows, "figure passes").logits
+        return margin(logits, labels.cpu())
+
+    def means(self, images: Images, labels: Tensor) -> str:
+        """How it is attacked: `pgd`, `square`, or the name of a suite."""
+        if self.suite is not None:
+            return self.suite if isinstance(self.suite, str) else self.suite.name
+        if self._means is None:
+            with draws.fixed_draws(0):
+                found = health.gradients(self.model, images[:8], labels[:8])
+            if not health.differentiable(found):
+                self._means = "square"
+            else:
+                self._means = REPAIRING if found.fired else "pgd"
+        return self._means
+
+    def in_words(self) -> str:
+        """The attack, for a caption; known once it has run."""
+        means = self._means or (self.suite if isinstance(self.suite, str) else "")
+        if isinstance(self.suite, Suite):
+            means = self.suite.name
+        if means == "pgd":
+            averaged = f", over {SAMPLES} draws each" if self.random else ""
+            return f"PGD on the margin, {STEPS} steps{averaged}"
+        if means == "square":
+            return f"Square, {QUERIES:,} queries"
+        return f"suite {means}"
+
+
+@contextmanager
+def ready(subjects: Sequence[Subject]) -> Iterator[None]:
+    """Inside, the models are where they work and in eval mode; afterwards as they were."""
+    moved = [each for each in subjects if each.device != each.home]
+    try:
+        for each in moved:
+            each.model.to(each.device)
+        with standard_defaults(), evaluating(*(each.model for each in subjects)):
+            yield
+    finally:
+        for each in moved:
+            each.model.to(each.home)
+
+
+def answer_at(predictions: Predictions, row: int) -> Answer:
+    """One row of them."""
+    return Answer(int(predictions.prediction[row]), float(predictions.confidence[row]))
+
+
+def naming(classes: Sequence[str] | None) -> Callable[[int], str]:
+    """The name of a class by its number; the number itself where it has none."""
+    names = list(classes or ())
+
+    def name(label: int) -> str:
+        if label == NO_PREDICTION:
+            return "no answer"
+        return str(names[label]) if label < len(names) else str(label)
+
+    return name
+
+
+def percent(confidence: float) -> str:
+    """A confidence as it stands under an image: never rounded to certainty.
+
+    Example:
+        >>> percent(0.9823), percent(0.99999), percent(0.0)
+        ('98.2\u00a0%', '>\u00a099.9\u00a0%', '<\u00a00.1\u00a0%')
+    """
+    if confidence > 0.9994:
+        return ">\u00a099.9\u00a0%"
+    if confidence < 0.0005:
+        return "<\u00a00.1\u00a0%"
+    return f"{100 * confidence:.1f}\u00a0%"
+
+
+def radius(threat: Threat) -> str:
+    """ε as people write it.
+
+    Example:
+        >>> radius(Threat("linf", 8 / 255)), radius(Threat("l2", 0.5))
+        ('8/255', '0.5')
+    """
+    return str(threat).partition(" ")[2]
