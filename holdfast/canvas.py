@@ -52,6 +52,7 @@ _OTHER_FONTS = (  # for what it lacks, where they are installed
 )  # fmt: skip
 _NO_CHARACTERS = re.compile("[\ufffe\uffff]")  # Unicode has them and XML has not
 _MISSING = "Glyph .* missing from font"  # it is drawn as a box
+_ROOM_USED = 0.84  # of the side that is asked for, at least, by a whole factor
 _DOTS = 72  # an inch: a point is then a pixel of the page
 _ROUND = 14.0  # of the card's corners
 
@@ -184,8 +185,8 @@ class Canvas:
 class Tile:
     """An image as it stands on a page.
 
-    Enlarged by a whole factor, so that every pixel stays a sharp square; larger images are made
-    smaller.
+    Enlarged by a whole factor, so that every pixel stays a sharp square, or as far as there is room
+    where pixels are too small for that to be seen; larger images are made smaller.
 
     Args:
         image: (C, H, W), C of 1 (grey) or 3: uint8, or floats in [0, 1], which are rounded.
@@ -213,12 +214,13 @@ class Tile:
             )
         height, width = image.shape[1:]
         room = side * scale / max(height, width)
-        # Where there is one, a whole factor of the page's own pixels too: sharp on every screen.
-        step = scale if scale.is_integer() and room >= scale else 1.0
-        factor = room // step * step or room
+        # A whole factor of the page's own pixels is sharp on every screen, one of a PNG's pixels at
+        # least there. Of large images, whose pixels nobody sees one by one, either may waste room.
+        whole = [room // step * step for step in (max(1, scale // 1), 1)]
+        factor = next((each for each in whole if each >= _ROOM_USED * room), room)
         size = (max(1, round(width * factor)), max(1, round(height * factor)))
         pixels = np.broadcast_to(image.transpose(1, 2, 0), (height, width, 3))
-        method = Image.Resampling.NEAREST if factor >= 1 else Image.Resampling.LANCZOS
+        method = Image.Resampling.BOX if factor >= 1 else Image.Resampling.LANCZOS
         self.pixels = np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, method))
         self.width, self.height = size[0] / scale, size[1] / scale
 

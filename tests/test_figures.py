@@ -221,7 +221,8 @@ def test_views_are_those_of_training() -> None:
     step = batches.steps_per_epoch + 3  # in the second epoch
     batch = batches.batch(step)
     rows = batches.sources[0].order[1][3 * 64 : 4 * 64]
-    again = Batches(held.train, 1, operations, 5, torch.device("cpu"), 10).views(rows, 1)
+    again, labels, truth = batches.sources[0].seen(rows, 1, 1.0)
+    assert torch.equal(labels, batch.labels) and truth is not None
     assert torch.equal((again.float() / 255).contiguous(), batch.images.contiguous())
     assert not torch.equal(again, torch.from_numpy(held.train.images)[rows])
 
@@ -231,7 +232,7 @@ def test_the_figure_shows_them(tmp_path: Path) -> None:
     hf.figures.augment("digits-smoothadv", "digits", file, changes=CHANGES, seed=2)
     held = data.load("digits").split(load_recipe("digits-smoothadv").train_on)
     operations = load_recipe("digits-smoothadv", CHANGES).augment.operations()
-    batches = Batches(held, 1, operations, 2, torch.device("cpu"), 10)
+    (source,) = Batches(held, 64, operations, 2, torch.device("cpu"), 10).sources
     left = 28 + 64 + 12
     first = [small(pixels(file, 28, 70 + 70 * i, 64)) for i in range(8)]
     rows = [
@@ -240,7 +241,7 @@ def test_the_figure_shows_them(tmp_path: Path) -> None:
     ]
     assert len({int(held.labels[row]) for row in rows}) == 8
     for epoch in (0, 7):
-        views = batches.views(torch.tensor(rows), epoch).numpy()
+        views = source.seen(torch.tensor(rows), epoch, 1.0)[0].numpy()
         for i, view in enumerate(views):
             tile = small(pixels(file, left + 70 * epoch, 70 + 70 * i, 64))
             np.testing.assert_array_equal(tile, view[0])
@@ -320,10 +321,13 @@ def test_names_of_any_kind(tmp_path: Path) -> None:
 
 
 def test_tiles_are_sharp_or_reduced() -> None:
-    for side, shown_side in ((1, 224), (8, 224), (32, 224), (28, 224), (60, 180), (224, 224)):
-        tile = canvas.Tile(np.zeros((3, side, side), np.uint8), 224)
-        assert tile.width == tile.height == shown_side
-        assert len(tile.pixels) % side == 0
+    for side, shown_side in ((1, 224), (8, 224), (32, 224), (28, 224), (60, 210), (224, 224)):
+        tile = canvas.Tile(np.arange(side * side).reshape(1, side, side).astype(np.uint8), 224)
+        factor = len(tile.pixels) // side
+        assert tile.width == tile.height == shown_side and factor * side == len(tile.pixels)
+        one = tile.pixels[::factor, ::factor]
+        np.testing.assert_array_equal(one, tile.pixels[factor - 1 :: factor, factor - 1 :: factor])
+    assert canvas.Tile(np.zeros((3, 224, 224), np.uint8), 160).width == 160  # whole: 112
     wide = canvas.Tile(np.zeros((1, 300, 900), np.float32), 224)
     assert (wide.width, wide.height) == (224, 74.5)
     with pytest.raises(hf.InputError, match="1 or 3 channels"):
@@ -437,7 +441,7 @@ def test_the_command_line(tmp_path: Path, monkeypatch, capsys) -> None:
         ("example model --data digits --out e.svg --index 300", "from 0 to 299"),
         ("example model --data digits --out e.svg --index -1", "from 0 to 299"),
         ("example model --data digits --out e.svg --limit 0", "at least 1"),
-        ("example model --data digits --out e.svg --split all", "'all'"),
+        ("example model --data digits --out e.svg --split tset", "'tset'"),
         ("example model --data digits --out e.svg --suite pdg", "pdg"),
         ("example model --data digits --out e.svg --device gpu9", "gpu9"),
         ("example model --data digits --out e.svg --seed 99999999999999999999", "--seed"),

@@ -13,10 +13,13 @@ from ..errors import InputError
 from ..terminal import tell
 from .options import (
     ArchitectureOption,
+    ClassOrderOption,
     DataOption,
     DefenceOption,
     DeviceOption,
     EpsOption,
+    GreyOption,
+    LabelsOption,
     LimitOption,
     ModelArgument,
     NormOption,
@@ -30,7 +33,7 @@ if TYPE_CHECKING:
     from ..data import DataSet
     from ..threat import Threat
 
-MOST = 1024  # images that are looked through, unless --limit says otherwise
+MOST = 512  # images that are looked through, unless --limit says otherwise
 
 FileOption = Annotated[
     Path,
@@ -84,9 +87,12 @@ class Example(Options):
     eps: EpsOption = None
     suite: SuiteOption = None
     index: IndexOption = None
-    split: SplitOption = "test"
+    split: SplitOption = None
     limit: LimitOption = None
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -108,9 +114,12 @@ class Defence(Options):
     eps: EpsOption = None
     suite: SuiteOption = None
     index: IndexOption = None
-    split: SplitOption = "test"
+    split: SplitOption = None
     limit: LimitOption = None
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
@@ -124,6 +133,9 @@ class Classes(Options):
     out: FileOption
     data: DataOption = "datasets"
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     seed: SeedOption = 0
 
 
@@ -149,6 +161,9 @@ class Augment(Options):
         ),
     ] = None
     size: SizeOption = None
+    grey: GreyOption = False
+    labels: LabelsOption = None
+    class_order: ClassOrderOption = None
     seed: SeedOption = 0
 
 
@@ -176,11 +191,11 @@ def run(options: Options) -> str:
     if isinstance(options, Defence):
         return _defence(options)
     if isinstance(options, Classes):
-        figures.classes(_data(options.data, options.size), options.out, seed=options.seed)
+        figures.classes(_data(options), options.out, seed=options.seed)
     if isinstance(options, Augment):
         figures.augment(
             options.recipe,
-            _data(options.data, options.size),
+            _data(options),
             options.out,
             changes=options.change or (),
             seed=options.seed,
@@ -195,10 +210,12 @@ def show(said: str, options: Options) -> None:
     tell(f"figure: {options.out}")  # type: ignore[attr-defined]  # every kind has one
 
 
-def _data(source: str, size: int | None) -> DataSet:
-    from .. import data as datasets
+def _data(options: Classes | Augment) -> DataSet:
+    from ..canvas import check_picture
+    from .images import data_of
 
-    return datasets.load(source, size=size)
+    check_picture(options.out)
+    return data_of(options)
 
 
 def _example(options: Example) -> str:
@@ -248,38 +265,40 @@ def _defence(options: Defence) -> str:
 
 def _given(options: Example | Defence, models: dict[str, Any]) -> tuple[Threat, dict[str, Any]]:
     """The threat model, and what else both figures are given."""
+    import numpy as np
     import torch
 
     from .. import data as datasets
     from ..defences import undefended
     from ..evaluation.cards import check_classes, threat_of
+    from .images import check_limit, data_of
 
-    if options.limit is not None and options.limit < 1:
-        raise InputError(f"--limit must be at least 1, not {options.limit}")
+    check_limit(options.limit)
     cards = {name: getattr(undefended(model), "card", {}) for name, model in models.items()}
     trained = [card for card in cards.values() if card.get("threat")]
     threat = threat_of(options.norm, options.eps, trained[0] if trained else {})
-    dataset = _data(options.data, options.size)
-    split = dataset.split(options.split)
+    first = next((name for name, card in cards.items() if card.get("classes")), next(iter(cards)))
+    dataset = data_of(options, first, cards[first])
     for name, card in cards.items():
         check_classes(name, card, dataset)
-    n = min(options.limit or MOST, len(split))
-    rows = slice(n)
+    kind = dataset.usual(options.split)
+    split = dataset.split(kind)
+    part = split.first(min(options.limit or MOST, len(split)))
     if options.index is not None:
         if not 0 <= options.index < len(split):
             raise InputError(
                 f"--index must be from 0 to {len(split) - 1}, not {options.index}: so many images "
-                f"has {options.split}"
+                f"has {kind}"
             )
-        rows = slice(options.index, options.index + 1)
+        part = split.first(options.index + 1).after(options.index)
     return threat, {
-        "images": datasets.to_tensor(split.images[rows]),
-        "labels": torch.from_numpy(split.labels[rows].copy()),
+        "images": datasets.to_tensor(np.asarray(part.images)),
+        "labels": torch.from_numpy(part.labels.copy()),
         "index": None if options.index is None else 0,
         "first": options.index or 0,
         "suite": options.suite,
         "classes": dataset.classes,
-        "source": f"{dataset.name}, {options.split} image",
+        "source": f"{dataset.name}, {kind} image",
         "seed": options.seed,
         "device": options.device or ("cuda" if torch.cuda.is_available() else None),
         "progress": not options.quiet,

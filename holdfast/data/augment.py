@@ -190,15 +190,16 @@ class Augment:
         if self.colour:
             said.append(("colour or shape", f"probability {self.colour:g}, then one of"))
             said += [
-                (f"  {operation.__name__.replace('_', ' ')}", f"{Fraction(share)}")
-                for operation, share, *_ in _COLOUR_AND_SHAPE
+                (f"  {operation.__name__.replace('_', ' ')}", f"{Fraction(part)}")
+                for operation, part, *_ in _COLOUR_AND_SHAPE
             ]
         if self.erase:
             said.append(("random erasing", f"probability {self.erase:g}"))
+        share = f"share from Beta({self.mix_alpha:g}, {self.mix_alpha:g})"
         if self.cutmix:
-            said.append(("CutMix", f"probability {self.cutmix:g}, Beta({self.mix_alpha:g})"))
+            said.append(("CutMix", f"probability {self.cutmix:g}, {share}"))
         if self.mixup:
-            said.append(("mixup", f"probability {self.mixup:g}, Beta({self.mix_alpha:g})"))
+            said.append(("mixup", f"probability {self.mixup:g}, {share}"))
         return said
 
     def _shifted(

@@ -9,7 +9,7 @@ import torch
 
 from .. import draws
 from ..canvas import INK, MARGIN, SOFT, Canvas, Tile, check_picture, fitted, width_of
-from .base import DataSet
+from .base import ALL, DataSet
 
 PER_CLASS = 10
 MOST_CLASSES = 50  # a taller page than this helps nobody
@@ -23,6 +23,8 @@ HEAD = 42.0
 
 def figure(dataset: DataSet, path: str | Path, seed: int = 0) -> None:
     """Draws each class as a row of 10 random training images, and saves the page.
+
+    Where there are no training images, they are those of the split that there is.
 
     Args:
         dataset: its first 50 classes are drawn.
@@ -45,32 +47,33 @@ def figure(dataset: DataSet, path: str | Path, seed: int = 0) -> None:
 def _drawn(dataset: DataSet, seed: int) -> Canvas:
     classes = dataset.classes[:MOST_CLASSES]
     count = len(dataset.classes)
-    names = [fitted(name, LONGEST, NAME) for name in classes]
+    names = [fitted(each, LONGEST, NAME) for each in classes]
+    name = "train" if len(dataset.train) else dataset.usual(None)
+    kind = {"train": "training", ALL: ""}.get(name, name)
+    images = f"random {kind} images".replace("  ", " ")
+    split = dataset.split(name)
     rows = [
-        [
-            Tile(image, TILE, SCALE)
-            for image in dataset.train.images[_chosen(dataset.train.labels, label, seed)]
-        ]
+        [Tile(image, TILE, SCALE) for image in split.images[_chosen(split.labels, label, seed)]]
         for label in range(len(classes))
     ]
-    tile = Tile(dataset.train.images[0], TILE, SCALE)
-    left = MARGIN + max(width_of(name, NAME) for name in names) + 14
+    tile = Tile(np.zeros(dataset.shape, np.uint8), TILE, SCALE)
+    left = MARGIN + max(width_of(each, NAME) for each in names) + 14
     page = Canvas(
         round(left + PER_CLASS * (tile.width + GAP) - GAP + MARGIN),
         round(HEAD + len(rows) * (tile.height + GAP) - GAP + MARGIN),
         f"{dataset.name}: {count} classes",
-        f"{PER_CLASS} random training images of each class, a row a class: {', '.join(classes)}.",
+        f"{PER_CLASS} {images} of each class, a row a class: {', '.join(classes)}.",
         SCALE,
     )
     room = page.width - 2 * MARGIN
     page.words(dataset.name, MARGIN, 28, 15, INK, bold=True, room=room)
     after = min(width_of(dataset.name, 15, bold=True), room) + 10
     shown = "" if len(classes) == count else f"; the first {len(classes)} are shown"
-    said = f"{count} classes, random training images{shown}"
+    said = f"{count} classes, {images}{shown}"
     page.words(said, MARGIN + after, 28, 13, SOFT, room=room - after)
-    for i, (name, row) in enumerate(zip(names, rows, strict=True)):
+    for i, (called, row) in enumerate(zip(names, rows, strict=True)):
         top = HEAD + i * (tile.height + GAP)
-        page.words(name, left - 14, top + tile.height / 2 + NAME / 3, NAME, align="right")
+        page.words(called, left - 14, top + tile.height / 2 + NAME / 3, NAME, align="right")
         for j, each in enumerate(row):
             page.image(each, left + j * (tile.width + GAP), top, edge=None)
     return page

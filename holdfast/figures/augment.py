@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Int64
+from torch import Tensor
 
 from .. import draws
 from ..canvas import INK, MARGIN, SOFT, Canvas, Tile, check_picture, fitted, wrapped
@@ -15,7 +16,7 @@ from ..data import DataSet, load
 from ..data.augment import Augment
 from ..errors import InputError
 from ..training import Recipe, load_recipe
-from ..training.batches import Batches
+from ..training.batches import Source
 
 IMAGES, VIEWS = 8, 8
 SIDE, GAP = 64.0, 6.0
@@ -66,13 +67,18 @@ def augment(
         raise InputError("changes are of a recipe in a file; change a Recipe by its fields")
     held = load(data)
     operations = asked.augment.operations()
-    batches = Batches(
-        held.split(asked.train_on), 1, operations, seed, torch.device("cpu"), len(held.classes)
-    )
-    rows = _chosen(held.split(asked.train_on).labels, seed)
-    views = np.stack([batches.views(rows, epoch).numpy() for epoch in range(VIEWS)], 1)
-    images = held.split(asked.train_on).images[rows.numpy()]
-    names = [held.classes[label] for label in held.split(asked.train_on).labels[rows.numpy()]]
+    split = held.split(asked.train_on)
+
+    def take(rows: Int64[Tensor, " n"]) -> tuple[Tensor, Tensor]:
+        places = rows.numpy()
+        return torch.from_numpy(split.images[places]), torch.from_numpy(split.labels[places])
+
+    source = Source(take, len(split), 1, operations, seed, len(held.classes))
+    rows = _chosen(split.labels, seed)
+    shown = [source.seen(rows, epoch, strength=1.0)[0].numpy() for epoch in range(VIEWS)]
+    views = np.stack(shown, 1)
+    images = split.images[rows.numpy()]
+    names = [held.classes[label] for label in split.labels[rows.numpy()]]
     warmup = asked.augment.warmup
     said = f"Strength rises over the first {100 * warmup:g}\u00a0% of a run." if warmup else ""
     title = f"Augmentation of {name}" if name else "Augmentation"
@@ -80,7 +86,7 @@ def augment(
     return page.save(out)
 
 
-def _chosen(labels: np.ndarray, seed: int) -> Int64[torch.Tensor, " m"]:
+def _chosen(labels: np.ndarray, seed: int) -> Int64[Tensor, " m"]:
     """Rows of up to 8 images, in a random order, one of each class before the second of any."""
     numbers = torch.arange(len(labels))
     keys = draws.uniform(draws.item_seeds(seed, "figure augment", numbers), 0)

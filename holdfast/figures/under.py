@@ -25,7 +25,7 @@ def under(
     share = percent(answer.confidence)
     room = width - width_of(share, size) - 8
     sign = "✓" if right else "✗"
-    beside = width_of(f"{sign} ", size, bold=True) + 0.4 * size
+    beside = width_of(f"{sign} ", size, bold=True)
     page.words(sign, left, level, size, colour, bold=True)
     page.words(name, left + beside, level, size, colour, bold=True, room=room - beside)
     page.words(share, left + width, level, size, INK, align="right")

@@ -24,7 +24,7 @@ FORMAT = torch.channels_last  # of images and weights: what fast convolutions wa
 Take = Callable[[Int64[Tensor, " n"]], tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]]
 
 
-class _Source:
+class Source:
     """An endless sequence of images in random order, `size` of them a step.
 
     Args:
@@ -125,7 +125,7 @@ class Batches:
             raise InputError(
                 f"extra.share {share:g} of a batch of {batch_size} leaves none of one kind"
             )
-        self.sources = [_Source(own, len(split), batch_size - others, augment, seed, classes)]
+        self.sources = [Source(own, len(split), batch_size - others, augment, seed, classes)]
         if extra is not None:
             if len(extra) < others:
                 raise InputError(f"there are {len(extra)} extra images, {others} go into a batch")
@@ -137,7 +137,7 @@ class Batches:
                 return found.to(device), extra_labels[rows].to(device)
 
             other_seed = int(draws.item_seeds(seed, "extra"))
-            self.sources.append(_Source(more, len(extra), others, augment, other_seed, classes))
+            self.sources.append(Source(more, len(extra), others, augment, other_seed, classes))
 
     @classmethod
     def of(cls, job: TrainingJob) -> Batches:
@@ -173,7 +173,3 @@ class Batches:
             torch.cat([part.seeds for part in parts]),
             torch.cat(truths) if truths else None,
         )
-
-    def views(self, rows: Int64[Tensor, " n"], epoch: int) -> UInt8[Tensor, "n c h w"]:
-        """The own images of these rows as an epoch shows them, at the recipe's full strength."""
-        return self.sources[0].seen(rows, epoch, 1.0)[0]
