@@ -112,7 +112,7 @@ class Subject:
         means = self.means(x, y)
         if means not in ("pgd", "square"):
             found = evaluate(self.model, x, y, self.threat, self.suite or REPAIRING, seed=self.seed)
-            return found.adversarial
+            return found.adversarial[:]
         items = Items(
             images=x,
             labels=y,
