@@ -289,8 +289,7 @@ THEIRS = {
 def published(name: str) -> list[str]:
     """A file of a publication's names and shapes, of grey images."""
     options, names = THEIRS[name]
-    deepmind = "deepmind" in name
-    grey = {"channels": 1, "normalise": "half" if deepmind else "none"}
+    grey = {"channels": 1}
     torch.manual_seed(0)
     weights = build(name, options | grey).state_dict()
     stages = 3 if "wide" in name else 4
@@ -304,8 +303,6 @@ def published(name: str) -> list[str]:
             theirs[".".join([group, names[rest[1]], *rest[2:]])] = value
         elif first != "normalise":
             theirs[".".join([names[first], *rest])] = value
-        elif deepmind:
-            theirs[rest[0]] = value.view(-1, 1, 1)
     torch.save({"state_dict": behind("module.", theirs)}, "published.pt")
     written = ",".join(f"{key}={value}" for key, value in (options | grey).items())
     return ["published.pt", "--architecture", f"{name}:{written}", *DIGITS]
