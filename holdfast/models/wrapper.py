@@ -229,7 +229,7 @@ class WrappedModel(nn.Module):
         logits = self._checked(output, len(images)).to(images.device, torch.float32, copy=True)
         # torch does not count what is written through NumPy: then only the values tell.
         changed = copied._version or (
-            traits.calls < 2 and not torch.equal(copied.detach(), images.to(dtype))
+            traits.calls < 2 and not torch.equal(copied, images.to(dtype))
         )
         if changed:
             traits.writes_to_images = True
