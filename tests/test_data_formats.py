@@ -477,3 +477,33 @@ def test_class_after_class(tmp_path: Path) -> None:
     assert few.result_fields("test", 20)["indices"] == few.test.indices.tolist()  # type: ignore[union-attr]
     same = data.load(tmp_path / "c.npz", indices=few.test.indices)
     np.testing.assert_array_equal(same.test.images, few.test.images)
+
+
+def test_a_validation_split_that_stands_class_after_class(tmp_path: Path) -> None:
+    """Its first images choose models: they have to be a sample."""
+    labels = np.repeat(np.arange(4), 25)
+    np.savez(
+        tmp_path / "c.npz",
+        x_train=images(100, 4, 4, 3),
+        y_train=labels,
+        x_val=images(100, 4, 4, 3),
+        y_val=labels,
+    )
+    read = data.load(tmp_path / "c.npz")
+    assert len(set(read.validation.labels[:12].tolist())) == 4
+    assert said(read, "validation stood class after class")
+    assert (
+        read.validation.filenames.tolist()
+        == data.load(tmp_path / "c.npz").validation.filenames.tolist()
+    )
+
+
+def test_what_a_data_set_without_train_holds_is_listed_and_drawn(tmp_path: Path) -> None:
+    np.savez(tmp_path / "t.npz", images=images(9, 6, 6, 3), labels=np.arange(9) % 3)
+    read = data.load(tmp_path / "t.npz")
+    lines = data.describe_classes(read).splitlines()
+    assert lines[1].split() == ["0", "0", "0", "0", "3"]
+    assert any("has no train images" in line for line in lines)
+    assert "Training data:  (0, 3, 6, 6)" in data.describe(read)
+    data.figure(read, tmp_path / "f.png")
+    assert (tmp_path / "f.png").stat().st_size > 1000

@@ -22,6 +22,7 @@ from holdfast import cli
 from holdfast import data as datasets
 from holdfast.cli import uncertainty as command
 from holdfast.data import digits as embedded
+from holdfast.data.corruptions import CORRUPTIONS, SEVERITIES, corrupt
 from holdfast.errors import InputError
 from holdfast.evaluation.cards import unseen_validation
 from holdfast.models import save_checkpoint
@@ -392,3 +393,33 @@ def test_a_search_that_could_not_be_faster_says_why():
     shaky = Wrapped(model, before=lambda z: z + 0.3 * torch.randn_like(z)).eval()
     assert probed.fast_copy("shaky", shaky).name == "original"
     assert any(line.startswith("no plain float32 copy: ") for line in probed.log)
+
+
+def test_published_corruptions_take_the_place_of_generated_ones(
+    finished, checkpoint, tmp_path, capsys
+):
+    """The same images, once made and once read: the same figures; four more stand beside."""
+    _, generated, _ = finished
+    test = embedded.load().test
+    images, place = datasets.to_tensor(test.images), tmp_path / "DIGITS-C"
+    place.mkdir()
+    for name in CORRUPTIONS:
+        made = [(corrupt(images, name, s) * 255).round().byte().numpy() for s in SEVERITIES]
+        np.save(place / f"{name}.npy", np.concatenate(made).transpose(0, 2, 3, 1))
+    np.save(place / "saturate.npy", np.tile(test.images.transpose(0, 2, 3, 1), (5, 1, 1, 1)))
+    np.save(place / "labels.npy", np.tile(test.labels, 5))
+    result = ask(checkpoint, tmp_path / "run", corruptions=str(place))
+    held = result["corruptions"]
+    for key in ("n", "mean_accuracy", "by_type"):
+        assert held[key] == generated["corruptions"][key], key
+    for row, other in zip(
+        held["by_severity"], generated["corruptions"]["by_severity"], strict=True
+    ):
+        assert row == pytest.approx(other, abs=1e-6)  # a batch of another size, another last bit
+    assert list(held["beside"]) == ["saturate"] and len(set(held["beside"]["saturate"])) == 1
+    assert (held["published"] == "DIGITS-C" and "told" not in held) or held["told"] == []
+    page = write_report([tmp_path / "run"], tmp_path / "page.html").read_text()
+    assert "severities, published in DIGITS-C, 40 images each" in page
+    np.save(place / "fog.npy", np.zeros((1500, 8, 8, 1), np.uint8))
+    with pytest.raises(InputError, match="the corrupted images are others"):
+        ask(checkpoint, tmp_path / "run", corruptions=str(place))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -13,28 +13,21 @@ from ..terminal import tell
 from .options import (
     ArchitectureOption,
     BalancedOption,
-    ClassesOption,
     ClassOrderOption,
     DataOption,
     DeviceOption,
-    DtypeOption,
     EpsOption,
     GreyOption,
     IndicesOption,
-    InputSizeOption,
     LabelsOption,
     LimitOption,
-    MeanOption,
     ModelArgument,
     NormOption,
-    NumbersOption,
     PixelsOption,
     QuietOption,
     RunOption,
     SeedOption,
     SizeOption,
-    StdOption,
-    model_options,
 )
 
 if TYPE_CHECKING:
@@ -123,6 +116,14 @@ class Options:
             help="How people labelled the test split: a .npy file, or a .npz file with probs.",
         ),
     ] = None
+    corruptions: Annotated[
+        str | None,
+        typer.Option(
+            "--corruptions",
+            help="A folder with the published CIFAR-10-C or CIFAR-100-C, in place of corruptions "
+            "made from the test images.",
+        ),
+    ] = None
     ensemble: Annotated[
         list[str] | None,
         typer.Option(
@@ -135,12 +136,6 @@ class Options:
     labels: LabelsOption = None
     class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
-    mean: MeanOption = None
-    std: StdOption = None
-    input_size: InputSizeOption = None
-    outputs: NumbersOption = None
-    classes: ClassesOption = None
-    dtype: DtypeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -239,10 +234,13 @@ def run(options: Options) -> UncertaintyRecord:
         InputError: options out of range; a model of other classes than the data, or trained on
             all validation images; as `holdfast.measure_uncertainty`.
     """
+    import numpy as np
     import torch
 
     from .. import data as datasets
     from ..attacks.suites import suite_named
+    from ..data.labelled import mixed
+    from ..data.published_corruptions import open_published
     from ..distributed import alone
     from ..evaluation.cards import (
         remark,
@@ -255,15 +253,13 @@ def run(options: Options) -> UncertaintyRecord:
     from ..uncertainty.human import read_human
     from ..uncertainty.run.measure import measure
     from ..uncertainty.run.request import LabelledImages, Request
-    from .images import check_limit, fitted
+    from .images import check_limit, data_of
 
     alone("uncertainty")
     _check(options)
     check_limit(options.limit)
     suite = suite_named(options.attack or USUAL_SUITE)
-    network, dataset = fitted(
-        options, load(options.model, **model_options(options, options.outputs))
-    )
+    network = load(options.model, architecture=options.architecture)
     ensemble = options.ensemble or []
     members = [load(member) for member in ensemble]
     card = getattr(network, "card", {})
@@ -271,17 +267,29 @@ def run(options: Options) -> UncertaintyRecord:
     suite = suite.tuned(threat)
     for stage in suite.stages:
         stage.attack.check_norm(threat)
+    dataset = data_of(options, options.model, card)
     asked = zip((options.model, *ensemble), (network, *members), strict=True)
     validation = unseen_validation(
         dataset, {name: getattr(each, "card", {}) for name, each in asked}
     )
+    whole = dataset.split("test")
     if options.indices is not None or options.balanced:
         dataset = datasets.choose(
             dataset, "test", indices=options.indices, limit=options.limit, balanced=options.balanced
         )
+    elif whole.grouped:  # its first images are no sample, and the others are measured too
+        dataset = replace(dataset, test=mixed(dataset.test))
     test = dataset.split("test")
     first = len(test) if options.limit is None else min(options.limit, len(test))
     remark(dataset, "test", first)
+    corruptions = None
+    if options.corruptions is not None:
+        rows = np.arange(first) if test.indices is None else test.indices[:first]
+        corruptions = open_published(
+            options.corruptions, whole.labels, dataset.shape, rows, len(dataset.classes)
+        )
+        for line in corruptions.told:
+            tell(f"note: {line}")
     fitting, calibrating, more_calibration = _halves(options, dataset, validation, MORE * first)
     more = min(len(test), MORE * first)
     more_test = LabelledImages(
@@ -318,6 +326,7 @@ def run(options: Options) -> UncertaintyRecord:
         sigma=options.sigma,
         seed=options.seed,
         device=where,
+        corruptions=corruptions,
     )
     described = what_was_measured(options.model, network, dataset, "test", first, options.pixels)
     return measure(request, options.out, described=described, progress=not options.quiet)

@@ -81,9 +81,9 @@ def load(
 
     Returns:
         The splits that there are. Images of one's own are decoded when they are asked for where all
-        of them have more than 512 MiB of pixels, and else in memory (`holdfast.data.images`).
-        CIFAR's and SVHN's images stand in the published order, arrays in their own, and images of
-        one's own in an order that knows nothing of classes (`holdfast.data.folder`).
+        of them have more than 1 GiB of pixels, and else in memory (`holdfast.data.images`). CIFAR's
+        and SVHN's images stand in the published order, arrays in their own, and images of one's own
+        in an order that knows nothing of classes (`holdfast.data.folder`).
 
     Raises:
         InputError: nothing there, files missing, unreadable, damaged or of the wrong content.
@@ -240,7 +240,7 @@ def describe(dataset: DataSet) -> str:
 def describe_classes(dataset: DataSet) -> str:
     """The names of the classes, how many images of each a split holds, and what is to be said of
     the images: one line a class."""
-    splits = {name: dataset.split(name) for name in SPLITS}
+    splits: dict[str, Split] = {name: getattr(dataset, name) for name in SPLITS}
     k = len(dataset.classes)
     counts = [np.bincount(split.labels, minlength=k) for split in splits.values()]
     widest = max(len("class"), *map(len, dataset.classes))
@@ -250,5 +250,6 @@ def describe_classes(dataset: DataSet) -> str:
     lines = [
         f"{row[0]:>4}  {row[1]}" + "".join(f"  {cell:>10}" for cell in row[2:]) for row in rows
     ]
-    said = [*map(str, dataset.overlaps), *dataset.told]
+    said = [*map(str, dataset.overlaps), *dataset.told, *dataset.lacking.values()]
+    said = list(dict.fromkeys(said))
     return "\n".join([*lines, *(f"note: {line}" for line in said)])

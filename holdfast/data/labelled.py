@@ -61,6 +61,10 @@ def assembled(
         if held.any() and not held.all():
             splits["train"], splits["validation"] = _part(train, ~held), _part(train, held)
             lines.append(f"{int(held.sum())} of the {len(held)} training images are validation")
+    if "validation" in splits and splits["validation"].grouped:
+        # Its first images choose models and mixtures.
+        splits["validation"] = replace(mixed(splits["validation"]), indices=None)
+        lines.append("validation stood class after class: its order is a random one, always alike")
     empty = Split(
         np.empty((0, *shape), np.uint8), np.empty(0, "U1"), np.empty(0, np.int64), first.pixels
     )
@@ -75,6 +79,14 @@ def assembled(
 def _part(split: Split, chosen: Bool[np.ndarray, " n"]) -> Split:
     """Some of a split's images, as a split of its own."""
     return replace(split.rows(np.flatnonzero(chosen)), indices=None)
+
+
+def mixed(split: Split) -> Split:
+    """All images of a split in a random order, the same on every machine, of which the first are a
+    sample."""
+    keys = draws.uniform(draws.item_seeds(0, "mixed", torch.arange(len(split))), 0)
+    rows = keys.argsort(stable=True).numpy()
+    return replace(split.rows(rows), grouped=False)
 
 
 def _last(split: Split, count: int) -> Bool[np.ndarray, " n"]:

@@ -15,7 +15,6 @@ from pydantic import ConfigDict, Field, SkipValidation
 from safetensors.torch import load, save
 from torch import Tensor
 
-from ..models.adapted import described_with
 from ..runs import records
 from ..runs.files import csv_text, make_folder, write_atomically
 from ..runs.folder import finish
@@ -193,17 +192,18 @@ def _spread(rows: list[int], count: int, result: Evaluation) -> list[int]:
     return [flat[i] for i in turns[:count]]
 
 
-def write_run(folder: Path, images: ModelImages, result: Evaluation, request: Any) -> None:
+def write_run(
+    folder: Path, images: ModelImages, result: Evaluation, described: dict[str, Any]
+) -> None:
     """The files of a finished evaluation; `result.json` last, so that its presence means done.
 
     Args:
-        request: the `Request`; what it describes (`model`, `data` and `classes`) is for a reader.
+        described: further fields of the record: `model`, `data` and `classes`, for a reader.
     """
     # Where more was judged since, the old result must not stand beside the new verdicts.
     (folder / records.RESULT).unlink(missing_ok=True)
     write_verdicts(folder / VERDICTS, result.verdicts)
     write_examples(folder / "examples.safetensors", images, result)
-    described = described_with(request.described, request.model)
     record = EvaluationRecord.checked({**described, **result.to_dict()}, str(folder))
     others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
     finish(folder, record, others)

@@ -270,6 +270,7 @@ def corruptions(run: UncertaintyRun) -> Corruptions | str | None:
     top = max(e or 0.0 for e in error) or 1.0
     return Corruptions(
         f"Over {len(found.by_type)} corruptions at {len(severities)} severities, "
+        f"{f'published in {found.published}, ' if found.published else ''}"
         f"{format.count(found.n)} images each, the mean accuracy is "
         f"{metrics.with_interval(found.mean_accuracy, share=True)}.",
         charts.line_chart(

@@ -165,6 +165,7 @@ _CHECKSUMS = {
     "helper": "the helper model is another",
     "ensemble": "the models of the ensemble are others",
     "foreign_images": "the out-of-distribution images are others",
+    "corruptions": "the corrupted images are others",
     "human_labels": "the human labels are others",
     "weights": "the models' weights are others",
 }

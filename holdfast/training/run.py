@@ -102,6 +102,7 @@ def train(
         recipe = load_recipe(recipe, changes)
     if not isinstance(data, DataSet):
         data = datasets.load(data)
+    data.split("validation")  # chooses the best weights: where there is none, that is said
     check_trackers(log)
     job = TrainingJob(recipe, data, Path(out), fabric_for(recipe, device), seed, log)
     # It refuses a recipe that does not fit the data, so it comes before anything is written.

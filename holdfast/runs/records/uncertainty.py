@@ -249,13 +249,23 @@ class Severity(Part):
 
 
 class Corruptions(Part):
-    """Corrupted images; `unavailable` says why there are none."""
+    """Corrupted images; `unavailable` says why there are none.
+
+    Attributes:
+        by_type: accuracy at each severity, of the benchmark's 15 corruptions.
+        beside: the same of others, which are in no mean.
+        published: the folder of published images, such as `CIFAR-10-C`; None: generated ones.
+        told: what a reader must know of them.
+    """
 
     unavailable: str | None = None
     n: Count | None = None
     mean_accuracy: Share | None = None
     by_severity: ListOf[Severity] = ()
     by_type: dict[str, ListOf[Real | None]] = {}
+    beside: dict[str, ListOf[Real | None]] = {}
+    published: str | None = None
+    told: Names = ()
 
 
 class SetsOfSize(Part):

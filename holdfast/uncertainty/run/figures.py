@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from ...data.corruptions import CORRUPTIONS
 from ...errors import InputError
 from ...intervals import clopper_pearson
 from ...types import Labels, Logits
@@ -291,8 +292,11 @@ def corruption_metrics(by_type: Mapping[str, Tensor], labels: Labels, seed: int)
     """Accuracy and calibration by severity, and accuracy by corruption.
 
     Args:
-        by_type: logits (5, N, K) of each corruption, at severities 1 to 5.
+        by_type: logits (5, N, K) of each corruption, at severities 1 to 5. Those that are none of
+            the benchmark's 15 are in no mean.
     """
+    beside = {name: z for name, z in by_type.items() if name not in CORRUPTIONS}
+    by_type = {name: z for name, z in by_type.items() if name in CORRUPTIONS} or by_type
     rows = []
     for number in range(5):
         logits = torch.cat([z[number] for z in by_type.values()])
@@ -307,10 +311,13 @@ def corruption_metrics(by_type: Mapping[str, Tensor], labels: Labels, seed: int)
                 "nll": finite_or_none(metrics.nll(probs, repeated)),
             }
         )
-    by_name = {
-        name: [float((~wrong(z, labels)).double().mean()) for z in logits]
-        for name, logits in by_type.items()
-    }
+
+    def accuracies(group: Mapping[str, Tensor]) -> dict[str, list[float]]:
+        return {
+            name: [float((~wrong(z, labels)).double().mean()) for z in logits]
+            for name, logits in group.items()
+        }
+
     # An image's share of right answers over all corruptions: the intervals are over images.
     right = torch.stack([~wrong(z, labels) for logits in by_type.values() for z in logits])
     return {
@@ -319,7 +326,8 @@ def corruption_metrics(by_type: Mapping[str, Tensor], labels: Labels, seed: int)
             lambda r: float(r.mean()), right.double().mean(0), seed=seed
         ),
         "by_severity": rows,
-        "by_type": by_name,
+        "by_type": accuracies(by_type),
+        **({"beside": accuracies(beside)} if beside else {}),
     }
 
 

@@ -12,16 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ...data.corruptions import CORRUPTIONS
+from ...data.corruptions import SEVERITIES
 from ...draws import fixed_draws
 from ...errors import InputError
 from ...evaluation.classes import check_number_of_logits
 from ...evaluation.health import gradients
 from ...inputs import check_logits
-from ...models.adapted import described_with
-from ...models.black_box import innermost
 from ...models.modes import evaluating
 from ...models.wrapper import standard_defaults, unwrapped
 from ...runs.environment import circumstances
@@ -121,7 +119,7 @@ def _measure(
     result = {
         "status": "complete",
         "identity": key,
-        **described_with(described, request.model),
+        **described,
         **{name: settings[name] for name in ("threat", "suite", "n", "seed")},
         "settings": settings,
         "classes": list(request.classes),
@@ -247,7 +245,7 @@ def _search(
             )
     for number, other in enumerate(request.out_of_distribution):
         do(f"foreign-{number}", measurements.score_out_of_distribution, other)
-    for name in CORRUPTIONS:
+    for name in request.corruption_names:
         do(f"corruption-{name}", _or_reason(measurements.predict_corrupted), name)
     sets = conformal_sets(request, calibration, "lac")
     do("sets", measurements.attack_sets, sets, broken, unsure)
@@ -272,7 +270,7 @@ def _weights(request: Request) -> dict[str, float]:
     weights = {"answers": 15.0, "unaware": 80.0, "known": 25.0, "miscalibrate": 20.0, "sets": 50.0}
     weights |= {f"evade-{name}": 40.0 for name in measurements.AWARE} | {"robust-sets": 40.0}
     weights |= {f"foreign-{i}": 8.0 for i in range(len(request.out_of_distribution))}
-    return weights | {f"corruption-{name}": 2.0 for name in CORRUPTIONS}
+    return weights | {f"corruption-{name}": 2.0 for name in request.corruption_names}
 
 
 # --- the run folder ------------------------------------------------------------------------------
@@ -305,7 +303,7 @@ def _deciding(request: Request) -> dict[str, Any]:
     """Everything that can change the result."""
     model, members = unwrapped(request.model), [unwrapped(member) for member in request.members]
     weights = weights_digest(model)
-    if not isinstance(innermost(model), nn.Module):  # a function is identified by its logits
+    if weights is None:  # a bare function is identified by its logits
         with torch.no_grad():
             weights = digest(request.model(request.test.floats[:8].to(request.device)))
     return {
@@ -316,6 +314,7 @@ def _deciding(request: Request) -> dict[str, Any]:
         "images": [digest(split.images, split.labels) for split in request.splits],
         "foreign_images": [digest(other.images) for other in request.out_of_distribution],
         "human": None if request.human is None else digest(request.human),
+        **({} if request.corruptions is None else {"corruptions": _corruptions_digest(request)}),
     }
 
 
@@ -329,7 +328,15 @@ def _checksums(request: Request) -> dict[str, str]:
         "ensemble": digest(*members),
         "foreign_images": digest(*(other.images for other in request.out_of_distribution)),
         **({} if request.human is None else {"human_labels": digest(request.human)}),
+        **({} if request.corruptions is None else {"corruptions": _corruptions_digest(request)}),
     }
+
+
+def _corruptions_digest(request: Request) -> str:
+    published = request.corruptions
+    assert published is not None
+    images = (published.images(n, s) for n in published.names for s in SEVERITIES)
+    return digest(published.labels, *(digest(each) for each in images))
 
 
 def _say_finished(folder: Path, result: UncertaintyRecord, progress: bool) -> None:

@@ -277,9 +277,12 @@ def predict_corrupted(probed: ProbedModel, corruption: str, report: Report) -> O
     images, parts = request.test.floats, []
     fast_copy = probed.fast_copy("calibrated", probed.model)
     for number, severity in enumerate(SEVERITIES):
-        corrupted = corrupt(
-            images, corruption, severity, seed=request.seed, items=request.test.items
-        )
+        if request.corruptions is not None:
+            corrupted = request.corruptions.images(corruption, severity).float() / 255
+        else:
+            corrupted = corrupt(
+                images, corruption, severity, seed=request.seed, items=request.test.items
+            )
         parts.append(_logits(probed, fast_copy.model, fast_copy.error, corrupted))
         report((number + 1) / len(SEVERITIES))
     return {"search": fast_copy.name}, {"logits": torch.stack(parts)}

@@ -10,7 +10,9 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ...attacks.suite import Suite
+from ...data.corruptions import CORRUPTIONS
 from ...data.out_of_distribution import OutOfDistribution
+from ...data.published_corruptions import PublishedCorruptions
 from ...models.wrapper import wrapped
 from ...threat import Threat
 from ...types import Model
@@ -69,6 +71,7 @@ class Request:
         sigma: standard deviation of the robust sets' noise, in image units, above 0.
         seed: of all random draws.
         device: where the models are.
+        corruptions: published corrupted test images, which take the place of generated ones.
     """
 
     model: Model
@@ -91,6 +94,17 @@ class Request:
     sigma: float
     seed: int
     device: torch.device
+    corruptions: PublishedCorruptions | None = None
+
+    @property
+    def corruption_names(self) -> tuple[str, ...]:
+        """The corruptions that are measured."""
+        return tuple(CORRUPTIONS) if self.corruptions is None else self.corruptions.names
+
+    @property
+    def corruption_labels(self) -> Int64[Tensor, " n"]:
+        """The labels of the corrupted images."""
+        return self.test.labels if self.corruptions is None else self.corruptions.labels
 
     @property
     def splits(self) -> tuple[LabelledImages, ...]:

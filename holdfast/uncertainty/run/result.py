@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from ...data.corruptions import CORRUPTIONS
 from ...errors import InputError
 from ...runs.parts import Done
 from ...types import Logits
@@ -251,12 +250,16 @@ def _out_of_distribution(found: Findings) -> dict[str, Any]:
 
 
 def _corruptions(found: Findings) -> dict[str, Any]:
-    outcomes = {name: found.outcomes[f"corruption-{name}"] for name in CORRUPTIONS}
+    request, published = found.request, found.request.corruptions
+    outcomes = {name: found.outcomes[f"corruption-{name}"] for name in request.corruption_names}
     for done in outcomes.values():
         if "unavailable" in done.figures:
             return dict(done.figures)
     by_type = {name: done.tensors["logits"] for name, done in outcomes.items()}
-    return figures.corruption_metrics(by_type, found.request.test.labels, found.request.seed)
+    result = figures.corruption_metrics(by_type, request.corruption_labels, request.seed)
+    if published is not None:
+        result |= {"published": published.folder.name, "told": list(published.told)}
+    return result
 
 
 def _sets(found: Findings) -> dict[str, Any]:
