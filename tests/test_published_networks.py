@@ -252,6 +252,34 @@ def test_other_names_are_no_publication():
     assert fitting({"a.weight": torch.zeros(3)}) is None
 
 
+@pytest.mark.parametrize(
+    ("state", "said"),
+    [
+        (
+            lambda: {**theirs.trades(10, 1), "head2.weight": torch.zeros(3, 3)},
+            "their names are those of wide-resnet-trades, but not head2.weight",
+        ),
+        (
+            lambda: {**theirs.deepmind(10, 1), "logits.weight": torch.zeros(10, 63)},
+            "their names are those of wide-resnet-deepmind, but the sizes are not of one",
+        ),
+        (lambda: _zeros("patch_embed.proj.weight", "blocks.0.attn.qkv.weight"), "timm:NAME"),
+        (lambda: _zeros("module.features.0.weight", "module.classifier.1.bias"), "torchvision:N"),
+        (lambda: _zeros("vit.embeddings.cls_token", "classifier.weight"), "transformers:FOLDER"),
+        (lambda: _zeros("a.weight", "b.weight"), "names are preact-resnet"),
+    ],
+)
+def test_what_fits_nothing_is_told_what_it_looks_like(tmp_path, state, said):
+    torch.save({"state_dict": state()}, tmp_path / "weights.pt")
+    with pytest.raises(InputError, match=said) as error:
+        hf.load(tmp_path / "weights.pt")
+    assert "\n" not in str(error.value)
+
+
+def _zeros(*names: str) -> dict[str, torch.Tensor]:
+    return {name: torch.zeros(2) for name in names}
+
+
 def test_numbers_that_are_not_finite_are_refused(tmp_path):
     state = theirs.trades(10, 1)
     state["fc.bias"][3] = float("nan")

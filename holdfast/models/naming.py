@@ -235,6 +235,44 @@ def fitting(state: State) -> Fitting | None:
     return None
 
 
+# Names by which other libraries' networks are known, and how MODEL names these.
+LIBRARIES = {
+    r"patch_embed\.|blocks\.\d+\.attn\.|conv_stem\.|stages\.\d+\.blocks\.": (
+        "timm:NAME,weights=FILE"
+    ),
+    r"(vit|deit|beit|swin|swinv2|resnet|convnext|dinov2)\.(embeddings|encoder|embedder)\.": (
+        "transformers:FOLDER,weights=FILE"
+    ),
+    r"features\.\d+\.|encoder\.layers\.encoder_layer_\d+\.": "torchvision:NAME,weights=FILE",
+}
+
+
+def resembling(state: State) -> str:
+    """What weights look like that fit no network of ours: a publication's, or another library's.
+
+    Returns:
+        a line; empty if they look like nothing known.
+    """
+    kept, _ = without_leftovers(state)
+    rest, _ = _without_normalisation(kept)
+    strangers = {
+        naming.architecture: [name for name in rest if _renamed({name: rest[name]}, naming) is None]
+        for naming in PUBLISHED
+    }
+    nearest = min(strangers, key=lambda name: len(strangers[name]))
+    others = strangers[nearest]
+    if len(rest) > 4 and len(others) < len(rest) / 3:
+        few = (
+            f", but not {', '.join(others[:3])}{', …' if len(others) > 3 else ''}" if others else ""
+        )
+        sizes = "" if others else ", but the sizes are not of one"
+        return f"their names are those of {nearest}{few}{sizes}"
+    for pattern, model in LIBRARIES.items():
+        if any(re.match(pattern, name) for name in kept):
+            return f"their names look like those of a library, for which there is {model}"
+    return ""
+
+
 def _fits(translated: Translated) -> Fitting | None:
     name, state = translated.architecture, translated.state
     try:

@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..parsing import one_line
 from ..runs.files import read_json
-from .naming import NORMALISE, State, Translated, fitting, translations, without_leftovers
+from .naming import (
+    NORMALISE,
+    State,
+    Translated,
+    fitting,
+    resembling,
+    translations,
+    without_leftovers,
+)
 from .pickled import Foreign, is_module, module_state, read_pickled
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th", ".tar", ".npz", ".index.json")
@@ -307,13 +315,13 @@ def _precision(state: State) -> list[str]:
 
 
 def hint_of(held: Held) -> str:
-    """Which network of ours would fit one of a file's sets of weights, as a line; empty if none."""
+    """Which network of ours one of a file's sets of weights fits, or looks like; empty if none."""
     for state in held.states.values():
         found = next((fit for _, part in _parts(state) if (fit := fitting(part))), None)
         if found is not None:
             unsaid = f" (shapes do not tell {'; '.join(found.open)})" if found.open else ""
             return f"they fit --architecture {found.architecture}{unsaid}"
-    return ""
+    return next((line for state in held.states.values() if (line := resembling(state))), "")
 
 
 def _few(names: list[str]) -> str:
