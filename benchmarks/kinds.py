@@ -19,6 +19,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import re
 import shlex
 import sys
 import tempfile
@@ -801,7 +802,9 @@ def _general(line: str, scratch: str) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--only", default="", help="kinds whose section or name has this in it")
+    parser.add_argument(
+        "--only", default="", help="kinds whose 'section: name' has this expression in it"
+    )
     parser.add_argument("--show", action="store_true", help="print, and write nothing")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument(
@@ -820,7 +823,7 @@ def main() -> None:
     expected: str | None = None
     found = []
     for each in KINDS:
-        if expected is not None and options.only not in f"{each.section} {each.name}":
+        if expected is not None and not re.search(options.only, f"{each.section}: {each.name}"):
             continue
         outcome = tried(each, expected)
         verdicts = outcome.pop("verdicts", None)
