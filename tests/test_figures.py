@@ -6,6 +6,7 @@ import sys
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
+import endpoints
 import numpy as np
 import pytest
 import torch
@@ -141,6 +142,18 @@ def test_models_without_gradients_and_suites(reader, tmp_path: Path, monkeypatch
     assert "Square" in found.said and found.rows[0].attacked.label != found.label
     found = hf.figures.example(model, x[:4], y[:4], tmp_path / "b.svg", THREAT, suite="fgsm")
     assert "suite fgsm" in found.said
+
+
+def test_models_that_show_labels_only(reader, tmp_path: Path) -> None:
+    model, x, y = reader
+    with endpoints.serving(endpoints.model_behind(model, "labels")) as server:
+        found = hf.figures.example(
+            hf.load(server.url), x[:1], y[:1], tmp_path / "e.svg", THREAT, index=0,
+            classes=list("0123456789"),
+        )  # fmt: skip
+    assert "suite rays" in found.said and found.rows[0].attacked.label != found.label
+    assert np.isnan(found.rows[0].attacked.confidence)  # it shows none
+    assert (tmp_path / "e.svg").read_text().count("label only") >= 2
 
 
 def test_the_model_is_handed_back_as_it_was(reader, tmp_path: Path) -> None:

@@ -303,4 +303,4 @@ def _drawn(
 
 
 def _told(answer: Answer, name: Callable[[int], str]) -> str:
-    return f"{name(answer.label)} {percent(answer.confidence)}"
+    return f"{name(answer.label)} ({percent(answer.confidence)})"

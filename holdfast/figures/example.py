@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -137,7 +138,10 @@ def example(
     Tile(images[0].numpy(), SIDE)  # or it cannot be shown
     if index is not None:
         whole_number("index", index, 0, len(images) - 1)
-    subjects = [Subject(model, threat, seed, suite, device, first) for model in named.values()]
+    count = max(len(classes or ()), int(labels.max()) + 1)
+    subjects = [
+        Subject(model, threat, seed, suite, device, first, count) for model in named.values()
+    ]
     with ready(subjects), ProgressLine("looking for an image", progress) as line:
         why = ""
         if index is None:
@@ -170,10 +174,11 @@ def _chosen(
         said = first.answers(points, rows, "attacked")
         for place, row in enumerate(rows.tolist()):
             answer = answer_at(said, place)
-            if answer.label == int(labels[row]) or answer.confidence <= best[0]:
+            sure = 1.0 if math.isnan(answer.confidence) else answer.confidence
+            if answer.label == int(labels[row]) or sure <= best[0]:
                 continue
-            best = (answer.confidence, row)
-            if answer.confidence >= CONFIDENT:
+            best = (sure, row)
+            if sure >= CONFIDENT:
                 return row, f", the first that is right and confidently broken{_of(subjects)}"
         attacked += len(rows)
         line.update(min(attacked / MOST, 1.0), f"{attacked} images attacked")
@@ -249,8 +254,8 @@ def _drawn(
     columns = [MARGIN, (WIDTH - tile.width) / 2, WIDTH - MARGIN - tile.width]
     told = "; ".join(
         (f"{row.name}: " if row.name else "")
-        + f"image, {name(row.clean.label)} {percent(row.clean.confidence)}, plus perturbation "
-        f"gives {name(row.attacked.label)} {percent(row.attacked.confidence)}"
+        + f"image, {name(row.clean.label)} ({percent(row.clean.confidence)}), plus perturbation "
+        f"gives {name(row.attacked.label)} ({percent(row.attacked.confidence)})"
         for row in rows
     )
     page = Canvas(WIDTH, height, "An adversarial example", f"{told}. {said}")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Bool, Int64
 from torch import Tensor
 
 from .. import draws
@@ -19,11 +20,12 @@ from ..distributed import own_device
 from ..evaluation import evaluate, health
 from ..evaluation.request import device_of
 from ..inputs import checked_device
+from ..models.black_box import assume_classes
 from ..models.modes import evaluating
 from ..models.wrapper import NO_PREDICTION, standard_defaults, wrapped
 from ..search import MAJORITY_OF, Predictions, Verifier
 from ..threat import Threat
-from ..types import Images, Model
+from ..types import Images, Logits, Model
 
 STEPS = 100
 FEW_STEPS = 20  # where an image is still looked for
@@ -38,7 +40,8 @@ class Answer(NamedTuple):
 
     Attributes:
         label: the class, from 0; −1 where the model answers nothing.
-        confidence: its softmax probability, 0 to 1; of a random model, of the mean logits.
+        confidence: its softmax probability, 0 to 1; of a random model, of the mean logits; NaN of a
+            model that shows labels only.
     """
 
     label: int
@@ -50,13 +53,15 @@ class Subject:
 
     By default it is attacked so that its mistakes become as confident as they can: PGD on the
     margin that goes on after its first success, through every backward pass that a defence offers,
-    averaged over draws where the model is random. A model without gradients is searched by Square.
+    averaged over draws where the model is random. A model without gradients is searched by Square,
+    and one that shows labels only by RayS or HopSkipJump.
 
     Args:
         model: images → logits, defences included.
         suite: in place of that, as `holdfast.evaluate` takes it.
         device: where to work; by default where the model is.
         first: the number of the first image in its data set, to which random draws belong.
+        classes: how many there are, for a model that shows labels only.
     """
 
     def __init__(
@@ -67,8 +72,10 @@ class Subject:
         suite: str | Suite | None = None,
         device: str | torch.device | None = None,
         first: int = 0,
+        classes: int = 2,
     ):
         self.model = wrapped(model)
+        assume_classes(self.model, max(2, classes))
         self.threat, self.seed, self.first = threat, seed, first
         self.suite = suite or OF_NORM.get(threat.norm)
         self.random = declared(self.model).random
@@ -92,12 +99,13 @@ class Subject:
             )
             for part in torch.arange(len(images)).split(AT_ONCE)
         ]
-        return Predictions(
-            *(
-                torch.cat([getattr(each, name).cpu() for each in parts])
-                for name in ("prediction", "confidence", "logits", "draws")
-            )
+        prediction, confidence, logits, drawn = (
+            torch.cat([getattr(each, name).cpu() for each in parts])
+            for name in ("prediction", "confidence", "logits", "draws")
         )
+        if not self.random and bool(_one_hot(logits).all()):  # labels, which have no confidence
+            confidence = torch.full_like(confidence, torch.nan)
+        return Predictions(prediction, confidence, logits, drawn)
 
     def attacked(
         self, images: Images, labels: Tensor, rows: Int64[Tensor, " n"], steps: int = STEPS
@@ -111,7 +119,7 @@ class Subject:
         x, y = images.to(self.device), labels.to(self.device)
         means = self.means(x, y)
         if means not in ("pgd", "square"):
-            found = evaluate(self.model, x, y, self.threat, self.suite or REPAIRING, seed=self.seed)
+            found = evaluate(self.model, x, y, self.threat, self.suite or means, seed=self.seed)
             return found.adversarial[:]
         items = Items(
             images=x,
@@ -146,7 +154,10 @@ class Subject:
             with draws.fixed_draws(0):
                 found = health.gradients(self.model, images[:8], labels[:8])
             if not health.differentiable(found):
-                self._means = "square"
+                with torch.no_grad():
+                    decides = bool(_one_hot(self.model(images[:8])).all())
+                of_labels = "rays" if self.threat.norm == "linf" else "hop-skip-jump"
+                self._means = of_labels if decides else "square"
             else:
                 self._means = REPAIRING if found.fired else "pgd"
         return self._means
@@ -178,6 +189,11 @@ def ready(subjects: Sequence[Subject]) -> Iterator[None]:
             each.model.to(each.home)
 
 
+def _one_hot(logits: Logits) -> Bool[Tensor, " n"]:
+    """Which rows are one-hot: the answer of a model that shows labels only."""
+    return ((logits == 0) | (logits == 1)).all(1) & (logits.sum(1) == 1)
+
+
 def answer_at(predictions: Predictions, row: int) -> Answer:
     """One row of them."""
     return Answer(int(predictions.prediction[row]), float(predictions.confidence[row]))
@@ -202,6 +218,8 @@ def percent(confidence: float) -> str:
         >>> percent(0.9823), percent(0.99999), percent(0.0)
         ('98.2\u00a0%', '>\u00a099.9\u00a0%', '<\u00a00.1\u00a0%')
     """
+    if math.isnan(confidence):
+        return "label only"
     if confidence > 0.9994:
         return ">\u00a099.9\u00a0%"
     if confidence < 0.0005:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from ..canvas import EDGE, FAINT, INK, RIGHT, SOFT, WRONG, Canvas, width_of
 from .subject import Answer, percent
 
@@ -29,8 +31,9 @@ def under(
     page.words(sign, left, level, size, colour, bold=True)
     page.words(name, left + beside, level, size, colour, bold=True, room=room - beside)
     page.words(share, left + width, level, size, INK, align="right")
-    page.box(left, level + 9, width, 5, fill=EDGE)
-    page.box(left, level + 9, max(width * answer.confidence, 1), 5, fill=colour)
+    if not math.isnan(answer.confidence):
+        page.box(left, level + 9, width, 5, fill=EDGE)
+        page.box(left, level + 9, max(width * answer.confidence, 1), 5, fill=colour)
 
 
 def beneath(
