@@ -1,6 +1,6 @@
 """Every kind of model and of data: does it work, and what is said?
 
-    python benchmarks/kinds.py [--only WORD --show] [--libraries DIR]
+    python benchmarks/kinds.py [--only PATTERN] [--show] [--libraries DIR]
 
 Each kind is a small function below, a maker: it writes the files of one kind into an empty folder,
 and gives the words of the command that takes them. The command is `holdfast evaluate` with one step
@@ -8,7 +8,8 @@ of an attack on a few images; it runs there in a process of its own, as on the c
 are its exit status, and each line that it said. Kinds of the same network also say whether all
 verdicts are those of its checkpoint folder.
 
-`--show` prints what is found and writes nothing. A new kind is a new maker.
+`--show` prints what is found and writes nothing. With `--only`, other kinds keep what was found of
+them before; each says which commit it was tried with. A new kind is a new maker.
 """
 
 from __future__ import annotations
@@ -290,8 +291,7 @@ THEIRS = {
 def published(name: str) -> list[str]:
     """A file of a publication's names and shapes, of grey images."""
     options, names = THEIRS[name]
-    deepmind = "deepmind" in name
-    grey = {"channels": 1, "normalise": "half" if deepmind else "none"}
+    grey = {"channels": 1}
     torch.manual_seed(0)
     weights = build(name, options | grey).state_dict()
     stages = 3 if "wide" in name else 4
@@ -305,8 +305,6 @@ def published(name: str) -> list[str]:
             theirs[".".join([group, names[rest[1]], *rest[2:]])] = value
         elif first != "normalise":
             theirs[".".join([names[first], *rest])] = value
-        elif deepmind:
-            theirs[rest[0]] = value.view(-1, 1, 1)
     torch.save({"state_dict": behind("module.", theirs)}, "published.pt")
     written = ",".join(f"{key}={value}" for key, value in (options | grey).items())
     return ["published.pt", "--architecture", f"{name}:{written}", *DIGITS]
@@ -815,21 +813,22 @@ def main() -> None:
     if options.libraries:
         sys.path.append(str(Path(options.libraries).resolve()))
         kept = complete_torchvision()  # noqa: F841  # as long as the program runs
-    if options.only and not options.show:
-        parser.error("--only is for --show: a page has all kinds")
     out = options.out.resolve()
+    before = json.loads(out.read_text())["kinds"] if options.only and out.exists() else []
     torch.set_num_threads(1)
     where = circumstances("cpu")
     expected: str | None = None
     found = []
     for each in KINDS:
         if expected is not None and not re.search(options.only, f"{each.section}: {each.name}"):
+            found += [k for k in before if (k["section"], k["name"]) == (each.section, each.name)]
             continue
         outcome = tried(each, expected)
         verdicts = outcome.pop("verdicts", None)
         expected = expected or verdicts  # the first kind is the checkpoint folder
-        found.append(outcome)
-        print(f"{outcome['status']} {each.section}: {each.name}", *outcome["said"], sep="\n    ")
+        found.append({**outcome, "git": where["git"]})
+        line = f"{outcome['status']} {each.section}: {each.name}"
+        print(line, *outcome["said"], sep="\n    ", flush=True)
     if not options.show:
         write_result(out, {"schema": SCHEMA, **where, "kinds": found})
 
