@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -12,6 +13,7 @@ from torch import nn
 from .errors import InputError
 from .models.checkpoint import load_checkpoint
 from .models.http import HttpModel, is_address
+from .models.own_networks import built_by_code
 from .models.registry import ARCHITECTURES, arguments_of, build
 from .models.weights import (
     ENDINGS,
@@ -42,7 +44,8 @@ def load(source: Path | str, code: bool = True, *, architecture: str | None = No
         code: whether `package.module:function`, or an address, is allowed. A file that names a
             model may run no code, and ask nobody.
         architecture: what a file of weights belongs to: `name` or `name:key=value,…` of ours, such
-            as `preact-resnet:depth=18`, or `path/file.py:build`.
+            as `preact-resnet:depth=18`, or `path/file.py:build`; or the code that builds the
+            network of a checkpoint whose card names code: `path/file.py:build`.
 
     Returns:
         the model in eval mode, from images (N, C, H, W) in [0, 1] to logits (N, K), behind the
@@ -58,22 +61,23 @@ def load(source: Path | str, code: bool = True, *, architecture: str | None = No
         torch.Size([2, 10])
     """
     text = str(source)
-    if architecture is not None and not os.path.isfile(text):
-        file = weights_in(Path(text))
-        if file is None or os.path.isfile(Path(text) / "card.json"):
+    folder = Path(source)
+    shelves = [shelf / text for shelf in zoo_folders()]
+    carded = [place for place in (folder, folder / "model", *shelves) if _has_card(place)]
+    if architecture is not None and not (carded or os.path.isfile(text)):
+        file = weights_in(folder)
+        if file is None:
             raise InputError(f"--architecture is for a file of weights, and {text!r} is none")
         return _of_file(file, code, architecture)
     if isinstance(source, str) and is_address(source):
         if not code:
             raise InputError(f"model {text!r} is no folder, and a file may name no address")
         return HttpModel(source)  # type: ignore[return-value]  # a function, as from _call
-    folder = Path(source)
-    shelves = [shelf / text for shelf in zoo_folders()]
-    for candidate in (folder, folder / "model", *shelves):
-        if os.path.isfile(candidate / "card.json"):  # no error, whatever the name is
-            if os.path.isfile(folder / RESULT):  # a run knows what its model is
-                check_files(folder, read_json(folder / RESULT).get("files"))
-            return _behind_its_defences(load_checkpoint(candidate), candidate)
+    if carded:
+        if os.path.isfile(folder / RESULT):  # a run knows what its model is
+            check_files(folder, read_json(folder / RESULT).get("files"))
+        own = None if architecture is None else partial(built_by_code, architecture)
+        return _behind_its_defences(load_checkpoint(carded[0], network=own), carded[0])
     if ":" in text and not os.path.exists(folder):
         if not code:
             raise InputError(f"model {text!r} is no folder, and a file may name no code")
@@ -97,6 +101,10 @@ def load(source: Path | str, code: bool = True, *, architecture: str | None = No
         f"model {text!r} is neither a folder, nor package.module:function, nor in the zoo "
         f"({', '.join(known) or 'none'})"
     )
+
+
+def _has_card(folder: Path) -> bool:
+    return os.path.isfile(folder / "card.json")  # no error, whatever the name is
 
 
 def _behind_its_defences(model: nn.Module, folder: Path) -> nn.Module:

@@ -378,7 +378,7 @@ def test_the_attack_climbs_the_cross_entropy_of_mixed_labels():
 
 
 def test_copies_of_a_batch_keep_their_labels_together():
-    given = batch()._replace(truth=torch.rand(12, 10))
+    given = batch()._replace(truth=torch.rand(12, 10), weights=torch.rand(12))
     twice = given.repeated(2)
     for part, copies in zip(given, twice, strict=True):
         assert part is not None and copies is not None

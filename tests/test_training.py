@@ -199,7 +199,7 @@ def test_the_same_command_again_changes_nothing(finished, capsys):
 
 @pytest.mark.parametrize(
     ("change", "seed", "names"),
-    [({"epochs": 3}, 3, "epochs"), ({"objective": {"name": "pgd"}}, 3, "pgd"), ({}, 4, "seed")],
+    [({"epochs": 1}, 3, "epochs"), ({"objective": {"name": "pgd"}}, 3, "pgd"), ({}, 4, "seed")],
 )
 def test_another_run_in_the_folder_is_refused(finished, change, seed, names):
     run, _ = finished

@@ -49,6 +49,14 @@ class Options:
             "May be repeated.",
         ),
     ] = None
+    architecture: Annotated[
+        str | None,
+        typer.Option(
+            "--architecture",
+            help="The network, in place of the recipe's: NAME or NAME:key=value,… of Holdfast's, "
+            "such as preact-resnet:depth=18, or path/file.py:function of your own.",
+        ),
+    ] = None
     size: SizeOption = None
     grey: GreyOption = False
     labels: LabelsOption = None
@@ -68,9 +76,12 @@ def run(options: Options) -> TrainingResult:
     """Train, or go on; a run that is finished is read."""
     from ..evaluation.cards import remark
     from ..training import load_recipe, train
+    from ..training.recipe import architecture_changes
     from .images import data_of
 
     changes = list(options.change or [])
+    if options.architecture is not None:
+        changes = [*architecture_changes(options.architecture), *changes]
     if options.budget is not None:
         changes.append(f"budget={options.budget}")
     recipe = load_recipe(options.recipe, changes)

@@ -13,11 +13,13 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.modules import module as hooks
+from torch.nn.parameter import is_lazy
 
 from ..errors import InputError
 from ..runs.files import make_folder, write_atomically, write_json
 from ..runs.records import CARD, Card, read_file
-from ..runs.tensors import opened, read_tensors
+from ..runs.tensors import apart, opened, read_tensors
+from .own_networks import Builder, give_classes, is_code
 from .registry import build
 
 WEIGHTS = "model.safetensors"
@@ -35,9 +37,10 @@ def save_checkpoint(
 
     Args:
         folder: created if need be.
-        model: built by `build(card["architecture"], card["arguments"])`.
-        card: at least `architecture` (a registered name), `arguments` (a dict) and `classes`
-            (label names). Usually also `threat`, `recipe`, `data` and `figures`.
+        model: built by `build(card["architecture"], card["arguments"])`, or by the code that
+            `architecture` names.
+        card: at least `architecture` (a registered name, or `file.py:build`), `arguments` (a dict)
+            and `classes` (label names). Usually also `threat`, `recipe`, `data` and `figures`.
         dtype: what floating-point weights are stored as; they are loaded as float32.
 
     Raises:
@@ -51,10 +54,12 @@ def save_checkpoint(
         'small-cnn'
     """
     folder = make_folder(Path(folder))
-    weights = {
-        name: value.detach().cpu().contiguous().to(dtype if value.is_floating_point() else None)
-        for name, value in model.state_dict().items()
-    }
+    weights = apart(
+        {
+            name: value.detach().cpu().contiguous().to(dtype if value.is_floating_point() else None)
+            for name, value in model.state_dict().items()
+        }
+    )
     for name, value in weights.items():
         if not bool(value.isfinite().all()):
             raise InputError(f"{folder} is not written: {name!r} is not finite in {dtype}")
@@ -110,30 +115,61 @@ def checkpoint_in(folder: Path) -> Path | None:
     return None
 
 
-def load_checkpoint(folder: Path | str, classifier: bool = True) -> nn.Module:
+def load_checkpoint(
+    folder: Path | str, classifier: bool = True, *, network: Builder | None = None
+) -> nn.Module:
     """The model of a checkpoint folder, in eval mode and float32, with its card as `model.card`.
 
-    No code from the folder is run. The network is built only after its weights are known to fit, so
-    memory is bounded by the size of the files.
+    No code from the folder is run, and none that it names. The network is built only after its
+    weights are known to fit, so memory is bounded by the size of the files.
 
     Args:
         classifier: whether the card must name classes.
+        network: builds the network from the arguments on the card, where the card names code in
+            place of an architecture of Holdfast's: code that a person has named.
 
     Raises:
-        InputError: a file is missing, damaged, or does not fit the architecture on the card.
+        InputError: a file is missing, damaged, or does not fit the architecture on the card; the
+            card names code, and no `network` is given.
     """
     folder = Path(folder)
     if not os.path.isdir(folder):  # no error, whatever the name is
         raise InputError(f"model folder {folder} does not exist")
     card, file = read_card(folder, classifier), folder / WEIGHTS
     held = _described(file)
+    if is_code(card.architecture):
+        model = _of_own_code(folder, card, network)
+        _check_fit(file, held, model)
+        return _with_its_weights(model, folder, card)
+    if network is not None:
+        raise InputError(
+            f"model {folder} brings its own network, {card.architecture}: --architecture is for a "
+            "file of weights, or for a card that names code"
+        )
     try:
         with torch.device("meta"), _at_most(4 * len(held) + SPARE):  # shapes without memory
             outline = build(card.architecture, card.arguments)
     except InputError as error:
         raise InputError(f"{folder / CARD}: {error}") from None
     _check_fit(file, held, outline)
-    model = build(card.architecture, card.arguments)
+    return _with_its_weights(build(card.architecture, card.arguments), folder, card)
+
+
+def _of_own_code(folder: Path, card: Card, network: Builder | None) -> nn.Module:
+    """The network of a card that names code, built by code that a person has named."""
+    if network is None:
+        raise InputError(
+            f"{folder / CARD}: the network is built by code, {card.architecture}, and a card may "
+            "run none; if you know that code, name it: --architecture path/file.py:name"
+        )
+    model = network(card.arguments).float()
+    if card.classifier is not None:
+        give_classes(model, card.classifier, len(card.classes))
+    return model
+
+
+def _with_its_weights(model: nn.Module, folder: Path, card: Card) -> nn.Module:
+    file = folder / WEIGHTS
     load_weights(file, model)
     with file.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -159,7 +195,8 @@ def _check_fit(file: Path, held: Described, model: nn.Module) -> None:
     own: dict[str, Tensor] = model.state_dict()
     missing, unknown = sorted(own.keys() - held.keys()), sorted(held.keys() - own.keys())
     common = sorted(own.keys() & held.keys())
-    misshapen = [k for k in common if tuple(own[k].shape) != held[k][0]]
+    # Lazy layers take the shapes that they are given.
+    misshapen = [k for k in common if not is_lazy(own[k]) and tuple(own[k].shape) != held[k][0]]
     other = [k for k in common if own[k].is_floating_point() != (held[k][1] in FLOATS)]
     if missing or unknown or misshapen or other:
         what = (

@@ -229,7 +229,7 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
     held = read_states(file)
     sets = sorted(held.states.items(), key=lambda item: "ema" not in item[0].lower())
     for where, state in sets:
-        for said, named in _readings(state, model, architecture.partition(":")[0]):
+        for said, named in readings(state, model, architecture.partition(":")[0]):
             missing, unexpected, shapes = _misfits(named, model)
             if not (missing or unexpected or shapes):
                 _check_numbers(file, named)
@@ -254,7 +254,7 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
     )
 
 
-def _readings(state: State, model: nn.Module, name: str) -> Iterator[tuple[str, State]]:
+def readings(state: State, model: nn.Module, name: str) -> Iterator[tuple[str, State]]:
     """What to say of each way to read the names of a file's weights, and the weights so named."""
     own = model.state_dict()
     for which, part in _parts(state):

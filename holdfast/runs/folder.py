@@ -168,6 +168,8 @@ _CHECKSUMS = {
     "corruptions": "the corrupted images are others",
     "human_labels": "the human labels are others",
     "weights": "the models' weights are others",
+    "network": "the network's code, or the module, is another",
+    "first_weights": "the network begins with other weights",
 }
 # Words that change no figure, and what only follows from something else that is named.
 _ASIDE = {

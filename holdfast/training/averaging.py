@@ -40,6 +40,7 @@ class WeightAverage:
     The decay warms up as min(decay, (1 + t) / (10 + t)), so that the random start is forgotten
     within the first steps. Batch-norm statistics are not averaged: statistics of averaged
     weights are not averages of statistics. Call `estimate_statistics` before using the average.
+    Other buffers are those of the live model.
     Izmailov et al., "Averaging weights leads to wider optima", UAI 2018.
 
     Args:
@@ -72,6 +73,10 @@ class WeightAverage:
         average: list[Tensor] = [*self.model.parameters()]
         live: list[Tensor] = [*model.parameters()]
         torch._foreach_lerp_(average, live, 1 - decay)
+        norms = {id(buffer) for norm in batch_norms(model) for buffer in norm.buffers()}
+        for held, now in zip(self.model.buffers(), model.buffers(), strict=True):
+            if id(now) not in norms:  # such as the vectors of a spectral norm
+                held.copy_(now)
 
 
 def estimate_statistics(model: nn.Module, batches: Iterable[Tensor]) -> None:

@@ -15,10 +15,9 @@ from ..data.augment import Augment
 from ..data.base import Split
 from ..data.extra import ExtraImages
 from ..errors import InputError
+from .initialisation import FORMAT
 from .job import TrainingJob
 from .objectives import Batch
-
-FORMAT = torch.channels_last  # of images and weights: what fast convolutions want
 
 # rows (on the CPU) → uint8 images (N, C, H, W) and labels, on the run's device
 Take = Callable[[Int64[Tensor, " n"]], tuple[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]]]
@@ -32,13 +31,23 @@ class Source:
         count: how many rows there are. Each is seen once a pass; what is left over after a pass's
             last whole step is left out.
         classes: how many there are.
+        weights: of each class, (K,), on the run's device; None where all count alike.
+        form: the memory layout of images.
     """
 
     def __init__(
-        self, take: Take, count: int, size: int, augment: Augment, seed: int, classes: int
+        self,
+        take: Take,
+        count: int,
+        size: int,
+        augment: Augment,
+        seed: int,
+        classes: int,
+        weights: Tensor | None = None,
+        form: torch.memory_format = FORMAT,
     ):
         self.take, self.count, self.size, self.classes = take, count, size, classes
-        self.augment, self.seed = augment, seed
+        self.augment, self.seed, self.weights, self.form = augment, seed, weights, form
         self.order: tuple[int, Tensor] = (-1, torch.empty(0))
 
     def batch(self, step: int, share: slice, strength: float) -> Batch:
@@ -52,8 +61,11 @@ class Source:
         rows = self.order[1][place * self.size : (place + 1) * self.size][share]
         images, labels, truth = self.seen(rows, number, strength)
         seeds = draws.item_seeds(self.seed, "perturb", number, rows).to(images.device)
-        images = (images.float() / 255).contiguous(memory_format=FORMAT)
-        return Batch(images, labels, seeds, truth)
+        images = (images.float() / 255).contiguous(memory_format=self.form)
+        weights = None
+        if self.weights is not None:
+            weights = self.weights[labels] if truth is None else truth @ self.weights
+        return Batch(images, labels, seeds, truth, weights)
 
     def seen(
         self, rows: Int64[Tensor, " n"], number: int, strength: float
@@ -66,7 +78,7 @@ class Source:
             return self.augment(images, rows, number, self.seed, strength), labels
 
         images, labels = views(rows)
-        truth = None
+        truth: Tensor | None = None
         mixing = self.augment.mixing(rows, self.count, number, self.seed, strength)
         if mixing is not None:
             others, their_labels = views(mixing.others)
@@ -86,6 +98,8 @@ class Batches:
         classes: how many the data has.
         extra: other images, which stay where they are.
         share: of each batch that is extra.
+        weights: of each class, (K,), mean 1 over the images; None where all count alike.
+        form: the memory layout of images.
         rank, world: which process this is, of how many; each gets its share of every batch.
 
     Raises:
@@ -103,6 +117,8 @@ class Batches:
         *,
         extra: ExtraImages | None = None,
         share: float = 0.0,
+        weights: Tensor | None = None,
+        form: torch.memory_format = FORMAT,
         rank: int = 0,
         world: int = 1,
     ):
@@ -125,7 +141,9 @@ class Batches:
             raise InputError(
                 f"extra.share {share:g} of a batch of {batch_size} leaves none of one kind"
             )
-        self.sources = [Source(own, len(split), batch_size - others, augment, seed, classes)]
+        weights = None if weights is None else weights.to(device)
+        alike = (classes, weights, form)
+        self.sources = [Source(own, len(split), batch_size - others, augment, seed, *alike)]
         if extra is not None:
             if len(extra) < others:
                 raise InputError(f"there are {len(extra)} extra images, {others} go into a batch")
@@ -137,11 +155,16 @@ class Batches:
                 return found.to(device), extra_labels[rows].to(device)
 
             other_seed = int(draws.item_seeds(seed, "extra"))
-            self.sources.append(Source(more, len(extra), others, augment, other_seed, classes))
+            self.sources.append(Source(more, len(extra), others, augment, other_seed, *alike))
 
     @classmethod
-    def of(cls, job: TrainingJob) -> Batches:
-        """The batches of a run."""
+    def of(
+        cls,
+        job: TrainingJob,
+        weights: Tensor | None = None,
+        form: torch.memory_format = FORMAT,
+    ) -> Batches:
+        """The batches of a run, with the weights of its classes, in this memory layout."""
         recipe, fabric = job.recipe, job.fabric
         return cls(
             job.split,
@@ -152,6 +175,8 @@ class Batches:
             len(job.data.classes),
             extra=job.extra,
             share=recipe.extra.share,
+            weights=weights,
+            form=form,
             rank=fabric.global_rank,
             world=fabric.world_size,
         )
@@ -167,9 +192,11 @@ class Batches:
         if len(parts) == 1:
             return parts[0]
         truths = [part.truth for part in parts if part.truth is not None]
+        weights = [part.weights for part in parts if part.weights is not None]
         return Batch(
             torch.cat([part.images for part in parts]),
             torch.cat([part.labels for part in parts]),
             torch.cat([part.seeds for part in parts]),
             torch.cat(truths) if truths else None,
+            torch.cat(weights) if weights else None,
         )

@@ -42,12 +42,13 @@ class Checkpoints:
         write_atomically(self.file(name), save(tensors, metadata))
 
     def load(
-        self, name: str, keys: Iterable[str]
+        self, name: str, keys: Iterable[str], later: Iterable[str] = ()
     ) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Tensors and progress of a checkpoint; None if there is none.
 
         Args:
             keys: what the progress must hold.
+            later: those of them that checkpoints of earlier versions lack.
 
         Raises:
             InputError: it is damaged, or written by another version of the code.
@@ -61,7 +62,7 @@ class Checkpoints:
                 tensors = {key: reader.get_tensor(key) for key in reader.keys()}  # noqa: SIM118
                 metadata = reader.metadata() or {}
             progress = json.loads(metadata["progress"])
-            if sorted(progress) != sorted(keys):
+            if not set(keys) - set(later) <= set(progress) <= set(keys):
                 raise ValueError("written by another version of the code")
             if metadata.get("sha256") not in (None, _checksum(tensors, metadata["progress"])):
                 raise ValueError("its checksum differs")

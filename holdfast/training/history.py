@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
+# Kinds of events.
 MEMORISING = "memorising"
+PATIENCE = "patience"
+LENGTHENED = "lengthened"
 MEMORISING_GAP = 0.10  # between PGD accuracy on training images and on others
 
 
@@ -31,7 +34,11 @@ class History:
         best_live: the best PGD accuracy of the live weights so far.
         window: the training figures of the next row.
         next_validation: its number.
+        risen: the best figure that patience watches so far; None before the first validation.
+        waited: validations since then.
     """
+
+    LATER: ClassVar[tuple[str, ...]] = ("risen", "waited")  # than the first checkpoints
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     events: list[dict[str, Any]] = field(default_factory=list)
@@ -39,6 +46,8 @@ class History:
     best_live: float = 0.0
     window: Window = field(default_factory=Window)
     next_validation: int = 1
+    risen: float | None = None
+    waited: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         """What JSON can hold."""
@@ -47,6 +56,8 @@ class History:
     def restore(self, held: Mapping[str, Any]) -> None:
         """Go back to what `to_dict` gave; keys that are not its own are left out."""
         for name in vars(self):
+            if name in self.LATER and name not in held:
+                continue
             value = held[name]
             setattr(self, name, Window(**value) if name == "window" else value)
 
@@ -57,6 +68,15 @@ class History:
     def is_best(self, row: Mapping[str, Any], columns: Sequence[str]) -> bool:
         """Whether the sum of some columns is at least that of the best row so far."""
         return not self.best or sum(row[c] for c in columns) >= sum(self.best[c] for c in columns)
+
+    def waits(self, value: float, patience: int) -> bool:
+        """Take note of the figure that patience watches; whether it has not risen for so many
+        validations. A patience of 0 waits for ever."""
+        if self.risen is None or value > self.risen:
+            self.risen, self.waited = value, 0
+        else:
+            self.waited += 1
+        return 0 < patience <= self.waited
 
     def memorises(self, row: Mapping[str, Any]) -> str | None:
         """In words, that robustness on training images leaves that on others behind; said once."""

@@ -8,9 +8,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from ..data.base import DataSet, Split, held_back
 from ..data.extra import ExtraImages, load_extra
 from ..errors import InputError
+from ..models.own_networks import is_code
 from ..threat import Threat
 from .recipe import Recipe
 
@@ -29,6 +32,7 @@ class TrainingJob:
         fabric: the device, the precision, and this process among others.
         seed: of initial weights, order, augmentation and attacks.
         log: trackers besides metrics.csv.
+        model: a network to train a copy of, in place of the recipe's architecture.
 
     Raises:
         InputError: the recipe does not fit the data.
@@ -40,6 +44,7 @@ class TrainingJob:
     fabric: Fabric = field(repr=False)
     seed: int = 0
     log: Sequence[str] = ()
+    model: nn.Module | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         unseen, measured = self.unseen, self.recipe.validation.images
@@ -72,6 +77,16 @@ class TrainingJob:
     def unseen(self) -> int | None:
         """How many of the first validation images are not trained on; None for all of them."""
         return held_back(self.recipe.train_on)
+
+    @property
+    def own_network(self) -> bool:
+        """Whether the network is somebody's own, not one of Holdfast's architectures."""
+        return self.model is not None or is_code(self.recipe.model.architecture)
+
+    @property
+    def network_name(self) -> str:
+        """What the network is called in messages."""
+        return f"the network {self.recipe.model.architecture!r}"
 
     @property
     def leads(self) -> bool:

@@ -117,29 +117,44 @@ class Muon(torch.optim.Optimizer):
         weight.sub_(direction, alpha=group["lr"])
 
 
-def optimiser_for(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimizer:
-    """The optimiser that a recipe asks for; every group has its `peak` learning rate."""
-    matrices = [p for p in model.parameters() if p.ndim > 1]
+def optimiser_for(
+    model: nn.Module, spec: OptimiserSpec, is_classifier: Callable[[str], bool] = lambda name: False
+) -> torch.optim.Optimizer:
+    """The optimiser that a recipe asks for; every group has its `peak` learning rate, and says in
+    `classifier` whether it is the classifier's.
+
+    Args:
+        is_classifier: whether a weight of that name belongs to the classifier, whose rate may be
+            another.
+    """
+    weights = [p for p in model.parameters() if p.requires_grad]
+    matrices = [p for p in weights if p.ndim > 1]
     biases = [norm.bias for norm in batch_norms(model)] if spec.bias_rate != 1 else []
-    vectors = [p for p in model.parameters() if p.ndim <= 1 and not any(p is b for b in biases)]
+    biases = [bias for bias in biases if bias is not None and bias.requires_grad]
+    vectors = [p for p in weights if p.ndim <= 1 and not any(p is b for b in biases)]
     decay, rate = spec.weight_decay, spec.learning_rate
     plain = [
         {"params": vectors, "weight_decay": 0.0, "peak": rate},
         {"params": biases, "weight_decay": 0.0, "peak": rate * spec.bias_rate},
     ]
+    head = {id(p) for name, p in model.named_parameters() if is_classifier(name)}
+
+    def split(groups: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        if spec.parts_differ:
+            groups = [part for group in groups for part in _parts(group, head, spec)]
+        return [group for group in groups if group["params"]]
+
     if spec.name == "sgd":
         groups = [{"params": matrices, "weight_decay": decay, "peak": rate}, *plain]
         return torch.optim.SGD(
-            [group for group in groups if group["params"]],
+            split(groups),
             lr=rate,
             momentum=spec.momentum,
             nesterov=spec.momentum > 0,
         )
     if spec.name == "adam":
         groups = [{"params": matrices, "weight_decay": decay, "peak": rate}, *plain]
-        return torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=rate, betas=(spec.momentum, 0.999)
-        )
+        return torch.optim.AdamW(split(groups), lr=rate, betas=(spec.momentum, 0.999))
     convolutions = [p for p in matrices if p.ndim == 4]
     others = [p for p in matrices if p.ndim != 4]
     groups = [
@@ -147,4 +162,15 @@ def optimiser_for(model: nn.Module, spec: OptimiserSpec) -> torch.optim.Optimize
         {"params": others, "weight_decay": decay, "peak": rate},
         *plain,
     ]
-    return Muon([g for g in groups if g["params"]], lr=rate, momentum=spec.momentum)
+    return Muon(split(groups), lr=rate, momentum=spec.momentum)
+
+
+def _parts(group: dict[str, Any], head: set[int], spec: OptimiserSpec) -> list[dict[str, Any]]:
+    """A group's weights of the backbone and of the classifier, each with its rate."""
+    backbone = [p for p in group["params"] if id(p) not in head]
+    classifier = [p for p in group["params"] if id(p) in head]
+    peak = group["peak"]
+    return [
+        {**group, "params": backbone, "peak": peak * spec.backbone_rate, "classifier": False},
+        {**group, "params": classifier, "peak": peak * spec.classifier_rate, "classifier": True},
+    ]

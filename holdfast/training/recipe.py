@@ -26,10 +26,11 @@ from pydantic import (
 
 from ..attacks import FGSM
 from ..data.augment import Augment
-from ..data.base import TRAINED_ON
+from ..data.base import TRAINED_ON, held_back
 from ..errors import InputError
-from ..models import arguments_of
-from ..parsing import nearest, parse_seconds
+from ..models import ARCHITECTURES, arguments_of
+from ..models.own_networks import is_code
+from ..parsing import nearest, parse_seconds, split_options
 from ..runs.files import read_text
 from ..runs.records.base import Part, complaint, must_be
 from ..shipped import recipe_file
@@ -83,6 +84,24 @@ Arguments = Annotated[
 ]
 
 
+def _by_name(value: Any) -> Any:
+    """YAML reads the names of some classes as other things than text: those of digits, `yes`."""
+    if isinstance(value, dict):
+        named = {True: "true", False: "false", None: "null"}
+        return {
+            key if isinstance(key, str) else named.get(key, str(key)): _number(each)
+            for key, each in value.items()
+        }
+    return [_number(each) for each in value] if isinstance(value, list | tuple) else value
+
+
+ClassWeights = Annotated[
+    Literal["balanced"] | list[AtLeast0] | dict[str, AtLeast0] | None,
+    BeforeValidator(_by_name),
+    must_be("balanced, a list of numbers of at least 0, or a mapping of classes to such numbers"),
+]
+
+
 class Spec(Part):
     """A part of a recipe.
 
@@ -110,10 +129,28 @@ class Spec(Part):
 
 
 class ModelSpec(Spec):
-    """The network that is trained: a registered architecture, and its own arguments."""
+    """The network that is trained, and what it starts from.
+
+    Attributes:
+        architecture: a registered name; or `path/file.py:build` or `package.module:build`, a
+            function, a class or a ready module of one's own, which a person has to name: on the
+            command line or in Python. A recipe file may not.
+        arguments: the architecture's own. `classes`, `num_classes` and `channels` are filled in
+            where it takes them.
+        weights: to start from: a file of weights, a checkpoint or run folder, or a name from the
+            zoo; null for a random start. With a folder or a name, and neither `architecture` nor
+            `arguments` given, these are those of its card. Its classifier is replaced where the
+            classes are others; all else must fit.
+        classifier: the layer that answers one logit a class, by its name in the network, such as
+            `linear`; null for the last layer called that does.
+    """
+
+    LATER = ("weights", "classifier")
 
     architecture: Text = "preact-resnet"
     arguments: Arguments = {}  # noqa: RUF012 - pydantic copies it
+    weights: Text | None = None
+    classifier: Text | None = None
 
 
 class ThreatSpec(Spec):
@@ -166,9 +203,13 @@ class OptimiserSpec(Spec):
         floor: the last rate, as a share of the peak. Adversarial training loses robust accuracy on
             new images where the rate becomes small (Rice et al., "Overfitting in adversarially
             robust deep learning", ICML 2020).
+        backbone_rate, classifier_rate: the learning rates of the network but for its classifier,
+            and of its classifier, in units of what they would be.
+        frozen_epochs: for so many epochs from the beginning only the classifier's weights are
+            changed; a fraction is allowed.
     """
 
-    LATER = ("bias_rate", "hold", "floor")
+    LATER = ("bias_rate", "hold", "floor", "backbone_rate", "classifier_rate", "frozen_epochs")
 
     name: Annotated[Literal["sgd", "muon", "adam"], must_be("sgd, muon or adam")] = "sgd"
     learning_rate: Above0 = 0.1
@@ -180,6 +221,14 @@ class OptimiserSpec(Spec):
     bias_rate: Above0 = 1.0
     hold: Share = 0.0
     floor: Share = 0.0
+    backbone_rate: Above0 = 1.0
+    classifier_rate: Above0 = 1.0
+    frozen_epochs: AtLeast0 = 0.0
+
+    @property
+    def parts_differ(self) -> bool:
+        """Whether the classifier is stepped otherwise than the rest of the network."""
+        return not self.backbone_rate == self.classifier_rate == 1 or self.frozen_epochs > 0
 
 
 class AugmentSpec(Spec):
@@ -247,9 +296,16 @@ class Recipe(Spec):
             leaves out the first 1,000 validation images: to choose by, and for whatever needs
             images that the model never saw.
         precision: `bf16` or `float32`.
+        class_weights: by which the loss of each image is multiplied, according to its class:
+            `balanced`, inversely as there are images of the class; a list of numbers in the order
+            of the classes; or a mapping of classes' names to numbers, 1 for those not named. They
+            are scaled so that their mean over the training images is 1. null for none.
+        patience: training stops where robust accuracy on validation images has not risen for so
+            many validations; 0 for never. Where no robustness is trained, what chooses the weights
+            counts in its place.
     """
 
-    LATER = ("extra", "averaging_share")
+    LATER = ("extra", "averaging_share", "class_weights", "patience")
 
     model: ModelSpec = ModelSpec()
     threat: ThreatSpec = ThreatSpec()
@@ -272,6 +328,8 @@ class Recipe(Spec):
     precision: Annotated[Literal["bf16", "float32"], must_be("bf16 or float32")] = "bf16"
     extra: ExtraSpec = ExtraSpec()
     averaging_share: ShareBelow1 = 0.0
+    class_weights: ClassWeights = None
+    patience: WholeAtLeast0 = 0
 
     def __init__(self, **values: Any) -> None:
         try:
@@ -291,6 +349,11 @@ class Recipe(Spec):
             )
         if self.budget is not None:
             parse_seconds(self.budget)
+        if self.patience and held_back(self.train_on) == 0:
+            raise InputError(
+                "patience needs validation images that are not trained on: train_on=train or, say, "
+                "train_on=train+validation-1000"
+            )
         return self
 
 
@@ -377,12 +440,15 @@ def _parsed(text: str) -> Any:
 
 
 # What a recipe names by its place.
-_PATHS = (("extra", "file"), ("objective", "arguments", "helper"))
+_PATHS = (("extra", "file"), ("objective", "arguments", "helper"), ("model", "weights"))
 
 
-def _check_paths(values: Any, path: Path) -> None:
+def _check_paths(values: Any, path: Path, overrides: Sequence[str]) -> None:
     """InputError where a recipe file leads out of the working folder: only a person may."""
+    said = {text.partition("=")[0] for text in overrides}
     for keys in _PATHS:
+        if said & {".".join(keys[:n]) for n in range(1, len(keys) + 1)}:
+            continue  # in place of what the file says
         named = values
         for key in keys:
             named = named.get(key) if isinstance(named, dict) else None
@@ -392,6 +458,27 @@ def _check_paths(values: Any, path: Path) -> None:
                 f"recipe {path}: {dotted} {named!r} leads out of the working folder; if it should, "
                 f"say so on the command line: --set {dotted}={shlex.quote(named)}"
             )
+
+
+def _check_code(values: dict[str, Any], path: Path, overrides: Sequence[str]) -> None:
+    """InputError where a recipe file names code that no person did: it may run none by itself.
+
+    Where a person names another network than the file, the file's arguments are dropped: they are
+    not that network's.
+    """
+    model = values.get("model")
+    if not isinstance(model, dict):
+        return
+    named = model.get("architecture")
+    said = [text for text in overrides if re.match(r"model(\.architecture)?=", text)]
+    if isinstance(named, str) and is_code(named) and not said:
+        raise InputError(
+            f"recipe {path}: the network is built by code, {named}, and a recipe may run none; if "
+            f"you know that code, name it on the command line: --architecture {shlex.quote(named)}"
+        )
+    other = [text.partition("=")[2].strip("\"' ") for text in said]
+    if other and is_code(other[-1]) and other[-1] != named:
+        model.pop("arguments", None)
 
 
 def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
@@ -416,7 +503,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         raise InputError(f"recipe {path} cannot be read: {error}") from None
     if not isinstance(values, dict):
         raise InputError(f"recipe {path} holds no mapping of keys to values")
-    _check_paths(values, path)
+    _check_paths(values, path, overrides)
+    _check_code(values, path, overrides)
     for override in overrides:
         key, sign, text = override.partition("=")
         if not sign or not key:
@@ -432,8 +520,42 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         except ValueError as error:
             raise InputError(f"--set {override!r}: the value is no YAML: {error}") from None
     recipe = recipe_from(values, str(path))
-    try:
-        arguments_of(recipe.model.architecture)  # one of Holdfast's own
-    except InputError as error:
-        raise InputError(f"{path}: model: {error}") from None
+    if not is_code(recipe.model.architecture):
+        try:
+            arguments_of(recipe.model.architecture)  # one of Holdfast's own
+        except InputError as error:
+            raise InputError(f"{path}: model: {error}") from None
     return recipe
+
+
+def architecture_changes(architecture: str) -> list[str]:
+    """What `--architecture` changes of a recipe: the architecture, and its arguments with it.
+
+    Args:
+        architecture: `NAME` or `NAME:key=value,…` of Holdfast's own, or `path/file.py:build`.
+
+    Raises:
+        InputError: options that are not written key=value, or not known.
+
+    Example:
+        >>> architecture_changes("small-cnn:width=8")
+        ['model.architecture=small-cnn', 'model.arguments={"width": 8}']
+    """
+    if architecture.partition(":")[0] not in ARCHITECTURES:
+        return [f"model.architecture={json.dumps(architecture)}"]
+    name, arguments = parse_architecture(architecture)
+    return [f"model.architecture={name}", f"model.arguments={json.dumps(arguments)}"]
+
+
+def parse_architecture(text: str) -> tuple[str, dict[str, Any]]:
+    """Name and arguments of `NAME:key=value,…`, an architecture of Holdfast's own.
+
+    Raises:
+        InputError: an unknown name or key, or what is not written so.
+    """
+    name, _, options = text.partition(":")
+    given = split_options(f"architecture {name}", options, list(arguments_of(name)))
+    try:
+        return name, {key: _parsed(value) for key, value in given.items()}
+    except ValueError as error:
+        raise InputError(f"architecture {text!r}: {error}") from None

@@ -17,15 +17,20 @@ from ..data.base import DataSet
 from ..errors import HoldfastError, InputError
 from ..inputs import checked_device
 from ..models import load_checkpoint
+from ..models.own_networks import is_code
 from ..runs.environment import circumstances
 from ..runs.folder import finish, finished, on_date, open_run, withdraw_run
-from ..runs.identity import digest, identity
+from ..runs.identity import digest
 from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import TrainingRecord, Validation
 from ..runs.records.base import ShownAsRecord
+from .history import LENGTHENED
+from .initialisation import builder
 from .job import TrainingJob
+from .lengthening import lengthened
 from .recipe import Recipe, load_recipe
+from .starting_weights import with_architecture
 from .tracking import check_trackers
 from .trainer import Trainer
 from .validation import averaged_figures
@@ -65,8 +70,11 @@ def train(
     device: str | None = None,
     progress: bool = False,
     log: Sequence[str] = (),
+    model: nn.Module | None = None,
 ) -> TrainingResult:
     """Train a model by a recipe, or go on where the same call was interrupted.
+
+    A finished run whose `epochs`, or `budget`, are set higher goes on from its end.
 
     Under torchrun or Slurm, all processes train one model together; another number of them may go
     on with a run.
@@ -83,13 +91,18 @@ def train(
         device: `cpu`, `cuda`, …; by default the best there is.
         progress: show a progress bar (plain lines where there is no terminal).
         log: trackers besides metrics.csv: `tensorboard`, `mlflow`.
+        model: a network of your own, from images (N, C, H, W) in [0, 1] to logits (N, K), in place
+            of the recipe's. A copy of it is trained, beginning with the weights that it has; the
+            module itself stays as it is. Where it answers another number of logits than the data
+            has classes, the copy gets a new last layer.
 
     Returns:
         the trained model, in eval mode, and its validation figures.
 
     Raises:
-        InputError (a ValueError): a bad recipe; bad data; `out` holds another run; a budget too
-            short for one epoch; a tracker that is not installed.
+        InputError (a ValueError): a bad recipe; bad data; `out` holds another run, or a longer
+            one; a budget too short for one epoch; a tracker that is not installed; a network, or
+            weights to start from, that do not fit the data.
         HoldfastError: training diverged.
 
     Example:
@@ -97,19 +110,37 @@ def train(
         >>> result = hf.train("digits-interval", "digits", "runs/mine", changes=["epochs=1"])
         >>> result.epochs, sorted(result.validation)[-1]
         (1.0, 'verified_accuracy')
+        >>> import torch
+        >>> net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 10))
+        >>> mine = hf.train("digits-gaussian", "digits", "runs/a", changes=["epochs=1"], model=net)
+        >>> mine.model is net, len(mine.model)
+        (False, 2)
     """
     if not isinstance(recipe, Recipe):
         recipe = load_recipe(recipe, changes)
+    if model is not None:
+        recipe = _of_a_module(recipe, model)
+    recipe = with_architecture(recipe)
     if not isinstance(data, DataSet):
         data = datasets.load(data)
     data.split("validation")  # chooses the best weights: where there is none, that is said
     check_trackers(log)
-    job = TrainingJob(recipe, data, Path(out), fabric_for(recipe, device), seed, log)
+    job = TrainingJob(recipe, data, Path(out), fabric_for(recipe, device), seed, log, model)
     # It refuses a recipe that does not fit the data, so it comes before anything is written.
     trainer = Trainer(job)
     _note_overlaps(trainer)
     with claimed(job.run) if job.leads else nullcontext():
         return _trained_once(trainer, progress)
+
+
+def _of_a_module(recipe: Recipe, model: nn.Module) -> Recipe:
+    """The recipe, whose network is a module that was given."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model must be a torch.nn.Module, not a {type(model).__name__}")
+    kind = type(model)
+    name = f"{kind.__module__}:{kind.__qualname__}"
+    spec = recipe.model.model_copy(update={"architecture": name, "arguments": {}})
+    return recipe.model_copy(update={"model": spec})
 
 
 def _asked(trainer: Trainer) -> dict[str, Any]:
@@ -124,6 +155,7 @@ def _asked(trainer: Trainer) -> dict[str, Any]:
         # What a recipe names by its place is known by its content.
         **({"extra": job.extra.digest} if job.extra else {}),
         **({"helper": trainer.objective.fingerprint} if trainer.objective.fingerprint else {}),
+        **trainer.network.asked,
     }
 
 
@@ -151,12 +183,13 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
         "pixels": job.split.pixels,
         **circumstances(job.fabric.device),
     }
-    key = identity(**request["asked"])
+    key = ""
     done: TrainingRecord | None = None
     if job.leads:
+        key = lengthened(job.run, request)
         _, begun = open_run(job.run, "train", key, request)
         done = finished(job.run, TrainingRecord) if begun else None
-    done = job.fabric.broadcast(done)
+    key, done = job.fabric.broadcast((key, done))
     title = f"training {job.recipe.model.architecture}"
     with ProgressLine(title, progress and job.leads) as line:
         if done is None:
@@ -170,7 +203,7 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
             line.say(f"{job.run} was finished on {day}: read, not trained again")
     return TrainingResult(
         job.run,
-        load_checkpoint(job.run / "model"),
+        load_checkpoint(job.run / "model", network=builder(job)),
         done.epochs or 0.0,
         done.steps or 0,
         done.seconds or 0.0,
@@ -184,11 +217,16 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
 def _train(trainer: Trainer, line: ProgressLine) -> None:
     """From the last checkpoint, or the start, to the end."""
     job = trainer.job
+    for told in trainer.told:
+        line.say(told)
     for event in trainer.history.events:
         line.say(event["detail"])
     if trainer.restore("latest") or trainer.restore("good"):
         epoch = trainer.schedule.steps / trainer.steps_per_epoch
         line.say(f"going on from epoch {epoch:.2f} in {job.run}")
+        for event in trainer.history.events:
+            if event["kind"] == LENGTHENED:
+                line.say(f"epoch {event['epoch']:.2f}: {event['detail']}")
     try:
         trainer.fit(line)
     except HoldfastError:
@@ -218,9 +256,15 @@ def _result(trainer: Trainer, key: str) -> TrainingRecord:
         "best_epoch": history.best["epoch"],
         "validation": {**averaged_figures(history.best), "n": len(trainer.validator)},
         "events": history.events,
+        "started_from": trainer.network.started_from,
+        "class_weights": trainer.class_weights,
         "seed": job.seed,
     }
     return TrainingRecord.checked(held, str(job.run))
+
+
+# By whether the network is somebody's own: it may have weights that a step leaves out.
+_STRATEGY = {False: "ddp", True: "ddp_find_unused_parameters_true"}
 
 
 def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
@@ -241,7 +285,7 @@ def fabric_for(recipe: Recipe, device: str | None) -> Fabric:
             if number and kind != "cpu" and processes == 1
             else processes // nodes,
             num_nodes=nodes,
-            strategy="ddp" if processes > 1 else "auto",
+            strategy="auto" if processes == 1 else _STRATEGY[is_code(recipe.model.architecture)],
             precision="bf16-mixed" if recipe.precision == "bf16" else "32-true",
         )
     except (RuntimeError, ValueError) as error:

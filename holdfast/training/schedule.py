@@ -35,11 +35,21 @@ class Schedule:
         self.step_seconds = 0.0  # a running mean
         self.validation_seconds = 0.0  # of one validation
         self.spent_seconds = 0.0
+        self.stopped = False  # before its end
 
     @property
     def done(self) -> bool:
         """Whether the run is at its end."""
-        return self.progress >= 1 - 1e-9
+        return self.stopped or self.progress >= 1 - 1e-9
+
+    def lengthen(self, total_steps: int, budget_seconds: float | None) -> None:
+        """Go on to another end: from here, as a schedule of that length goes on at this point."""
+        self.total_steps, self.budget_seconds = max(1, total_steps), budget_seconds
+        self.stopped = False
+        if budget_seconds is None:
+            self.progress = self.steps / self.total_steps
+        else:
+            self.progress = self.spent_seconds / budget_seconds
 
     def remaining_steps(self) -> float:
         """How many more steps there will be, at the present speed."""

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .. import draws
 from ..errors import HoldfastError, InputError
 from ..models import save_checkpoint
-from ..parsing import parse_seconds
+from ..parsing import one_line, parse_seconds
 from ..runs.files import make_folder
+from ..runs.folder import now, on_date
 from ..runs.progress import ProgressLine, clock
+from ..runs.tensors import apart
 from ..threat import Threat
 from .averaging import WeightAverage, estimate_statistics
-from .batches import FORMAT, Batches
+from .batches import Batches
 from .checkpoints import Checkpoints, part
-from .history import MEMORISING, History, Window
+from .class_weights import class_weights, in_figures
+from .history import LENGTHENED, MEMORISING, PATIENCE, History, Window
 from .initialisation import initial_network
 from .job import TrainingJob
+from .lengthening import in_epochs
 from .objectives import objective_named
 from .optimisers import STATE, optimiser_for
 from .schedule import Schedule, one_cycle
@@ -43,14 +49,17 @@ class Trainer:
         self.objective = objective_named(spec.name, spec.arguments, spec.awp, spec.awp_warmup)
         # Whether there is robustness to lose, and an attack that could be made stronger.
         self.robust = spec.name != "standard" and not self.objective.chosen_by
-        self.batches = Batches.of(job)
-        self.validator = Validator(job)
+        self.network = initial_network(job)
+        model, self.form = self.network.model, self.network.form
+        weights = class_weights(job)
+        self.class_weights = None if weights is None else in_figures(weights, job.data.classes)
+        self.batches = Batches.of(job, weights, self.form)
+        self.validator = Validator(job, self.form)
         self.objective.prepare(self.validator.images[:2], len(job.data.classes))
-        model, self.arguments = initial_network(job)
         self.average = WeightAverage(model, recipe.averaging, recipe.averaging_share)
-        self.average.model.to(fabric.device, memory_format=FORMAT)  # type: ignore[call-overload]
-        optimiser = optimiser_for(model, recipe.optimiser)
-        model.to(memory_format=FORMAT)  # type: ignore[call-overload]
+        self.average.model.to(fabric.device, memory_format=self.form)  # type: ignore[call-overload]
+        optimiser = optimiser_for(model, recipe.optimiser, self.network.is_classifier)
+        model.to(memory_format=self.form)  # type: ignore[call-overload]
         self.model, self.optimiser = fabric.setup(model, optimiser)
         self.steps_per_epoch = self.batches.steps_per_epoch
         self.schedule = Schedule(
@@ -67,11 +76,28 @@ class Trainer:
 
     def fit(self, line: ProgressLine) -> None:
         """Train from where the run stands to its end."""
+        # What a network draws itself, as dropout does, comes from the run's seed and the step.
+        devices = [self.fabric.device] if self.fabric.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            self._fit(line)
+
+    @property
+    def told(self) -> list[str]:
+        """What a reader should know of the network and the images at the beginning, a line each."""
+        said = list(self.network.told)
+        if self.class_weights is not None:
+            named = (f"{name} {weight:.3g}" for name, weight in self.class_weights.items())
+            first, rest = list(named)[:10], len(self.class_weights) - 10
+            said.append(f"class weights: {', '.join(first)}{f', and {rest} more' * (rest > 0)}")
+        return said
+
+    def _fit(self, line: ProgressLine) -> None:
         schedule, history = self.schedule, self.history
         self.model.train()
         saved = self.lap_began = time.monotonic()
         while not schedule.done:
             schedule.spent_seconds += self._lap()  # the checkpoint
+            self._seed("step")
             rate = self._step()
             taken = self._lap()
             history.window.seconds += taken
@@ -107,9 +133,12 @@ class Trainer:
         batch = self.batches.batch(schedule.steps, strength=self._augmentation())
         self.optimiser.zero_grad(set_to_none=True)
         self.objective.progress = schedule.progress
-        with self.fabric.autocast():
-            loss = self.objective(self.model, batch, self._present_threat())
-        self.fabric.backward(loss.value)
+        with self._own_errors():
+            with self.fabric.autocast():
+                loss = self.objective(self.model, batch, self._present_threat())
+            self.fabric.backward(loss.value)
+        if schedule.steps < recipe.optimiser.frozen_epochs * self.steps_per_epoch:
+            self._freeze_backbone()
         if recipe.optimiser.clip_gradient:
             self.fabric.clip_gradients(
                 self.model, self.optimiser, max_norm=recipe.optimiser.clip_gradient
@@ -125,6 +154,35 @@ class Trainer:
             window.right += float((loss.logits.argmax(1) == batch.labels).sum())
         window.seen += len(batch.labels)
         return recipe.optimiser.learning_rate * cycle
+
+    @contextmanager
+    def _own_errors(self) -> Iterator[None]:
+        """What somebody's own network raises, in a line that says when."""
+        try:
+            yield
+        except HoldfastError:
+            raise
+        except Exception as error:
+            if not self.job.own_network:
+                raise
+            raise InputError(
+                f"{self.job.network_name} fails at step {self.schedule.steps}: {one_line(error)}"
+            ) from error
+
+    def _freeze_backbone(self) -> None:
+        """Leave all weights but the classifier's as they are in this step."""
+        # Without gradients, not without requiring them: across processes each weight must have one.
+        for group in self.optimiser.param_groups:
+            if not group["classifier"]:
+                for weight in group["params"]:
+                    weight.grad = None
+
+    def _seed(self, what: str) -> None:
+        """Seed torch's own generator for what comes next."""
+        rank = self.fabric.global_rank if what == "step" else 0
+        torch.manual_seed(
+            int(draws.item_seeds(self.job.seed, f"own {what}", self.schedule.steps, rank))
+        )
 
     def _augmentation(self) -> float:
         """Strength of the augmentation at this point of the schedule, 0 to 1."""
@@ -188,8 +246,10 @@ class Trainer:
 
     def _validate(self, rate: float) -> dict[str, Any]:
         """The next row of metrics.csv; `rate` is the learning rate of the last step."""
-        self._fit_statistics()
-        figures = self.validator.figures(self.average.model, self.model.module, self.objective)
+        self._seed("validation")
+        with self._own_errors():
+            self._fit_statistics()
+            figures = self.validator.figures(self.average.model, self.model.module, self.objective)
         self.model.train()
         window, epoch = self.history.window, self.schedule.steps / self.steps_per_epoch
         row = {
@@ -236,12 +296,33 @@ class Trainer:
                 line.say(f"epoch {epoch:.1f}: {memorises}; {advice}")
             self._keep_if_best(row)
             self.save("good")
+        self._heed_patience(row)
         if self.job.leads:
             self.tracking.log(history.rows)
         line.say(
             f"epoch {epoch:6.2f}  {clock(row['seconds']):>8}  loss {row['train_loss']:.3f}  "
             f"{in_words(averaged_figures(row))}{self._known}{self._beside(row)}  "
             f"{row['images_per_second']:.0f} images/s"
+        )
+        if self.schedule.stopped:
+            line.say(f"epoch {epoch:.1f}: {history.events[-1]['detail']}")
+
+    def _heed_patience(self, row: dict[str, Any]) -> None:
+        """Stop where robust accuracy has not risen for as long as the recipe waits."""
+        history, schedule = self.history, self.schedule
+        watched = ("validation_pgd_accuracy",) if self.robust else self._chosen_by
+        value = sum(row[column] for column in watched)
+        stops = history.waits(value, self.recipe.patience)
+        if not stops or schedule.done:
+            return
+        schedule.stopped = True
+        title = " + ".join(column.removeprefix("validation_") for column in watched)
+        history.note(
+            row["epoch"],
+            PATIENCE,
+            f"stopped after {schedule.progress:.0%} of the schedule: {in_words({title: value})} is "
+            f"the {history.waited}. validation in a row without a rise over "
+            f"{in_words({title: history.risen or 0.0})}",
         )
 
     @property
@@ -254,11 +335,16 @@ class Trainer:
         seen = row.get("train_pgd_accuracy")
         return "" if seen is None or self.job.unseen == 0 else f" (training images {seen:.1%})"
 
+    @property
+    def _chosen_by(self) -> tuple[str, ...]:
+        """The columns of metrics.csv whose sum decides which weights are kept."""
+        usual = ("validation_accuracy", *["validation_pgd_accuracy"] * self.robust)
+        return self.objective.chosen_by or usual
+
     def _keep_if_best(self, row: dict[str, Any]) -> None:
         """Both accuracies count alike: what is wanted is a model that has both."""
-        usual = ("validation_accuracy", *["validation_pgd_accuracy"] * self.robust)
         choose_last = self.job.unseen == 0
-        if choose_last or self.history.is_best(row, self.objective.chosen_by or usual):
+        if choose_last or self.history.is_best(row, self._chosen_by):
             self.history.best = row
             if self.job.leads:
                 self._save_model()
@@ -266,14 +352,18 @@ class Trainer:
     def _save_model(self) -> None:
         """Write the averaged weights, and a card with what was measured of them."""
         self._check_finite(self.average.model.state_dict().values())
+        network = self.network
+        began = network.started_from
         save_checkpoint(
             make_folder(self.job.run / "model"),
             self.average.model,
             {
                 "architecture": self.recipe.model.architecture,
-                "arguments": self.arguments,
+                "arguments": network.arguments,
                 "classes": list(self.job.data.classes),
                 "images": self.job.data.shown,
+                **({"classifier": network.classifier} if network.given_classes else {}),
+                **({"started_from": began} if began is not None else {}),
                 **({"threat": self.threat.describe()} if self.objective.defends else {}),
                 "recipe": self.recipe.to_dict(),
                 "seed": self.job.seed,
@@ -302,7 +392,7 @@ class Trainer:
             for name, value in state.items():
                 if value is not None:
                     tensors[f"{_MOMENTUM.get(name, name)}.{i}"] = value
-        return {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        return apart({k: v.detach().cpu().contiguous() for k, v in tensors.items()})
 
     def _progress(self) -> dict[str, Any]:
         """How far the run is, as a checkpoint holds it beside the tensors."""
@@ -330,7 +420,7 @@ class Trainer:
         Raises:
             InputError: it is damaged, or of another architecture.
         """
-        held = self.checkpoints.load(name, self._progress().keys())
+        held = self.checkpoints.load(name, self._progress().keys(), History.LATER)
         if held is None:
             return False
         tensors, progress = held
@@ -345,7 +435,7 @@ class Trainer:
         for name in STATE:
             for i, value in part(tensors, f"{_MOMENTUM.get(name, name)}.").items():
                 # In the layout of the weights: elementwise work on two layouts at once is slow.
-                form = FORMAT if value.ndim == 4 else torch.contiguous_format
+                form = self.form if value.ndim == 4 else torch.contiguous_format
                 of_weight = state["state"].setdefault(int(i), {})
                 of_weight[name] = value.clone(memory_format=form)
         self.optimiser.load_state_dict(state)
@@ -353,7 +443,28 @@ class Trainer:
         self.objective.restore({k: v.to(device) for k, v in part(tensors, "objective.").items()})
         self.average.steps = progress["average_steps"]
         if not weights_only:
+            asked = self.schedule.total_steps, self.schedule.budget_seconds
             self.schedule.restore(progress["schedule"])
             self.history.restore(progress)
             self.objective.caution = progress["caution"]
+            if asked != (self.schedule.total_steps, self.schedule.budget_seconds):
+                self._lengthen(*asked)
         return True
+
+    def _lengthen(self, total_steps: int, budget_seconds: float | None) -> None:
+        """Go on beyond what was the end of the schedule."""
+        schedule, history, rates = self.schedule, self.history, self.recipe.optimiser
+        reached = schedule.steps / self.steps_per_epoch
+        before = clock(schedule.budget_seconds) if schedule.budget_seconds else in_epochs(reached)
+        schedule.lengthen(total_steps, budget_seconds)
+        after = clock(budget_seconds) if budget_seconds else in_epochs(self.recipe.epochs)
+        history.risen, history.waited = None, 0
+        rate = one_cycle(schedule.progress, rates.warmup, rates.hold, rates.floor)
+        detail = (
+            f"lengthened from {before} to {after} on {on_date(now())}: the schedule goes on at "
+            f"{schedule.progress:.0%} of its new length, with a learning rate of {rate:.0%} of "
+            "its peak"
+        )
+        if schedule.progress < self.recipe.objective.eps_warmup:
+            detail += f" and ε {self._present_threat().eps / self.threat.eps:.0%} of its last value"
+        history.note(round(reached, 4), LENGTHENED, detail)

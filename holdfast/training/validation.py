@@ -17,7 +17,7 @@ from ..attacks.losses import margin
 from ..data.base import Split
 from ..threat import Threat
 from ..types import Images
-from .batches import FORMAT
+from .initialisation import FORMAT
 from .job import TrainingJob
 from .objectives import Batch, Objective
 
@@ -38,12 +38,13 @@ class Validator:
     Attributes:
         images, labels: that are measured, on the run's device.
         known: training images and labels.
+        form: the memory layout of the images that the network sees.
     """
 
-    def __init__(self, job: TrainingJob):
+    def __init__(self, job: TrainingJob, form: torch.memory_format = FORMAT):
         spec = job.recipe.validation
         self.steps, self.threat, self.seed = spec.steps, job.threat, job.seed
-        self.fabric = job.fabric
+        self.fabric, self.form = job.fabric, form
         self.images, self.labels = self._first(job.data.validation, spec.images)
         self.known = self._first(job.split, min(spec.images, KNOWN_IMAGES))
 
@@ -88,7 +89,7 @@ class Validator:
         sums: Counter[str] = Counter()
         for rows in torch.arange(len(self)).split(BATCH_SIZE):
             seeds = draws.item_seeds(self.seed, "validation", rows).to(self.images.device)
-            images = self.images[rows].contiguous(memory_format=FORMAT)
+            images = self.images[rows].contiguous(memory_format=self.form)
             with torch.no_grad(), self.fabric.autocast():
                 found = objective.held_out(
                     model, Batch(images, self.labels[rows], seeds), self.threat
@@ -100,7 +101,8 @@ class Validator:
         self, model: nn.Module, images: Images, labels: Tensor, steps: int
     ) -> dict[str, float]:
         """Clean, FGSM and PGD accuracy; leaves eval mode behind."""
-        found = standing(model, images, labels, self.threat, steps, self.seed, self.fabric)
+        how = (self.threat, steps, self.seed, self.fabric, self.form)
+        found = standing(model, images, labels, *how)
         return {name: float(each.float().mean()) for name, each in found.items()}
 
 
@@ -112,6 +114,7 @@ def standing(
     steps: int,
     seed: int,
     fabric: Fabric,
+    form: torch.memory_format = FORMAT,
 ) -> dict[str, Bool[Tensor, " n"]]:
     """Which images are classified rightly clean (`standard`), under `fgsm`, and under `pgd`.
 
@@ -121,7 +124,7 @@ def standing(
 
     def answer(x: Tensor) -> Tensor:
         with fabric.autocast():
-            return model(x.contiguous(memory_format=FORMAT)).float()
+            return model(x.contiguous(memory_format=form)).float()
 
     def right(x: Tensor) -> Bool[Tensor, " n"]:
         batches = zip(x.split(BATCH_SIZE), labels.split(BATCH_SIZE), strict=True)

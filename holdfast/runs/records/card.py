@@ -21,11 +21,15 @@ class Card(Record):
     """`card.json`, beside `model.safetensors`.
 
     Attributes:
-        architecture: a registered name; `arguments` are its own.
+        architecture: a registered name, or `file.py:build` for code of somebody's own, which a
+            person has to name when the model is loaded; `arguments` are its own.
+        classifier: the layer of such a network that was given an output for each class.
         classes: label names, in the order of the labels; a denoiser may have none.
         images: what it was trained on: `height`, `width`, `channels`, and how images were `brought`
             to that.
         threat: the threat model that it was trained for; None for an undefended model.
+        started_from: the weights that training began with: `source`, `sha256`, and what became of
+            the `classifier`.
         trained_on: the splits, such as `train+validation-1000`.
         defences: which the model stands behind, such as `jpeg:quality=75`, relative to its folder.
         recipe: what it was trained by.
@@ -45,6 +49,8 @@ class Card(Record):
     recipe: dict[str, Any] | None = None
     seed: Integer | None = None
     trained_on: str | None = None
+    classifier: str | None = None
+    started_from: dict[str, Any] | None = None
     defences: Names = ()
     data: Any = None
     figures: dict[str, Any] | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from .base import Count, Fraction, Integer, ListOf, Part, Positive, Quantity, Record, percent
 from .measured import DataInfo
@@ -33,6 +33,9 @@ class TrainingRecord(Record):
         epochs: may be a fraction; `steps` are optimiser steps.
         seconds: of training.
         best_epoch: from which the weights were kept.
+        started_from: the weights that it began with: `source`, `sha256`, and what became of the
+            `classifier`; None for a random start.
+        class_weights: what the loss of an image was multiplied by, by the name of its class.
         finished: when, ISO 8601, UTC.
         files: SHA-256 of the files beside the record, by name.
     """
@@ -50,6 +53,8 @@ class TrainingRecord(Record):
     best_epoch: Quantity | None = None
     validation: Validation | None = None
     events: ListOf[TrainingEvent] = ()
+    started_from: dict[str, Any] | None = None
+    class_weights: dict[str, Quantity] | None = None
     seed: Integer | None = None
     finished: str | None = None
     files: dict[str, str] | None = None

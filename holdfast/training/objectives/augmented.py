@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,12 +58,15 @@ class DAJAT(TRADES):
         with frozen_statistics(inside(model)):
             pairs += [self.pair(model, other, batch) for other in others]
         values, cleans = zip(*pairs, strict=True)
-        value = torch.stack(values).mean() + self.js * jensen_shannon(torch.stack(cleans))
+        divergence = jensen_shannon(torch.stack(cleans), batch.mean)
+        value = torch.stack(values).mean() + self.js * divergence
         return Loss(value, cleans[0].detach())
 
 
-def jensen_shannon(logits: Float[Tensor, "v n k"]) -> Float[Tensor, ""]:
+def jensen_shannon(
+    logits: Float[Tensor, "v n k"], mean: Callable[[Tensor], Tensor] = torch.mean
+) -> Float[Tensor, ""]:
     """Mean over items of the Jensen–Shannon divergence between `v` answers to each."""
     p = logits.softmax(2)
     mixture = p.mean(0).clamp_min(1e-7).log()
-    return (p * (F.log_softmax(logits, 2) - mixture)).sum(2).mean()
+    return mean((p * (F.log_softmax(logits, 2) - mixture)).sum(2).mean(0))

@@ -25,26 +25,48 @@ class Batch(NamedTuple):
     """Augmented images in [0, 1], labels, and one random seed an image.
 
     Where images were mixed (CutMix, mixup), `truth` holds the probability of each class, and
-    `labels` the likeliest one.
+    `labels` the likeliest one. `weights` are what each image's loss is multiplied by, by its
+    class; None where all count alike.
     """
 
     images: Images
     labels: Int64[Tensor, " n"]
     seeds: Int64[Tensor, " n"]
     truth: Float[Tensor, "n k"] | None = None
+    weights: Float[Tensor, " n"] | None = None
+
+    def mean(self, losses: Float[Tensor, " n"]) -> Float[Tensor, ""]:
+        """The mean over images of their losses, each multiplied by its weight.
+
+        It is divided by the number of images, not by the sum of the weights, so that the gradients
+        of several processes add up to those of one.
+        """
+        return losses.mean() if self.weights is None else (self.weights * losses).mean()
 
     def cross_entropy(
         self, logits: Float[Tensor, "n k"], label_smoothing: float = 0.0, reduction: str = "mean"
     ) -> Tensor:
-        """Of what the model answers to these images, or to points near them."""
+        """Of what the model answers to these images, or to points near them.
+
+        Args:
+            reduction: `mean`, as `Batch.mean` takes it; or `none`, without weights, for attacks.
+        """
         truth = self.labels if self.truth is None else self.truth
-        return F.cross_entropy(logits, truth, label_smoothing=label_smoothing, reduction=reduction)
+        weighs = reduction == "mean" and self.weights is not None
+        losses = F.cross_entropy(
+            logits,
+            truth,
+            label_smoothing=label_smoothing,
+            reduction="none" if weighs else reduction,
+        )
+        return self.mean(losses) if weighs else losses
 
     def repeated(self, times: int) -> Batch:
         """Every image so many times in a row."""
         truth = None if self.truth is None else self.truth.repeat_interleave(times, 0)
+        weights = None if self.weights is None else self.weights.repeat_interleave(times, 0)
         images, labels, seeds = (part.repeat_interleave(times, 0) for part in self[:3])
-        return Batch(images, labels, seeds, truth)
+        return Batch(images, labels, seeds, truth, weights)
 
     def probabilities(self, classes: int) -> Float[Tensor, "n k"]:
         """`truth`, or 1 for the label."""

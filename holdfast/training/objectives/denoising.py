@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -54,7 +53,8 @@ class Denoising(Objective):
         return (batch.images + self.sigma * noise).clamp(0, 1)
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
-        return Loss(F.mse_loss(model(points).float(), batch.images), None)
+        error = (model(points).float() - batch.images).square().flatten(1).mean(1)
+        return Loss(batch.mean(error), None)
 
     def held_out(self, model: nn.Module, batch: Batch, threat: Threat) -> dict[str, float]:
         noisy = self.attacked(model, batch, threat)
@@ -86,7 +86,7 @@ class Diffusion(Objective):
         assert isinstance(network, DenoisingUNet)
         sigma = self._sigma(network, draws.uniform(batch.seeds, 1))
         error = (model(points, sigma).float() - batch.images).square().flatten(1).mean(1)
-        return Loss((network.weight(sigma) * error).mean(), None)
+        return Loss(batch.mean(network.weight(sigma) * error), None)
 
     def held_out(self, model: nn.Module, batch: Batch, threat: Threat) -> dict[str, float]:
         found = []

@@ -37,8 +37,10 @@ class _Guided(Objective):
     label_smoothing: float = 0.0
 
     @abstractmethod
-    def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
-        """Mean change per image, from logits (N, K)."""
+    def change(
+        self, clean: Tensor, attacked: Tensor, weights: Tensor | None = None
+    ) -> Float[Tensor, ""]:
+        """Mean change per image, from logits (N, K); each image's is multiplied by its weight."""
 
     @abstractmethod
     def weight(self) -> float:
@@ -59,7 +61,8 @@ class _Guided(Objective):
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         clean, attacked = model(points).float().chunk(2)
         value = batch.cross_entropy(clean, self.label_smoothing)
-        return Loss(value + self.weight() * self.change(clean, attacked), clean.detach())
+        change = self.change(clean, attacked, batch.weights)
+        return Loss(value + self.weight() * change, clean.detach())
 
 
 @dataclass(kw_only=True, eq=False)
@@ -72,8 +75,11 @@ class GAT(_Guided):
 
     guide: float = 10.0
 
-    def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
-        return (clean.softmax(1) - attacked.softmax(1)).square().sum(1).mean()
+    def change(
+        self, clean: Tensor, attacked: Tensor, weights: Tensor | None = None
+    ) -> Float[Tensor, ""]:
+        each = (clean.softmax(1) - attacked.softmax(1)).square().sum(1)
+        return (each if weights is None else weights * each).mean()
 
     def weight(self) -> float:
         return self.guide * (4 if self.progress >= 0.85 else 1)
@@ -90,8 +96,12 @@ class NuAT(_Guided):
 
     guide: float = 4.5
 
-    def change(self, clean: Tensor, attacked: Tensor) -> Float[Tensor, ""]:
+    def change(
+        self, clean: Tensor, attacked: Tensor, weights: Tensor | None = None
+    ) -> Float[Tensor, ""]:
         difference = (clean - attacked).float()
+        if weights is not None:
+            difference = weights[:, None] * difference
         return torch.linalg.matrix_norm(difference, "nuc") / len(difference)
 
     def weight(self) -> float:

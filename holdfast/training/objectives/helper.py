@@ -65,4 +65,5 @@ class HAT(TRADES):
             labels = self.standard(attacked).argmax(1)
         with frozen_statistics(inside(model)):
             logits = model(clean + self.reach * (attacked - clean))
-        return Loss(trades.value + self.gamma * F.cross_entropy(logits, labels), trades.logits)
+        helped = batch.mean(F.cross_entropy(logits, labels, reduction="none"))
+        return Loss(trades.value + self.gamma * helped, trades.logits)

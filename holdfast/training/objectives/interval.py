@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch.nn.functional as F
 from torch import nn
 
 from ...certification.bounds import layers, margin_bounds, verified
@@ -60,13 +59,13 @@ class IntervalBounds(Objective):
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         logits = model(points).float()
-        clean = F.cross_entropy(logits, batch.labels)
+        clean = batch.cross_entropy(logits)
         share = 1 - self.strength * (1 - self.clean_share)
         if share == 1:
             return Loss(clean, logits.detach())
         assert isinstance(model, nn.Module)
         bounds = margin_bounds(inside(model), points, batch.labels, self.eps).float()
-        worst = F.cross_entropy(-bounds, batch.labels)
+        worst = batch.cross_entropy(-bounds)
         return Loss(share * clean + (1 - share) * worst, logits.detach())
 
     def held_out(self, model: nn.Module, batch: Batch, threat: Threat) -> dict[str, float]:

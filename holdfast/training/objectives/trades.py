@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -57,16 +58,17 @@ class TRADES(Objective):
 
     def divergence(self, clean: Tensor, attacked: Tensor, batch: Batch) -> Float[Tensor, ""]:
         """What the attacked logits (N, K) pay for being others than the clean ones."""
-        return self.beta * F.kl_div(
-            F.log_softmax(attacked, 1),
-            F.log_softmax(clean, 1),
-            reduction="batchmean",
-            log_target=True,
+        divergences = F.kl_div(
+            F.log_softmax(attacked, 1), F.log_softmax(clean, 1), reduction="none", log_target=True
         )
+        return self.beta * batch.mean(divergences.sum(1))
 
 
 def weighted_square_error(
-    a: Float[Tensor, "n k"], b: Float[Tensor, "n k"], weights: Float[Tensor, "n k"]
+    a: Float[Tensor, "n k"],
+    b: Float[Tensor, "n k"],
+    weights: Float[Tensor, "n k"],
+    over_items: Callable[[Tensor], Tensor] = torch.mean,
 ) -> Float[Tensor, ""]:
     """Mean over items of ¼ Σⱼₖ wⱼ wₖ ((aⱼ − aₖ) − (bⱼ − bₖ))², for weights that sum to 1.
 
@@ -74,7 +76,7 @@ def weighted_square_error(
     """
     difference = a - b
     mean = (weights * difference).sum(1, keepdim=True)
-    return 0.5 * (weights * (difference - mean).square()).sum(1).mean()
+    return 0.5 * over_items((weights * (difference - mean).square()).sum(1))
 
 
 @dataclass(kw_only=True, eq=False)
@@ -100,9 +102,10 @@ class IKL(TRADES):
         if self.means is None:
             self.means = torch.full((clean.shape[1],) * 2, 1 / clean.shape[1], device=clean.device)
         fixed = clean.detach().softmax(1)
-        soft = -(fixed * F.log_softmax(attacked, 1)).sum(1).mean()
+        soft = batch.mean(-(fixed * F.log_softmax(attacked, 1)).sum(1))
         weights = batch.probabilities(len(self.means)) @ self.means
-        return self.alpha * soft + self.beta * weighted_square_error(clean, attacked, weights)
+        error = weighted_square_error(clean, attacked, weights, batch.mean)
+        return self.alpha * soft + self.beta * error
 
     def observe(self, batch: Batch, loss: Loss) -> None:
         assert self.means is not None and loss.logits is not None
