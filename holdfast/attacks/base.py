@@ -32,6 +32,7 @@ from typing import Any, ClassVar, Generic
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
+from scipy.stats import t as student
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
@@ -58,6 +59,7 @@ from .goal import (
     own_targets,
     target_seeds,
 )
+from .losses import margin
 from .state import Items, State
 
 CANNOT_REACH = "has no form that reaches a given class"
@@ -65,6 +67,11 @@ CANNOT_REACH = "has no form that reaches a given class"
 S = TypeVar("S", bound=State, default=Any)  # the state of one kind of attack
 
 AT_ONCE = 128
+
+# A look at a random model begins with few draws of an item. They will do where their mean margin
+# lies beyond doubt on one side of 0: for a point on the boundary that happens in `ERROR` of looks.
+FEW, ERROR = 3, 0.05
+FEW_OF_MANY = 5  # and at least one draw of so many
 
 
 class Oracle:
@@ -78,10 +85,16 @@ class Oracle:
         decisions: average the copies' answers (one where the class is the predicted one) in place
             of their logits, for attacks that use nothing else of an answer.
 
+    Where random defences draw from the items' own streams (`prepare`), an item's look takes only
+    as many draws as it needs: few where these say beyond doubt on which side of the boundary the
+    point lies, all `samples` elsewhere. With `decisions`, it ends once the other draws could not
+    change the majority.
+
     Attributes:
         forwards, backwards: passes over every item of the batch.
         own: int64 (N,), further forwards of single items; None while there are none. It begins
             anew with a batch of another size.
+        own_backwards: the same of backwards.
         at_once: points that one call of the model gets, where an attack asks for many an item.
     """
 
@@ -91,13 +104,20 @@ class Oracle:
         self.seeds: Int64[Tensor, " n"] | None = None
         self.forwards = self.backwards = 0
         self.own: Int64[Tensor, " n"] | None = None
+        self.own_backwards: Int64[Tensor, " n"] | None = None
         self.at_once = AT_ONCE
+        self._items: State | None = None  # those that were prepared
+        self._further: Int64[Tensor, " n"] | None = None  # draws of the last look after the first
+        first = samples // 2 + 1 if decisions else max(FEW, -(-samples // FEW_OF_MANY))
+        self._first = min(samples, first)
+        self._sure = float(student.ppf(1 - ERROR / 2, max(1, self._first - 1)))
 
     def prepare(self, state: State) -> None:
         """Let random defences draw from the items' own streams, afresh at every iteration.
 
         So what an item sees depends neither on its batch nor on what was interrupted when.
         """
+        self._items = state
         # The word is part of the seeds: it stays.
         self.seeds = draws.item_seeds(0, "look", state.seeds.cpu(), state.iteration.cpu())
 
@@ -110,8 +130,71 @@ class Oracle:
             yield
 
     def _forward(self, x: Images) -> Logits:
+        if self._few_may_do(len(x)):
+            logits, further = self._answer_of_few(x, torch.arange(len(x)))
+            self.forwards += self._first
+            self.own = _added(self.own, further)
+            self._further = further
+            return logits
         self.forwards += self.samples
+        self._further = None
         return self._answer(x)
+
+    def _few_may_do(self, items: int) -> bool:
+        """Whether a look at a batch of so many items may end with its first draws."""
+        state = self._items
+        return self._first < self.samples and state is not None and len(state) == items
+
+    def _answer_of_few(
+        self, x: Images, rows: Int64[Tensor, " m"]
+    ) -> tuple[Logits, Int64[Tensor, " m"]]:
+        """The mean over as many draws as each point needs, and how many it took after the first.
+
+        Args:
+            x: points (M, C, H, W).
+            rows: which of the batch's items each belongs to.
+        """
+        assert self._items is not None and self.seeds is not None
+        first = self._drawn(x, torch.arange(len(x)), 0, self._first)
+        with torch.no_grad():
+            if self.decisions:
+                split = (first != first[:, :1]).flatten(1).any(1)  # NaN differs from itself
+            else:
+                at = rows.to(x.device)
+                labels, goals = (t[at, None] for t in (self._items.labels, self._items.goals))
+                shape = first.shape[:2]
+                each = margin(
+                    first.flatten(0, 1),
+                    labels.expand(shape).flatten(),
+                    goals.expand(shape).flatten(),
+                ).view(shape)
+                error = each.std(1) / self._first**0.5
+                split = ~(each.mean(1).abs() > self._sure * error)
+        left = split.nonzero().squeeze(1)
+        total, number = _sum(first)
+        if len(left):
+            more = self._drawn(x, left, self._first, self.samples)
+            more_total, more_number = _sum(more)
+            total = total.index_add(0, left, more_total)
+            number = number.index_add(0, left, more_number)
+        further = split.long().cpu() * (self.samples - self._first)
+        return total / number, further
+
+    def _drawn(
+        self, x: Images, points: Int64[Tensor, " m"], first: int, last: int
+    ) -> Float[Tensor, "m d k"]:
+        """The answers at some points by their draws of these numbers: the same draws that a look
+        with all of them would take."""
+        assert self.seeds is not None
+        copies = last - first
+        number = torch.arange(first, last).repeat(len(points))
+        of = points.cpu().repeat_interleave(copies)
+        own = draws.item_seeds(0, self.seeds.cpu()[of], number)
+        with draws.fixed_draws(own), rows_asked(of):
+            answers = self.model(x[points.to(x.device)].repeat_interleave(copies, 0)).float()
+        if self.decisions:
+            answers = _one_hot(answers)
+        return answers.view(len(points), copies, -1)
 
     def _answer(self, x: Images) -> Logits:
         if self.samples == 1:
@@ -119,8 +202,7 @@ class Oracle:
         copies = self.model(x.repeat_interleave(self.samples, 0)).float()
         nothing = copies.isnan()
         if self.decisions:
-            copies = F.one_hot(copies.argmax(1), copies.shape[1]).float()
-            copies = copies.masked_fill(nothing, torch.nan)
+            copies = _one_hot(copies)
         copies = copies.view(len(x), self.samples, -1)
         # A copy that gets no answer must not blind the search to the others.
         return copies.nanmean(1) if bool(nothing.any()) else copies.mean(1)
@@ -139,20 +221,24 @@ class Oracle:
             items: how many the batch has.
         """
         rows = rows.cpu()
-        counts = torch.bincount(rows, minlength=items) * self.samples
-        if self.own is None or len(self.own) != items:
-            self.own = torch.zeros_like(counts)
-        self.own = self.own + counts
         batch_seeds = self.seeds
         if batch_seeds is not None:
             # Every point draws afresh.
             number = torch.arange(len(rows)) - torch.searchsorted(rows, rows)
             self.seeds = draws.item_seeds(0, "point", batch_seeds[rows], number)
+        each = torch.full_like(rows, self.samples)
         try:
-            with torch.no_grad(), rows_asked(rows), self._drawing():
-                return self._answer(points)
+            with torch.no_grad(), rows_asked(rows):
+                if batch_seeds is not None and self._few_may_do(items):
+                    logits, further = self._answer_of_few(points, rows)
+                    each = self._first + further
+                else:
+                    with self._drawing():
+                        logits = self._answer(points)
         finally:
             self.seeds = batch_seeds
+        self.own = _added(self.own, torch.zeros(items, dtype=torch.int64).index_add(0, rows, each))
+        return logits
 
     def gradient(
         self, x: Images, loss: Callable[[Tensor], Float[Tensor, " n"]]
@@ -168,8 +254,16 @@ class Oracle:
             logits = self._forward(x)
             values = loss(logits)
             (gradient,) = torch.autograd.grad(values.sum(), x)
-        self.backwards += self.samples
+        self._went_back()
         return _without_nan(gradient), logits.detach(), _or_zero(values.detach())
+
+    def _went_back(self, times: int = 1) -> None:
+        """Count backward passes through the last look."""
+        if self._further is None:
+            self.backwards += times * self.samples
+        else:
+            self.backwards += times * self._first
+            self.own_backwards = _added(self.own_backwards, times * self._further)
 
     @contextmanager
     def lent(self, x: Images) -> Iterator[nn.Module]:
@@ -204,7 +298,7 @@ class Oracle:
                 torch.autograd.grad(values[:, j].sum(), x, retain_graph=j < classes - 2)[0]
                 for j in range(classes - 1)
             ]
-        self.backwards += (classes - 1) * self.samples
+        self._went_back(classes - 1)
         return (
             _without_nan(torch.stack(gradients, 1)),
             _or_zero(values.detach()),
@@ -232,6 +326,23 @@ class _Lent(nn.Module):
 
     def _backward(self, gradient: Tensor) -> None:
         self.images[1] += len(gradient)
+
+
+def _added(counts: Tensor | None, further: Int64[Tensor, " n"]) -> Int64[Tensor, " n"]:
+    """Counts of single items, which begin anew with a batch of another size."""
+    return further if counts is None or len(counts) != len(further) else counts + further
+
+
+def _one_hot(answers: Logits) -> Logits:
+    """1 where the predicted class is; NaN where the model answers nothing."""
+    voted = F.one_hot(answers.argmax(1), answers.shape[1]).float()
+    return voted.masked_fill(answers.isnan(), torch.nan)
+
+
+def _sum(copies: Float[Tensor, "n d k"]) -> tuple[Logits, Logits]:
+    """The sum over draws, and how many have an answer."""
+    nothing = copies.isnan()
+    return copies.masked_fill(nothing, 0.0).sum(1), (~nothing).sum(1)
 
 
 def _without_nan(gradient: Tensor) -> Tensor:

@@ -237,7 +237,7 @@ class HopSkipJump(MinimumNorm[HopSkipJumpState]):
         )
         probing = state.phase == PROBE
         alone = ((counts > 0) & ~probing).nonzero().squeeze(1)
-        for rows in alone.split(oracle.at_once):
+        for rows in alone.split(oracle.at_once) if len(alone) else ():
             logits = oracle.logits_of(state.point[rows], rows, len(state))
             heard.fooled[rows] = losses.margin(logits, state.labels[rows], state.goals[rows]) < 0
         for items in _groups((counts * probing).tolist(), oracle.at_once):

@@ -198,12 +198,14 @@ class Scheduler:
         oracle = self.oracle
         if self.own_draws:
             oracle.prepare(batch.state)
-        before, oracle.own = torch.tensor([oracle.forwards, oracle.backwards]), None
+        before = torch.tensor([oracle.forwards, oracle.backwards])
+        oracle.own = oracle.own_backwards = None
         with self.task.asking(batch):
             batch.state = self.attack.step(oracle, batch.state, self.threat)
         batch.passes += torch.tensor([oracle.forwards, oracle.backwards]) - before
-        if oracle.own is not None:
-            batch.passes[:, 0] += oracle.own
+        for column, own in enumerate((oracle.own, oracle.own_backwards)):
+            if own is not None:
+                batch.passes[:, column] += own
 
     def _left(self, batch: Batch, over: Bool[Tensor, " r"]) -> Bool[Tensor, " r"]:
         """The rows that leave: those that are over, and those that are needless now."""

@@ -32,6 +32,8 @@ from ..types import Images, Model, Report
 from .goals import Goal, Outputs, Values
 
 BACKTRACKS = 5  # halvings of the way to a point that the original refused
+# Lengths of the first and the last step of an ascent, in ε: for any model, and for a smooth one.
+SHORT, LONG = (0.5, 0.02), (2.0, 0.03)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -48,11 +50,13 @@ class Ascent(GradientAscent[AscentState]):
     Bryniarski, Hingun, Pachuca, Wang & Carlini, "Evading adversarial example detection defenses
     with orthogonal projected gradient descent", ICLR 2022. With `orthogonal`, the step's gradient
     is also made orthogonal to the other objective's, so that neither undoes the other. Steps
-    shrink geometrically from ε/2 to ε/50: the condition's boundary is met ever more closely.
+    shrink geometrically: the condition's boundary is met ever more closely.
 
     Args:
         goal: what to raise.
         steps: moves; the end is looked at too.
+        lengths: of the first and the last step, in ε. Where the model is smooth, few steps that
+            begin with long ones reach as far as many short ones.
         orthogonal: as above.
         aim: a value at which an item has all it wants; None never has.
         slack: by how much the condition must hold during the search, in its own units: what a
@@ -65,13 +69,13 @@ class Ascent(GradientAscent[AscentState]):
 
     targeted = True
     reaches = False
-    FIRST, LAST = 0.5, 0.02  # lengths of the first and the last step, in ε
 
     def __init__(
         self,
         goal: Goal,
         *,
         steps: int = 20,
+        lengths: tuple[float, float] = SHORT,
         orthogonal: bool = False,
         aim: float | None = None,
         slack: float = 0.0,
@@ -80,6 +84,7 @@ class Ascent(GradientAscent[AscentState]):
         self.settings = {
             "goal": goal.name,
             "steps": steps,
+            "lengths": list(lengths),
             "orthogonal": orthogonal,
             "aim": aim,
             "slack": slack,
@@ -88,8 +93,9 @@ class Ascent(GradientAscent[AscentState]):
         self.aim = torch.inf if aim is None else aim
         self.name = goal.name + ("-orthogonal" if orthogonal else "")
         # From a table: computed in a batch, powers depend on its size in their last bit.
-        ratio = self.LAST / self.FIRST
-        self.lengths = torch.tensor([self.FIRST * ratio ** (k / steps) for k in range(steps + 1)])
+        first, last = lengths
+        ratio = last / first
+        self.lengths = torch.tensor([first * ratio ** (k / steps) for k in range(steps + 1)])
 
     def first_point(self, items: Items, threat: Threat) -> Images:
         return items.start
@@ -188,6 +194,7 @@ def seek(
     search: Model | None = None,
     held: Int64[Tensor, " n"] | None = None,
     starts: Images | None = None,
+    known: Outputs | None = None,
     items: Int64[Tensor, " n"] | None = None,
     samples: int = 1,
     seed: int = 0,
@@ -211,6 +218,7 @@ def seek(
         held: (N,), for a goal that `holds_answers`: which; None: the original's on `images`.
         starts: where to start, inside the ball, such as images that are broken already; None:
             `images`.
+        known: (N, O), what the original answers where the search starts, if that was asked before.
         items: the number of each image in its data set, to which the draws of random models
             belong (`holdfast.draws.fixed_draws`); None: 0 … N−1.
         samples: draws of a random model that every look, and the verdict, averages over.
@@ -242,7 +250,7 @@ def seek(
         return torch.cat(answers)
 
     everything = torch.arange(len(images))
-    first = ask(begin, everything)
+    first = ask(begin, everything) if known is None else known.cpu()
     if held is None:
         held = labels
         if attack.goal.holds_answers:

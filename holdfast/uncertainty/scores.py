@@ -489,9 +489,12 @@ class LayerFeatures:
 
 
 def _training_features(
-    features: Features, images: StoredImages, batch_size: int
+    features: Features,
+    images: StoredImages,
+    batch_size: int,
+    known: Float[Tensor, "n d"] | None,
 ) -> Float[Tensor, "n d"]:
-    found = in_batches(features, images, batch_size=batch_size)
+    found = in_batches(features, images, batch_size=batch_size) if known is None else known
     if found.ndim != 2:
         raise InputError(f"features have shape {tuple(found.shape)}, not (N, D): flatten them")
     bad = ~found.isfinite().all(1)
@@ -533,6 +536,7 @@ class Mahalanobis(FeatureScore):
         labels: (N,); every class must occur.
         classes: K.
         batch_size: images in a pass.
+        known: (N, D), the features of the training images, where they are known already.
 
     Raises:
         InputError: an empty class; features that are NaN or do not vary.
@@ -553,11 +557,12 @@ class Mahalanobis(FeatureScore):
         *,
         classes: int,
         batch_size: int = 256,
+        known: Float[Tensor, "n d"] | None = None,
     ) -> None:
         y = checked_labels(labels, len(images), classes)
         check_every_class(y, classes)
         self.features = features
-        found = _training_features(features, images, batch_size)
+        found = _training_features(features, images, batch_size, known)
         f = found.double().cpu().numpy()
         means = np.stack([f[y == k].mean(0) for k in range(classes)])
         covariance, _ = ledoit_wolf(f - means[y], assume_centered=True)
@@ -585,6 +590,7 @@ class NearestNeighbour(FeatureScore):
         images: of the training split.
         k: which neighbour, 1 … N.
         batch_size: images in a pass.
+        known: (N, D), the features of the training images, where they are known already.
 
     Raises:
         InputError: k below 1 or above the number of images; features that are NaN.
@@ -597,12 +603,18 @@ class NearestNeighbour(FeatureScore):
     """
 
     def __init__(
-        self, features: Features, images: StoredImages, *, k: int = 50, batch_size: int = 256
+        self,
+        features: Features,
+        images: StoredImages,
+        *,
+        k: int = 50,
+        batch_size: int = 256,
+        known: Float[Tensor, "n d"] | None = None,
     ) -> None:
         if not 1 <= k <= len(images):
             raise InputError(f"k must lie in 1 … {len(images)} (the training images), not {k}")
         self.features, self.k = features, k
-        self.bank = F.normalize(_training_features(features, images, batch_size), dim=1)
+        self.bank = F.normalize(_training_features(features, images, batch_size, known), dim=1)
 
     def from_features(self, features: Float[Tensor, "n d"]) -> Scores:
         f = F.normalize(features, dim=1)

@@ -110,10 +110,12 @@ def _measure(
     suite = _attack_predictions(request, folder, described, progress)
     with ProgressLine(f"uncertainty, {request.threat}", progress) as line:
         steps = Stages(folder, line, _weights(request))
-        logits = steps.do("answers", lambda report: ({}, _clean_logits(request))).tensors
-        calibrators = _fit_calibrators(request, logits["fitting"])
+        fitting = steps.do("answers", lambda report: ({}, _fitting_logits(request))).tensors
+        calibrators = _fit_calibrators(request, fitting["fitting"])
         probed = ProbedModel(request, calibrators["temperature"], folder=steps.folder, key=key)
-        outcomes = _search(probed, steps, logits, suite)
+        clean = steps.do("clean", partial(measurements.look_at_clean, probed)).tensors
+        logits = {**fitting, **{name: clean[name] for name in ("more_calibration", "more_test")}}
+        outcomes = _search(probed, steps, clean, suite)
     found = Findings(request, probed.temperature, calibrators, logits, suite, outcomes)
     seconds, settings = {"suite": suite.seconds} | steps.seconds, _settings(request)
     result = {
@@ -191,18 +193,13 @@ def _attack_predictions(
     return suite
 
 
-def _clean_logits(request: Request) -> dict[str, Tensor]:
-    """Uncalibrated logits (N, K) of clean images, by split."""
+def _fitting_logits(request: Request) -> dict[str, Tensor]:
+    """Uncalibrated logits (N, K) of the fitting split."""
 
     def predict(images: Tensor) -> Tensor:
         return request.model(images.to(request.device)).float().cpu()
 
-    splits = {
-        "fitting": request.fitting,
-        "more_calibration": request.more_calibration,
-        "more_test": request.more_test,
-    }
-    return {name: in_batches(predict, split.images) for name, split in splits.items()}
+    return {"fitting": in_batches(predict, request.fitting.images)}
 
 
 def _fit_calibrators(request: Request, logits: Tensor) -> dict[str, Any]:
@@ -216,7 +213,7 @@ def _fit_calibrators(request: Request, logits: Tensor) -> dict[str, Any]:
 
 
 def _search(
-    probed: ProbedModel, steps: Stages, logits: dict[str, Tensor], suite: Done
+    probed: ProbedModel, steps: Stages, clean: dict[str, Tensor], suite: Done
 ) -> dict[str, Done]:
     """Every step that runs the model on images that are scored, corrupted or attacked."""
     request = probed.request
@@ -226,11 +223,13 @@ def _search(
         outcomes[name] = steps.do(name, partial(work, probed, *arguments))
         return outcomes[name]
 
-    calibration = probed.temperature(logits["more_calibration"][: len(request.calibration)])
+    calibration = probed.temperature(clean["more_calibration"][: len(request.calibration)])
     broken = suite.tensors["images"]
-    unaware = do("unaware", measurements.attack_unaware).tensors["images"]
-    scored = do("known", measurements.score_images, broken, unaware)
-    unsure = do("miscalibrate", measurements.attack_confidence).tensors["images"]
+    unaware = do("unaware", measurements.attack_unaware, broken).tensors["images"]
+    attacked = {"suite": broken, "unaware": unaware}
+    scored = do("known", measurements.score_images, clean, broken, unaware)
+    predicted = scored.tensors["clean/logits"]
+    unsure = do("miscalibrate", measurements.attack_confidence, predicted).tensors
     thresholds = list(thresholds_of(request, calibration)[0].values())
     for name in measurements.AWARE:
         if name in scored.figures["scores"]:
@@ -240,7 +239,7 @@ def _search(
                 name,
                 scored.tensors[f"calibration/{name}"],
                 thresholds if name == "max-softmax" else [],
-                {"suite": broken, "unaware": unaware},
+                attacked,
                 scored.tensors,
             )
     for number, other in enumerate(request.out_of_distribution):
@@ -248,7 +247,7 @@ def _search(
     for name in request.corruption_names:
         do(f"corruption-{name}", _or_reason(measurements.predict_corrupted), name)
     sets = conformal_sets(request, calibration, "lac")
-    do("sets", measurements.attack_sets, sets, broken, unsure)
+    do("sets", measurements.attack_sets, sets, attacked, scored.tensors, unsure)
     do("robust-sets", _or_reason(measurements.attack_robust_sets))
     return outcomes
 
@@ -267,7 +266,8 @@ def _or_reason(work: Callable[..., measurements.Outcome]) -> Callable[..., measu
 
 def _weights(request: Request) -> dict[str, float]:
     """About how many thousand forward passes each step takes for a thousand images."""
-    weights = {"answers": 15.0, "unaware": 80.0, "known": 25.0, "miscalibrate": 20.0, "sets": 50.0}
+    weights = {"answers": 1.0, "clean": 20.0, "unaware": 30.0, "known": 20.0}
+    weights |= {"miscalibrate": 25.0, "sets": 35.0}
     weights |= {f"evade-{name}": 40.0 for name in measurements.AWARE} | {"robust-sets": 40.0}
     weights |= {f"foreign-{i}": 8.0 for i in range(len(request.out_of_distribution))}
     return weights | {f"corruption-{name}": 2.0 for name in request.corruption_names}

@@ -7,8 +7,9 @@ JSON holds them, and tensors: what the original model says of the images that it
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,22 +17,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ... import draws
+from ...attacks import Items, Oracle, run
+from ...attacks.losses import margin
 from ...data.corruptions import SEVERITIES, corrupt
 from ...data.out_of_distribution import OutOfDistribution
 from ...evaluation.evaluate import evaluate
-from ...evaluation.unaware import STEPS as UNAWARE_STEPS
-from ...evaluation.unaware import unaware_points, unaware_seeds
 from ...stored import in_memory
 from ...threat import Threat
-from ...types import Images, Model, Report
+from ...types import Images, Logits, Report
 from ..abstaining import Threshold
-from ..attacks import Ascent, Found
+from ..attacks import LONG, SHORT, Ascent
 from ..conformal import NoisyModel, RobustConformal, SplitConformal
 from ..detection import threshold_at_fpr
 from ..goals import Enlarge, Evade, Goal, LookFamiliar, Miscalibrate, Miscover
-from .probed_model import ProbedModel, wrong
+from ..scores import LogitScore
+from .probed_model import Look, ProbedModel, wrong
 
 STEPS = 15
+UNAWARE_STEPS = 16
 AWARE = ("max-softmax", "mahalanobis")  # the detectors that an attacker who knows them evades
 FALSE_POSITIVE_RATES = (0.05, 0.5)  # at which a detector's robust error is measured
 MULTIPLES = (0.25, 0.5, 1.0, 2.0)  # of ε, at which coverage and set size are measured
@@ -39,6 +42,9 @@ SET_STEPS = 10  # fewer, because these start from images that are attacked alrea
 CURVE_IMAGES, CURVE_STEPS = 200, 6
 OOD_ATTACKED, OOD_STEPS = 200, 10
 ROBUST_STEPS, ROBUST_SAMPLES = 8, 2
+# What a smooth model needs of these steps, if they begin with long ones: in L∞ 8/255, 9 on
+# `cifar10-linf-slim` reached as far on the average as 15 short ones, goal by goal.
+SMOOTH_SHARE = 0.6
 
 Outcome = tuple[dict[str, Any], dict[str, Tensor]]  # figures and tensors of a step
 
@@ -77,33 +83,86 @@ def attack_predictions(
     return {name: summary[name] for name in kept}, tensors
 
 
-def attack_unaware(probed: ProbedModel, report: Report) -> Outcome:
-    """Attack as one who knows of no detector: PGD, which goes on after a success.
+def look_at_clean(probed: ProbedModel, report: Report) -> Outcome:
+    """What the model says of clean images: the original of those that are attacked or calibrated
+    on; of further ones the fast copy, and the original wherever the two could predict differently.
+
+    Returns:
+        tensors `more_calibration` and `more_test` of uncalibrated logits (M, K); `calibration` and
+        `test` of features (N, D).
+    """
+    request, tensors = probed.request, {}
+    splits = (
+        ("calibration", request.calibration, request.more_calibration),
+        ("test", request.test, request.more_test),
+    )
+    for number, (name, part, more) in enumerate(splits):
+        look = probed.look(part.images)
+        further = more[slice(len(part), None)]
+        report((number + 0.2) / len(splits))
+        logits = [look.logits]
+        if len(further):
+            logits.append(probed.logits_of_many(further.images))
+        tensors[name] = look.features
+        tensors[f"more_{name}"] = torch.cat(logits) * probed.temperature.temperature
+        report((number + 1) / len(splits))
+    return {}, tensors
+
+
+def ascent(probed: ProbedModel, goal: Goal, steps: int, **options: Any) -> Ascent:
+    """An ascent of so many short steps, or on a smooth model of fewer ones that begin long."""
+    if probed.smooth:
+        return Ascent(goal, steps=math.ceil(SMOOTH_SHARE * steps), lengths=LONG, **options)
+    return Ascent(goal, steps=steps, lengths=SHORT, **options)
+
+
+def attack_unaware(probed: ProbedModel, suite: Images, report: Report) -> Outcome:
+    """Attack as one who knows of no detector, and goes on after a success: the true class's
+    probability as low as can be.
 
     The suite stops once a prediction is wrong. Its images are near the decision boundary, where
     every model is unsure.
+
+    Args:
+        suite: (N, C, H, W), of `attack_predictions`: where the search starts.
 
     Returns:
         the tensor `images` (N, C, H, W).
     """
     request, parts = probed.request, []
     fast_copy = probed.fast_copy("calibrated", probed.model)
+    steps = math.ceil(SMOOTH_SHARE * UNAWARE_STEPS) if probed.smooth else UNAWARE_STEPS
+    attack = Ascent(Miscover(), steps=steps, lengths=LONG)
     for rows in torch.arange(len(request.test)).split(probed.batch_size):
-        images, labels = (
-            tensor[rows].to(request.device) for tensor in (request.test.floats, request.test.labels)
-        )
-        seeds = unaware_seeds(request.seed, request.test.items[rows])
+        images, labels = request.test.floats[rows], request.test.labels[rows]
+        items = Items(
+            images=images,
+            labels=labels,
+            targets=labels,
+            eps=request.threat.radii(images),
+            seeds=draws.item_seeds(request.seed, "unaware", request.test.items[rows]),
+            start=suite[rows],
+        ).to(request.device)
         with draws.fixed_draws(request.seed):
-            points = unaware_points(fast_copy.model, images, labels, request.threat, seeds)
+            points = run(
+                attack, Oracle(fast_copy.model), items, request.threat, own_draws=False
+            ).best
         parts.append(points.cpu())
         report(float(rows[-1] + 1) / len(request.test))
-    return {"steps": UNAWARE_STEPS, "search": fast_copy.name}, {"images": torch.cat(parts)}
+    return {"steps": steps, "search": fast_copy.name}, {"images": torch.cat(parts)}
 
 
-def score_images(probed: ProbedModel, suite: Images, unaware: Images, report: Report) -> Outcome:
+def score_images(
+    probed: ProbedModel,
+    clean: dict[str, Tensor],
+    suite: Images,
+    unaware: Images,
+    report: Report,
+) -> Outcome:
     """Logits and every detector's score of calibration images, clean and attacked test images.
 
     Args:
+        clean: of `look_at_clean`.
         suite: (N, C, H, W), of `attack_predictions`.
         unaware: (N, C, H, W), of `attack_unaware`.
 
@@ -112,23 +171,31 @@ def score_images(probed: ProbedModel, suite: Images, unaware: Images, report: Re
         `WHERE/DETECTOR`, WHERE being `calibration`, `clean`, `suite` or `unaware`.
     """
     request = probed.request
+    calibration, test = request.calibration, request.test
+    looks = {
+        name: Look(probed.temperature(clean[f"more_{name}"][: len(part)]), clean[name])
+        for name, part in (("calibration", calibration), ("test", test))
+    }
     places = (
-        ("calibration", request.calibration.images, request.calibration.items),
-        ("clean", request.test.images, request.test.items),
-        ("suite", suite, request.test.items),
-        ("unaware", unaware, request.test.items),
+        ("calibration", calibration.images, calibration.items, looks["calibration"]),
+        ("clean", test.images, test.items, looks["test"]),
+        ("suite", suite, test.items, None),
+        ("unaware", unaware, test.items, None),
     )
     tensors = {}
-    for number, (where, images, items) in enumerate(places):
-        scored = probed.score(images, items)
+    for number, (where, images, items, look) in enumerate(places):
+        scored = probed.score(images, items, look)
         tensors[f"{where}/logits"] = scored.logits
         tensors |= {f"{where}/{name}": score for name, score in scored.scores.items()}
         report((number + 1) / len(places))
     return {"scores": list(probed.detectors)}, tensors
 
 
-def attack_confidence(probed: ProbedModel, report: Report) -> Outcome:
+def attack_confidence(probed: ProbedModel, clean: Logits, report: Report) -> Outcome:
     """Make right predictions unsure and wrong ones sure, while every prediction stays the same.
+
+    Args:
+        clean: (N, K), calibrated, of the test images.
 
     Returns:
         tensors `images` (N, C, H, W), `logits` (N, K) on them and `moved` (N,): whether the
@@ -138,12 +205,13 @@ def attack_confidence(probed: ProbedModel, report: Report) -> Outcome:
     fast_copy = probed.fast_copy("calibrated", probed.model)
     found = probed.seek(
         "miscalibrate",
-        Ascent(Miscalibrate(), steps=STEPS, slack=fast_copy.error),
+        ascent(probed, Miscalibrate(), STEPS, slack=fast_copy.error),
         probed.model,
         request.test.floats,
         request.test.labels,
         request.threat,
         search=fast_copy.model,
+        known=clean,
         report=report,
     )
     return {"moved": int(found.moved.sum()), "search": fast_copy.name}, {
@@ -166,7 +234,9 @@ def attack_detector(
 
     Only an image that some attack made wrong, or that is wrong as it is, can be wrong and
     accepted. Each search starts from the least suspicious image that is wrong: first by the
-    selective attack, then, where that fails, by the orthogonal one (`Ascent`).
+    selective attack, then, where that fails, by the orthogonal one (`Ascent`). A score of the
+    logits falls as the wrong class gains on all others, so there the second has nothing to keep
+    apart, and is left out.
 
     Args:
         calibration: the detector's scores of the calibration images.
@@ -180,25 +250,35 @@ def attack_detector(
     request = probed.request
     labels = request.test.labels
     rows, starts, logits, scores = _least_suspicious(detector, labels, attacked, scored)
+    first_logits, first_scores = logits.clone(), scores.clone()
     tried = len(rows)
     by = torch.zeros(len(logits), dtype=torch.int64)  # 1: selective, 2: orthogonal
     both, fast_copy = probed.with_detector(detector)
     # Below this score, an image looks surer than 9 of 10 clean ones, and is accepted everywhere.
     wanted = [threshold_at_fpr(calibration, 0.9), *(t.value for t in thresholds)]
     target = min(value for value in wanted if np.isfinite(value))
-    for number, orthogonal in enumerate((False, True)):
+    of_logits = isinstance(probed.detectors[detector], LogitScore)
+    for number, orthogonal in enumerate((False,) if of_logits else (False, True)):
         rows = rows[scores[rows] >= target]
         if not len(rows):
             break
         found = probed.seek(
             f"evade {detector}",
-            Ascent(Evade(), steps=STEPS, orthogonal=orthogonal, aim=-target, slack=fast_copy.error),
+            ascent(
+                probed,
+                Evade(),
+                STEPS,
+                orthogonal=orthogonal,
+                aim=-target,
+                slack=fast_copy.error,
+            ),
             both,
             request.test.floats[rows],
             labels[rows],
             request.threat,
             search=fast_copy.model,
             starts=starts[rows],
+            known=torch.cat([first_logits[rows], first_scores[rows, None]], 1),
             items=request.test.items[rows],
             report=between(report, number / 2, (number + 1) / 2),
         )
@@ -253,12 +333,13 @@ def score_out_of_distribution(
     fast_copy = probed.fast_copy("calibrated", probed.model)
     found = probed.seek(
         f"look familiar, {other.name}",
-        Ascent(LookFamiliar(), steps=OOD_STEPS),
+        ascent(probed, LookFamiliar(), OOD_STEPS),
         probed.model,
         some,
         torch.zeros(len(some), dtype=torch.int64),  # these images are of none of the classes
         request.threat,
         search=fast_copy.model,
+        known=scored.logits[: len(some)],
         report=between(report, 0.3, 1.0),
     )
     return {"n": len(images), "attacked": len(some)}, {
@@ -283,39 +364,30 @@ def predict_corrupted(probed: ProbedModel, corruption: str, report: Report) -> O
             corrupted = corrupt(
                 images, corruption, severity, seed=request.seed, items=request.test.items
             )
-        parts.append(_logits(probed, fast_copy.model, fast_copy.error, corrupted))
+        parts.append(probed.logits_of_many(corrupted))
         report((number + 1) / len(SEVERITIES))
     return {"search": fast_copy.name}, {"logits": torch.stack(parts)}
 
 
-def _logits(
-    probed: ProbedModel, fast_copy: Model, error: float, images: Images
-) -> Float[Tensor, "n k"]:
-    """The fast copy's logits, and the original's wherever the two could predict differently."""
-    device, parts = probed.request.device, []
-    with torch.no_grad():
-        for part in images.split(probed.batch_size):
-            parts.append(fast_copy(part.to(device)).float().cpu())
-    logits = torch.cat(parts)
-    top = logits.topk(2, dim=1).values
-    near = (top[:, 0] - top[:, 1] <= 2 * error).nonzero().squeeze(1)
-    if len(near):
-        logits[near] = probed.logits(images[near])
-    return logits
-
-
 def attack_sets(
-    probed: ProbedModel, sets: SplitConformal, suite: Images, unsure: Images, report: Report
+    probed: ProbedModel,
+    sets: SplitConformal,
+    attacked: dict[str, Images],
+    scored: dict[str, Tensor],
+    unsure: dict[str, Tensor],
+    report: Report,
 ) -> Outcome:
     """Attack conformal sets twice: to miss the true class, and to hold as many classes as can be.
 
     Both attacks are made at the threat model's ε on all images, and at `MULTIPLES` of it on the
-    first `CURVE_IMAGES`.
+    first `CURVE_IMAGES`. At ε, the true class has been pressed down before, as far as can be: of
+    the images that others found, the first attack takes the one where it is least probable.
 
     Args:
         sets: with score `lac`, whose threshold the second attack aims at.
-        suite: (N, C, H, W), of `attack_predictions`: the first attack starts there.
-        unsure: (N, C, H, W), of `attack_confidence`: the second attack starts there.
+        attacked: images (N, C, H, W) that others found, by name.
+        scored: `NAME/logits` of each of them.
+        unsure: of `attack_confidence`: the second attack starts there.
 
     Returns:
         the figure `eps`, which lists the radii, and tensors of logits: `miscover`, `enlarge`
@@ -328,36 +400,70 @@ def attack_sets(
     n, curve_n = len(images), min(CURVE_IMAGES, len(images))
 
     def climb(
-        goal: Goal, count: int, threat: Threat, starts: Images, steps: int, low: float, high: float
-    ) -> Found:
-        return probed.seek(
-            f"sets, {goal.name}, {threat.eps!r}",
-            Ascent(goal, steps=steps),
+        attack: Ascent,
+        count: int,
+        threat: Threat,
+        begin: _Answered,
+        low: float,
+        high: float,
+    ) -> _Answered:
+        found = probed.seek(
+            f"sets, {attack.name}, {threat.eps!r}",
+            attack,
             probed.model,
             images[:count],
             labels[:count],
             threat,
             search=fast_copy.model,
-            starts=starts[:count],
+            starts=begin.images,
+            known=begin.logits,
             report=between(report, low, high),
         )
+        return _Answered(found.images, found.outputs)
 
-    tensors = {
-        "miscover": climb(Miscover(), n, request.threat, suite, SET_STEPS, 0.0, 0.3).outputs,
-        "enlarge": climb(enlarge, n, request.threat, unsure, SET_STEPS, 0.3, 0.6).outputs,
-    }
-    missing = large = images[:curve_n]
+    missed_at_eps = _least_probable(labels, attacked, scored)
+    begin = _Answered(unsure["images"], unsure["logits"])
+    large_at_eps = climb(ascent(probed, enlarge, SET_STEPS), n, request.threat, begin, 0.0, 0.4)
+    tensors = {"miscover": missed_at_eps.logits, "enlarge": large_at_eps.logits}
+    # So few steps are not shortened: from one radius to the next there is far to go.
+    lengths = LONG if probed.smooth else SHORT
+    misses, enlarges = (
+        Ascent(goal, steps=CURVE_STEPS, lengths=lengths) for goal in (Miscover(), enlarge)
+    )
+    missed = enlarged = _Answered(images[:curve_n], scored["clean/logits"][:curve_n])
     for number, multiple in enumerate(MULTIPLES):
-        ball = request.threat.times(multiple)
-        after = 0.6 + 0.1 * number
-        # A ball lies inside every larger one: each radius starts from the last one's images.
-        missed = climb(Miscover(), curve_n, ball, missing, CURVE_STEPS, after, after + 0.05)
-        enlarged = climb(enlarge, curve_n, ball, large, CURVE_STEPS, after + 0.05, after + 0.1)
-        missing, large = missed.images, enlarged.images
-        tensors[f"miscover/{number}"] = missed.outputs
-        tensors[f"enlarge/{number}"] = enlarged.outputs
+        if multiple == 1:
+            missed, enlarged = missed_at_eps.first(curve_n), large_at_eps.first(curve_n)
+        else:
+            ball = request.threat.times(multiple)
+            after = 0.4 + 0.15 * number
+            # A ball lies inside every larger one: each radius starts from the last one's images.
+            missed = climb(misses, curve_n, ball, missed, after, after + 0.07)
+            enlarged = climb(enlarges, curve_n, ball, enlarged, after + 0.07, after + 0.15)
+        tensors[f"miscover/{number}"] = missed.logits
+        tensors[f"enlarge/{number}"] = enlarged.logits
     figures = {"n": n, "curve_n": curve_n, "eps": [request.threat.eps * m for m in MULTIPLES]}
     return figures, tensors
+
+
+class _Answered(NamedTuple):
+    """Images (N, C, H, W), and the original's calibrated logits (N, K) on them."""
+
+    images: Images
+    logits: Logits
+
+    def first(self, count: int) -> _Answered:
+        return _Answered(self.images[:count].clone(), self.logits[:count].clone())
+
+
+def _least_probable(
+    labels: Tensor, attacked: dict[str, Images], scored: dict[str, Tensor]
+) -> _Answered:
+    """Of the images that different attacks found, the one whose true class is least probable."""
+    logits = torch.stack([scored[f"{name}/logits"] for name in attacked])
+    lead = torch.stack([-margin(each, labels) for each in logits])
+    chosen = lead.argmax(0), torch.arange(len(labels))
+    return _Answered(torch.stack(list(attacked.values()))[chosen], logits[chosen])
 
 
 def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
@@ -393,7 +499,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
     for number, (name, ball, n) in enumerate(attacks):
         found = probed.seek(
             f"robust sets, {name}",
-            Ascent(Miscover(), steps=ROBUST_STEPS),
+            ascent(probed, Miscover(), ROBUST_STEPS),
             NoisyModel(probed.model, request.sigma).eval(),
             images[:n],
             labels[:n],

@@ -14,6 +14,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ... import draws
+from ...attacks import Oracle
+from ...attacks.losses import margin
 from ...defences.base import declared
 from ...errors import InputError
 from ...models.wrapper import unwrapped
@@ -21,7 +23,7 @@ from ...runs.files import make_folder
 from ...runs.identity import digest
 from ...search import Journal
 from ...search.fast_copies import FastCopy, Say, fast_copy_of, has_fast_bf16, original
-from ...threat import Threat
+from ...threat import Threat, per_item
 from ...types import Images, Model
 from .. import scores
 from ..attacks import Ascent, Found, seek
@@ -34,7 +36,15 @@ SPREAD_SAMPLES = 4  # noisy passes an image, for the spread of its predictions
 DROPOUT_SAMPLES = 8  # passes with dropout an image
 NEIGHBOURS = 50  # as published for CIFAR-10, for k-nearest-neighbour distances
 PROBE = 64  # test images on which a fast copy is compared with its original
+SMOOTH = 0.8  # share of a step's linear gain that a smooth model keeps over ε
 COARSE = 0.1  # largest error of a fast copy's output, in standard deviations of that output
+
+
+class Look(NamedTuple):
+    """Calibrated logits of N images, and their features (N, D); D is 0 for a model without any."""
+
+    logits: Float[Tensor, "n k"]
+    features: Float[Tensor, "n d"]
 
 
 class Scored(NamedTuple):
@@ -93,14 +103,23 @@ class ProbedModel:
         }
         if self.features is not None:
             images = request.training.images.to(request.device)
+            features = in_batches(self.features, images)
             found["mahalanobis"] = scores.Mahalanobis(
-                self.features, images, request.training.labels, classes=len(request.classes)
+                self.features,
+                images,
+                request.training.labels,
+                classes=len(request.classes),
+                known=features,
             )
             found["nearest-neighbour"] = scores.NearestNeighbour(
-                self.features, images, k=min(NEIGHBOURS, len(images))
+                self.features, images, k=min(NEIGHBOURS, len(images)), known=features
             )
+        # Noise moves logits much further than a fast copy's rounding.
         found["smoothing-spread"] = scores.smoothing_spread(
-            model, request.sigma, samples=SPREAD_SAMPLES, seed=request.seed
+            self.fast_copy("calibrated", model).model,
+            request.sigma,
+            samples=SPREAD_SAMPLES,
+            seed=request.seed,
         )
         if request.members:
             found["ensemble"] = scores.deep_ensemble([request.model, *request.members])
@@ -114,18 +133,23 @@ class ProbedModel:
             )
         return found
 
-    def score(self, images: Tensor, items: Int64[Tensor, " n"]) -> Scored:
-        """Logits and every score of images (N, C, H, W), by the original in its own precision."""
-        found: dict[str, Tensor] = {}
+    def look(self, images: Tensor) -> Look:
+        """Logits and features of images (N, C, H, W), by the original in its own precision."""
         if self.features is None:
-            logits = self.logits(images)
-        else:
-            layer = self.features
-            joined = in_batches(
-                self._on_device(lambda x: torch.cat(layer.with_output(x), 1)), images
-            )
-            split = joined.shape[1] - len(self.request.classes)
-            features, logits = joined[:, :split], joined[:, split:].float()
+            return Look(self.logits(images), images.new_zeros(len(images), 0))
+        layer = self.features
+        joined = in_batches(self._on_device(lambda x: torch.cat(layer.with_output(x), 1)), images)
+        split = joined.shape[1] - len(self.request.classes)
+        return Look(joined[:, split:].float(), joined[:, :split])
+
+    def score(self, images: Tensor, items: Int64[Tensor, " n"], look: Look | None = None) -> Scored:
+        """Logits and every score of images (N, C, H, W).
+
+        Args:
+            look: at these images, if the model was asked about them before.
+        """
+        found: dict[str, Tensor] = {}
+        logits, features = look or self.look(images)
         for name, score in self.detectors.items():
             if isinstance(score, scores.LogitScore):
                 found[name] = score.measure(logits)
@@ -139,6 +163,37 @@ class ProbedModel:
     def logits(self, images: Tensor) -> Float[Tensor, "n k"]:
         """Calibrated logits of the original model, on the CPU."""
         return in_batches(self._on_device(self.model), images).float()
+
+    def logits_of_many(self, images: Tensor) -> Float[Tensor, "n k"]:
+        """Calibrated logits of the fast copy, and the original's wherever the two could predict
+        differently, on the CPU."""
+        fast_copy = self.fast_copy("calibrated", self.model)
+        if fast_copy.model is self.model:
+            return self.logits(images)
+        logits = in_batches(
+            self._on_device(fast_copy.model), images, batch_size=self.batch_size
+        ).float()
+        top = logits.topk(2, dim=1).values
+        near = (top[:, 0] - top[:, 1] <= 2 * fast_copy.error).nonzero().squeeze(1)
+        if len(near):
+            logits[near] = self.logits(images[near])
+        return logits
+
+    @cached_property
+    def smooth(self) -> bool:
+        """Whether a step of the length ε gains nearly what its gradient promises, on some test
+        images: then few long steps reach as far as many short ones."""
+        request = self.request
+        if request.threat.norm not in ("linf", "l2"):
+            return False  # nobody has measured it there
+        search = Oracle(self.fast_copy("calibrated", self.model).model)
+        x, y = (t[:PROBE].to(request.device) for t in (request.test.floats, request.test.labels))
+        with draws.fixed_draws(request.seed):
+            gradient, _, before = search.gradient(x, lambda logits: -margin(logits, y))
+            step = request.threat.table.steepest(gradient, x)
+            step = step * per_item(request.threat.radii(x), x)
+            gained = -margin(search.logits(x + step), y) - before
+        return float(gained.sum()) >= SMOOTH * float((gradient * step).sum()) > 0
 
     def _on_device(self, function: Callable[..., Tensor]) -> Callable[..., Tensor]:
         def call(images: Tensor, *more: Tensor) -> Tensor:
@@ -178,6 +233,7 @@ class ProbedModel:
         threat: Threat,
         *,
         starts: Images | None = None,
+        known: Tensor | None = None,
         batch_size: int | None = None,
         **options: Any,
     ) -> Found:
@@ -188,6 +244,8 @@ class ProbedModel:
             name: of this search, unlike that of any other in the run: nothing else tells apart two
                 detectors that are attacked alike.
         """
+        if known is not None and declared(self.request.model).random:
+            known = None  # there it draws from each image's own stream
         journal = None
         if self.folder is not None:
             begin = images if starts is None else starts
@@ -203,6 +261,7 @@ class ProbedModel:
                 labels,
                 threat,
                 starts=starts,
+                known=known,
                 seed=self.request.seed,
                 batch_size=batch_size or self.batch_size,
                 device=self.request.device,
