@@ -13,6 +13,7 @@ verdicts are the same.
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import os
 import subprocess
@@ -69,6 +70,88 @@ def evaluation(
     return measure
 
 
+def random_defence(
+    model: str, defence: str, limit: int, stages: slice
+) -> Callable[[str], dict[str, Any]]:
+    """An evaluation behind a random defence by the suite `adaptive`.
+
+    Args:
+        stages: which of its stages.
+    """
+
+    def measure(data: str) -> dict[str, Any]:
+        import torch
+
+        import holdfast as hf
+        from holdfast import data as datasets
+        from holdfast.attacks import Suite, adaptive
+        from holdfast.defences import chain
+
+        torch.set_num_threads(1)
+        network, split = chain(hf.load(model), [defence]), datasets.load(data).test
+        images = datasets.to_tensor(split.images[:limit])
+        labels = torch.from_numpy(split.labels[:limit].copy())
+        suite = Suite("part of adaptive", adaptive(["undefended"], random=True).stages[stages])
+        began = time.process_time()
+        result = hf.evaluate(network, images, labels, hf.Threat("linf", 8 / 255), suite)
+        return {
+            "cpu_seconds": time.process_time() - began,
+            "standing": int((~result.broken).sum()),
+            "broken": result.broken.int().tolist(),
+            "n": result.n,
+            "forwards": sum(cost.forwards for cost in result.attacks),
+            "backwards": sum(cost.backwards for cost in result.attacks),
+        }
+
+    return measure
+
+
+def uncertainty(model: str, limit: int) -> Callable[[str], dict[str, Any]]:
+    """All that `holdfast uncertainty` measures on the first test images."""
+
+    def measure(data: str) -> dict[str, Any]:
+        import tempfile
+
+        import torch
+
+        from holdfast.cli import uncertainty as verb
+
+        torch.set_num_threads(1)
+        with tempfile.TemporaryDirectory() as folder:
+            options = verb.Options(
+                model=model, out=Path(folder) / "run", data=data, limit=limit, quiet=True
+            )
+            began = time.process_time()
+            record = verb.run(options).to_dict()
+            cpu = time.process_time() - began
+            with open(Path(folder) / "run" / "images.csv") as file:
+                rows = list(csv.DictReader(file))
+        return {
+            "cpu_seconds": cpu,
+            "n": limit,
+            "attacked": attacked_figures(record),
+            "per_image": {name: [float(row[name]) for row in rows] for name in rows[0]},
+        }
+
+    return measure
+
+
+def attacked_figures(record: dict[str, Any]) -> dict[str, float]:
+    """What each attack on uncertainty has reached, by name."""
+    detectors, sets = record["detectors"], record["sets"]["by_score"]["lac"]["attacked"]
+    reached = {
+        "calibration error, confidence attacked": record["conditions"]["miscalibrate"]["ece"],
+        "90 % sets (lac), coverage": sets["covered"]["coverage"],
+        "robust sets, coverage": record["robust_sets"]["inside"]["coverage"],
+    }
+    for name, told in (("unaware", "unknown"), ("aware", "known")):
+        for detector in ("max-softmax", "mahalanobis"):
+            rates = detectors[detector][name]["robust_error"]
+            reached[f"{detector}, {told} to the attacker, robust error at 5 %"] = rates["0.05"]
+    figures = {name: float(figure["value"]) for name, figure in reached.items()}
+    return figures | {"90 % sets (lac), enlarged": float(sets["enlarged"]["mean_size"])}
+
+
 CASES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "swift-64-curve": (
         f"`evaluate {SLIM} --suite swift --limit 64 --curve`",
@@ -77,6 +160,16 @@ CASES: dict[str, tuple[str, Callable[[str], dict[str, Any]]]] = {
     "swift-64": (
         f"`evaluate {SLIM} --suite swift --limit 64`",
         evaluation(SLIM, 64, "swift", curve=False),
+    ),
+    "uncertainty-60": (f"`uncertainty {SLIM} --limit 60`", uncertainty(SLIM, 60)),
+    # The gradient attacks: HopSkipJump failed on random models before.
+    "adaptive-noise": (
+        f"`adaptive`, gradients, {SLIM} behind noise, 8 images",
+        random_defence(SLIM, "noise:sigma=0.05", 8, slice(0, 4)),
+    ),
+    "adaptive-resize-pad": (
+        f"`adaptive`, gradients, {SLIM} behind resize-pad, 8 images",
+        random_defence(SLIM, "resize-pad", 8, slice(0, 4)),
     ),
 }
 

@@ -159,7 +159,7 @@ def rows(results: list[Result]) -> list[tuple[str, Callable[[Result], str]]]:
     for name in ("max-softmax", "mahalanobis"):
         for who, how in (
             ("suite", "unknown (the suite)"),
-            ("unaware", "unknown (PGD to its end)"),
+            ("unaware", "unknown (to its end)"),
             ("aware", "known"),
         ):
             title = f"{name}, {how} to the attacker: AUROC; robust error at 5 / 50 % rejected"
