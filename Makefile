@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check wheel benchmarks clean
+.PHONY: demo test test-all check browser wheel benchmarks clean
 
 # The environment is whole once this file is there; it is made anew when versions change.
 .venv/ready: pyproject.toml constraints.txt
@@ -24,6 +24,11 @@ test: check
 
 test-all: check
 	$(BIN)/pytest
+
+# For the tests of pages: the machine's own Chromium, or else the one that Playwright brings.
+browser: .venv/ready
+	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		$(BIN)/playwright install --only-shell chromium
 
 # What `pip install` takes, with recipes and two models inside.
 wheel: .venv/ready

@@ -17,7 +17,7 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from .palette import LIGHT, TONES, dash
 from .terminal import csv_cell, page_text
@@ -172,12 +172,12 @@ class Chart:
 def tag(name: str, *content: str, **attributes: object) -> Markup:
     """An element; content and attribute values are escaped unless they are markup themselves.
     Attribute names take `-` for `_`."""
-    written = Markup("").join(
-        Markup(' {}="{}"').format(key.rstrip("_").replace("_", "-"), page_text(value))
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(page_text(value))}"'
         for key, value in attributes.items()
     )
-    inner = Markup("").join(page_text(part) for part in content)
-    return Markup("<{0}{1}>{2}</{0}>").format(Markup(name), written, inner)
+    inner = "".join(escape(page_text(part)) for part in content)
+    return Markup(f"<{name}{written}>{inner}</{name}>")
 
 
 def _percent(share: float) -> str:

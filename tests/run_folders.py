@@ -228,6 +228,29 @@ def training_run(folder: Path, *, epochs: int = 24, collapse: bool = True, **cha
     return folder
 
 
+PUBLISHED = "benchmarks/results/uncertainty-cifar10-standard-cpu.json"  # without bins
+
+
+def uncertainty_run(
+    folder: Path, *, clean: float | None = None, moved: float | None = None, bins: bool = False
+) -> Path:
+    """A published result as a run; calibration errors may be others, and bins be made up."""
+    folder.mkdir(parents=True)
+    result = json.loads((Path(__file__).parents[1] / PUBLISHED).read_text())
+    for condition, error in (("clean", clean), ("miscalibrate", moved)):
+        if error is not None:
+            result["conditions"][condition]["ece"] = {"value": error}
+    if bins:
+        for name in result["conditions"]:
+            held = {"images": [1, 9, 0, 90], "confidence": [0.3, 0.6, None, 0.95],
+                    "frequency": [1.0, 0.5, None, 0.9]}  # fmt: skip
+            curve = {"coverage": [0.25, 0.5, 1.0], "risk": [0.0, 0.05, 0.2]}
+            drawing = {"reliability": held, "risk_coverage": curve}
+            result.setdefault("drawings", {})[name] = drawing
+    write_json(folder / "result.json", result)
+    return folder
+
+
 def request(kind: str, folder: Path, options: list[str]) -> dict[str, Any]:
     return {
         "schema": "holdfast/request/1",

@@ -22,6 +22,7 @@ from ..runs.records import EvaluationRecord
 from ..runs.records.base import Count, Fraction, Integer, Interval, ListOf, Positive, Quantity
 from ..search import AdversarialImages
 from ..stored import ModelImages
+from .pictures import write_pictures
 
 EXAMPLES = 24  # images kept for the report
 FILES = (".csv", ".safetensors")  # how the names of a run's files for readers end
@@ -204,6 +205,8 @@ def write_run(
     (folder / records.RESULT).unlink(missing_ok=True)
     write_verdicts(folder / VERDICTS, result.verdicts)
     write_examples(folder / "examples.safetensors", images, result)
+    index = torch.tensor([verdict.index for verdict in result.verdicts], dtype=torch.int64)
+    write_pictures(folder, images, result.adversarial, index)
     record = EvaluationRecord.checked({**described, **result.to_dict()}, str(folder))
     others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
     finish(folder, record, others)

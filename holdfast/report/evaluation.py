@@ -283,13 +283,14 @@ def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
     shown = [(run, curve) for run in runs if (curve := run.record.curve) and curve.points]
     if not shown:
         return None
+    left_out, shown = len(shown[palette.STYLES :]), shown[: palette.STYLES]
     high = max(max(run.threat.eps, _end(curve)) for run, curve in shown)
     axis = radius_axis("ε", [run.threat for run, _ in shown], high)
     several = len(shown) > 1
     lines, marks = [], []
     names = headings([run for run, _ in shown])
     for i, (run, curve) in enumerate(shown):
-        tone = f"tone-{i % palette.STYLES}" if several else "robust"
+        tone = f"tone-{i}" if several else "robust"
         points = [point for point in ascending(curve) if point.eps <= high]
         lines.append(
             charts.Line(
@@ -334,6 +335,8 @@ def security_curves(runs: Sequence[EvaluationRun]) -> Curves | None:
             " The line does not reach 0: either the radii end too early, or the attack "
             "fails where a stronger one would not."
         )
+    if left_out:
+        caption += f" The first {len(shown)} are drawn; {left_out} more are not."
     if several:
         caption += f" Lines: {shown[0][1].attack}, n = {format.count(shown[0][1].n)}."
     return Curves(chart, table, caption)

@@ -121,9 +121,8 @@ def permission(threat: Threat) -> str:
 
 
 def _step(threat: Threat) -> str:
-    in_steps = threat.eps * 255
-    if abs(in_steps - round(in_steps)) < 1e-6:
-        return f"{in_steps:g}/255 of its range"
+    if in_steps(threat):
+        return f"{threat.eps * 255:g}/255 of its range"
     return f"{100 * threat.eps:.3g}{_SPACE}% of its range"
 
 

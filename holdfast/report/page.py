@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import base64
 import functools
+import hashlib
 import os
 import shlex
 from collections.abc import Sequence
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from .. import charts, palette
 from ..errors import InputError
 from ..runs.files import check_named, write_named
 from ..terminal import page_text, tell
-from . import certification, defences, evaluation, format, training, uncertainty, verdict
+from . import (
+    certification,
+    defences,
+    evaluation,
+    format,
+    gallery,
+    training,
+    uncertainty,
+    verdict,
+)
 from .comparison import comparison
 from .runs import CertificationRun, EvaluationRun, Run, TrainingRun, UncertaintyRun, read_run
 from .verdict import Verdict
@@ -54,8 +67,16 @@ def _environment() -> Environment:
     return environment
 
 
-def _view(number: int, run: Run) -> SimpleNamespace:
-    """What the template named after the run's kind is given."""
+@functools.cache
+def _script() -> tuple[Markup, str]:
+    """The page's script, and its hash as the page's policy names it: nothing else runs."""
+    text = (resources.files("holdfast.report") / "page.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return Markup(text), f"sha256-{digest}"
+
+
+def _view(number: int, run: Run, budget: int) -> SimpleNamespace:
+    """What the template named after the run's kind is given; `budget` is that of its pictures."""
     common = {
         "number": number,
         "id": f"run-{number}",
@@ -80,6 +101,7 @@ def _view(number: int, run: Run) -> SimpleNamespace:
         classes=evaluation.classes(run),
         confusion=evaluation.confusion(run),
         examples=evaluation.examples(run),
+        gallery=gallery.gallery(run, budget),
         cost=evaluation.cost(run),
         other_costs=evaluation.other_costs(run),
         defended=defences.defended(run),
@@ -121,12 +143,16 @@ def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
     certifications = [run for run in runs if isinstance(run, CertificationRun)]
     ordered: list[Run] = [*evaluations, *certifications, *uncertainties, *trainings]
     whole = len(ordered) <= MOST_SECTIONS
+    budget = gallery.BUDGET // max(1, len(evaluations))
+    script, script_hash = _script()
     return (
         _environment()
         .get_template("page.html")
         .render(
             kind=next(name for kind, name in KINDS.items() if any(r.kind == kind for r in ordered)),
-            views=[_view(number, run) for number, run in enumerate(ordered, 1)] if whole else [],
+            views=[_view(number, run, budget) for number, run in enumerate(ordered, 1)]
+            if whole
+            else [],
             brief=[] if whole else _brief(ordered),
             sections=whole,
             paths=[str(run.path) for run in ordered],
@@ -136,6 +162,8 @@ def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
             side_by_side=uncertainty.side_by_side(uncertainties),
             defences=defences.defence_table(evaluations),
             report_command=command,
+            script=script,
+            script_hash=script_hash,
         )
     )
 
