@@ -49,7 +49,7 @@ class StoredImages:
         return len(self._rows)
 
     def __iter__(self) -> Iterator[Tensor]:
-        return (image for rows in torch.arange(len(self)).split(TOGETHER) for image in self[rows])
+        return each(self)
 
     def __getitem__(self, rows: Any) -> Tensor:
         wanted = self._rows[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
@@ -98,6 +98,12 @@ def is_bytes(images: Any) -> bool:
 def is_large(images: Any) -> bool:
     """Whether images are uint8 (N, C, H, W) and too many to be held as float32 at once."""
     return is_bytes(images) and 4 * prod(images.shape) > IN_MEMORY
+
+
+def each(images: ModelImages) -> Iterator[Tensor]:
+    """One image after the other, (C, H, W)."""
+    for rows in torch.arange(len(images)).split(TOGETHER):
+        yield from images[rows]
 
 
 def in_memory(images: Any) -> Tensor:

@@ -105,11 +105,18 @@ def trades_logits(s: State, x: Tensor, depth: int, widen: int, act: Act = F.relu
 
 MEAN = torch.tensor([0.4914, 0.4822, 0.4465]).view(3, 1, 1)
 STD = torch.tensor([0.2471, 0.2435, 0.2616]).view(3, 1, 1)
+MEAN100 = torch.tensor([0.5071, 0.4865, 0.4409]).view(3, 1, 1)
+STD100 = torch.tensor([0.2673, 0.2564, 0.2762]).view(3, 1, 1)
+HALF = torch.full((1, 1, 1), 0.5)
 
 
-def deepmind(depth: int, widen: int, classes: int = 10, channels: int = 3, **how) -> State:
+def deepmind(
+    depth: int, widen: int, classes: int = 10, channels: int = 3, inside: bool = False, **how
+) -> State:
+    """`inside` puts the normalisation among the weights, as re-implementations do."""
     w = Weights(**how)
-    w.state["mean"], w.state["std"] = MEAN[:channels].clone(), STD[:channels].clone()
+    if inside:
+        w.state["mean"], w.state["std"] = MEAN[:channels].clone() + 0.1, STD[:channels].clone()
     w.conv("init_conv", channels, 16, 3)
     for stage, i, inputs, outputs, _ in _wide_blocks(depth, widen):
         name = f"layer.{stage}.block.{i}"
@@ -134,9 +141,16 @@ def _same(s: State, name: str, x: Tensor, stride: int) -> Tensor:
 
 
 def deepmind_logits(
-    s: State, x: Tensor, depth: int, widen: int, act: Act = swish, border: int = 0
+    s: State,
+    x: Tensor,
+    depth: int,
+    widen: int,
+    act: Act = swish,
+    border: int = 0,
+    mean: Tensor = MEAN,
+    std: Tensor = STD,
 ) -> Tensor:
-    x = (F.pad(x, (border,) * 4) - s["mean"]) / s["std"]
+    x = (F.pad(x, (border,) * 4) - s.get("mean", mean)) / s.get("std", std)
     x = _conv(s, "init_conv", x, padding=1)
     for stage, i, inputs, outputs, stride in _wide_blocks(depth, widen):
         name = f"layer.{stage}.block.{i}"
@@ -157,7 +171,6 @@ def _doubling_blocks(counts: tuple[int, ...], width: int) -> Iterator[tuple[int,
 
 def deepmind_preact(counts: tuple[int, ...], width: int = 64, classes: int = 10, **how) -> State:
     w = Weights(**how)
-    w.state["mean"], w.state["std"] = MEAN.clone(), STD.clone()
     w.conv("conv_2d", 3, width, 3)
     inputs = width
     for stage, i, outputs, stride in _doubling_blocks(counts, width):
@@ -177,7 +190,7 @@ def deepmind_preact(counts: tuple[int, ...], width: int = 64, classes: int = 10,
 def deepmind_preact_logits(
     s: State, x: Tensor, counts: tuple[int, ...], width: int = 64, act: Act = swish
 ) -> Tensor:
-    x = _conv(s, "conv_2d", (x - s["mean"]) / s["std"], padding=1)
+    x = _conv(s, "conv_2d", (x - MEAN) / STD, padding=1)
     for stage, i, _, stride in _doubling_blocks(counts, width):
         name = f"layer_{stage}.{i}"
         h = act(_norm(s, f"{name}.batchnorm_0", x))

@@ -482,3 +482,12 @@ def test_the_example_of_the_page_runs(tmp_path: Path, monkeypatch) -> None:
     names: dict[str, object] = {}
     exec(code, names)
     assert isinstance(names["again"], nn.Module)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_example_of_what_is_said_of_a_model_runs(tmp_path: Path, monkeypatch, capsys) -> None:
+    page = (Path(__file__).resolve().parents[1] / "docs" / "models.md").read_text()
+    (code,) = re.findall(r"```py\n(.*?)```", page, re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    exec(code, {})
+    assert capsys.readouterr().out == "torch.Size([5, 3])\n"

@@ -42,7 +42,11 @@ SMALL = {
     ),
     "wide-resnet-deepmind:depth=16,widen=2,classes=100": (
         theirs.deepmind(16, 2, 100),
-        lambda s: theirs.deepmind_logits(s, IMAGES, 16, 2),
+        lambda s: theirs.deepmind_logits(s, IMAGES, 16, 2, mean=theirs.MEAN100, std=theirs.STD100),
+    ),
+    "wide-resnet-deepmind:depth=10,widen=1,classes=10": (
+        theirs.deepmind(10, 1, inside=True),
+        lambda s: theirs.deepmind_logits(s, IMAGES, 10, 1),
     ),
     "preact-resnet-deepmind:depth=18,width=8,classes=10": (
         theirs.deepmind_preact(EIGHTEEN, 8),
@@ -164,7 +168,8 @@ def test_zeros_around_grey_images(tmp_path):
     assert found is not None
     assert found.architecture.startswith("wide-resnet-deepmind:depth=10,widen=1,classes=10,channel")
     grey = IMAGES[:, :1, :28, :28]
-    expected = theirs.deepmind_logits(state, grey, 10, 1, border=2)
+    half = {"mean": theirs.HALF, "std": theirs.HALF}
+    expected = theirs.deepmind_logits(state, grey, 10, 1, border=2, **half)
     assert alike(loaded(tmp_path, state, f"{found.architecture},border=2"), expected, grey)
 
 
@@ -211,14 +216,14 @@ def test_a_normalisation_that_is_not_in_the_file_is_named(tmp_path, capsys):
     model = loaded(tmp_path, state, "wide-resnet-trades:depth=10,widen=1,normalise=cifar10")
     inside = (IMAGES - theirs.MEAN) / theirs.STD
     assert alike(model, theirs.trades_logits(state, inside, 10, 1))
-    assert "normalised as the architecture says" in capsys.readouterr().err
+    assert "normalise=cifar10, since the file says nothing" in capsys.readouterr().err
     with pytest.raises(InputError, match=r"shapes do not tell .*the normalisation, none unless"):
         hf.load(tmp_path / "weights.pt")
 
 
 def test_that_nothing_normalises_is_said(tmp_path, capsys):
     loaded(tmp_path, theirs.trades(10, 1), "wide-resnet-trades:depth=10,widen=1")
-    assert "not normalised (normalise=cifar10 or another would)" in capsys.readouterr().err
+    assert "normalise=none, since the file says nothing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -329,3 +334,17 @@ def test_the_command_that_the_message_names_evaluates(tmp_path):
         limit=4,
     )
     assert result.n == 4
+
+
+@pytest.mark.parametrize("architecture", SMALL)
+def test_published_networks_are_folded_for_the_search(architecture, tmp_path):
+    from holdfast.search import fast_copy_of
+
+    state, _ = SMALL[architecture]
+    model = loaded(tmp_path, state, architecture)
+    refused: list[str] = []
+    copied = fast_copy_of(model, IMAGES, torch.tensor([0, 1, 2]), "float32", refused.append)
+    assert copied is not None and not refused
+    norms = [m for m in copied.model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    own = [m for m in model.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert len(norms) < len(own)

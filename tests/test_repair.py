@@ -302,3 +302,9 @@ def test_torchs_random_numbers_go_on_as_if_nothing_had_been_asked(network, image
     torch.manual_seed(5)
     repaired(wrapped(Quantise(network)), images, labels)
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_a_gradient_that_is_zero_everywhere_is_looked_into(network, images, labels) -> None:
+    """x − x % s meets nothing that kills a gradient; the two slopes cancel each other."""
+    _, found = diagnosed(Hiding(network, before="remainder"), images, labels)
+    assert [repair.what for repair in found.repairs] == ["remainder"]

@@ -548,8 +548,9 @@ ANSWERS: dict[str, tuple[Callable[[Tensor], Any], str]] = {
     "a list": (lambda z: [z], "returned a list, not a tensor"),
     "an array": (lambda z: z.detach().numpy(), "returned a ndarray, not a tensor"),
     "nothing": (lambda z: None, "returned a NoneType, not a tensor"),
-    "one logit": (lambda z: z[:, :1], r"shape \(20, 1\) for 20 images"),
-    "maps": (lambda z: z[..., None, None], r"shape \(20, 10, 1, 1\) for 20 images"),
+    "one logit for ten classes": (lambda z: z[:, :1], "only 2 logits|2 classes"),
+    "labels": (lambda z: z.argmax(1), r"shape \(20,\) for 20 images.*outputs=labels"),
+    "maps": (lambda z: z[..., None, None].expand(-1, -1, 2, 2), r"shape \(20, 10, 2, 2\) for 20"),
     "half of the images": (lambda z: z[: len(z) // 2], r"shape \(10, 10\) for 20 images"),
     "complex numbers": (lambda z: z.to(torch.complex64), "logits must be"),
 }

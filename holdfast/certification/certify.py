@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..inputs import checked_data, checked_device, real_number, whole_number
+from ..models.black_box import innermost
 from ..models.wrapper import standard_defaults, wrapped
 from ..threat import Threat
 from ..types import Images
@@ -85,7 +86,7 @@ def certify(
         >>> hf.certify(model, images, labels, sigma=0.25, n=100).n
         3
     """
-    if not isinstance(model, nn.Module):
+    if not isinstance(model, nn.Module) or not isinstance(innermost(model), nn.Module):
         wrapped(model)  # a name, a folder and the like have messages of their own
         raise InputError("the model is no torch.nn.Module, so nothing is known of its weights")
     with standard_defaults():
@@ -96,6 +97,7 @@ def certify(
     whole_number("batch_size", batch_size)
     where = checked_device(device)
     card = getattr(model, "card", {})
+    model = wrapped(model)
     model.to(where)
     method: Method
     if sigma is None:

@@ -18,7 +18,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import torch
 from jaxtyping import Bool, Int64
@@ -32,8 +32,9 @@ from ..evaluation.quick_attack import quick_attack
 from ..evaluation.result import Flag
 from ..inputs import check_labels, check_logits
 from ..intervals import clopper_pearson
+from ..models.adapted import described_with
 from ..models.modes import evaluating
-from ..models.wrapper import predicted, standard_defaults, wrapped
+from ..models.wrapper import predicted, standard_defaults, unwrapped, wrapped
 from ..runs import records
 from ..runs.environment import circumstances
 from ..runs.files import read_text, write_atomically
@@ -199,8 +200,9 @@ class IntervalBounds(Method):
     name, norm = "interval bounds", "linf"
 
     def __init__(self, model: nn.Module, threat: Threat, *, steps: int = 50, seed: int = 0):
-        self.model, self.threat, self.steps, self.seed = model, threat, steps, seed
         self.wrapped_model = wrapped(model)
+        self.model = cast(nn.Module, unwrapped(model))  # bounds go through its layers
+        self.threat, self.steps, self.seed = threat, steps, seed
 
     def settings(self) -> dict[str, Any]:
         return {"ladder": LADDER}
@@ -333,6 +335,7 @@ def certify_by(
                 line.say(f"{out} was finished on {when}: read, not certified again")
             return _result(method, rows, radii, flags, key, earlier.finished or "", note)
         result = _result(method, rows, radii, flags, key, now(), note)
+        described = described_with(described, model)
         record = CertificationRecord.checked({**described, **result.to_dict()}, str(out))
         finish(out, record, [path.name])
     return result
@@ -343,7 +346,7 @@ def _identity(
 ) -> tuple[dict[str, Any], str]:
     """Everything that decides the rows, as JSON holds it, and the run's identity."""
     settings: dict[str, Any] = {
-        "model": weights_digest(model),
+        "model": weights_digest(unwrapped(model)),
         "images": digest(images, labels),
         "method": method.name,
         **method.settings(),
@@ -351,7 +354,7 @@ def _identity(
         "attack_steps": method.steps,
         "seed": method.seed,
     }
-    code, of_model = code_version(*CODE), settings_digest(model)
+    code, of_model = code_version(*CODE), settings_digest(unwrapped(model))
     key = identity(**settings, settings=of_model, code=code)
     return {**settings, "settings_sha256": of_model, "code": code}, key
 

@@ -13,21 +13,28 @@ from ..terminal import tell
 from .options import (
     ArchitectureOption,
     BalancedOption,
+    ClassesOption,
     ClassOrderOption,
     DataOption,
     DeviceOption,
+    DtypeOption,
     EpsOption,
     GreyOption,
     IndicesOption,
+    InputSizeOption,
     LabelsOption,
     LimitOption,
+    MeanOption,
     ModelArgument,
+    NumbersOption,
     PixelsOption,
     QuietOption,
     RunOption,
     SeedOption,
     SizeOption,
     SplitOption,
+    StdOption,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -88,6 +95,12 @@ class Options:
     labels: LabelsOption = None
     class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
+    mean: MeanOption = None
+    std: StdOption = None
+    input_size: InputSizeOption = None
+    outputs: NumbersOption = None
+    classes: ClassesOption = None
+    dtype: DtypeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -107,17 +120,21 @@ def run(options: Options) -> Certification:
     from ..distributed import alone
     from ..evaluation.cards import remark, what_was_measured
     from ..loading import load
-    from .images import check_limit, chosen, data_of
+    from ..models.black_box import innermost
+    from .images import check_limit, chosen, fitted
 
     alone("certify")
-    network = load(options.model, architecture=options.architecture)
-    if not isinstance(network, torch.nn.Module):
+    network = load(options.model, **model_options(options, options.outputs))
+    if not isinstance(network, torch.nn.Module) or not isinstance(
+        innermost(network), torch.nn.Module
+    ):
         raise InputError(
             f"model {options.model} is no torch.nn.Module, so nothing is known of its weights"
         )
-    card = getattr(network, "card", {})
     check_limit(options.limit)
-    dataset, name, split = chosen(options, data_of(options, options.model, card))
+    network, data = fitted(options, network)
+    card = getattr(network, "card", {})
+    dataset, name, split = chosen(options, data)
     n = len(split)
     remark(dataset, name, n, str(card.get("trained_on", "")))
     return certify(

@@ -12,17 +12,21 @@ from ..terminal import tell
 from .options import (
     ArchitectureOption,
     BalancedOption,
+    ClassesOption,
     ClassOrderOption,
     DataOption,
     DefenceOption,
     DeviceOption,
+    DtypeOption,
     EpsOption,
     GoalOption,
     GreyOption,
     IndicesOption,
+    InputSizeOption,
     JunitOption,
     LabelsOption,
     LimitOption,
+    MeanOption,
     ModelArgument,
     NormOption,
     PixelsOption,
@@ -32,8 +36,10 @@ from .options import (
     SeedOption,
     SizeOption,
     SplitOption,
+    StdOption,
     TargetsOption,
     command_began,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -133,8 +139,9 @@ class Options:
         str | None,
         typer.Option(
             "--outputs",
-            help="What the attacker sees of a black box: scores or labels. By default all that "
-            "the model shows.",
+            help="What the model's numbers are: logits (as by default), or probabilities, of "
+            "which the logarithm is taken. Or what the attacker sees of a black box: scores or "
+            "labels, by default all that the model shows. Or both: probabilities,labels.",
         ),
     ] = None
     rate: Annotated[
@@ -158,6 +165,11 @@ class Options:
     labels: LabelsOption = None
     class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
+    mean: MeanOption = None
+    std: StdOption = None
+    input_size: InputSizeOption = None
+    classes: ClassesOption = None
+    dtype: DtypeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     require: RequireOption = None
@@ -220,16 +232,19 @@ def _run(options: Options) -> Evaluation:
     from ..evaluation import evaluate
     from ..evaluation.cards import remark, threat_of, what_was_measured
     from ..evaluation.limits import Limits
-    from .images import check_limit, chosen, data_of
+    from ..models.black_box import read_outputs
+    from .images import check_limit, chosen, fitted
 
     limits = Limits.of(options.budget, options.until, command_began())
-    network = chain(_loaded(options), options.defence or ())
+    _, seen = read_outputs(options.outputs)
+    network, data = fitted(options, _loaded(options))
+    network = chain(network, options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
     defences = [step.spec for step in steps(network)]
     threat = threat_of(options.norm, options.eps, card)
     check_limit(options.limit)
-    dataset, name, split = chosen(options, data_of(options, options.model, card))
+    dataset, name, split = chosen(options, data)
     n = len(split)
     goal = checked_goal(options.goal, options.targets and RANDOM)
     targets = targets_of(options.targets, n, dataset)
@@ -239,7 +254,7 @@ def _run(options: Options) -> Evaluation:
         datasets.model_images(split.images[:n]),
         torch.from_numpy(split.labels[:n].copy()),
         threat,
-        suite_or_usual(options.suite, network, outputs=options.outputs),
+        suite_or_usual(options.suite, network, outputs=seen),
         options.batch_size,
         options.device or ("cuda" if torch.cuda.is_available() else None),
         options.precision,
@@ -257,7 +272,7 @@ def _run(options: Options) -> Evaluation:
             "classes": list(dataset.classes),
         },
         queries=options.queries,
-        outputs=options.outputs,
+        outputs=seen,
     )
 
 
@@ -308,17 +323,20 @@ def _limits(result: Evaluation) -> str:
 
 def _loaded(options: Options) -> Any:
     """The model; one behind an address as `--http` says."""
-    from ..loading import load
+    from ..loading import adapted_as, load
+    from ..models.black_box import read_outputs
     from ..models.http import HttpModel, is_address, settings
 
+    asked = model_options(options, read_outputs(options.outputs)[0])
     limits = {"rate": options.rate, "timeout": options.timeout}
     given: dict[str, Any] = {key: value for key, value in limits.items() if value is not None}
     if is_address(options.model):
-        return HttpModel(options.model, **{**settings(options.http, "--http"), **given})
+        model = HttpModel(options.model, **{**settings(options.http, "--http"), **given})
+        return adapted_as(model, **asked)
     if given or options.http:
         which = "--http" if options.http else f"--{next(iter(given))}"
         raise InputError(f"{which} is for a model behind an address, http://…")
-    return load(options.model, architecture=options.architecture)
+    return load(options.model, **asked)
 
 
 def other_costs_line(result: Evaluation) -> str:

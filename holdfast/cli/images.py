@@ -68,6 +68,32 @@ def data_of(options: DataOptions, model: str = "", card: dict[str, Any] | None =
     return in_classes_of(model, card, dataset)
 
 
+class ModelOptions(DataOptions, Protocol):
+    """Those that also say which model, and which of its outputs stand for which class."""
+
+    @property
+    def model(self) -> str: ...
+    @property
+    def classes(self) -> str | None: ...
+
+
+def fitted(options: ModelOptions, model: Any) -> tuple[Any, DataSet]:
+    """The model and the data in the same classes: the data's in the order of the model's card, or
+    the model's outputs as `--classes` says, or by their names.
+
+    Raises:
+        InputError: as `data_of`; as `holdfast.models.class_map.class_map`.
+    """
+    from ..loading import in_classes
+    from ..models.chain import undefended
+
+    card = dict(getattr(undefended(model), "card", {}))
+    if options.classes is not None:
+        card.pop("classes", None)
+    dataset = data_of(options, options.model, card)
+    return in_classes(model, options.classes, dataset.classes), dataset
+
+
 def chosen(options: ChoosingOptions, dataset: DataSet) -> tuple[DataSet, str, Split]:
     """The data set with only the images that are asked for in a split; its name, and the split."""
     from ..data import choose

@@ -14,24 +14,31 @@ from .evaluate import suite_or_usual, targets_of
 from .options import (
     ArchitectureOption,
     BalancedOption,
+    ClassesOption,
     ClassOrderOption,
     DataOption,
     DefenceOption,
     DeviceOption,
+    DtypeOption,
     EpsOption,
     GoalOption,
     GreyOption,
     IndicesOption,
+    InputSizeOption,
     LabelsOption,
     LimitOption,
+    MeanOption,
     ModelArgument,
     NormOption,
+    NumbersOption,
     PixelsOption,
     QuietOption,
     SeedOption,
     SizeOption,
     SplitOption,
+    StdOption,
     TargetsOption,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -96,6 +103,12 @@ class Options:
     labels: LabelsOption = None
     class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
+    mean: MeanOption = None
+    std: StdOption = None
+    input_size: InputSizeOption = None
+    outputs: NumbersOption = None
+    classes: ClassesOption = None
+    dtype: DtypeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -116,20 +129,21 @@ def run(options: Options) -> Evaluation:
     from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
     from ..evaluation.given import judge
     from ..loading import load
-    from .images import check_limit, chosen, data_of
+    from .images import check_limit, chosen, fitted
 
     if (options.adversarial is None) == (options.source is None):
         raise InputError("give either --adversarial FILE or --from MODEL")
     if options.suite is not None and options.source is None:
         raise InputError("--suite is of the attack on another model: give --from MODEL as well")
     check_limit(options.limit)
-    network = chain(load(options.model, architecture=options.architecture), options.defence or ())
+    network, data = fitted(options, load(options.model, **model_options(options, options.outputs)))
+    network = chain(network, options.defence or ())
     bare = undefended(network)
     card = getattr(bare, "card", {})
     threat = threat_of(options.norm, options.eps, card)
     # Adversarial images are numbered by the whole split: the limit is theirs.
     whole = options if options.balanced else replace(options, limit=None)
-    dataset, name, split = chosen(whole, data_of(options, options.model, card))
+    dataset, name, split = chosen(whole, data)
     n = len(split) if options.limit is None else min(options.limit, len(split))
     goal = checked_goal(options.goal, options.targets and RANDOM)
     targets = targets_of(options.targets, n, dataset)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -35,8 +35,9 @@ ModelArgument = Annotated[
     str,
     typer.Argument(
         help="A checkpoint or run folder, a name from the zoo, package.module:function or "
-        "path/file.py:function, a file of weights with --architecture, TorchScript, or http://… "
-        "(a black box)."
+        "path/file.py:function, a file of weights with --architecture, TorchScript, timm:NAME, "
+        "torchvision:NAME, transformers:FOLDER, robustbench:NAME, onnx:FILE, or http://… (a black "
+        "box); see docs/models.md."
     ),
 ]
 DefenceOption = Annotated[
@@ -53,6 +54,48 @@ ArchitectureOption = Annotated[
         "--architecture",
         help="What network a file of weights belongs to: NAME or NAME:key=value,… of Holdfast's, "
         "such as preact-resnet:depth=18, or path/file.py:function.",
+    ),
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        help="The mean by which the model's images are normalised: a number, or one a channel, in "
+        "units of [0, 1], such as 0.485,0.456,0.406.",
+    ),
+]
+StdOption = Annotated[
+    str | None,
+    typer.Option("--std", help="The standard deviation by which they are normalised, likewise."),
+]
+InputSizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--input-size",
+        help="Height and width to which images are resized inside the model: 224, or 224x256.",
+    ),
+]
+ClassesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--classes",
+        help="A file that says which of the model's outputs stand for which class of the data "
+        "(JSON, or text with a line a class); see docs/models.md.",
+    ),
+]
+DtypeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="The number format in which the model is run: float32, float16, bfloat16 or float64.",
+    ),
+]
+NumbersOption = Annotated[
+    str | None,
+    typer.Option(
+        "--outputs",
+        help="What the model's numbers are: logits (as by default), or probabilities, of which the "
+        "logarithm is taken.",
     ),
 ]
 RunOption = Annotated[Path, typer.Option("--out", help="The run folder to write.")]
@@ -174,3 +217,20 @@ TargetsOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Show no progress on standard error.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for programs.")]
+
+
+def model_options(options: Any, outputs: str | None) -> dict[str, Any]:
+    """What the options of a verb say of its model, as `holdfast.load` takes it.
+
+    Args:
+        options: of the verb, with the fields `mean`, `std`, `input_size` and `dtype`.
+        outputs: what the model's numbers are.
+    """
+    return {
+        "architecture": options.architecture,
+        "mean": options.mean,
+        "std": options.std,
+        "input_size": options.input_size,
+        "outputs": outputs,
+        "dtype": options.dtype,
+    }

@@ -13,21 +13,28 @@ from ..terminal import tell
 from .options import (
     ArchitectureOption,
     BalancedOption,
+    ClassesOption,
     ClassOrderOption,
     DataOption,
     DeviceOption,
+    DtypeOption,
     EpsOption,
     GreyOption,
     IndicesOption,
+    InputSizeOption,
     LabelsOption,
     LimitOption,
+    MeanOption,
     ModelArgument,
     NormOption,
+    NumbersOption,
     PixelsOption,
     QuietOption,
     RunOption,
     SeedOption,
     SizeOption,
+    StdOption,
+    model_options,
 )
 
 if TYPE_CHECKING:
@@ -136,6 +143,12 @@ class Options:
     labels: LabelsOption = None
     class_order: ClassOrderOption = None
     architecture: ArchitectureOption = None
+    mean: MeanOption = None
+    std: StdOption = None
+    input_size: InputSizeOption = None
+    outputs: NumbersOption = None
+    classes: ClassesOption = None
+    dtype: DtypeOption = None
     seed: SeedOption = 0
     device: DeviceOption = None
     quiet: QuietOption = False
@@ -253,13 +266,15 @@ def run(options: Options) -> UncertaintyRecord:
     from ..uncertainty.human import read_human
     from ..uncertainty.run.measure import measure
     from ..uncertainty.run.request import LabelledImages, Request
-    from .images import check_limit, data_of
+    from .images import check_limit, fitted
 
     alone("uncertainty")
     _check(options)
     check_limit(options.limit)
     suite = suite_named(options.attack or USUAL_SUITE)
-    network = load(options.model, architecture=options.architecture)
+    network, dataset = fitted(
+        options, load(options.model, **model_options(options, options.outputs))
+    )
     ensemble = options.ensemble or []
     members = [load(member) for member in ensemble]
     card = getattr(network, "card", {})
@@ -267,7 +282,6 @@ def run(options: Options) -> UncertaintyRecord:
     suite = suite.tuned(threat)
     for stage in suite.stages:
         stage.attack.check_norm(threat)
-    dataset = data_of(options, options.model, card)
     asked = zip((options.model, *ensemble), (network, *members), strict=True)
     validation = unseen_validation(
         dataset, {name: getattr(each, "card", {}) for name, each in asked}

@@ -81,9 +81,9 @@ def load(
 
     Returns:
         The splits that there are. Images of one's own are decoded when they are asked for where all
-        of them have more than 1 GiB of pixels, and else in memory (`holdfast.data.images`). CIFAR's
-        and SVHN's images stand in the published order, arrays in their own, and images of one's own
-        in an order that knows nothing of classes (`holdfast.data.folder`).
+        of them have more than 512 MiB of pixels, and else in memory (`holdfast.data.images`).
+        CIFAR's and SVHN's images stand in the published order, arrays in their own, and images of
+        one's own in an order that knows nothing of classes (`holdfast.data.folder`).
 
     Raises:
         InputError: nothing there, files missing, unreadable, damaged or of the wrong content.

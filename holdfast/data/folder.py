@@ -49,7 +49,7 @@ def load(
 
     What is held out, and the order of the images, depend on each file's own name and contents
     alone (not on its class, nor on the place or the file system of the folder); of more than 4 GiB
-    of files, on their names and lengths. Up to 1 GiB of pixels are decoded into memory at once;
+    of files, on their names and lengths. Up to 512 MiB of pixels are decoded into memory at once;
     more than that, when they are asked for.
 
     Args:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-IN_MEMORY = 2**30  # bytes of pixels up to which a data set is decoded into memory at once
+IN_MEMORY = 2**29  # bytes of pixels up to which a data set is decoded into memory at once
 CACHE = 256 * 2**20  # bytes of decoded images that are kept
 AHEAD = 64  # images that are decoded ahead at most
 TOGETHER = 128  # images that are decoded into one piece, where somebody wants all of them

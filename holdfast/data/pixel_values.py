@@ -69,7 +69,7 @@ def images_of(values: np.ndarray, where: str) -> tuple[ImageArray, list[str]]:
 
     Args:
         values: uint8 or whole numbers from 0 to 255; floats in [0, 1], or up to 255. An array that
-            is mapped from a file and has more than 1 GiB of pixels stays there, to be read when
+            is mapped from a file and has more than 512 MiB of pixels stays there, to be read when
             its images are asked for.
         where: the file and the array, to begin a line with.
 

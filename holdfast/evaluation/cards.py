@@ -6,11 +6,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from .. import data as datasets
 from ..data.base import held_back, seen_in_training
 from ..data.class_order import among, renamed
 from ..distributed import leads
 from ..errors import InputError
+from ..models.black_box import innermost
+from ..models.wrapper import unwrapped
 from ..parsing import parse_number
 from ..runs.identity import weights_digest
 from ..terminal import tell
@@ -107,14 +111,14 @@ def what_was_measured(
         pixels: what they are, such as `JPEG test images`; by default the data set's description.
         specs: the defences, as on the command line.
     """
-    card = getattr(network, "card", {})
+    card, known = getattr(network, "card", {}), innermost(network)
     reach = dataset.split(split).first(first).reach
     return {
         "model": {
             "name": Path(source).name if card else source,
             "source": source,
-            "sha256": weights_digest(network),
-            "architecture": card.get("architecture", type(network).__name__),
+            "sha256": weights_digest(unwrapped(network)) if isinstance(known, nn.Module) else None,
+            "architecture": card.get("architecture", type(known).__name__),
             **({"trained_on": str(card["trained_on"])} if card.get("trained_on") else {}),
             **({"defences": specs} if specs else {}),
         },

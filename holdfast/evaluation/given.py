@@ -174,7 +174,7 @@ def judge(
             update |= {"transfer": transfer, "targets": found.targets}
         result = result.model_copy(update=update)
         if run is not None:
-            write_run(Path(run), request.images, result, request.described)
+            write_run(Path(run), request.images, result, request)
     return result
 
 

@@ -339,7 +339,7 @@ def _in_front(view: Model, level: Level) -> Level:
 def reason(model: Model) -> str:
     """In words, why a model needs the suite `adaptive`; empty where others serve."""
     why = []
-    if isinstance(undefended(model), Mixture):
+    if isinstance(undefended(unwrapped(model)), Mixture):
         why.append("a mixture's gradients follow whichever of its parts is less sure")
     for step in steps(model):
         traits = ["draws random numbers"] if step.random else []

@@ -21,7 +21,9 @@ from ..defences import steps
 from ..distributed import own_device
 from ..errors import InputError
 from ..inputs import checked_device, checked_stored_data, checked_threat, whole_number
-from ..models.black_box import BlackBox, assume_classes, innermost
+from ..models.adapted import Adaptation, adapted
+from ..models.answers import PROBABILITIES
+from ..models.black_box import BlackBox, assume_classes, innermost, read_outputs
 from ..models.http import HttpModel
 from ..models.metered import Account, MeteredModel
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
@@ -133,6 +135,9 @@ class Request:
         threat = checked_threat(threat)
         if queries is not None:
             whole_number("queries", queries)
+        numbers, outputs = read_outputs(outputs)
+        if numbers == PROBABILITIES:
+            model = adapted(model, Adaptation(outputs=numbers))
         if outputs is not None:
             model = BlackBox(model, outputs)
         whole_model = model = wrapped(model)

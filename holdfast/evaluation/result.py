@@ -15,6 +15,7 @@ from pydantic import ConfigDict, Field, SkipValidation
 from safetensors.torch import load, save
 from torch import Tensor
 
+from ..models.adapted import described_with
 from ..runs import records
 from ..runs.files import csv_text, make_folder, write_atomically
 from ..runs.folder import finish
@@ -193,13 +194,11 @@ def _spread(rows: list[int], count: int, result: Evaluation) -> list[int]:
     return [flat[i] for i in turns[:count]]
 
 
-def write_run(
-    folder: Path, images: ModelImages, result: Evaluation, described: dict[str, Any]
-) -> None:
+def write_run(folder: Path, images: ModelImages, result: Evaluation, request: Any) -> None:
     """The files of a finished evaluation; `result.json` last, so that its presence means done.
 
     Args:
-        described: further fields of the record: `model`, `data` and `classes`, for a reader.
+        request: the `Request`; what it describes (`model`, `data` and `classes`) is for a reader.
     """
     # Where more was judged since, the old result must not stand beside the new verdicts.
     (folder / records.RESULT).unlink(missing_ok=True)
@@ -207,6 +206,7 @@ def write_run(
     write_examples(folder / "examples.safetensors", images, result)
     index = torch.tensor([verdict.index for verdict in result.verdicts], dtype=torch.int64)
     write_pictures(folder, images, result.adversarial, index)
+    described = described_with(request.described, request.model)
     record = EvaluationRecord.checked({**described, **result.to_dict()}, str(folder))
     others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
     finish(folder, record, others)

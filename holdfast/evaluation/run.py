@@ -79,7 +79,7 @@ class Run:
                 open_run(self.folder, "evaluate", self.key, {})  # clears away what is half written
                 rows = [verdict.index for verdict in result.verdicts]
                 images = part(self.request.images, rows)
-                write_run(self.folder, images, result, self.request.described)
+                write_run(self.folder, images, result, self.request)
             with ProgressLine("evaluation", self.request.progress) as line:
                 date = on_date(result.finished)
                 line.say(f"{self.folder} was finished on {date}: read, not run again")
@@ -270,7 +270,7 @@ class Run:
                 journal.conclude(result.to_bytes(adversarial=False))
             finally:
                 journal.close()
-            write_run(self.folder, request.images, result, request.described)
+            write_run(self.folder, request.images, result, request)
         return self._everywhere(result)
 
     def others(self) -> Evaluation:

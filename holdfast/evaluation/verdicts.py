@@ -19,7 +19,7 @@ from ..runs.identity import fingerprint, weights_digest
 from ..runs.progress import ProgressLine
 from ..runs.records import NOT_NEEDED, RAN, Curve, DrawFigure
 from ..search import CLEAN, STANDING, Ledger, Search, Verifier, succeeded
-from ..stored import ModelImages, in_parts
+from ..stored import ModelImages, each, in_parts
 from ..threat import Threat
 from . import health
 from .curve import IMAGES as CURVE_IMAGES
@@ -336,5 +336,5 @@ def verdicts_of(
             fingerprint=known_by,
             queries=-1 if queries is None else int(queries[i]),
         )
-        for i, known_by in enumerate(map(fingerprint, images))
+        for i, known_by in enumerate(map(fingerprint, each(images)))
     )

@@ -68,7 +68,8 @@ def _checkpoint(run: EvaluationRun, model: Any) -> Card | None:
             raise
         return None
     card = getattr(held, "card", None)
-    return Card.checked(card, "the checkpoint's card") if isinstance(card, dict) else None
+    whole = isinstance(card, dict) and card.keys() >= {"architecture", "arguments"}
+    return Card.checked(card, "the checkpoint's card") if whole else None
 
 
 # --- metadata ------------------------------------------------------------------------------------

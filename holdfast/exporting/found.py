@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..evaluation.cards import in_classes_of
 from ..inputs import checked_data
 from ..loading import load
-from ..models.wrapper import wrapped
+from ..models.wrapper import unwrapped, wrapped
 from ..report.runs import EvaluationRun, Verdicts
 from ..runs.identity import digest, fingerprint, weights_digest
 from ..search import Journal, Ledger
@@ -262,7 +262,7 @@ def model_of(
             rest = rest[: len(rest) - len(own)]
         # The record may be anybody's: it may name no code.
         network = chain(network, rest, run.path)
-    sha256 = weights_digest(undefended(network))
+    sha256 = weights_digest(unwrapped(undefended(network)))
     if told.sha256 and sha256 and sha256 != told.sha256:
         raise InputError(
             f"the model has other weights ({sha256[:12]}…) than the one that {run.path} judged "

@@ -11,10 +11,38 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..types import Images, Model
+from .adapted import NUMBERS, Adapted
+from .answers import opened
 from .chain import Preprocessor, undefended
-from .wrapper import callable_model, unwrapped, wrapped
+from .wrapper import WrappedModel, callable_model, unwrapped, wrapped
 
 OUTPUTS = ("scores", "labels")  # what an attacker may see of an answer
+
+
+def read_outputs(text: str | None) -> tuple[str | None, str | None]:
+    """What a model's numbers are, and what an attacker sees of them; None where nothing is said.
+
+    Args:
+        text: `logits` or `probabilities`; `scores` or `labels`; or one of each, as in
+            `probabilities,labels`.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> read_outputs("probabilities,labels"), read_outputs("scores")
+        (('probabilities', 'labels'), (None, 'scores'))
+    """
+    words = [word.strip() for word in text.split(",")] if isinstance(text, str) else []
+    if text is None:
+        return None, None
+    found = [[word for word in words if word in known] for known in (NUMBERS, OUTPUTS)]
+    if not words or sum(map(len, found)) < len(words) or max(map(len, found)) > 1:
+        raise InputError(
+            f"outputs must be {' or '.join(NUMBERS)} (what the model's numbers are), "
+            f"{' or '.join(OUTPUTS)} (what an attacker sees), or one of each, not {text!r}"
+        )
+    return next(iter(found[0]), None), next(iter(found[1]), None)
 
 
 class BlackBox(nn.Module):
@@ -42,12 +70,14 @@ class BlackBox(nn.Module):
         if outputs not in OUTPUTS:
             raise InputError(f"outputs must be {' or '.join(OUTPUTS)}, not {outputs!r}")
         # Defences know what they are called with; all else may answer as it likes.
+        if isinstance(model, WrappedModel):
+            model = model.inner
         self.inner = wrapped(model) if isinstance(model, Preprocessor) else callable_model(model)
         self.outputs, self.classes = outputs, classes
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
         with torch.no_grad():
-            answer = _tensor(self.inner(images))
+            answer = _tensor(opened(self.inner(images), len(images)))
         if self.outputs == "scores":
             return answer
         if answer.ndim == 2 and answer.shape[1] > 1:
@@ -111,6 +141,8 @@ def _tensor(answer: Any) -> Tensor:
 def innermost(model: Any) -> Any:
     """What answers in the end, behind defences and all that only looks on or hides."""
     plain = undefended(unwrapped(model))
+    if isinstance(plain, Adapted):
+        return innermost(plain.model)
     return innermost(plain.inner) if isinstance(plain, BlackBox) else plain
 
 
@@ -123,5 +155,5 @@ def assume_classes(model: Any, classes: int) -> None:
 
 def _parts(model: Any) -> list[Any]:
     """The model and what stands behind it."""
-    inner = getattr(model, "inner", None)
+    inner = model.model if isinstance(model, Adapted) else getattr(model, "inner", None)
     return [model, *([] if inner is None else _parts(inner))]

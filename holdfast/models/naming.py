@@ -314,7 +314,7 @@ def _open(translated: Translated) -> Iterator[str]:
     if "shortcut" in known:
         yield "what shortcuts see, the activated input unless shortcut=input is given"
     if "normalise" in known and not translated.normalised:
-        usual = known["normalise"].default
+        usual = known["normalise"].default.replace("published", "as published")
         yield f"the normalisation, {usual} unless normalise=cifar10 or another is given"
     if "border" in known:
         yield "zeros around the image, none unless border=2 or so is given"
@@ -396,8 +396,8 @@ OPTIONS: dict[str, Callable[[State], Options]] = {
         **_normalised(s, "conv1"),
     },
     "wide-resnet-trades": lambda s: {**_wide(s), **_channels(s)},
-    "wide-resnet-deepmind": lambda s: {**_wide(s), **_channels(s), **_unnamed(s)},
-    "preact-resnet-deepmind": lambda s: {**_preact(s), **_channels(s), **_unnamed(s)},
+    "wide-resnet-deepmind": lambda s: {**_wide(s), **_channels(s)},
+    "preact-resnet-deepmind": lambda s: {**_preact(s), **_channels(s)},
     "preact-resnet-kuangliu": lambda s: {
         **_preact(s),
         **_channels(s),
@@ -405,8 +405,3 @@ OPTIONS: dict[str, Callable[[State], Options]] = {
     },
     "resnet": _resnet,
 }
-
-
-def _unnamed(state: State) -> Options:
-    """No named normalisation for images that are not of three channels."""
-    return {} if state["stem.weight"].shape[1] == 3 else {"normalise": "none"}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TypedDict
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -64,6 +65,23 @@ def normalisation_named(name: str, channels: int) -> Normalisation:
     return {"mean": mean, "std": std}
 
 
+def name_of_normalisation(mean: Tensor, std: Tensor) -> str | None:
+    """The name of a normalisation, of its values for each channel; None if it has none."""
+    for name, values in NORMALISATIONS.items():
+        if len(values[0]) in (1, len(mean)):
+            known = normalisation_named(name, len(mean))
+            if mean.equal(torch.tensor(known["mean"])) and std.equal(torch.tensor(known["std"])):
+                return name
+    return None
+
+
+def _as_published(normalise: str, channels: int, classes: int) -> Normalisation:
+    """A normalisation by its name; `published` is that of DeepMind's models for such data."""
+    if normalise == "published":
+        normalise = "half" if channels != 3 else "cifar100" if classes == 100 else "cifar10"
+    return normalisation_named(normalise, channels)
+
+
 class TradesWideResNet(Trunk):
     """Wide ResNet as in TRADES and most of RobustBench: no normalisation, unless it is named.
 
@@ -112,7 +130,9 @@ class DeepMindWideResNet(Trunk):
     Wang et al. 2023.
 
     Args:
-        depth, widen, classes, channels, normalise: as in `TradesWideResNet`.
+        depth, widen, classes, channels: as in `TradesWideResNet`.
+        normalise: as there; or `published`, which is `cifar100` for 100 classes, `half` for images
+            that are not of three channels (MNIST), else `cifar10`.
         activation: `silu` (= `swish`) as published for CIFAR; `relu` and `gelu` too.
         border: zeros put around the image on all sides, before it is normalised (2 for MNIST).
 
@@ -133,7 +153,7 @@ class DeepMindWideResNet(Trunk):
         classes: int = 10,
         activation: str = "silu",
         channels: int = 3,
-        normalise: str = "cifar10",
+        normalise: str = "published",
         border: int = 0,
     ):
         whole_number("classes", classes)
@@ -144,7 +164,7 @@ class DeepMindWideResNet(Trunk):
             classes=classes,
             activation=activation,
             form=DEEPMIND,
-            **normalisation_named(normalise, channels),
+            **_as_published(normalise, channels, classes),
         )
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
@@ -179,7 +199,7 @@ class DeepMindPreActResNet(Trunk):
         classes: int = 10,
         activation: str = "silu",
         channels: int = 3,
-        normalise: str = "cifar10",
+        normalise: str = "published",
         border: int = 0,
     ):
         whole_number("classes", classes)
@@ -190,7 +210,7 @@ class DeepMindPreActResNet(Trunk):
             classes=classes,
             activation=activation,
             form=DEEPMIND_PREACT,
-            **normalisation_named(normalise, channels),
+            **_as_published(normalise, channels, classes),
         )
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:

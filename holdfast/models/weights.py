@@ -28,6 +28,7 @@ from .naming import (
     without_leftovers,
 )
 from .pickled import Foreign, is_module, module_state, read_pickled
+from .published import name_of_normalisation
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th", ".tar", ".npz", ".index.json")
 INDEX = ".index.json"
@@ -273,10 +274,8 @@ def _normalised(found: Translated, normalise: State) -> str:
     """By what images are normalised, in words."""
     if found.normalised:
         return "normalised by the file"
-    mean, std = (normalise[key] for key in NORMALISE)
-    if bool(mean.any()) or bool((std != 1).any()):
-        return "normalised as the architecture says"
-    return "not normalised (normalise=cifar10 or another would)"
+    name = name_of_normalisation(*(normalise[key].flatten() for key in NORMALISE))
+    return f"normalise={name}, since the file says nothing" if name else "normalised as built"
 
 
 def _parts(state: State) -> Iterator[tuple[str, State]]:

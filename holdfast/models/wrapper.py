@@ -9,12 +9,13 @@ float32 logits in one form, and raises `InputError` with one line.
 from __future__ import annotations
 
 import copy
+import itertools
 import re
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -22,9 +23,12 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from ..distributed import leads
 from ..errors import HoldfastError, InputError, OutOfMemory
 from ..parsing import one_line
+from ..terminal import tell
 from ..types import Images, Model
+from .answers import PLAIN, Form, Formed, recognised
 from .chain import Preprocessor, undefended, with_network
 
 NO_PREDICTION = -1  # in place of a class: no class has this number, so it is never right
@@ -125,6 +129,8 @@ class Traits:
         batch_size: a batch size that it takes; None where any size was taken so far.
         calls: number of calls that returned logits.
         half_precision: whether its logits come in half precision.
+        form: how it takes images and gives logits; found out on the first call.
+        said: what was recognised, one line each.
     """
 
     writes_to_images: bool = False
@@ -135,6 +141,8 @@ class Traits:
     batch_size: int | None = None
     calls: int = 0
     half_precision: bool = False
+    form: Form = PLAIN
+    said: tuple[str, ...] = ()
 
 
 class _BatchDimensionLost(InputError):
@@ -145,13 +153,19 @@ class WrappedModel(nn.Module):
     """A model that takes any batch of images and always returns logits of one form.
 
     - The inner model gets a copy of the images, so it may write to them.
-    - It gets them in the number format, and in batches of the size, that it takes.
+    - It gets them in the number format and the layout, and in batches of the size, that it takes.
+    - Answers that are objects, tuples or dictionaries are unwrapped; one number an image is read as
+      a binary classifier's. What was recognised is told in one line.
     - Logits are returned as float32 (N, K) on the images' device. A row is finite, or NaN
       throughout: then the model predicts nothing for this image.
     - The model predicts nothing where a logit is NaN or +∞, or all are −∞. Some logits of −∞ are
       replaced by finite ones, at least `MASKED` below the image's other logits.
 
     Where a model needs none of this, its logits are returned unchanged, bit for bit.
+
+    Args:
+        inner: the model.
+        form: what is known beforehand of how it takes images and gives logits.
 
     Attributes:
         inner: the model itself.
@@ -168,10 +182,10 @@ class WrappedModel(nn.Module):
         (tensor([[0.5000, 0.5000]]), tensor(0.2500), True)
     """
 
-    def __init__(self, inner: Model):
+    def __init__(self, inner: Model, form: Form = PLAIN):
         super().__init__()
         self.inner = inner
-        self.traits = Traits()
+        self.traits = Traits(form=form)
 
     def train(self, mode: bool = True) -> WrappedModel:
         """Set the mode of every part, also of parts whose own `train` does nothing or raises."""
@@ -181,8 +195,12 @@ class WrappedModel(nn.Module):
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the inner model alone, because copies are traced, folded and taken apart."""
-        return copy.deepcopy(self.inner, memo)
+        """A copy of the inner model alone, because copies are traced, folded and taken apart; one
+        that is asked in its own form where it has one."""
+        inner, form = copy.deepcopy(self.inner, memo), self.traits.form
+        if form == PLAIN:
+            return inner
+        return Formed(inner, replace(form, dtype=self.traits.dtype))
 
     def forward(self, images: Images) -> Float[Tensor, "n k"]:
         traits, count = self.traits, len(images)
@@ -221,20 +239,35 @@ class WrappedModel(nn.Module):
         # The copy is no leaf: a leaf that requires gradients cannot be written to.
         copied = images.to(dtype, copy=True)
         callers = _callers_defaults.get()
+        asked = copied if traits.form == PLAIN else traits.form.images(copied)
         if callers is None:
-            output = self.inner(copied)
+            output = self.inner(asked)
         else:
             with _defaults(*callers):
-                output = self.inner(copied)
+                output = self.inner(asked)
+        if not traits.calls:
+            self._recognise(output, len(images))
+        if traits.form != PLAIN:
+            output = traits.form.logits(output)
         logits = self._checked(output, len(images)).to(images.device, torch.float32, copy=True)
         # torch does not count what is written through NumPy: then only the values tell.
         changed = copied._version or (
-            traits.calls < 2 and not torch.equal(copied.detach(), images.to(dtype))
+            traits.calls < 2 and not torch.equal(copied, images.to(dtype))
         )
         if changed:
             traits.writes_to_images = True
         traits.calls += 1
         return self._finite_or_nan(logits)
+
+    def _recognise(self, output: Any, count: int) -> None:
+        """Find out the form of the answers, and tell what is special about it."""
+        traits = self.traits
+        form = recognised(output, count, traits.form)
+        said = form.said(output)
+        if said != traits.said and leads():
+            for line in said:
+                tell(f"note: {line}", error=True)
+        traits.form, traits.said = form, said
 
     def _checked(self, output: Any, count: int) -> Tensor:
         """The output, where it is (count, K) logits of as many classes as before."""
@@ -246,6 +279,8 @@ class WrappedModel(nn.Module):
         message = (
             f"the model returned shape {shape} for {count} images; logits must be (N, K) with K ≥ 2"
         )
+        if shape == (count,) and self.traits.form == PLAIN:
+            message += "; of labels alone, say outputs=labels"
         if count == 1 and output.ndim == 1 and len(output) > 1:
             raise _BatchDimensionLost(message)
         if output.ndim != 2 or shape[0] != count or shape[1] < 2 or output.is_complex():
@@ -274,8 +309,8 @@ class WrappedModel(nn.Module):
     def _size_it_takes(self, images: Images, error: Exception) -> int | None:
         """A batch size that the model takes, after it raised `error`; None if none is found.
 
-        Every size is tried in every likely number format, and `traits.dtype` becomes the one that
-        the model took.
+        Every size is tried in every likely number format, and with the channels last;
+        `traits.dtype` and `traits.form` become those that the model took.
         """
         traits, count = self.traits, len(images)
         dtypes = [traits.dtype] if traits.calls else _likely_dtypes(self.inner)
@@ -283,18 +318,21 @@ class WrappedModel(nn.Module):
         named = [number for number in numbers if 0 < number <= LARGEST_SIZE]
         known = [traits.batch_size] if traits.batch_size else [2] if count == 1 else []
         sizes = dict.fromkeys([count, *known, *named, *USUAL_SIZES])
-        began = time.monotonic()
+        form, began = traits.form, time.monotonic()
+        layouts = [form] if traits.calls else [form, replace(form, channels_last=True)]
         with torch.no_grad():
             for size in sizes:
                 trial = _filled(images.detach()[: 0 if _blank.get() else size], size)
-                for dtype in dtypes:
-                    if (size, dtype) == (count, traits.dtype):
+                for dtype, layout in itertools.product(dtypes, layouts):
+                    if (size, dtype, layout) == (count, traits.dtype, form):
                         continue
                     if time.monotonic() - began > TRYING_SECONDS:
                         return None
+                    traits.form = layout
                     try:
                         self._call(trial, dtype)
-                    except Exception:  # the next size or format is tried
+                    except Exception:  # the next size, format or layout is tried
+                        traits.form, traits.said = form, ()
                         continue
                     traits.dtype = dtype
                     return size

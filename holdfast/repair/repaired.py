@@ -144,7 +144,7 @@ def repaired(model: Model, images: Images, labels: Labels) -> Diagnosis:
 def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     with _same_draws(), torch.no_grad():
         answers = model(x).float()
-    if _hides_nothing(model, x, answers):
+    if _hides_nothing(model, x, y, answers):
         return Diagnosis(None, ())
     own, seen = _own(model, x, y)
     steady = _steady(model, x, answers)
@@ -185,22 +185,28 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     return best
 
 
-def _hides_nothing(model: Model, x: Images, answers: Logits) -> bool:
-    """Whether one pass meets nothing to repair, and answers as the model does. For most models this
-    is all that is ever asked of them."""
+def _hides_nothing(model: Model, x: Images, y: Labels, answers: Logits) -> bool:
+    """Whether one pass meets nothing to repair, answers as the model does, and has a gradient. For
+    most models this is all that is ever asked of them."""
+    x = x.detach().requires_grad_()
     try:
         logits, found = _planned(model, Plan(answers.shape[1]), x, answers)
     except Exception as error:  # somebody's code: looked at more closely
         if is_out_of_memory(error):
             raise
         return False
-    return not found and logits.requires_grad and _alike(logits.detach(), answers)
+    if found or not logits.requires_grad or not _alike(logits.detach(), answers):
+        return False
+    gradient = _of_margin(logits, x, y)
+    return gradient is not None and bool(_useful(gradient).any())
 
 
 def _planned(model: Model, plan: Plan, x: Images, answers: Logits) -> tuple[Logits, Counter[Place]]:
     """Fill in a plan by a first pass; its logits, and what it found."""
     with _same_draws(), torch.enable_grad():
-        logits, found = through(model, x.detach().requires_grad_(), plan, finding=True)
+        if not x.requires_grad:
+            x = x.detach().requires_grad_()
+        logits, found = through(model, x, plan, finding=True)
     spread = float(answers.std())
     if 0 < spread < SMALL or spread > LARGE:
         plan.gain = 1 / spread

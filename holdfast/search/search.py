@@ -239,9 +239,11 @@ class Search:
             y = problem.labels[rows].to(problem.device)
             logits = check_logits(answers.logits, len(rows), y, first=rows).cpu()
             if not problem.classes:
-                problem.order = torch.zeros(len(problem.images), logits.shape[1]).long()
-            problem.order[rows] = logits.scatter(1, problem.labels[rows, None], -torch.inf).argsort(
-                dim=1, descending=True, stable=True
+                problem.order = torch.zeros(len(problem.images), logits.shape[1]).int()
+            problem.order[rows] = (
+                logits.scatter(1, problem.labels[rows, None], -torch.inf)
+                .argsort(dim=1, descending=True, stable=True)
+                .int()
             )
             prediction = answers.prediction.cpu()
             ledger.clean_prediction[rows] = prediction

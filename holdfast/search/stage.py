@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from math import inf
 
 import torch
-from jaxtyping import Bool, Int64
+from jaxtyping import Bool, Int32, Int64
 from torch import Tensor
 
 from .. import draws
@@ -56,7 +56,7 @@ class Problem:
         ledger: what is known of every image; filled in as verdicts fall.
         journal: where verdicts are kept.
         account: of the queries, where the model counts them; else None.
-        order: int64 (N, K), the classes by falling clean logit, the label last; (0, 0) before the
+        order: int32 (N, K), the classes by falling clean logit, the label last; (0, 0) before the
             clean images were predicted.
     """
 
@@ -71,7 +71,7 @@ class Problem:
     ledger: Ledger
     journal: Journal
     account: Account | None = None
-    order: Int64[Tensor, "n k"] = field(default_factory=lambda: torch.zeros(0, 0).long())
+    order: Int32[Tensor, "n k"] = field(default_factory=lambda: torch.zeros(0, 0).int())
 
     @property
     def classes(self) -> int:

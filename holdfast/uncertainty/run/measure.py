@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ...data.corruptions import SEVERITIES
 from ...draws import fixed_draws
@@ -20,6 +20,8 @@ from ...errors import InputError
 from ...evaluation.classes import check_number_of_logits
 from ...evaluation.health import gradients
 from ...inputs import check_logits
+from ...models.adapted import described_with
+from ...models.black_box import innermost
 from ...models.modes import evaluating
 from ...models.wrapper import standard_defaults, unwrapped
 from ...runs.environment import circumstances
@@ -121,7 +123,7 @@ def _measure(
     result = {
         "status": "complete",
         "identity": key,
-        **described,
+        **described_with(described, request.model),
         **{name: settings[name] for name in ("threat", "suite", "n", "seed")},
         "settings": settings,
         "classes": list(request.classes),
@@ -303,7 +305,7 @@ def _deciding(request: Request) -> dict[str, Any]:
     """Everything that can change the result."""
     model, members = unwrapped(request.model), [unwrapped(member) for member in request.members]
     weights = weights_digest(model)
-    if weights is None:  # a bare function is identified by its logits
+    if not isinstance(innermost(model), nn.Module):  # a function is identified by its logits
         with torch.no_grad():
             weights = digest(request.model(request.test.floats[:8].to(request.device)))
     return {
