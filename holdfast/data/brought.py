@@ -25,10 +25,12 @@ class Remembered:
     Attributes:
         size: height and width, where both are the same; None: unknown.
         channels: 1 or 3; None: unknown.
+        fitted: its own images were brought to that size.
     """
 
     size: int | None = None
     channels: int | None = None
+    fitted: bool = False
 
     @classmethod
     def of(cls, images: Mapping[str, Any] | None) -> Remembered:
@@ -36,7 +38,14 @@ class Remembered:
         held = images or {}
         height, width, channels = (held.get(key) for key in ("height", "width", "channels"))
         side = type(height) is int and height == width and 1 <= height <= LARGEST_SIDE
-        return cls(height if side else None, channels if channels in (1, 3) else None)
+        how = held.get("brought")
+        fitted = isinstance(how, dict) and "size" in how
+        return cls(height if side else None, channels if channels in (1, 3) else None, fitted)
+
+    def wanted(self, shape: tuple[int, ...]) -> int | None:
+        """The size to which images are brought of which the first has the shape (C, H, W); None
+        where they may stay as they are."""
+        return self.size if self.fitted or shape[1:] != (self.size, self.size) else None
 
     def apply(self, dataset: DataSet) -> DataSet:
         """Images of one's own in the size of the model, with a line that says so."""

@@ -56,8 +56,8 @@ def load(
         folder: `DIR`.
         size: height and width, in pixels, to which images are brought: the centre is cut to a
             square and resized. None takes them as they are, all of one size.
-        like: what a model was trained on; without `size`, images are brought to its size, if the
-            first is of another.
+        like: what a model was trained on; without `size`, images are brought to its size, if its
+            own were, or the first is of another.
         labels: a file that says which class each image of a flat folder belongs to
             (`holdfast.data.label_tables`).
 
@@ -89,8 +89,7 @@ def load(
     first = next(held[0][0] for held in members.values() if held)
     shape = read_image(first, size).shape
     told = found.told
-    if size is None and like is not None and like.size and shape[1:] != (like.size, like.size):
-        size = like.size
+    if size is None and like is not None and (size := like.wanted(shape)) is not None:
         shape = read_image(first, size).shape
         told.append(like.line(size))
     if not digests.whole:

@@ -90,8 +90,8 @@ def load(
     Args:
         source: a file, or a folder that holds them.
         size: height and width, in pixels, to which images are brought; None: as they are.
-        like: what a model was trained on; without `size`, images are brought to its size, if the
-            first is of another.
+        like: what a model was trained on; without `size`, images are brought to its size, if its
+            own were, or the first is of another.
         labels: which column holds the labels, where there are several: its name, or a word of it.
 
     Returns:
@@ -116,8 +116,7 @@ def load(
     numbers, classes, named = numbered(columns, names, str(source))
     first = tables[next(iter(columns))]
     shape = first.decoded(0, size).shape
-    if size is None and like is not None and like.size and shape[1:] != (like.size, like.size):
-        size = like.size
+    if size is None and like is not None and (size := like.wanted(shape)) is not None:
         shape = first.decoded(0, size).shape
         told.append(like.line(size))
     count = sum(map(len, numbers.values()))
