@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test test-all check browser wheel benchmarks clean
+.PHONY: demo test test-all check browser docs wheel benchmarks clean
 
 # The environment is whole once this file is there; it is made anew when versions change.
 .venv/ready: pyproject.toml constraints.txt
@@ -29,6 +29,10 @@ test-all: check
 browser: .venv/ready
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
 		$(BIN)/playwright install --only-shell chromium
+
+# The documentation as a site, in build/site/index.html.
+docs: .venv/ready
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # What `pip install` takes, with recipes and two models inside.
 wheel: .venv/ready
