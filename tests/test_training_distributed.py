@@ -57,6 +57,33 @@ def recipe(architecture: str = "plain", **changes) -> Recipe:
     )
 
 
+OWN = """
+from torch import nn
+from torch.nn import functional as F
+
+class Net(nn.Module):
+    def __init__(self, classes=10):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 12, 3, padding=1)
+        self.unused = nn.Linear(3, 3)  # a step leaves it out
+        self.linear = nn.Linear(12 * 16, classes)
+
+    def forward(self, x):
+        return self.linear(F.avg_pool2d(F.silu(self.conv(x)), 2).flatten(1))
+"""
+
+
+def own_network(folder: Path) -> Recipe:
+    """A network and weights of one's own, classes that weigh otherwise, parts that learn otherwise,
+    and a run that is stopped."""
+    return recipe(
+        model={"architecture": f"{folder}/net.py:Net", "weights": f"{folder}/begin.pth"},
+        optimiser={"learning_rate": 0.2, "classifier_rate": 2, "frozen_epochs": 0.5},
+        class_weights={"3": 2, "8": 0.5},
+        patience=2,
+    )
+
+
 def work(run: str, stop_at: int, architecture: str) -> None:
     """Train; with `stop_at`, every process dies before that step."""
     torch.set_num_threads(1)
@@ -71,7 +98,9 @@ def work(run: str, stop_at: int, architecture: str) -> None:
 
     training_loop.Trainer._step = mortal
     training_loop.CHECKPOINT_SECONDS = -1
-    train(recipe(architecture), data.load("digits"), run, seed=2, device="cpu")
+    own = architecture == "own"
+    asked = own_network(Path(run).parent) if own else recipe(architecture)
+    train(asked, data.load("digits"), run, seed=2, device="cpu")
 
 
 def started(processes: int, run: Path, stop_at: int = -1, architecture: str = "plain") -> int:
@@ -118,6 +147,22 @@ def test_two_processes_reach_the_weights_of_one(alone, tmp_path):
     accuracies = [result["validation"]["standard_accuracy"] for result in told]
     assert accuracies[0] > 0.6  # it learnt something to compare
     assert accuracies[1] == pytest.approx(accuracies[0], abs=0.02)
+
+
+def test_so_they_do_with_a_network_and_weights_of_ones_own(tmp_path):
+    (tmp_path / "net.py").write_text(OWN)
+    begin = {"conv.weight": torch.randn(12, 1, 3, 3) / 3, "conv.bias": torch.zeros(12)}
+    begin |= {"unused.weight": torch.eye(3), "unused.bias": torch.zeros(3)}
+    begin |= {"linear.weight": torch.zeros(7, 192), "linear.bias": torch.zeros(7)}
+    torch.save(begin, tmp_path / "begin.pth")
+    runs = [tmp_path / "one", tmp_path / "two"]
+    for processes, run in enumerate(runs, 1):
+        started(processes, run, architecture="own")
+    assert distance(*map(model, runs)) < 1e-3
+    told = [json.loads((run / "result.json").read_text()) for run in runs]
+    for key in ("identity", "steps", "started_from", "class_weights"):
+        assert told[0][key] == told[1][key]
+    assert told[0]["validation"]["standard_accuracy"] > 0.5
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 2), (2, 1)])
