@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -128,6 +129,15 @@ def test_eps_that_grows_is_said(tmp_path, capsys):
     train(tiny(epochs=2, **warm), digits(), tmp_path, device="cpu")
     train(tiny(epochs=4, **warm), digits(), tmp_path, device="cpu", progress=True)
     assert "and ε 62% of its last value" in capsys.readouterr().err
+
+
+def test_the_report_says_so_without_alarm(run, tmp_path):
+    train(LONG, digits(), run, device="cpu")
+    page = hf.write_report([run], tmp_path / "page.html").read_text()
+    assert "lengthened from 2 epochs to 5 epochs" in page
+    assert "went wrong" not in page  # nothing did
+    (card,) = re.findall(r'<div class="([\w-]+)">\s*<h4>Epoch 2: lengthened', page)
+    assert card == "card"
 
 
 # -- what is refused ----------------------------------------------------------------------------

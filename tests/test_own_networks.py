@@ -213,6 +213,7 @@ def test_another_file_is_another_run(code):
         ("net.py:Detached", "none reaches the images"),
         ("net.py:Late", "fails at step 0: IndexError: batch of 16"),
         ("net", "is unknown"),
+        ("timm:resnet18", "through code of your own"),
     ],
 )
 def test_what_does_not_work_is_one_line(code, name, says):

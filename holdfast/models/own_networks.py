@@ -13,6 +13,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..parsing import import_named, nearest, one_line
+from .sources import source_of as source_of_library
 
 Builder = Callable[[Mapping[str, Any]], nn.Module]  # arguments → a network of its own
 
@@ -113,6 +114,11 @@ def give_classes(model: nn.Module, classifier: str, classes: int) -> None:
 
 
 def _named(architecture: str) -> Callable[..., Any]:
+    if source_of_library(architecture) is not None:
+        raise InputError(
+            f"architecture {architecture!r}: a library's network is trained through code of your "
+            "own: name a function that builds it, path/file.py:name"
+        )
     build = import_named(architecture, "architecture")
     if not callable(build):  # a module is callable
         kind = type(build).__name__

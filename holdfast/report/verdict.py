@@ -8,6 +8,7 @@ from typing import Literal
 
 from ..errors import InputError
 from ..runs.records import Flag
+from ..runs.records.training import COLLAPSED
 from ..runs.records.uncertainty import Answers, Figure
 from . import format
 from .image_by_image import compare_runs
@@ -178,8 +179,9 @@ def of_training(run: TrainingRun) -> Verdict:
         found = "The training went to its end; its weights were not validated."
     else:
         found = f"Trained to the end: {_share_left(run)} under PGD."
-    if record.events:
-        times = "once" if len(record.events) == 1 else f"{len(record.events)} times"
+    wrong = [event for event in record.events if event.kind == COLLAPSED]
+    if wrong:
+        times = "once" if len(wrong) == 1 else f"{len(wrong)} times"
         return Verdict(
             found,
             f"Look at what happened: the training went wrong {times} and went on from weights of "

@@ -6,10 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
-# Kinds of events.
-MEMORISING = "memorising"
-PATIENCE = "patience"
-LENGTHENED = "lengthened"
+from ..runs.records.training import MEMORISING
+
 MEMORISING_GAP = 0.10  # between PGD accuracy on training images and on others
 
 

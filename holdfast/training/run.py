@@ -25,7 +25,7 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import TrainingRecord, Validation
 from ..runs.records.base import ShownAsRecord
-from .history import LENGTHENED
+from ..runs.records.training import LENGTHENED
 from .initialisation import builder
 from .job import TrainingJob
 from .lengthening import lengthened

@@ -18,13 +18,14 @@ from ..parsing import one_line, parse_seconds
 from ..runs.files import make_folder
 from ..runs.folder import now, on_date
 from ..runs.progress import ProgressLine, clock
+from ..runs.records.training import COLLAPSED, LENGTHENED, MEMORISING, PATIENCE
 from ..runs.tensors import apart
 from ..threat import Threat
 from .averaging import WeightAverage, estimate_statistics
 from .batches import Batches
 from .checkpoints import Checkpoints, part
 from .class_weights import class_weights, in_figures
-from .history import LENGTHENED, MEMORISING, PATIENCE, History, Window
+from .history import History, Window
 from .initialisation import initial_network
 from .job import TrainingJob
 from .lengthening import in_epochs
@@ -285,7 +286,7 @@ class Trainer:
                 f"{row['live_pgd_accuracy']:.1%}: back to the last good weights, "
                 "with more attack steps from here on"
             )
-            history.note(epoch, "catastrophic-overfitting", detail)
+            history.note(epoch, COLLAPSED, detail)
             line.say(f"epoch {epoch:.1f}: {detail}")
         else:
             history.best_live = max(history.best_live, row.get("live_pgd_accuracy", 0.0))

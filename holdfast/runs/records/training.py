@@ -7,6 +7,12 @@ from typing import Any, ClassVar, Literal
 from .base import Count, Fraction, Integer, ListOf, Part, Positive, Quantity, Record, percent
 from .measured import DataInfo
 
+# Kinds of events.
+COLLAPSED = "catastrophic-overfitting"
+LENGTHENED = "lengthened"
+MEMORISING = "memorising"
+PATIENCE = "patience"
+
 
 class TrainingEvent(Part):
     """Something that happened on the way, such as catastrophic overfitting."""
@@ -14,6 +20,11 @@ class TrainingEvent(Part):
     epoch: Quantity | None = None
     kind: str = ""
     detail: str = ""
+
+    @property
+    def expected(self) -> bool:
+        """Whether somebody asked for it."""
+        return self.kind in (LENGTHENED, PATIENCE)
 
 
 class Validation(Part):
