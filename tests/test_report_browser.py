@@ -42,7 +42,9 @@ def browser() -> Iterator[object]:
     own = next((path for name in NAMES if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
         try:
-            found = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
+            found = playwright.chromium.launch(
+                executable_path=own, args=["--no-sandbox", "--disable-dev-shm-usage"]
+            )
         except Error as error:
             missing(f"no browser starts ({str(error).splitlines()[0]})")
         yield found

@@ -80,10 +80,10 @@ def verdict(run: CertificationRun) -> Verdict:
 
 def _more(run: CertificationRun) -> str:
     standard = run.accuracy("standard_accuracy")
-    return (
-        f"An abstention is never right. {format.accuracy(standard)} of the images are answered "
-        f"right (95 % interval {format.interval(standard)})."
-    )
+    return Markup(
+        "An abstention is never right. {} of the images are answered right (95 % interval "
+        '<span class="line">{}</span>).'
+    ).format(format.accuracy(standard), format.interval(standard))
 
 
 def _line(run: CertificationRun) -> charts.Line:

@@ -120,11 +120,10 @@ def image_by_image(found: ComparisonRecord) -> ImageByImage:
             for pair in found.pairs[:MOST_PAIRS]
         ],
         Table(
-            ["Beside", "Model", "Standard accuracy", "p", "Robust accuracy", "p"],
+            ["Pair", "Standard accuracy", "p", "Robust accuracy", "p"],
             [
                 [
-                    found.runs[pair.first].name,
-                    found.runs[pair.second].name,
+                    f"{found.runs[pair.second].name} beside {found.runs[pair.first].name}",
                     *(cell for _, one in measures(pair) for cell in (in_points(one), p_value(one))),
                 ]
                 for pair in found.pairs
@@ -134,12 +133,13 @@ def image_by_image(found: ComparisonRecord) -> ImageByImage:
     )
 
 
-def comparison(runs: Sequence[EvaluationRun], pairs: str = "first") -> Comparison | None:
+def comparison(runs: Sequence[EvaluationRun], pairs: str = "") -> Comparison | None:
     """Several evaluations side by side, a column for each suite and threat model: figures from
     different suites never share one.
 
     Args:
-        pairs: which runs are compared image by image, as `holdfast.compare` takes it.
+        pairs: which runs are compared image by image, as `holdfast.compare` takes it; by default
+            the first with each other that the same suite judged.
     """
     if len(runs) < 2:
         return None
@@ -156,21 +156,25 @@ def comparison(runs: Sequence[EvaluationRun], pairs: str = "first") -> Compariso
     with_curves = sorted((run for run in in_order if run.record.curve), key=search)
     groups = [list(group) for _, group in groupby(with_curves, key=search)]
     curves = [security_curves(group) for group in groups if len(group) > 1]
-    try:
-        paired = image_by_image(compare_runs(runs, pairs))
-    except InputError:  # other images or threat models stand side by side all the same
-        paired = None
+    same_images = len({_images(run) for run in runs}) == 1
     # The suite that judged most models is the one that they are ranked by.
     place = max(range(len(columns)), key=lambda i: sum(row.cells[i] is not None for row in rows))
     ranked = [(cell, row.name) for row in rows if (cell := row.cells[place]) is not None]
     ranked.sort(key=lambda found: -(found[0].robust.value or 0.0))
+    if not pairs and len(ranked) > 1:
+        numbers = {cell.number for cell, _ in ranked}
+        runs = [run for number, run in enumerate(runs, 1) if number in numbers]
+    try:
+        paired = image_by_image(compare_runs(runs, pairs or "first"))
+    except InputError:  # other images or threat models stand side by side all the same
+        paired = None
     return Comparison(
         of_comparison([cell.run for cell, _ in ranked], [name for _, name in ranked]),
         columns,
         rows,
         _scatter(ranked, columns[place]),
         _saved(rows, columns),
-        len({_images(run) for run in runs}) == 1,
+        same_images,
         [c for c in curves if c],
         paired,
     )

@@ -194,7 +194,7 @@ function gallery(section) {
     return [Math.floor(i / held.perSheet), within % held.columns, Math.floor(within / held.columns)];
   };
   const name = (label) => (label < 0 ? "no answer" : held.classes[label]);
-  const sure = (value) => (value === null ? "" : ` ${(100 * value).toFixed(1)} %`);
+  const sure = (value) => (value === null ? "" : `, ${(100 * value).toFixed(1)} %`);
   const by = (i) => (held.attack[i] < 0 ? "" : ` by ${held.attacks[held.attack[i]]}`);
   const words = held.aimed ? ["target not reached", "target reached", "its target before any attack"] : FATE;
   const told = (i) => {
@@ -324,7 +324,7 @@ function gallery(section) {
     }
     title.textContent = `${name(held.label[i])}, no. ${held.index[i]}`;
     const distance = held.distance[i];
-    const far = distance === null ? "" : held.steps ? `${(255 * distance).toPrecision(3)}/255` : distance.toPrecision(4);
+    const far = distance === null ? "" : held.steps ? `${Number((255 * distance).toPrecision(4))}/255` : String(Number(distance.toPrecision(4)));
     change.textContent = `${words[held.fate[i]]}${by(i)}${far ? `; ${held.norm} ${far}` : ""}`;
     draw();
   }

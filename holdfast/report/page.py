@@ -130,12 +130,13 @@ KINDS = {  # what a page of such runs is called; the first kind that it holds na
 }
 
 
-def render(runs: Sequence[Run], command: str, pairs: str = "first") -> str:
+def render(runs: Sequence[Run], command: str, pairs: str = "") -> str:
     """The page of these runs, evaluations first, and the command that makes it; the same runs
     always give the same page.
 
     Args:
-        pairs: which evaluations are compared image by image, as `holdfast.compare` takes it.
+        pairs: which evaluations are compared image by image, as `holdfast.compare` takes it; by
+            default the first with each other that the same suite judged.
     """
     evaluations = [run for run in runs if isinstance(run, EvaluationRun)]
     trainings = [run for run in runs if isinstance(run, TrainingRun)]

@@ -8,7 +8,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .. import charts
+from .. import charts, palette
 from ..evaluation.result import distinct_names
 from ..intervals import clopper_pearson
 from ..runs.records.uncertainty import (
@@ -379,6 +379,7 @@ def view(run: UncertaintyRun) -> dict[str, Any]:
 @dataclass(frozen=True)
 class SideBySide:
     verdict: Verdict
+    chart: Markup | None
     table: Table
 
 
@@ -432,4 +433,29 @@ def side_by_side(runs: Sequence[UncertaintyRun]) -> SideBySide | None:
         [r.model.name or r.path.resolve().name for r in runs],
         [r.model.sha256 or "" for r in runs],
     )
-    return SideBySide(of_side_by_side(runs, names), Table(["", *names], rows))
+    return SideBySide(of_side_by_side(runs, names), _errors(runs, names), Table(["", *names], rows))
+
+
+def _errors(runs: Sequence[UncertaintyRun], names: Sequence[str]) -> Markup | None:
+    """Calibration errors, clean and attacked: the further down and to the left, the better."""
+    lines: list[charts.Line] = []
+    for run, name in zip(runs[: palette.STYLES], names, strict=False):
+        clean, moved = _answers(run, "clean").ece, _answers(run, "miscalibrate").ece
+        if clean is not None and moved is not None:
+            tone = f"tone-{len(lines)}"
+            dot = charts.Line(name, tone, [clean.value], [moved.value], radii=[6.0], joined=False)
+            lines.append(dot)
+    if not lines:
+        return None
+
+    def axis(label: str, values: Sequence[float]) -> charts.Axis:
+        high = 1.1 * max(values) or 1.0
+        return charts.Axis(label, 0, high, charts.ticks(0, high), charts.whole_percent)
+
+    return charts.line_chart(
+        "Calibration error on clean images and under attack; the table below holds more.",
+        axis("calibration error, clean", [line.x[0] for line in lines]),
+        axis("calibration error, confidence attacked", [y for line in lines for y in line.y if y]),
+        lines,
+        write=format.percent,
+    )
