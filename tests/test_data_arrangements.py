@@ -479,3 +479,43 @@ def test_images_are_brought_to_what_a_card_remembers(tmp_path: Path) -> None:
     ):
         assert "--image-size" in refused(tmp_path, like=odd)
     assert data.load("digits", like=card).shape == (1, 8, 8)
+
+
+def test_classes_that_hold_their_own_splits(tmp_path: Path) -> None:
+    for name, seed in (("cat", 0), ("dog", 50)):
+        for split, n in (("train", 4), ("test", 2)):
+            for i in range(n):
+                write_image(tmp_path / name / split / f"{split}{i}.png", seed + 10 * n + i)
+    read = data.load(tmp_path)
+    assert counts(read) == [6, 2, 4] and read.classes == ("cat", "dog")
+    assert said(read, "each class has its own splits")
+    for name, label in zip(read.test.filenames, read.test.labels, strict=True):
+        assert name.startswith(f"{read.classes[label]}/test/")
+
+
+def test_flat_splits_are_no_classes(tmp_path: Path) -> None:
+    """Images whose class stands in their names only: refused, not two classes train and test1."""
+    for i in range(4):
+        write_image(tmp_path / "train" / f"cat.{i}.jpg", i)
+        write_image(tmp_path / "test1" / f"{i}.jpg", 10 + i)
+    assert "holds no class folders" in refused(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["images", "images/test", "test/images"])
+def test_tables_above_their_images(tmp_path: Path, place: str) -> None:
+    for i in range(4):
+        write_image(tmp_path / place / f"{i}.png", i)
+    name = "test.csv" if "test" in place else "labels.csv"
+    rows = "".join(f"{i}.png,{'cat' if i % 2 else 'dog'}\n" for i in range(4))
+    (tmp_path / name).write_text(f"file,label\n{rows}")
+    read = data.load(tmp_path)
+    assert counts(read) == [0, 0, 4] and read.classes == ("cat", "dog")
+    for file, label in zip(read.test.filenames, read.test.labels, strict=True):
+        assert int(Path(file).stem) % 2 == 1 - label
+
+
+def test_pictures_beside_class_folders_are_said(tmp_path: Path) -> None:
+    image_folder(tmp_path / "test", n=2)
+    write_image(tmp_path / "test" / "stray.png", 99)
+    read = data.load(tmp_path)
+    assert len(read.test) == 4 and said(read, "in no class folder, so not read: stray.png")

@@ -507,3 +507,22 @@ def test_what_a_data_set_without_train_holds_is_listed_and_drawn(tmp_path: Path)
     assert "Training data:  (0, 3, 6, 6)" in data.describe(read)
     data.figure(read, tmp_path / "f.png")
     assert (tmp_path / "f.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", ["mine.npy", "mine.csv", "mine.txt", "mine.json"])
+def test_labels_in_a_file_of_their_own(tmp_path: Path, name: str) -> None:
+    labels = np.array([1, 0, 2, 1])
+    (tmp_path / "a").mkdir()
+    np.save(tmp_path / "a" / "pictures.npy", images(4, 5, 5, 3))
+    file = tmp_path / name
+    if name.endswith("npy"):
+        np.save(file, labels)
+    elif name.endswith("json"):
+        file.write_text("[1, 0, 2, 1]")
+    else:
+        file.write_text(("label\n" if name.endswith("csv") else "") + "1\n0\n2\n1\n")
+    for source in (tmp_path / "a", tmp_path / "a" / "pictures.npy"):
+        assert data.load(source, labels=file).test.labels.tolist() == labels.tolist()
+    np.save(tmp_path / "a" / "pictures.npy", images(5, 5, 5, 3))
+    with pytest.raises(InputError, match="4 labels for 5 images"):
+        data.load(tmp_path / "a", labels=file)

@@ -41,7 +41,7 @@ BESIDE = {
     ".zip", ".tar", ".gz", ".tgz", ".pkl", ".parquet", ".arrow", ".lock", ".license", ".sqlite",
 }  # fmt: skip
 INNER = ("images", "image", "imgs", "img")  # in a class folder, the folder of its images
-PLAIN_WORDS = {*INNER, "data", "dataset", "set", "split", "ilsvrc2012", "ilsvrc", "imagenet"}
+PLAIN_WORDS = {*INNER, "data", "dataset", "set", "split", "ilsvrc", "imagenet"}
 WORDS = ("words.txt", "LOC_synset_mapping.txt", "synset_words.txt", "imagenet_class_index.json")
 CLASS_LISTS = (*WORDS, "wnids.txt")  # beside the images, and understood
 _TOLD = 5  # names in a line, at most
@@ -87,6 +87,9 @@ def arrange(folder: Path, labels: str | Path | None = None) -> Arrangement:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")
+    first = _class_first(folder)
+    if first is not None:
+        return first
     found = Arrangement(_root(folder))
     if found.root != folder:
         found.told.append(f"{folder}: read from {found.root.relative_to(folder).as_posix()}")
@@ -142,14 +145,14 @@ def holds_pictures(folder: Path) -> bool:
 
 def _split_named(name: str) -> str | None:
     """The split that a folder is for, by a word of its name: `train`, `ILSVRC2012_img_val`."""
-    words = re.split(r"[\W_]+", name.lower())
+    words = re.split(r"[\W_\d]+", name.lower())
     found = {SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS}
     return found.pop() if len(found) == 1 else None
 
 
 def _says_no_more(name: str) -> bool:
     """Whether a name says the split, and otherwise only that these are images."""
-    words = re.split(r"[\W_]+", name.lower())
+    words = filter(None, re.split(r"[\W_\d]+", name.lower()))
     return all(word in SPLIT_WORDS or word in PLAIN_WORDS for word in words)
 
 
@@ -165,11 +168,11 @@ def _split_folders(root: Path) -> dict[str, Path]:
     inside = folders(root)
     exact = [path for path in inside if path.name.lower() in SPLIT_WORDS]
     loose = [path for path in inside if path not in exact and _split_named(path.name)]
-    candidates = [path for path in exact if folders(path)] or (
-        exact if len(exact) == len(inside) else []
-    )
-    if candidates:
+    plain = exact + [path for path in loose if _says_no_more(path.name)]
+    if any(map(folders, exact)):
         candidates = exact  # a flat one beside others is a split too
+    elif exact and len(plain) == len(inside):
+        candidates = plain
     else:
         candidates = [path for path in loose if _leads(path)]
         flat = [path for path in loose if path not in candidates and holds_pictures(path)]
@@ -221,6 +224,27 @@ def _leads(folder: Path, depth: int = 2) -> bool:
     return depth > 0 and any(_leads(path, depth - 1) for path in inside)
 
 
+def _class_first(folder: Path) -> Arrangement | None:
+    """`DIR/CLASS/train/*`, where every class holds its own splits; None for anything else."""
+    inside = folders(folder)
+    held = {path: _split_folders(path) for path in inside if not holds_pictures(path)}
+    flat = [place for splits in held.values() for place in splits.values()]
+    if len(inside) < 2 or not all(held.get(path) for path in inside):
+        return None
+    if not all(holds_pictures(place) and not folders(place) for place in flat):
+        return None
+    found = Arrangement(folder, told=[f"{folder}: each class has its own splits"])
+    found.read |= set(inside)
+    for path, splits in held.items():
+        name = shown(unicodedata.normalize("NFC", path.name))
+        for split, place in splits.items():
+            files = [each for each in visible(place) if each.suffix.lower() not in BESIDE]
+            found.splits.setdefault(split, {})[name] = files
+    _say_what_is_left(found, folder)
+    _order_classes(found, folder)
+    return found
+
+
 # --- the classes of a split -----------------------------------------------------------------------
 
 
@@ -243,6 +267,9 @@ def _split(found: Arrangement, split: str, place: Path, flat: dict[str, Path]) -
             return None
         flat[split] = place
         return None
+    loose = [path.name for path in visible(place) if not path.is_dir()]
+    if loose:
+        found.told.append(f"{place}: in no class folder, so not read: {_several(loose)}")
     return _classes(found, place)
 
 
@@ -291,8 +318,13 @@ def _without_splits(found: Arrangement, flat: dict[str, Path], labels: str | Pat
     name."""
     root = found.root
     own = SPLIT_WORDS.get(root.resolve().name.lower())
-    if holds_pictures(root) and (labels is not None or not folders(root)):
+    inside = folders(root)
+    if holds_pictures(root) and (labels is not None or not inside):
         flat[own or "test"] = root
+        return
+    if len(inside) == 1 and inside[0].name.lower() in INNER and holds_pictures(inside[0]):
+        flat[own or "test"] = inside[0]
+        found.read.add(inside[0])
         return
     files = _classes(found, root)
     found.read |= set(folders(root))
@@ -321,7 +353,7 @@ def _add_flat(
         # Tiny-ImageNet's annotations stand above its folder of images.
         where = place.parent if place.name.lower() in INNER and place != found.root else place
         path = Path(labels) if labels is not None and _is_meant(flat, split) else None
-        path = path or beside(where, where.parent)
+        path = path or beside(where, where.parent, folder)
         files = [each for each in visible(place) if each.suffix.lower() not in BESIDE]
         files = [each for each in files if not each.is_dir()]
         found.read |= set(files)

@@ -76,9 +76,10 @@ class LabelTable:
         return found
 
 
-def beside(folder: Path, above: Path) -> Path | None:
-    """The file of labels that stands with the images of a folder, or in the folder above."""
-    for place in (folder, above):
+def beside(folder: Path, *above: Path) -> Path | None:
+    """The file of labels that stands with the images of a folder, or in one of the folders above
+    it."""
+    for place in dict.fromkeys([folder, *above]):
         for name in NAMES:
             for split in dict.fromkeys([folder.name, folder.name.lower()]):
                 file = place / name.format(split)

@@ -31,6 +31,7 @@ from .arrays import (
 )
 from .base import DataSet, Split
 from .images import ImageArray, fingerprint
+from .label_tables import read_table
 from .label_values import MOST_LABELS, Column, column, numbered
 from .labelled import assembled, is_grouped
 from .pixel_values import images_of
@@ -96,6 +97,9 @@ class _Stored:
         return self.header
 
 
+Pair = tuple[_Stored, _Stored | None]  # images and their labels
+
+
 @dataclass(frozen=True)
 class _Role:
     """What an array is, by its name: `images`, `labels` or `names`; of which split; and whether
@@ -138,7 +142,8 @@ def load(source: str | Path, labels: str | None = None) -> DataSet:
 
     Args:
         source: a file, or a folder that holds them.
-        labels: which labels, where there are several: a word of their name, such as `fine`.
+        labels: which labels, where there are several: a word of their name, such as `fine`; or a
+            file of labels (`holdfast.data.label_tables`) for images without any.
 
     Returns:
         Images uint8 (N, C, H, W) in the order of the file, which need not fit into memory where it
@@ -152,15 +157,23 @@ def load(source: str | Path, labels: str | None = None) -> DataSet:
     stored = _stored(source)
     told: list[str] = []
     roles = {key: role for key in stored if (role := _role(key)) is not None}
-    pairs = _pairs(source, stored, roles, labels, told)
+    table = read_table(labels) if labels is not None and os.path.isfile(labels) else None
+    if table is not None:
+        labels = None
+    pairs = _pairs(source, stored, roles, labels, told, alone=table is not None)
     names = _names(stored, roles)
     splits: dict[str, tuple[ImageArray, str]] = {}
     columns: dict[str, Column] = {}
     for split, (x, y) in pairs.items():
         count = x.checked().shape[0]
-        _check_labels(y, count)
+        if y is not None:
+            _check_labels(y, count)
         images, said = images_of(x.load(), x.where)
-        columns[split] = column(y.load(), count, y.where)
+        if y is not None:
+            columns[split] = column(y.load(), count, y.where)
+        else:
+            assert table is not None
+            columns[split] = column(np.array(table.in_order), count, str(table.path))
         told += [*said, *([columns[split].told] if columns[split].told else [])]
         splits[split] = images, x.name
     numbers, classes, named = numbered(columns, names, str(source))
@@ -282,10 +295,11 @@ def _pairs(
     roles: Mapping[str, _Role],
     wanted: str | None,
     told: list[str],
-) -> dict[str, tuple[_Stored, _Stored]]:
-    """The images and labels of each split."""
+    alone: bool = False,
+) -> dict[str, Pair]:
+    """The images and labels of each split; `alone`: images without labels too, of one split."""
     splits = dict.fromkeys(role.split for role in roles.values() if role.kind != "names")
-    pairs: dict[str | None, tuple[_Stored, _Stored]] = {}
+    pairs: dict[str | None, Pair] = {}
     used: set[str] = set()
     for split in splits or [None]:
         x = _one(source, stored, roles, "images", split)
@@ -297,6 +311,9 @@ def _pairs(
         if x is not None and y is not None:
             pairs[split] = stored[x], stored[y]
             used |= {x, y}
+        elif x is not None and alone and not any(pair[1] is None for pair in pairs.values()):
+            pairs[split] = stored[x], None
+            used.add(x)
         elif x is not None and split is not None:
             told.append(f"{stored[x].where}: images of {split} without labels are left out")
             used.add(x)
@@ -314,8 +331,8 @@ def _is(roles: Mapping[str, _Role], key: str, kind: str) -> bool:
 
 
 def _named_splits(
-    pairs: Mapping[str | None, tuple[_Stored, _Stored]], told: list[str], source: Path
-) -> dict[str, tuple[_Stored, _Stored]]:
+    pairs: Mapping[str | None, Pair], told: list[str], source: Path
+) -> dict[str, Pair]:
     named = {split: pair for split, pair in pairs.items() if split is not None}
     if None in pairs:
         split = "test" if not named else next((s for s in ("train", "test") if s not in named), "")
