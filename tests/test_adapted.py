@@ -536,6 +536,24 @@ def test_judge_and_certify_take_them_all(command, tmp_path: Path, verb):
     assert any("log-sum-exp" in line for line in lines) and len(lines) >= 6
 
 
+def test_uncertainty_takes_them_all(command, tmp_path: Path, monkeypatch):
+    from holdfast.cli import uncertainty as verb
+    from holdfast.uncertainty.run import figures, measurements
+
+    for module, name, value in (
+        (measurements, "STEPS", 1), (measurements, "SET_STEPS", 1),
+        (measurements, "CURVE_IMAGES", 2), (measurements, "CURVE_STEPS", 1),
+        (measurements, "OOD_ATTACKED", 2), (measurements, "ROBUST_STEPS", 1),
+        (verb, "OUT_OF_DISTRIBUTION", 4), (verb, "TRAINING", 40), (figures, "RESAMPLES", 5),
+    ):  # fmt: skip
+        monkeypatch.setattr(module, name, value)
+    options = {**command, "dtype": None, "attack": "fgsm", "calibration": 300, "eps": "0.1"}
+    verb.run(verb.Options(out=tmp_path / "run", **options))
+    lines = hf.read(tmp_path / "run").model.adaptation
+    assert any("log-sum-exp" in line for line in lines)
+    assert any("'logits' is taken" in line for line in lines)
+
+
 def test_weights_that_normalise_themselves_take_no_mean(tmp_path: Path):
     with pytest.raises(InputError, match="normalises its images itself"):
         hf.load("cifar10-linf-slim", mean=0.5)

