@@ -108,7 +108,7 @@ def load(
         found = _found(source, code, architecture, asked)
         if asked.given:
             found = adapted(found, asked)
-            _tell(found)
+        _tell(found)
     found = in_classes(found, classes, data_classes)
     return found.eval() if isinstance(found, Adapted | WrappedModel) else found
 
@@ -253,7 +253,7 @@ def _of_file(file: Path, code: bool, architecture: str | None, asked: Adaptation
     if any(bool(layer.mean.any()) or bool((layer.std != 1).any()) for layer in layers):
         _check_normalised(f"{file} of {architecture}", asked)
     if told:
-        tell(f"note: {told}", error=True)
+        model.told = told  # type: ignore[assignment]  # one of `adaptation_lines`
     return model.eval()
 
 

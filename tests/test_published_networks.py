@@ -334,6 +334,9 @@ def test_the_command_that_the_message_names_evaluates(tmp_path):
         limit=4,
     )
     assert result.n == 4
+    record = hf.read(tmp_path / "run")
+    told = "ckpt.pth: 'net' taken, published names, normalise=none, since the file says nothing"
+    assert record.model is not None and told in record.model.adaptation
 
 
 @pytest.mark.parametrize("architecture", SMALL)

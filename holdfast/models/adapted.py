@@ -393,6 +393,8 @@ def _lines(model: Any) -> Iterator[str]:
                 yield from part.said
             elif isinstance(part, WrappedModel):
                 yield from part.traits.said
+            elif isinstance(told := getattr(part, "told", None), str):  # of a file of weights
+                yield told
 
 
 def described_with(described: Mapping[str, Any], model: Any) -> dict[str, Any]:
