@@ -519,3 +519,11 @@ def test_pictures_beside_class_folders_are_said(tmp_path: Path) -> None:
     write_image(tmp_path / "test" / "stray.png", 99)
     read = data.load(tmp_path)
     assert len(read.test) == 4 and said(read, "in no class folder, so not read: stray.png")
+
+
+def test_grey_images_are_not_shown_to_a_model_of_colours(tmp_path: Path) -> None:
+    """A normalisation of three channels would spread one without a word."""
+    image_folder(tmp_path / "test", n=2)
+    colours = {"height": 8, "width": 8, "channels": 3}
+    assert data.load(tmp_path, like=colours).shape == (3, 8, 8)
+    assert "trained on 3, so leave --grey out" in refused(tmp_path, like=colours, grey=True)

@@ -98,6 +98,11 @@ def load(
     dataset = _loaded(source, download, size, labels, remembered)
     if grey or (remembered.channels == 1 and dataset.shape[0] == 3):
         dataset = brought.to_grey(dataset)
+    if remembered.channels == 3 and dataset.shape[0] == 1:
+        raise InputError(
+            f"images of {dataset.name} have 1 channel; the model was trained on 3, so leave --grey"
+            " out, or give images in colour"
+        )
     if class_order is not None:
         dataset = in_order(dataset, class_order)
     return choose(dataset, dataset.usual(split), indices=indices, limit=limit, balanced=balanced)
