@@ -84,6 +84,8 @@ def commands(results: list[dict[str, Any]]) -> list[str]:
         for case in result["cases"]:
             title, count = case["title"], str(len(case["pairs"]))
             for what, key in COSTS.items():
+                if key not in case["pairs"][0]["before"]:
+                    continue
                 sides = {s: [p[s][key] for p in case["pairs"]] for s in ("before", "after")}
                 mean = {side: sum(values) / len(values) for side, values in sides.items()}
                 ratios = [
@@ -94,21 +96,26 @@ def commands(results: list[dict[str, Any]]) -> list[str]:
                     f"| {', '.join(ratios)} |"
                 )
                 title = count = ""
-        verdicts = [
-            (pair["before"]["standing"], pair["after"]["standing"])
-            for case in result["cases"]
-            for pair in case["pairs"]
-        ]
-        alike = all(one == other for one, other in verdicts)
-        lines += [
-            "",
-            "The same images stand in number, before and after."
-            if alike
-            else f"Images that stand, before and after: {verdicts}.",
-            "",
-            f"Made by {pasted(result['command'])}.",
-            "",
-        ]
+        lines += [*reached(result["cases"]), "", f"Made by {pasted(result['command'])}.", ""]
+    return lines
+
+
+def reached(cases: list[dict[str, Any]]) -> list[str]:
+    """What the runs came to: images that stand, and what attacks on uncertainty reached."""
+    pairs = [pair for case in cases for pair in case["pairs"]]
+    lines = []
+    verdicts = [tuple(p[s]["standing"] for s in p) for p in pairs if "standing" in p["before"]]
+    if verdicts and all(before == after for before, after in verdicts):
+        lines += ["", "The same images stand in number, before and after."]
+    elif verdicts:
+        lines += ["", f"Images that stand, before and after: {verdicts}."]
+    for pair in pairs:
+        if "attacked" in pair["before"]:
+            sides = [pair[side]["attacked"] for side in ("before", "after")]
+            lines += ["", "| what attacks reach | before | after |", "| --- | --- | --- |"]
+            lines += [
+                f"| {name} | {sides[0][name]:.3f} | {sides[1][name]:.3f} |" for name in sides[0]
+            ]
     return lines
 
 
