@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 
 import pytest
 import torch
-from libraries import library
+from libraries import APART, library
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -224,6 +225,18 @@ def test_torchvision_says_what_is_wrong(torchvision, small, tmp_path, trap, monk
     one_line(f"torchvision:resnet18,weights={file}", "do not fit torchvision:resnet18")
     torch.save(Attack(), tmp_path / "evil.pth")
     one_line(f"torchvision:squeezenet1_1,weights={tmp_path / 'evil.pth'}", "would run code")
+
+
+def test_a_torchvision_of_another_torch_will_do(torchvision):
+    """In a process of its own, where nobody has declared what it may lack."""
+    code = (
+        "import sys, torch, holdfast as hf\n"
+        f"sys.path.append({str(APART)!r})\n"
+        "model = hf.load('torchvision:squeezenet1_1,pretrained=false,num_classes=3')\n"
+        "print(tuple(model(torch.rand(2, 3, 32, 32)).shape))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "(2, 3)\n", done.stderr
 
 
 def test_torchvision_of_other_classes(torchvision, tmp_path, capsys):

@@ -18,6 +18,7 @@ from types import ModuleType
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
 import yaml
 from torch import nn
 
@@ -93,7 +94,7 @@ def imported(library: str, kind: str, pip: str | None = None) -> ModuleType:
     """
     try:
         with quiet():
-            return importlib.import_module(library)
+            return _import(library)
     except ModuleNotFoundError as error:
         if error.name and error.name.split(".")[0] != library.split(".")[0]:
             raise InputError(
@@ -106,6 +107,31 @@ def imported(library: str, kind: str, pip: str | None = None) -> ModuleType:
         raise InputError(
             f"model {kind}:…: {library} cannot be imported: {one_line(error)[:200]}"
         ) from None
+
+
+# What a torchvision that was built for another torch lacks; no classifier calls it.
+OPERATORS = (
+    "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+)
+_declared: list[torch.library.Library] = []  # which live as long as they are held
+
+
+def _import(library: str) -> ModuleType:
+    """A library; one that needs a torchvision without its own operators gets them declared."""
+    before = set(sys.modules)
+    try:
+        return importlib.import_module(library)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error) or _declared:
+            raise
+    for name in set(sys.modules) - before:  # what was imported by half
+        if name.split(".")[0] in (library.split(".")[0], "torchvision"):
+            del sys.modules[name]
+    _declared.append(torch.library.Library("torchvision", "FRAGMENT"))
+    for schema in OPERATORS:
+        _declared[0].define(schema)
+    return importlib.import_module(library)
 
 
 @contextlib.contextmanager

@@ -237,10 +237,10 @@ def _computed_here(model: Any) -> nn.Module:
 
 def _converted(model: Any) -> nn.Module:
     try:
-        from onnx2torch import convert
-    except Exception:  # without torchvision's operators it cannot be imported
+        library = imported("onnx2torch", "onnx")
+    except InputError:
         raise _Unfit("onnx2torch is not installed") from None
-    return convert(model).eval()
+    return library.convert(model).eval()
 
 
 def _agreement(network: nn.Module, compared: OnnxRuntime | None, shape: Shape) -> str:
