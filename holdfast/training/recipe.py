@@ -524,7 +524,8 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
         try:
             arguments_of(recipe.model.architecture)  # one of Holdfast's own
         except InputError as error:
-            raise InputError(f"{path}: model: {error}") from None
+            own = "; or write path/file.py:build" if "." in recipe.model.architecture else ""
+            raise InputError(f"{path}: model: {error}{own}") from None
     return recipe
 
 

@@ -171,7 +171,7 @@ def put_in(
     head = {name for name in own if is_classifier(name)}
     card = weights.card
     others = card is not None and bool(card.classes) and tuple(card.classes) != tuple(classes)
-    closest: tuple[int, str] | None = None
+    closest: tuple[tuple[int, int], str] | None = None
     sets = sorted(weights.held.states.items(), key=lambda item: "ema" not in item[0].lower())
     for where, held in sets:
         for read, state in readings(held, model, spec.architecture):
@@ -182,8 +182,10 @@ def put_in(
                 inside = ", ".join(said for said in found if said)
                 return _put(model, state, own, head, others, weights, inside, classes)
             told = "; ".join(f"{len(n)} {kind}: {_few(n)}" for kind, n in wrong.items() if n)
-            if closest is None or count < closest[0]:
-                closest = count, told
+            # A part of a file's weights lacks little where it holds little.
+            distance = (-len(state.keys() & own.keys()), count)
+            if closest is None or distance < closest[0]:
+                closest = distance, told
     assert closest is not None
     advice, asked = "", (spec.architecture, spec.arguments)
     if card is not None and (card.architecture, card.arguments) != asked:
