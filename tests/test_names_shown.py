@@ -13,6 +13,7 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from own_script import DATA, only_its_own_script
 from run_folders import evaluation_run, training_run
 from verbs import print_leaderboard, print_zoo
 
@@ -164,10 +165,12 @@ def test_the_zoo_shows_names_as_they_are(tmp_path, monkeypatch, capsys):
 
 
 class Harmless(HTMLParser):
-    """Fails on any element or attribute that runs or loads something."""
+    """Fails on any element or attribute that runs or loads something; the page's own script, which
+    the policy names by its hash, is looked at apart."""
 
     def handle_starttag(self, tag, attributes):
-        assert tag not in ("script", "iframe", "object", "embed", "form", "base"), tag
+        assert tag != "script" or attributes in ([], [("type", "application/json")])
+        assert tag not in ("iframe", "object", "embed", "form", "base"), tag
         for name, value in attributes:
             assert not name.startswith("on"), (tag, name)
             if name in ("src", "href", "action", "xlink:href"):
@@ -194,6 +197,10 @@ def test_pages_hold_names_and_nothing_that_runs(tmp_path, name):
     again = evaluation_run(tmp_path / "again", name=name)
     page = write_report([run, again, train], tmp_path / "page.html").read_text(encoding="utf-8")
     Harmless().feed(page)
+    assert only_its_own_script(page)
+    for text in re.findall(f"{DATA}(.*?)</script>", page, re.S):  # what the script will show
+        held = json.loads(text)
+        assert not any(active(each) for each in (*held["classes"], *held["attacks"]))
     assert not [c for c in active(page) if c != "\t"]
     drawings, depth, begin = 0, 0, 0
     for tag in re.finditer(r"<(/?)svg\b", page):

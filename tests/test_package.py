@@ -83,6 +83,7 @@ def test_the_wheel_holds_every_module_and_is_small(wheel: Path) -> None:
     assert f"holdfast/zoo/{MODEL}/model.safetensors" in names
     assert {"holdfast/models/zoo.json", "holdfast/py.typed"} <= names
     assert {str(f.relative_to(ROOT)) for f in (ROOT / "holdfast").rglob("*.html")} <= names
+    assert "holdfast/report/page.js" in names
     assert wheel.stat().st_size < 20e6
 
 

@@ -252,7 +252,8 @@ def test_a_pipe_in_a_run_folder_is_waited_for_by_nobody(tmp_path):
         os.mkfifo(file)
         return file
 
-    for name in ("result.json", "request.json", "verdicts.csv", "examples.safetensors"):
+    files = ("result.json", "request.json", "verdicts.csv")
+    for name in (*files, "examples.safetensors", "pictures.safetensors"):
         run = evaluation_run(tmp_path / f"run-{name}")
         piped(run / name)
         with pytest.raises(InputError, match="no regular file"):

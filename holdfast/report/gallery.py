@@ -18,6 +18,7 @@ from PIL import Image
 from ..errors import InputError
 from ..evaluation.pictures import FILE
 from ..runs.tensors import read_tensors
+from ..terminal import page_text
 from . import format
 from .runs import EvaluationRun
 
@@ -75,8 +76,8 @@ def gallery(run: EvaluationRun, budget: int = BUDGET) -> Gallery | None:
         "clean": clean,
         "change": change,
         "levels": levels,
-        "classes": [run.class_name(i) for i in range(_most(run) + 1)],
-        "attacks": attacks,
+        "classes": [page_text(run.class_name(i)) for i in range(_most(run) + 1)],
+        "attacks": [page_text(name) for name in attacks],
         "index": v.index[rows].tolist(),
         "label": v.label[rows].tolist(),
         "before": v.clean_prediction[rows].tolist(),
