@@ -28,6 +28,7 @@ MADE_FROM = {  # page maker → a page, and files that it reads
     "certificates_page.py": ("docs/certificates.md", ["certificates-gaussian/request.json"]),
     "defences_page.py": ("docs/defences.md", ["defences-cifar10-linf-slim.json"]),
     "hidden_gradients_page.py": ("docs/hidden-gradients.md", ["hidden_gradients-one.json"]),
+    "kinds_page.py": ("docs/kinds.md", ["kinds.json"]),
     "swift_page.py": ("docs/swift.md", ["autoattack_speed-one.json"]),
     "speed_page.py": ("docs/speed.md", ["training_profile-one.json"]),
     "training_page.py": (

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -53,10 +54,7 @@ class _Block(nn.Module):
         super().__init__()
         self.act = activation_named(activation)
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.pad: nn.Module = nn.Identity()
-        border = 1
-        if form.zeros_at_end and stride == 2:
-            self.pad, border = nn.ZeroPad2d((0, 1, 0, 1)), 0
+        border = 0 if form.zeros_at_end and stride == 2 else 1
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, border, bias=False)
         self.norm2 = nn.BatchNorm2d(outputs)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
@@ -73,8 +71,13 @@ class _Block(nn.Module):
         shortcut = x
         if self.shortcut is not None:
             seen = x if self.form.shortcut_of_input else h
-            shortcut = self.shortcut(self.pad(seen) if self.form.shortcut_kernel == 3 else seen)
-        return self.conv2(self.act(self.norm2(self.conv1(self.pad(h))))) + shortcut
+            shortcut = self.shortcut(self._padded(seen, self.form.shortcut_kernel))
+        return self.conv2(self.act(self.norm2(self.conv1(self._padded(h))))) + shortcut
+
+    def _padded(self, x: Tensor, kernel: int = 3) -> Tensor:
+        # No module: the model's digest is also that of its parts.
+        at_end = self.form.zeros_at_end and kernel == 3 and self.conv1.stride == (2, 2)
+        return F.pad(x, (0, 1, 0, 1)) if at_end else x
 
 
 class Trunk(nn.Module):
