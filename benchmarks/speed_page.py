@@ -1,5 +1,5 @@
-"""Write the tables of docs/speed.md from benchmarks/results/training_profile*.json and
-command_costs*.json.
+"""Write the tables of docs/speed.md from benchmarks/results/training_profile*.json,
+command_costs*.json and large_images*.json.
 
     python benchmarks/speed_page.py [--check]
 
@@ -119,11 +119,54 @@ def reached(cases: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+SIDES = {
+    "before": "before, all in memory as float32",
+    "decoded": "now, decoded when they are asked for",
+    "in memory": "now, handed over in memory as float32",
+}
+
+
+def large_images(results: list[dict[str, Any]]) -> list[str]:
+    """Many large images, in memory and not."""
+    lines = []
+    for result in results:
+        size = " × ".join(map(str, result["image_shape"][1:]))
+        before, after = (result["revisions"][side][:10] for side in ("before", "decoded"))
+        lines += [
+            "",
+            "### Many large images",
+            "",
+            f"{result['n']} JPEG files of {size} (textures made for the purpose) through "
+            f"`{result['suite']}` at L∞ {result['eps']}, on a convolutional network of 16, 32 and "
+            f"64 channels with random weights; {result['machine']}, commit {before} beside "
+            f"{after}, all three at the same time.",
+            "",
+            "| the images are | resident at most, GiB | processor, s | of the clock, s | robust |",
+            "| --- | --- | --- | --- | --- |",
+        ]
+        lines += [
+            f"| {SIDES[side['side']]} | {side['peak_resident_gib']:.2f} "
+            f"| {side['cpu_seconds']:.0f} | {side['seconds']:.0f} | {side['robust_accuracy']:.2%} |"
+            for side in result["sides"]
+        ]
+        lines += [
+            "",
+            "The same images stand in all three."
+            if result["same_images_stand"]
+            else "Not the same images stand in all three.",
+            "",
+            f"Made by {pasted(result['command'])}.",
+            "",
+        ]
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     body = tables(results_of("training_profile*.json"))
     body += commands(results_of("command_costs*.json"))
+    body += large_images(results_of("large_images*.json"))
     return fill(PAGE, body, "benchmarks/speed_page.py", parser.parse_args().check)
 
 

@@ -20,7 +20,7 @@ class StoredImages:
     """Images float32 (N, C, H, W) in [0, 1] that are held as uint8, in memory or elsewhere.
 
     They are indexed as a tensor is, by a number, a slice, a list, a mask or numbers in a tensor;
-    what is indexed is read, divided by 255, and is a tensor on the CPU.
+    what is indexed is read, divided by 255, and is a tensor.
 
     Args:
         source: uint8 (N, C, H, W): an array or tensor, a `numpy.memmap`, or whatever has a `shape`
@@ -33,7 +33,7 @@ class StoredImages:
     """
 
     dtype = torch.float32
-    device = torch.device("cpu")
+    device = torch.device("cpu")  # of what is read
     ndim = 4
 
     def __init__(self, source: Any):
@@ -62,12 +62,19 @@ class StoredImages:
             for place, row in enumerate(wanted.tolist()):
                 pixels[place] = self._source[row]
         self._let_go(pixels.size)
-        return torch.from_numpy(pixels).div_(255)
+        return torch.from_numpy(pixels).div_(255).to(self.device)
 
     def part(self, rows: Any) -> StoredImages:
         """Some of the images, which are not read yet."""
         other = StoredImages(self._source)
         other._rows = self._rows[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+        other.device = self.device
+        return other
+
+    def to(self, device: torch.device | str) -> StoredImages:
+        """The same images; those that are read go to a device."""
+        other = self.part(slice(None))
+        other.device = torch.device(device)
         return other
 
     def prefetch(self, rows: Any) -> None:

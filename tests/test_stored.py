@@ -252,6 +252,35 @@ def test_they_are_judged_on_another_model() -> None:
     assert over[0].verdicts == over[1].verdicts and over[0].identity == over[1].identity
 
 
+@pytest.mark.usefixtures("never_in_memory")
+def test_they_are_certified_alike(tmp_path: Path) -> None:
+    _, pixels, labels = problem()
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(pixels[0].size, CLASSES))
+    rows = []
+    for name, images in (("lazy", lazy(pixels)), ("memory", data.to_tensor(pixels))):
+        hf.certify(model, images, labels, n=50, eps=0.01, run=tmp_path / name, device="cpu")
+        told = (tmp_path / name / "certificates.csv").read_text().splitlines()
+        rows.append([line.split(",")[:5] for line in told])  # without seconds and checksum
+        key = json.loads((tmp_path / name / "request.json").read_text())["identity"]
+        rows.append(key)
+    assert rows[:2] == rows[2:]
+
+
+@pytest.mark.usefixtures("never_in_memory")
+def test_a_sample_is_exported_alike(tmp_path: Path) -> None:
+    """Of a run on a sample the journal's numbers are not the rows of what is exported."""
+    _, pixels, labels = problem()
+    run = evaluated(lazy(pixels), until=0.25, run=tmp_path / "run")
+    assert run.n < N
+    for name, limit in (("lazy", 0), ("memory", 2**29)):
+        stored.IN_MEMORY = limit  # put back by the fixture
+        hf.export(tmp_path / "run", tmp_path / f"{name}.npz", data=(data.to_tensor(pixels), labels))
+    held = np.load(tmp_path / "lazy.npz"), np.load(tmp_path / "memory.npz")
+    assert all(np.array_equal(held[0][key], held[1][key]) for key in held[0].files)
+    assert np.array_equal(held[0]["adversarial"], np.asarray(run.adversarial))
+
+
 # --- what happens on the way ------------------------------------------------------------------
 
 

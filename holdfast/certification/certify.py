@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..evaluation.cards import threat_of
-from ..inputs import checked_data, checked_device, real_number, whole_number
+from ..inputs import checked_device, checked_stored_data, real_number, whole_number
 from ..models.black_box import innermost
 from ..models.wrapper import standard_defaults, wrapped
+from ..stored import StoredImages
 from ..threat import Threat
 from ..types import Images
 from .run import Certification, IntervalBounds, Method, Smoothing, certify_by
@@ -28,7 +29,7 @@ PASSES = 50_000  # forward passes of a chunk, after which rows may be written
 
 def certify(
     model: nn.Module,
-    images: Images,
+    images: Images | StoredImages,
     labels: Int64[Tensor, " n"] | None = None,
     *,
     sigma: float | None = None,
@@ -90,7 +91,7 @@ def certify(
         wrapped(model)  # a name, a folder and the like have messages of their own
         raise InputError("the model is no torch.nn.Module, so nothing is known of its weights")
     with standard_defaults():
-        images, labels = checked_data(images, labels)
+        images, labels = checked_stored_data(images, labels)
     whole_number("smoothing: n0", n0, 1)
     whole_number("smoothing: n", n, 1)
     real_number("smoothing: alpha", alpha, above=0, at_most=0.5)

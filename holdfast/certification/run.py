@@ -44,6 +44,7 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import CertificationRecord
 from ..runs.records.base import Fraction, Integer, Interval, ListOf, Quantity
+from ..stored import ModelImages
 from ..threat import Threat
 from ..types import Images
 from .bounds import logit_bounds, outside_bounds, verified
@@ -281,7 +282,7 @@ class Certification(CertificationRecord):
 def certify_by(
     method: Method,
     model: nn.Module,
-    images: Images,
+    images: ModelImages,
     labels: Int64[Tensor, " n"],
     out: Path,
     *,
@@ -342,7 +343,7 @@ def certify_by(
 
 
 def _identity(
-    method: Method, model: nn.Module, images: Images, labels: Tensor
+    method: Method, model: nn.Module, images: ModelImages, labels: Tensor
 ) -> tuple[dict[str, Any], str]:
     """Everything that decides the rows, as JSON holds it, and the run's identity."""
     settings: dict[str, Any] = {
@@ -362,7 +363,7 @@ def _identity(
 def _checked(
     method: Method,
     model: nn.Module,
-    images: Images,
+    images: ModelImages,
     labels: Tensor,
     classes: Sequence[str] | None,
     progress: bool,
@@ -392,11 +393,11 @@ def _checked(
     ]
     for flag in fired if progress else ():
         print(flag.detail, file=sys.stderr)
-    return fired + method.checks(images)
+    return fired + method.checks(probe)
 
 
 def _rows(
-    method: Method, images: Images, labels: Tensor, path: Path, chunk: int, progress: bool
+    method: Method, images: ModelImages, labels: Tensor, path: Path, chunk: int, progress: bool
 ) -> tuple[Row, ...]:
     """All rows, those of earlier processes included. They are written every few seconds."""
     written = time.monotonic()
@@ -424,7 +425,7 @@ def _rows(
 
 
 def _certified(
-    method: Method, images: Images, labels: Tensor, rows: Int64[Tensor, " n"]
+    method: Method, images: ModelImages, labels: Tensor, rows: Int64[Tensor, " n"]
 ) -> Iterator[Row]:
     began = time.monotonic()
     x, y = images[rows.to(images.device)], labels[rows.to(labels.device)]

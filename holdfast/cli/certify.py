@@ -139,7 +139,7 @@ def run(options: Options) -> Certification:
     remark(dataset, name, n, str(card.get("trained_on", "")))
     return certify(
         network,
-        datasets.to_tensor(split.images[:n]),
+        datasets.model_images(split.images[:n]),
         torch.from_numpy(split.labels[:n].copy()),
         sigma=options.sigma,
         n0=options.n0,

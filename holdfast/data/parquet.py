@@ -95,8 +95,8 @@ def load(
         labels: which column holds the labels, where there are several: its name, or a word of it.
 
     Returns:
-        Images uint8 (N, 3, H, W) in the order of the files. Up to 1 GiB of pixels are decoded into
-        memory at once; more than that, when they are asked for.
+        Images uint8 (N, 3, H, W) in the order of the files. Up to 512 MiB of pixels are decoded
+        into memory at once; more than that, when they are asked for.
 
     Raises:
         InputError: pyarrow is not installed; damaged, shards missing, no images, no labels, images

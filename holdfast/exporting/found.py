@@ -21,9 +21,9 @@ from ..loading import load
 from ..models.wrapper import unwrapped, wrapped
 from ..report.runs import EvaluationRun, Verdicts
 from ..runs.identity import digest, fingerprint, weights_digest
-from ..search import Journal, Ledger
+from ..search import AdversarialImages, Journal, Ledger
 from ..search.shards import NAME as JOURNAL
-from ..stored import in_memory
+from ..stored import ModelImages, StoredImages, each, in_parts, part
 from ..types import Model
 
 
@@ -42,9 +42,9 @@ class Found:
 
     run: EvaluationRun
     verdicts: Verdicts
-    images: Float[Tensor, "n c h w"]
+    images: ModelImages
     labels: Int64[Tensor, " n"]
-    adversarial: Float[Tensor, "n c h w"]
+    adversarial: AdversarialImages
     attacked: Bool[Tensor, " n"]
     goals: Int64[Tensor, " n"]
     witness: Float[Tensor, "n p"]
@@ -82,18 +82,15 @@ def found_in(run: EvaluationRun, data: Any = None, size: int | None = None) -> F
         verdicts,
         images,
         labels,
-        in_memory(ledger.adversarial),
+        ledger.adversarial,
         attacked,
         torch.from_numpy(goals),
         ledger.witness,
     )
 
 
-def _distances(run: EvaluationRun, ledger: Ledger, images: Tensor) -> Tensor:
-    parts = torch.arange(len(images)).split(128)
-    return torch.cat(
-        [run.threat.distance(ledger.adversarial[p], images[p], ledger.witness[p]) for p in parts]
-    )
+def _distances(run: EvaluationRun, ledger: Ledger, images: ModelImages) -> Tensor:
+    return in_parts(run.threat.distance, ledger.adversarial, images, ledger.witness)
 
 
 # --- the points ----------------------------------------------------------------------------------
@@ -115,7 +112,7 @@ def _journal(run: EvaluationRun) -> Path:
 
 
 def _points(
-    run: EvaluationRun, path: Path, index: np.ndarray, images: Tensor, labels: Tensor
+    run: EvaluationRun, path: Path, index: np.ndarray, images: ModelImages, labels: Tensor
 ) -> Ledger:
     """What the run's journal keeps of each image; the file is read, and not touched.
 
@@ -125,18 +122,19 @@ def _points(
     """
     rows = torch.from_numpy(index)
     size = int(rows.max()) + 1
-    every = images.new_zeros(size, *images.shape[1:])
-    every[rows] = images
-    known = labels.new_zeros(size)
-    known[rows] = labels
-    ledger = Ledger.of(every, known, torch.arange(size), run.threat.witness_size)
+    place = torch.zeros(size, dtype=torch.int64)  # of each in `images`; of the others, anywhere
+    place[rows] = torch.arange(len(rows))
+    every, number = part(images, place), torch.arange(size)
     journal = Journal(None, run.record.identity or "")
+    points = journal.lend(every) if isinstance(every, StoredImages) else None
+    ledger = Ledger.of(every, labels[place], number, run.threat.witness_size, adversarial=points)
     try:
         journal.absorb(path, index.tolist())
         journal.restore(ledger)
     finally:
         journal.close()
-    return replace(ledger, adversarial=ledger.adversarial[rows], witness=ledger.witness[rows])
+    found = part(ledger.adversarial, rows)
+    return replace(ledger, adversarial=found, witness=ledger.witness[rows])
 
 
 # --- the images ----------------------------------------------------------------------------------
@@ -144,8 +142,9 @@ def _points(
 
 def _images(
     run: EvaluationRun, verdicts: Verdicts, data: Any, size: int | None
-) -> tuple[Tensor, Tensor]:
+) -> tuple[ModelImages, Tensor]:
     """The clean images and their labels, which are checked to be those that were judged."""
+    images: ModelImages
     if isinstance(data, tuple | list) and len(data) == 2 and not isinstance(data[0], str):
         images, labels = (tensor.detach().cpu() for tensor in checked_data(*data))
         source = "the data given"
@@ -176,11 +175,11 @@ def _images(
                 f"{error}; the command of {run.path} names these data: where they lie elsewhere by "
                 "now, give them by --data"
             ) from None
-        images = datasets.to_tensor(split.images)
+        images = datasets.model_images(split.images)
         labels = torch.from_numpy(split.labels.copy())
         source = f"data {getattr(named, 'name', named)}"
     rows = _rows(run, verdicts, images, labels, source)
-    return images[rows], labels[rows]
+    return part(images, rows), labels[rows]
 
 
 def _option(words: Sequence[str], name: str, usual: str | None) -> str | None:
@@ -197,7 +196,7 @@ def _option(words: Sequence[str], name: str, usual: str | None) -> str | None:
 
 
 def _rows(
-    run: EvaluationRun, verdicts: Verdicts, images: Tensor, labels: Tensor, source: str
+    run: EvaluationRun, verdicts: Verdicts, images: ModelImages, labels: Tensor, source: str
 ) -> Int64[Tensor, " n"]:
     """Which of the images were judged, in the order of the verdicts.
 
@@ -207,9 +206,9 @@ def _rows(
     n, asked = run.n, run.request.asked if run.request else {}
     handed = asked.get("n")
     whole = isinstance(handed, int) and int(verdicts.index.max()) < handed <= len(images)
-    if whole and asked.get("images") == digest(images[:handed], labels[:handed]):
+    if whole and asked.get("images") == digest(part(images, slice(handed)), labels[:handed]):
         return torch.from_numpy(verdicts.index)
-    place = {fingerprint(image): row for row, image in enumerate(images)}
+    place = {fingerprint(image): row for row, image in enumerate(each(images))}
     rows = [place.get(int(known), -1) for known in verdicts.fingerprint]
     gone = [row for row, at in enumerate(rows) if at < 0]
     if gone:

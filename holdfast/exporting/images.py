@@ -19,6 +19,7 @@ from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults
 from ..runs.files import csv_text, write_atomically
 from ..search import MAJORITY_OF, Verifier, succeeded
+from ..stored import in_memory
 from ..terminal import printable
 from ..types import Report
 from .found import Found, class_names
@@ -67,10 +68,10 @@ def write_arrays(found: Found) -> bytes:
     """All points exactly, as `.npz`: `adversarial` and `images` (float32, N × C × H × W), `index`
     and `labels` (int64, N), and of a spatial threat model `witness`."""
     held = {
-        "adversarial": found.adversarial.numpy(),
+        "adversarial": in_memory(found.adversarial).numpy(),
         "index": found.verdicts.index,
         "labels": found.labels.numpy(),
-        "images": found.images.numpy(),
+        "images": in_memory(found.images).numpy(),
     }
     if found.witness.shape[1]:
         held["witness"] = found.witness.numpy()
@@ -99,7 +100,7 @@ def write_images(
     with standard_defaults(), evaluating(model):
         pngs = _all_rounded(found, verifier, rows, device, report)
     how = torch.full((len(found.labels),), -1)
-    levels, prediction = found.images.new_zeros(0), how.clone()
+    levels, prediction = torch.zeros(0), how.clone()
     if pngs is not None:
         how[rows], prediction[rows] = pngs.how, pngs.prediction
         levels = pngs.levels

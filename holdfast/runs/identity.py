@@ -32,7 +32,9 @@ def digest(*parts: bytes | np.ndarray | Tensor | str | Stored) -> str:
         if isinstance(part, Stored):
             sha.update(f"{str(part.dtype).removeprefix('torch.')}{tuple(part.shape)}".encode())
             for begin in range(0, len(part), TOGETHER):
-                sha.update(np.ascontiguousarray(part[begin : begin + TOGETHER]).data.cast("B"))
+                read = part[begin : begin + TOGETHER]
+                read = read.cpu() if isinstance(read, Tensor) else read
+                sha.update(np.ascontiguousarray(read).data.cast("B"))
             continue
         if isinstance(part, Tensor):
             part = part.detach().cpu()
