@@ -6,6 +6,7 @@ import base64
 import io
 import json
 import re
+import time
 from pathlib import Path
 
 import numpy as np
@@ -165,3 +166,34 @@ def test_damaged_pictures_are_named(tmp_path, damage):
     with pytest.raises(InputError, match=re.escape(message)) as error:
         write_report([run], tmp_path / "page.html")
     assert FILE in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.slow
+def test_ten_thousand_images_fit_a_page_and_half_a_minute(tmp_path):
+    run = evaluation_run(tmp_path / "run", n=10_000)
+    draw = torch.Generator().manual_seed(0)
+    images = torch.from_numpy(colour_images(500)).repeat(20, 1, 1, 1)
+    images = (images + 0.05 * torch.randn(images.shape, generator=draw)).clamp(0, 1)
+    changed = images + EPS * (2 * torch.rand(images.shape, generator=draw) - 1)
+    write_pictures(run, images, changed, torch.arange(10_000))
+    begin = time.process_time()
+    page = write_report([run], tmp_path / "page.html")
+    assert time.process_time() - begin < 30
+    assert page.stat().st_size < 15e6
+    (text,) = re.findall(r'<script type="application/json">(.*?)</script>', page.read_text(), re.S)
+    assert len(json.loads(text)["index"]) == 10_000
+
+
+@pytest.mark.slow
+def test_five_hundred_runs_fit_a_page_and_half_a_minute(tmp_path):
+    labels, images = np.arange(1000) % 10, colour_images(2)
+    runs = [
+        evaluation_run(tmp_path / f"r{i}", name=f"model-{i}", seed=i, images=images, labels=labels,
+                       robust=0.2 + 0.0005 * i)
+        for i in range(500)
+    ]  # fmt: skip
+    begin = time.process_time()
+    page = write_report(runs, tmp_path / "page.html")
+    assert time.process_time() - begin < 30
+    assert page.stat().st_size < 15e6
+    assert page.read_text().count("model-499") > 1
