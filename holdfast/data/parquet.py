@@ -358,7 +358,8 @@ class _Shard:
             arrow, parquet = _pyarrow()
             with opened(self.path):
                 if self.is_parquet:
-                    self.table = parquet.ParquetFile(self.path, memory_map=True)
+                    # Not mapped: a file that is cut off meanwhile would end the whole process.
+                    self.table = parquet.ParquetFile(self.path)
                 else:
                     self.table = _arrow_table(arrow, self.path)
         return self.table
