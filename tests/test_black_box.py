@@ -109,10 +109,10 @@ def test_scores_may_be_arrays_and_must_be_scores():
         lambda x: NET(x).detach().numpy().tolist(), X, Y, THREAT, suite="square", outputs="scores"
     )
     assert result.standard_accuracy == 1 and result.broken.any()
-    with pytest.raises(InputError, match=r"shape \(6,\) for 6 images"):
+    with pytest.raises(InputError, match="out of range; the model has 2 classes"):
         hf.evaluate(lambda x: np.zeros(len(x)), X, Y, THREAT, outputs="scores")
-    with pytest.raises(InputError, match="outputs must be scores or labels, not 'logits'"):
-        hf.evaluate(NET, X, Y, THREAT, outputs="logits")
+    with pytest.raises(InputError, match="outputs must be .*scores or labels.*, not 'logit'"):
+        hf.evaluate(NET, X, Y, THREAT, outputs="logit")
 
 
 def test_a_network_of_labels_is_in_eval_mode_and_comes_back():

@@ -382,7 +382,8 @@ def test_an_endpoint_that_changes_its_mind_is_flagged():
 
     _, x, y = models.digits(6)
     with serving(respond) as at:
-        result = hf.evaluate(HttpModel(at.url), x, y, ("linf", 0.1), suite="fgsm")
+        square = hf.attacks.Square(queries=10)
+        result = hf.evaluate(HttpModel(at.url), x, y, ("linf", 0.1), suite=square)
     flags = {flag.name: flag for flag in result.flags}
     assert flags["outputs-change-between-calls"].fired
 

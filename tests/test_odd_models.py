@@ -211,12 +211,14 @@ def test_certify_flags_and_abstains(tmp_path):
     ],
 )
 def test_mix_says_at_the_start_what_is_wrong(tmp_path, monkeypatch, model, message):
-    def load(name: str) -> nn.Module:
+    def load(name: str, **_: object) -> nn.Module:
         made = plain() if name == "robust" else model()
         made.card = {"architecture": "small-cnn", "arguments": {}, "classes": list("0123456789")}  # type: ignore[assignment]
         return made
 
     monkeypatch.setattr("holdfast.loading.load", load)
+    # Whether its folder could hold the two is another question, asked before.
+    monkeypatch.setattr("holdfast.mixing.run.card_of", lambda name, model: model.card)
     with pytest.raises(InputError, match=message) as caught:
         mix_command("robust", "accurate", "digits", tmp_path / "out", eps=0.1, limit=20)
     assert "\n" not in str(caught.value) and not (tmp_path / "out").exists()
