@@ -111,7 +111,7 @@ def test_scores_may_be_arrays_and_must_be_scores():
     assert result.standard_accuracy == 1 and result.broken.any()
     with pytest.raises(InputError, match="out of range; the model has 2 classes"):
         hf.evaluate(lambda x: np.zeros(len(x)), X, Y, THREAT, outputs="scores")
-    with pytest.raises(InputError, match="outputs must be .*scores or labels.*, not 'logit'"):
+    with pytest.raises(InputError, match=r"outputs must be .*scores or labels.*, not 'logit'"):
         hf.evaluate(NET, X, Y, THREAT, outputs="logit")
 
 
