@@ -122,7 +122,17 @@ class TradesWideResNet(Trunk):
         )
 
 
-class DeepMindWideResNet(Trunk):
+class _Bordered(Trunk):
+    """A trunk that sees `border` rows and columns of zeros around the image."""
+
+    border: int
+
+    def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
+        """The input (N, D) of the linear layer."""
+        return super().features(F.pad(images, (self.border,) * 4) if self.border else images)
+
+
+class DeepMindWideResNet(_Bordered):
     """Wide ResNet as published by DeepMind: strided convolutions see zeros at two edges only.
 
     Gowal et al., "Uncovering the limits of adversarial training against norm-bounded adversarial
@@ -167,12 +177,8 @@ class DeepMindWideResNet(Trunk):
             **_as_published(normalise, channels, classes),
         )
 
-    def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """The input (N, D) of the linear layer."""
-        return super().features(F.pad(images, (self.border,) * 4) if self.border else images)
 
-
-class DeepMindPreActResNet(Trunk):
+class DeepMindPreActResNet(_Bordered):
     """Pre-activation ResNet as published by DeepMind: shortcuts of 3×3, of the input as it is.
 
     Rebuffi et al., "Data augmentation can improve robustness", NeurIPS 2021.
@@ -212,10 +218,6 @@ class DeepMindPreActResNet(Trunk):
             form=DEEPMIND_PREACT,
             **_as_published(normalise, channels, classes),
         )
-
-    def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
-        """The input (N, D) of the linear layer."""
-        return super().features(F.pad(images, (self.border,) * 4) if self.border else images)
 
 
 class KuangliuPreActResNet(Trunk):
