@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning.fabric import Fabric
+from lightning_fabric import Fabric
 from test_objectives import LINF, batch, made, network
 from test_training import digits, one_line, tiny, trainer
 from torch import Tensor
