@@ -469,7 +469,8 @@ def _() -> list[str]:
 
     torch.save(torchvision.models.squeezenet1_1(num_classes=2).state_dict(), "weights.pth")
     model = "torchvision:squeezenet1_1,num_classes=2,weights=weights.pth"
-    return [model, *pictures("train/cat", "train/dog", "test/cat", "test/dog")[1:]]
+    asked = pictures("train/cat", "train/dog", "test/cat", "test/dog")[1:]
+    return [model, *asked, "--limit", "4"]  # the network takes them at 224 × 224
 
 
 @kind(LIBRARIES, "`transformers:FOLDER`")
@@ -754,7 +755,7 @@ def tried(kind: Kind, expected: str | None) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as scratch:
         os.chdir(scratch)
         try:
-            words = ["evaluate", *kind.make(), *COMMON]
+            words = ["evaluate", *COMMON, *kind.make()]
         except (ImportError, RuntimeError) as error:  # a library that is not there, or not whole
             os.chdir("/")
             return {**_named(kind), "status": None, "said": [f"not tried here: {error}"]}
@@ -772,7 +773,7 @@ def tried(kind: Kind, expected: str | None) -> dict[str, Any]:
         fooled = Path("fooled").exists()
         os.chdir("/")
     lines = [line for line in said if line.startswith(("note: ", "holdfast: "))]
-    asked = words[1 : -len(COMMON)]
+    asked = words[1 + len(COMMON) :]
     return {
         **_named(kind),
         "asked": shlex.join(asked).replace(scratch, "."),
