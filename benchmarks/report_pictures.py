@@ -1,18 +1,23 @@
 """Pictures of reports for the documentation, from committed results and a small run on the digits.
 
     make browser
-    python benchmarks/report_pictures.py
+    python benchmarks/report_pictures.py [KIND …]
 
 Writes docs/figures/report-KIND.png: the first screen of each kind of page, the images of a run, and
-an evaluation as a phone shows it.
+an evaluation as a phone shows it. `report-first-screen.png` is README's: the page of the committed
+run benchmarks/results/cifar10-linf-2h-swift, in the light; `report-first-screen-dark.png` in the
+dark. After a change of the report, run this again; with KINDs, only their pictures are made.
 """
 
 from __future__ import annotations
 
 import io
 import shutil
+import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -54,19 +59,26 @@ def digits(folder: Path) -> Path:
     return folder
 
 
-def pages(folder: Path) -> dict[str, Path]:
-    """A page of every kind."""
-    uncertain = folder / "uncertainty"
-    uncertain.mkdir()
-    shutil.copy(RESULTS / "uncertainty-cifar10-standard-cpu.json", uncertain / "result.json")
-    runs = {
-        "evaluation": [digits(folder / "digits")],
-        "comparison": sorted(RESULTS.glob("cifar10-*-swift")),
-        "certification": [RESULTS / "certificates-gaussian"],
-        "uncertainty": [uncertain],
-        "training": [RESULTS / "cifar10-linf-w40-swift" / "training"],
-    }
-    return {kind: write_report(of, folder / f"{kind}.html") for kind, of in runs.items()}
+def comparison_of_models(folder: Path) -> list[Path]:
+    return sorted(RESULTS.glob("cifar10-*-swift"))
+
+
+def uncertain(folder: Path) -> list[Path]:
+    run = folder / "uncertainty"
+    run.mkdir()
+    shutil.copy(RESULTS / "uncertainty-cifar10-standard-cpu.json", run / "result.json")
+    return [run]
+
+
+RUNS: dict[str, Callable[[Path], list[Path]]] = {  # of each kind of page
+    "first-screen": lambda _: [RESULTS / "cifar10-linf-2h-swift"],
+    "evaluation": lambda folder: [digits(folder / "digits")],
+    "comparison": comparison_of_models,
+    "certification": lambda _: [RESULTS / "certificates-gaussian"],
+    "uncertainty": uncertain,
+    "training": lambda _: [RESULTS / "cifar10-linf-w40-swift" / "training"],
+}
+KINDS = (*RUNS, "first-screen-dark", "images", "phone")
 
 
 def keep(kind: str, shown: Page | Locator) -> None:
@@ -75,26 +87,38 @@ def keep(kind: str, shown: Page | Locator) -> None:
     few.save(PICTURES / f"report-{kind}.png", optimize=True)
 
 
-def main() -> None:
+def main(asked: set[str]) -> None:
     own = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
-        made = pages(Path(folder))
         browser = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
-        wide = browser.new_page(viewport={"width": 1200, "height": 860})
-        for kind, page in made.items():
-            wide.goto(page.as_uri())
-            keep(kind, wide)
-        wide.goto(made["evaluation"].as_uri())
-        gallery = wide.locator("section[data-gallery]")
-        gallery.scroll_into_view_if_needed()
-        gallery.locator(".tile").nth(3).click()
-        wide.wait_for_timeout(500)
-        keep("images", gallery)
-        narrow = browser.new_page(viewport={"width": 400, "height": 860}, color_scheme="dark")
-        narrow.goto(made["evaluation"].as_uri())
-        keep("phone", narrow)
+        made: dict[str, Path] = {}
+
+        def opened(kind: str, width: int = 1200, **how: Any) -> Page:
+            if kind not in made:
+                runs = RUNS[kind](Path(folder))
+                made[kind] = write_report(runs, Path(folder) / f"{kind}.html")
+            page = browser.new_page(viewport={"width": width, "height": 860}, **how)
+            page.goto(made[kind].as_uri())
+            return page
+
+        for kind in RUNS.keys() & asked:
+            keep(kind, opened(kind))
+        if "first-screen-dark" in asked:
+            keep("first-screen-dark", opened("first-screen", color_scheme="dark"))
+        if "images" in asked:
+            page = opened("evaluation")
+            gallery = page.locator("section[data-gallery]")
+            gallery.scroll_into_view_if_needed()
+            gallery.locator(".tile").nth(3).click()
+            page.wait_for_timeout(500)
+            keep("images", gallery)
+        if "phone" in asked:
+            keep("phone", opened("evaluation", 400, color_scheme="dark"))
         browser.close()
 
 
 if __name__ == "__main__":
-    main()
+    wanted = set(sys.argv[1:]) or set(KINDS)
+    if wanted - set(KINDS):
+        sys.exit(f"there is no {min(wanted - set(KINDS))!r}; there are {', '.join(KINDS)}")
+    main(wanted)

@@ -42,7 +42,7 @@ def _margin(a: Accuracy) -> str:
     """How well a figure is known: "± 3.1 points on 1,000 images"."""
     if a.low is None or a.high is None:
         return f"{format.count(a.n)} images"
-    return f"± {50 * (a.high - a.low):.1f} points on {format.count(a.n)} images"
+    return f"±\u00a0{50 * (a.high - a.low):.1f} points on {format.count(a.n)} images"
 
 
 def _names(flags: Sequence[Flag]) -> str:
