@@ -15,6 +15,7 @@ setup(
     package_data={
         "holdfast": ["py.typed"],
         "holdfast.models": ["zoo.json"],
+        "holdfast.one_image": ["calibrations.json"],
         "holdfast.report": ["*.html", "*.js"],
         "holdfast.recipes": ["*.yaml"],
         **{f"holdfast.zoo.{name}": ["card.json", "model.safetensors"] for name in MODELS},

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from .loading import load
     from .mixing.run import mix
     from .models.http import HttpModel
+    from .one_image import try_image
     from .report import compare, require, write_report
     from .runs.records.reading import read
     from .threat import Threat
@@ -53,6 +54,7 @@ __all__ = [
     "read",
     "require",
     "train",
+    "try_image",
     "uncertainty",
     "write_report",
 ]
@@ -81,6 +83,7 @@ __getattr__, __dir__ = lazily(
         "read": "runs.records.reading:read",
         "require": "report:require",
         "train": "training:train",
+        "try_image": "one_image:try_image",
         "uncertainty": "uncertainty",
         "write_report": "report:write_report",
     },

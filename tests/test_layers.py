@@ -28,6 +28,7 @@ FLOORS: list[set[str]] = [
     {"uncertainty", "mixing", "training"},
     {"report"},
     {"exporting", "figures"},
+    {"one_image"},
     {"cli"},
     {"", "__main__"},
 ]

@@ -43,12 +43,13 @@ PUBLIC = {
     "read",
     "require",
     "train",
+    "try_image",
     "uncertainty",
     "write_report",
 }
 EXPLAINED = [  # functions whose parameters, and an example, stand in the docstring
     "evaluate", "certify", "compare", "export", "measure_uncertainty", "mix", "train", "load",
-    "read", "require", "write_report", "judge",
+    "read", "require", "write_report", "judge", "try_image",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "PIL", "rich", "typer")
 

@@ -34,6 +34,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "export",
     "leaderboard",
     "figure",
+    "try",
     "models",
     "list",
     "demo",

@@ -13,7 +13,8 @@ import io
 import re
 import unicodedata
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -152,37 +153,58 @@ def _decoded(path: Path, size: int | None) -> np.ndarray:
     return decoded(_read(path), str(path), size, f"; {_WHAT_BELONGS}")
 
 
-def decoded(raw: bytes, where: str, size: int | None, hint: str = "") -> UInt8[np.ndarray, "3 h w"]:
-    """A picture from the bytes of its file.
+def decoded(
+    raw: bytes, where: str, size: int | None, hint: str = "", most: int = MOST_PIXELS
+) -> UInt8[np.ndarray, "3 h w"]:
+    """A picture from the bytes of its file; its header is looked at before anything is decoded.
 
     Args:
         where: what it is called in errors.
         size: height and width to which it is brought; None: its own.
         hint: what to do where it is no picture.
+        most: pixels that it may have.
 
     Raises:
         InputError: no picture, damaged, of more than 8 bits a channel, or too large.
     """
+    with _opened(raw, where, hint, most) as image:
+        upright = ImageOps.exif_transpose(image).convert("RGB")
+        if size is not None:
+            upright = cut(upright, size)
+        return np.asarray(upright).transpose(2, 0, 1)
+
+
+def check_opens(raw: bytes, where: str, hint: str = "", most: int = MOST_PIXELS) -> None:
+    """Whether `decoded` would begin to decode: by the header of the file.
+
+    Raises:
+        InputError: no picture, of more than 8 bits a channel, or too large.
+    """
+    with _opened(raw, where, hint, most):
+        pass
+
+
+@contextmanager
+def _opened(raw: bytes, where: str, hint: str, most: int) -> Iterator[Image.Image]:
+    """A picture whose header was read and checked. What happens inside to its pixels, on which
+    Pillow's decoders raise many kinds of errors, becomes one line."""
     if not raw:
         raise InputError(f"{where}: no readable image (it is empty){hint}")
     try:
         with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
             assert isinstance(image, ImageFile.ImageFile)
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > most:
                 raise Image.DecompressionBombError
             if _is_deep(image):
                 raise InputError(f"{where}: more than 8 bits a channel; convert it to 8 bits")
-            upright = ImageOps.exif_transpose(image).convert("RGB")
-        if size is not None:
-            upright = cut(upright, size)
-        return np.asarray(upright).transpose(2, 0, 1)
+            yield image
+            return
     except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{where}: more than {MOST_PIXELS:,} pixels; make it smaller") from None
+        raise InputError(f"{where}: more than {most:,} pixels; make it smaller") from None
     except InputError:
         raise
     except UnidentifiedImageError:  # its own words are about the open file, not its name
         reason = "it has none of these formats"
-    # Pillow's decoders raise many kinds of errors on damaged files.
     except Exception as error:
         reason = " ".join(str(error).split())[:100] or type(error).__name__
     raise InputError(f"{where}: no readable image ({reason}){hint}")

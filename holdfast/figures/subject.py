@@ -9,16 +9,19 @@ from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import draws
 from ..attacks import PGD, Attack, Items, Oracle, Square, Suite, run
 from ..attacks.base import AT_ONCE
 from ..attacks.losses import margin
+from ..attacks.state import State
 from ..defences import declared, views
 from ..distributed import own_device
+from ..errors import InputError
 from ..evaluation import evaluate, health
 from ..evaluation.request import device_of
+from ..evaluation.result import Flag
 from ..inputs import checked_device
 from ..models.black_box import assume_classes
 from ..models.modes import evaluating
@@ -31,8 +34,12 @@ STEPS = 100
 FEW_STEPS = 20  # where an image is still looked for
 QUERIES = 1000  # of a model that shows no gradients
 SAMPLES = 10  # draws of a random model that a gradient averages over
+ALONE = "alone"  # an attack that was asked for
 REPAIRING = "swift"  # for models that hide their gradients
 OF_NORM = {"l0": "sigma-zero"}  # the suite where PGD does not know the norm
+
+# Told how a search goes: the share that is done, None where nobody knows, and a word on it.
+Told = Callable[[float | None, str], None]
 
 
 class Answer(NamedTuple):
@@ -59,6 +66,7 @@ class Subject:
     Args:
         model: images → logits, defences included.
         suite: in place of that, as `holdfast.evaluate` takes it.
+        attack: in place of that, run alone, with nothing before it and to its end.
         device: where to work; by default where the model is.
         first: the number of the first image in its data set, to which random draws belong.
         classes: how many there are, for a model that shows labels only.
@@ -73,16 +81,19 @@ class Subject:
         device: str | torch.device | None = None,
         first: int = 0,
         classes: int = 2,
+        attack: Attack[Any] | None = None,
     ):
         self.model = wrapped(model)
         assume_classes(self.model, max(2, classes))
         self.threat, self.seed, self.first = threat, seed, first
-        self.suite = suite or OF_NORM.get(threat.norm)
+        self.attack = attack
+        self.suite = suite or (OF_NORM.get(threat.norm) if attack is None else None)
         self.random = declared(self.model).random
         self.verifier = Verifier(self.model, MAJORITY_OF if self.random else 1)
         self.home = device_of(self.model)
         self.device = self.home if device is None else checked_device(own_device(device))
         self._means: str | None = None
+        self._gradients: bool | None = None
 
     def answers(
         self, images: Images, rows: Int64[Tensor, " n"], purpose: str = "figure"
@@ -108,52 +119,125 @@ class Subject:
         return Predictions(prediction, confidence, logits, drawn)
 
     def attacked(
-        self, images: Images, labels: Tensor, rows: Int64[Tensor, " n"], steps: int = STEPS
+        self,
+        images: Images,
+        labels: Tensor,
+        rows: Int64[Tensor, " n"],
+        steps: int = STEPS,
+        *,
+        goals: Int64[Tensor, " n"] | None = None,
+        told: Told | None = None,
     ) -> Images:
         """For each image the strongest point that was found, on the CPU.
 
         Args:
             rows: the images' numbers, counted from the first.
             steps: of PGD, where that is the attack.
+            goals: the classes that alone count as a success; by default any mistake does.
+            told: called as the search goes; what it raises ends the search.
+
+        Raises:
+            InputError: an attack that needs gradients, on a model that shows none.
         """
         x, y = images.to(self.device), labels.to(self.device)
         means = self.means(x, y)
-        if means not in ("pgd", "square"):
-            found = evaluate(self.model, x, y, self.threat, self.suite or means, seed=self.seed)
+        if means not in ("pgd", "square", ALONE):
+            with _counted(self.model, means, told):
+                found = evaluate(
+                    self.model,
+                    x,
+                    y,
+                    self.threat,
+                    self.suite or means,
+                    seed=self.seed,
+                    goal="untargeted" if goals is None else "target",
+                    targets=goals,
+                    precision="auto" if told is None else "original",  # which can be counted
+                )
             return found.adversarial[:]
-        items = Items(
-            images=x,
-            labels=y,
-            targets=torch.full_like(y, -1),
-            eps=self.threat.radii(x),
-            seeds=draws.item_seeds(self.seed, "figure", self.first + rows).to(x.device),
-        )
-        attack: Attack[Any] = (
-            PGD(steps=steps, loss="margin") if means == "pgd" else Square(queries=QUERIES)
-        )
-        passes = [self.model, *(views(self.model).values() if means == "pgd" else ())]
-        oracles = [Oracle(view, SAMPLES if self.random else 1) for view in passes]
-        points = [
-            run(attack, oracle, items, self.threat, steps=attack.iterations).best.cpu()
-            for oracle in oracles
-        ]
-        lacks = [self._lacks(point, labels, rows) for point in points]
+        attack: Attack[Any]
+        if means == ALONE:
+            assert self.attack is not None
+            attack = self.attack.tuned(self.threat)
+        else:
+            attack = PGD(steps=steps, loss="margin") if means == "pgd" else Square(queries=QUERIES)
+        searched = self.searched(attack, images, labels, rows, goals=goals, told=told)
+        points = [state.best.cpu() for state in searched]
+        lacks = [self._lacks(point, labels, rows, goals) for point in points]
         best = torch.stack(lacks).argmin(0)
         return torch.stack(points)[best, torch.arange(len(rows))]
 
-    def _lacks(self, points: Images, labels: Tensor, rows: Tensor) -> Tensor:
+    def searched(
+        self,
+        attack: Attack[Any],
+        images: Images,
+        labels: Tensor,
+        rows: Int64[Tensor, " n"],
+        *,
+        goals: Int64[Tensor, " n"] | None = None,
+        told: Told | None = None,
+    ) -> list[State]:
+        """An attack run alone, to its end: its state for each backward pass that is offered, the
+        model's own first.
+
+        Args:
+            rows, goals, told: as `attacked`.
+        """
+        x, y = images.to(self.device), labels.to(self.device)
+        none = torch.full_like(y, -1)
+        aim = none if goals is None else goals.to(self.device)
+        items = Items(
+            images=x,
+            labels=y,
+            targets=self._strongest(x, y) if attack.targeted and goals is None else aim,
+            eps=self.threat.radii(x),
+            seeds=draws.item_seeds(self.seed, "figure", self.first + rows).to(x.device),
+            goals=aim,
+        )
+        passes = [self.model, *(views(self.model).values() if attack.needs_gradient else ())]
+        return [
+            run(
+                attack,
+                _Watched(view, self.samples, attack, told, number / len(passes), len(passes)),
+                items,
+                self.threat,
+                steps=attack.iterations,
+            )
+            for number, view in enumerate(passes)
+        ]
+
+    @property
+    def samples(self) -> int:
+        """Draws that a gradient averages over."""
+        return SAMPLES if self.random else 1
+
+    def _strongest(self, images: Images, labels: Tensor) -> Tensor:
+        """The most likely wrong class of each image, (N,)."""
+        with torch.no_grad():
+            logits = self.model(images).float()
+        return logits.scatter(1, labels[:, None], -torch.inf).argmax(1)
+
+    def _lacks(self, points: Images, labels: Tensor, rows: Tensor, goals: Tensor | None) -> Tensor:
         """The margin that is left at each point, (N,)."""
         logits = self.answers(points, rows, "figure passes").logits
-        return margin(logits, labels.cpu())
+        return margin(logits, labels.cpu(), None if goals is None else goals.cpu())
 
     def means(self, images: Images, labels: Tensor) -> str:
-        """How it is attacked: `pgd`, `square`, or the name of a suite."""
+        """How it is attacked: `pgd`, `square`, `alone`, or the name of a suite."""
         if self.suite is not None:
             return self.suite if isinstance(self.suite, str) else self.suite.name
+        if self._means is None and self.attack is not None and not self.attack.needs_gradient:
+            self._means = ALONE
         if self._means is None:
-            with draws.fixed_draws(0):
-                found = health.gradients(self.model, images[:8], labels[:8])
-            if not health.differentiable(found):
+            found = self._gradients_at(images, labels)
+            if self.attack is not None:
+                if not self._gradients:
+                    raise InputError(
+                        f"{self.attack.name} needs gradients, and the model shows none: take "
+                        "square, hop-skip-jump or rays"
+                    )
+                self._means = ALONE
+            elif not self._gradients:
                 with torch.no_grad():
                     decides = bool(_one_hot(self.model(images[:8])).all())
                 of_labels = "rays" if self.threat.norm == "linf" else "hop-skip-jump"
@@ -162,17 +246,81 @@ class Subject:
                 self._means = REPAIRING if found.fired else "pgd"
         return self._means
 
-    def in_words(self) -> str:
-        """The attack, for a caption; known once it has run."""
+    def differentiable(self, images: Images, labels: Tensor) -> bool:
+        """Whether the model shows gradients, at these images."""
+        if self._gradients is None:
+            self._gradients_at(images, labels)
+        return bool(self._gradients)
+
+    def _gradients_at(self, images: Images, labels: Tensor) -> Flag:
+        with draws.fixed_draws(0):
+            found = health.gradients(self.model, images[:8], labels[:8])
+        self._gradients = health.differentiable(found)
+        return found
+
+    def in_words(self, steps: int = STEPS) -> str:
+        """The attack, for a caption; known once it has run.
+
+        Args:
+            steps: of PGD, where that was the attack.
+        """
         means = self._means or (self.suite if isinstance(self.suite, str) else "")
         if isinstance(self.suite, Suite):
             means = self.suite.name
         if means == "pgd":
             averaged = f", over {SAMPLES} draws each" if self.random else ""
-            return f"PGD on the margin, {STEPS} steps{averaged}"
+            return f"PGD on the margin, {steps} steps{averaged}"
+        if means == ALONE:
+            assert self.attack is not None
+            settings = self.attack.settings
+            budget = [f"{settings[key]:,} {key}" for key in ("steps", "queries") if key in settings]
+            return ", ".join([self.attack.name, *budget])
         if means == "square":
             return f"Square, {QUERIES:,} queries"
         return f"suite {means}"
+
+
+class _Watched(Oracle):
+    """An oracle that tells how far a search is, before each of its steps."""
+
+    def __init__(
+        self,
+        model: Model,
+        samples: int,
+        attack: Attack[Any],
+        told: Told | None,
+        before: float,
+        searches: int,
+    ):
+        super().__init__(model, samples, attack.decisions)
+        self.attack, self.told, self.before, self.searches = attack, told, before, searches
+
+    def prepare(self, state: State) -> None:
+        super().prepare(state)
+        if self.told is not None and len(state):
+            done = int(state.iteration.min())
+            share = self.before + done / max(1, self.attack.iterations) / self.searches
+            self.told(min(1.0, share), f"{self.attack.name}, step {done + 1:,}")
+
+
+@contextmanager
+def _counted(model: nn.Module, what: str, told: Told | None) -> Iterator[None]:
+    """Inside, every call of the model is told of: how many there will be, nobody knows."""
+    if told is None:
+        yield
+        return
+    asked = 0
+
+    def count(module: nn.Module, images: tuple[Any, ...]) -> None:
+        nonlocal asked
+        asked += len(images[0])
+        told(None, f"{what}, {asked:,} queries")
+
+    handle = model.register_forward_pre_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
