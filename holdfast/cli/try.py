@@ -215,7 +215,7 @@ def _of_data(options: Options, network: Any, picture: Picture | None) -> tuple[A
     from ..one_image.sets import IMAGES
     from .images import fitted
 
-    network, dataset = fitted(_Fitting(options), network)  # type: ignore[arg-type]
+    network, dataset = fitted(_Fitting(options), network)
     given: dict[str, Any] = {"classes": dataset.classes}
     card = getattr(undefended(network), "card", None) or {}
     try:

@@ -237,7 +237,7 @@ def chosen_attack(
         if steps is not None and not given:
             raise InputError(f"{attack} takes no number of steps")
         if "stop_inside" in known:  # or the closest point would be the first one inside
-            given["stop_inside"] = False  # type: ignore[assignment]
+            given["stop_inside"] = False
         return classes[attack](**given), None
     if attack not in SUITES and ":" not in attack:
         known_names = sorted({*SUITES, *classes})
