@@ -1,8 +1,8 @@
-"""Write README's table of figures from the result files in benchmarks/results/.
+"""Write the table of docs/measured.md from the result files in benchmarks/results/.
 
     python benchmarks/table.py [--check]
 
-With --check nothing is written, and the exit status is 1 where README and results disagree.
+With --check nothing is written, and the exit status is 1 where page and results disagree.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from holdfast.cli.tables import model_name, percent
 from holdfast.runs.files import write_atomically
 from holdfast.threat import Threat
 from holdfast.training import load_recipe
-
-BEGIN, END = "<!-- table: begin -->", "<!-- table: end -->"
 
 
 def evaluation_rows(results: list[dict[str, Any]]) -> list[str]:
@@ -148,16 +146,18 @@ def benchmark_rows() -> list[str]:
     return lines
 
 
-def fill(document: Path, body: list[str], maker: str, check: bool) -> int:
-    """Put lines between a document's marks; with `check`, only say whether they stand there.
+def fill(document: Path, body: list[str], maker: str, check: bool, mark: str = "table") -> int:
+    """Put lines between a document's marks, `<!-- MARK: begin -->` and `<!-- MARK: end -->`; with
+    `check`, only say whether they stand there.
 
     Returns:
         the exit status: 1 where a check finds that they do not.
     """
+    begin, end = f"<!-- {mark}: begin -->", f"<!-- {mark}: end -->"
     text = document.read_text()
-    head, _, rest = text.partition(BEGIN)
-    _, _, tail = rest.partition(END)
-    made = f"{head}{BEGIN}\n\n" + "\n".join(body).strip() + f"\n\n{END}{tail}"
+    head, _, rest = text.partition(begin)
+    _, _, tail = rest.partition(end)
+    made = f"{head}{begin}\n\n" + "\n".join(body).strip() + f"\n\n{end}{tail}"
     if not check:
         write_atomically(document, made)
         return 0
@@ -173,7 +173,7 @@ def main() -> int:
     # The others serve docs/training.md, where recipes are argued about.
     shipped = [result for result in verdicts() if is_shipped(result["model"]["name"])]
     body = [*evaluation_rows(shipped), "", *command_rows(shipped), *benchmark_rows()]
-    return fill(ROOT / "README.md", body, "benchmarks/table.py", options.check)
+    return fill(ROOT / "docs" / "measured.md", body, "benchmarks/table.py", options.check)
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
         "defences_page.py",
         "hidden_gradients_page.py",
         "kinds_page.py",
+        "readme_page.py",
         "speed_page.py",
         "swift_page.py",
         "training_page.py",

@@ -7,6 +7,7 @@ import collections
 import datetime
 import importlib
 import json
+import logging
 import os
 import pickle
 import re
@@ -452,6 +453,17 @@ def test_programs_bring_their_own_network(network, tmp_path: Path) -> None:
     exported.write_bytes(exported.read_bytes()[:100])
     with pytest.raises(InputError, match="not a program that torch can read"):
         hf.load(exported)
+
+
+def test_a_damaged_program_is_one_line(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    logger = logging.getLogger("torch.export")
+    logger.addHandler(caplog.handler)  # torch's loggers do not propagate
+    for name, content in (("model.pt2", b"PK\x03\x04"), ("other.pt2", b"")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match="not a program that torch can read"):
+            hf.load(tmp_path / name)
+    assert not caplog.records  # torch logs a traceback
+    logger.removeHandler(caplog.handler)
 
 
 def test_the_command_line_takes_weights_and_their_architecture(network, tmp_path: Path) -> None:

@@ -22,7 +22,8 @@ from holdfast.runs.identity import weights_digest
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MADE_FROM = {  # page maker → a page, and files that it reads
-    "table.py": ("README.md", ["cifar10-linf-2h-swift/request.json", "memory.json"]),
+    "readme_page.py": ("README.md", ["cifar10-linf-2h-swift/request.json"]),
+    "table.py": ("docs/measured.md", ["cifar10-linf-2h-swift/request.json", "memory.json"]),
     "anytime_page.py": ("docs/budgets.md", ["anytime.json"]),
     "attacks_page.py": ("docs/attacks.md", ["attacks.json"]),
     "certificates_page.py": ("docs/certificates.md", ["certificates-gaussian/request.json"]),
@@ -57,7 +58,8 @@ def test_a_page_maker_refuses_a_result_of_an_edited_checkout(
 ) -> None:
     for part in ("benchmarks", "docs", "recipes"):
         shutil.copytree(ROOT / part, tmp_path / part)
-    shutil.copy(ROOT / "README.md", tmp_path)
+    for beside in ("README.md", "pyproject.toml"):
+        shutil.copy(ROOT / beside, tmp_path)
     shutil.copytree(ROOT / "zoo", tmp_path / "zoo", ignore=shutil.ignore_patterns("*.safetensors"))
     edited = tmp_path / "benchmarks" / "results" / file
     result = json.loads(edited.read_text()) if edited.exists() else {}
@@ -134,16 +136,17 @@ def test_an_interval_that_excludes_its_figure_is_noticed() -> None:
 # --- shipped models -----------------------------------------------------------------------------
 
 
-def test_readme_lists_only_models_that_are_shipped() -> None:
+def test_the_figures_list_only_models_that_are_shipped() -> None:
     shipped = {card.parent.name for card in ROOT.glob("zoo/*/card.json")}
-    _, _, rest = (ROOT / "README.md").read_text().partition("<!-- table: begin -->")
+    page = (ROOT / "docs" / "measured.md").read_text()
+    _, _, rest = page.partition("<!-- table: begin -->")
     rows = rest.partition("<!-- table: end -->")[0].splitlines()
     listed = {row.split("|")[1].strip() for row in rows if row.startswith("| ")} - {"model", "---"}
     assert listed
     assert listed <= shipped
     other = {result["model"]["name"] for result in evaluations(RESULTS)} - shipped
     text = (ROOT / "README.md").read_text()
-    assert not [name for name in other if name in text]
+    assert not [name for name in other if name in text + page]
     training = (ROOT / "docs" / "training.md").read_text()
     for name in other:  # what they show of recipes is told, and that nobody can load them
         assert f"| {name} |" in training.partition("### Runs that are not shipped")[2]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import pickle
 import warnings
@@ -56,11 +58,23 @@ def load_program(file: Path) -> nn.Module:
     """
     try:
         if file.suffix == ".pt2":
-            return torch.export.load(file).module()  # already as it was exported
+            with _silent("torch.export"):  # it logs a traceback, and then raises
+                return torch.export.load(file).module()  # already as it was exported
         return torch.jit.load(str(file), map_location="cpu").eval()
     except Exception as error:  # of either reader, on a damaged file
         said = one_line(error)[:150]
         raise InputError(f"model {file}: not a program that torch can read: {said}") from None
+
+
+@contextlib.contextmanager
+def _silent(logger: str) -> Iterator[None]:
+    """Nothing of this logger is shown."""
+    found = logging.getLogger(logger)
+    before, found.disabled = found.disabled, True
+    try:
+        yield
+    finally:
+        found.disabled = before
 
 
 class Held(NamedTuple):
