@@ -25,13 +25,19 @@ def tables(results: list[dict[str, Any]]) -> list[str]:
     if not results:
         return ["No results yet: `python benchmarks/kinds.py`."]
     (result,) = results
-    versions = result["versions"]
+    versions, command = result["versions"], result["command"]
+    if "--only" in command:  # what some kinds were tried with again; all are by the command without
+        at = command.index("--only")
+        command = [*command[:at], *command[at + 2 :]]
+    commits = sorted({kind["git"][:12] for kind in result["kinds"]})
     lines = [
-        f"{len(result['kinds'])} kinds, tried by {pasted(result['command'])} "
-        f"({result['machine']}; Python {versions['python']}, torch {versions['torch']}).",
+        f"{len(result['kinds'])} kinds, tried by {pasted(command)} ({result['machine']}; Python "
+        f"{versions['python']}, torch {versions['torch']}; commit {', '.join(commits)}).",
         "",
     ]
-    for section, kinds in groupby(result["kinds"], key=lambda kind: kind["section"]):
+    place = {kind["section"]: number for number, kind in enumerate(result["kinds"])}
+    together = sorted(result["kinds"], key=lambda kind: place[kind["section"]])
+    for section, kinds in groupby(together, key=lambda kind: kind["section"]):
         lines += [
             f"## {section}",
             "",
