@@ -1,15 +1,19 @@
-"""Several processes that do one piece of work together, as torchrun starts them.
+"""Several processes that do one piece of work together, as torchrun or Slurm starts them.
 
     torchrun --nproc-per-node 4 -m holdfast evaluate …
+    srun --ntasks 8 holdfast evaluate …
 
 Every process runs the same program; inside `joined()` it knows which *worker* of how many it is.
 torch.distributed brings them together and carries objects between them, over gloo, for they lie in
 main memory whatever the device. (Objects are pickled: they come from our own processes only.)
+Where workers have to be started again, torchrun does that; `launchers` says how they find their
+place.
 
 What torch.distributed lacks is added here. Its collectives block, up to a limit of time that one
 has to guess. Here a worker waits as long as the others live, and no longer: each gives a sign of
 life every second, nobody enters a collective before all are there, and the first worker that fails
-says why, once, for all. These notes pass through a key-value store, which answers at once.
+says why, once, for all. These notes pass through a key-value store, which answers at once. So does
+what one worker asks of another while that one is at work (`offer`, `ask`).
 """
 
 from __future__ import annotations
@@ -20,20 +24,24 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from itertools import chain
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from . import launchers
 from .errors import HoldfastError, InputError
 
 ARRIVAL_SECONDS = 600.0  # until all workers have to have begun
 SILENCE_SECONDS = 120.0  # without a sign of life, after which a worker is given up
 BEAT_SECONDS = 1.0  # between signs of life
 PAUSE_SECONDS = 0.05  # between two looks at what is waited for
+BUSY_SECONDS = 0.002  # the same, while one asks another
+CHUNK = 2**22  # bytes that pass at once; the store takes 8 MiB
 
 _current: list[Workers] = []  # those of the `joined()` that is open, if any
 _opened = 0  # how many this process has opened: all open them in the same order
@@ -74,6 +82,29 @@ class Workers:
         """Every worker's `value` in worker 0, in their order; nothing in the others."""
         return [value]
 
+    def carry(self, parts: Iterable[bytes], source: int, target: int) -> Iterator[bytes]:
+        """Bring bytes from one worker to another, a part at a time; all workers call it.
+
+        Args:
+            parts: what is brought, each of at most `CHUNK` bytes; asked of the source alone.
+
+        Returns:
+            in the target, the parts, which it has to take up; nothing in the others.
+        """
+        return iter(parts)
+
+    def offer(self, answer: Callable[[Any], bytes]) -> None:
+        """Answer what other workers `ask` this one, in a thread of its own, until all is over.
+
+        Args:
+            answer: from a question, which JSON can hold, to the answer. An `InputError` of it is
+                raised where it was asked.
+        """
+
+    def ask(self, worker: int, question: Any) -> bytes:
+        """What another worker answers; it is asked while it does something else."""
+        raise NotImplementedError("alone there is nobody to ask")
+
 
 class _Team(Workers):
     """One of several workers.
@@ -92,6 +123,8 @@ class _Team(Workers):
         self.lost: HoldfastError | None = None  # what ended the common work, once something did
         self.over = threading.Event()
         self.watcher = threading.Thread(target=self._watch, daemon=True)
+        self.answering: threading.Thread | None = None
+        self.asking = threading.Lock()
 
     # -- coming and going -----------------------------------------------------------------
 
@@ -112,8 +145,9 @@ class _Team(Workers):
         if error is None:
             self._part()
         self.over.set()
-        if self.watcher.is_alive():  # the interpreter must not end while it asks the store
-            self.watcher.join(timeout=10)
+        for thread in (self.watcher, self.answering):
+            if thread is not None and thread.is_alive():
+                thread.join(timeout=10)  # the interpreter must not end while it asks the store
         if error is None or getattr(error, "said", False):
             return
         status = getattr(error, "exit_status", 130 if isinstance(error, KeyboardInterrupt) else 1)
@@ -189,6 +223,74 @@ class _Team(Workers):
             dist.gather_object(value, held, dst=0, group=self.group)
         return held or []
 
+    def carry(self, parts: Iterable[bytes], source: int, target: int) -> Iterator[bytes]:
+        if source == target:
+            return iter(parts) if self.rank == source else iter(())
+        self.meet()
+        if self.rank == source:
+            with _reachable():
+                for part in chain(parts, [b""]):
+                    dist.send_object_list([part], dst=target, group=self.group)
+        return self._carried(source) if self.rank == target else iter(())
+
+    def _carried(self, source: int) -> Iterator[bytes]:
+        while True:
+            held = [b""]
+            with _reachable():
+                dist.recv_object_list(held, src=source, group=self.group)
+            if not held[0]:
+                return
+            yield held[0]
+
+    # -- questions ------------------------------------------------------------------------
+
+    def offer(self, answer: Callable[[Any], bytes]) -> None:
+        self.answering = threading.Thread(target=self._answer, args=(answer,), daemon=True)
+        self.answering.start()
+
+    def _answer(self, answer: Callable[[Any], bytes]) -> None:
+        asked, mine = 0, f"question/{self.rank}"
+        try:
+            store, idle = self.connect(), 0.0
+            while not self.over.wait(min(PAUSE_SECONDS, BUSY_SECONDS + idle / 100)):
+                if store.add(mine, 0) <= asked:
+                    idle += BUSY_SECONDS
+                    continue
+                idle, asked = 0.0, asked + 1
+                key = f"{mine}/{asked}"
+                question = json.loads(store.get(key))
+                store.delete_key(key)
+                try:
+                    said, held = {"error": ""}, answer(question)
+                except Exception as error:
+                    what = " ".join(str(error).split()) or type(error).__name__
+                    said, held = {"error": what}, b""
+                parts = range(0, len(held), CHUNK)
+                for number, begin in enumerate(parts):
+                    store.set(f"answer/{key}/{number}", held[begin : begin + CHUNK])
+                store.set(f"answer/{key}", json.dumps({**said, "parts": len(parts)}))
+        except RuntimeError as error:  # the process that holds the store is gone
+            self.lost = self.lost or _unreachable(error)
+
+    def ask(self, worker: int, question: Any) -> bytes:
+        with self.asking, _reachable():
+            key = f"question/{worker}"
+            key = f"{key}/{self.store.add(key, 1)}"
+            self.store.set(key, json.dumps(question))
+            answer = f"answer/{key}"
+            while not self.store.check([answer]):
+                self.check()
+                time.sleep(BUSY_SECONDS)
+            said = json.loads(self.store.get(answer))
+            self.store.delete_key(answer)
+            parts = []
+            for number in range(said["parts"]):
+                parts.append(self.store.get(f"{answer}/{number}"))
+                self.store.delete_key(f"{answer}/{number}")
+        if said["error"]:
+            raise InputError(f"worker {worker}: {said['error']}")
+        return b"".join(parts)
+
 
 def _failure(note: str) -> HoldfastError:
     """What a worker noted of its end, as the others end with it: they need not say it again."""
@@ -213,24 +315,25 @@ def _reachable() -> Iterator[None]:
 
 
 def launched() -> bool:
-    """Whether this process is one of several that torchrun, or the caller, joined."""
+    """Whether this process is one of several that a launcher, or the caller, joined."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_world_size() > 1
-    return "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1
+    return launchers.place().size > 1
 
 
 def leads() -> bool:
     """Whether this process is the one of its program that reports: alone, or worker 0."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank() == 0
-    return not launched() or os.environ["RANK"] == "0"
+    return launchers.leads()
 
 
 def alone(command: str) -> None:
     """InputError where several processes were started for a command that one does by itself."""
     if launched():
         error = InputError(
-            f"{command} does not share its work among processes: start it without torchrun"
+            f"{command} does not share its work among processes: start it without torchrun, or as "
+            "one task of Slurm"
         )
         error.said = not leads()  # once for all of them
         raise error
@@ -239,7 +342,7 @@ def alone(command: str) -> None:
 def own_device(device: str | torch.device) -> str | torch.device:
     """`cuda` stands for the GPU that is this worker's on its machine."""
     if str(device) == "cuda" and launched() and torch.cuda.device_count():
-        return f"cuda:{int(os.environ.get('LOCAL_RANK', '0')) % torch.cuda.device_count()}"
+        return f"cuda:{launchers.place().local_rank % torch.cuda.device_count()}"
     return device
 
 
@@ -280,16 +383,42 @@ def _workers() -> Workers:
         )
 
 
+@contextmanager
+def _meeting(here: launchers.Place) -> Iterator[None]:
+    """Inside, the environment says as torch.distributed reads it where all processes meet."""
+    told = {
+        "RANK": str(here.rank),
+        "WORLD_SIZE": str(here.size),
+        "MASTER_ADDR": here.host,
+        "MASTER_PORT": str(here.port),
+    }
+    added = {name: value for name, value in told.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    except (RuntimeError, ValueError, OSError) as error:
+        reason = (str(error).splitlines() or ["unknown"])[0]
+        raise HoldfastError(
+            f"the {here.size} processes do not meet at {here.host}, port {here.port} ({reason}); "
+            "MASTER_ADDR and MASTER_PORT name another place"
+        ) from None
+    finally:
+        for name in added:
+            del os.environ[name]
+
+
 @functools.cache
 def _connected() -> tuple[Callable[[], dist.Store], Any, dist.Store | None]:
     """How to connect to the store, the group of all workers, and in worker 0 the store itself."""
     patience = timedelta(seconds=ARRIVAL_SECONDS)
     if not dist.is_initialized():
-        dist.init_process_group(timeout=patience)  # where torchrun's environment says
+        here = launchers.place()
+        with _meeting(here):
+            dist.init_process_group(timeout=patience)
     # The caller's own group may know GPUs only.
     group = dist.new_group(backend="gloo", timeout=patience)
-    # Worker 0's machine, as torchrun names it to all.
-    host = os.environ.get("MASTER_ADDR") or socket.gethostname()
+    # Worker 0's machine, as the launcher names it to all.
+    host = os.environ.get("MASTER_ADDR") or launchers.place().host or socket.gethostname()
     server: dist.TCPStore | None = None
     address: list[Any] = [None]
     if dist.get_rank() == 0:

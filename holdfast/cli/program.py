@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import re
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import HoldfastError, InputError
+from ..launchers import leads
 from ..parsing import nearest
 from ..terminal import forgive_encodings, tell
 from ..version import VERSION
@@ -120,7 +120,7 @@ def main() -> None:
     except typer.Exit as end:
         sys.exit(end.exit_code)
     except typer.TyperException as error:  # an unknown option, a missing argument
-        if os.environ.get("RANK", "0") == "0":  # of several workers, all were asked the same
+        if leads():  # of several workers, all were asked the same
             said = " ".join(error.format_message().split())
             tell(f"holdfast: {InputError(said + _meant(error, said))}", error=True)
         sys.exit(error.exit_code)

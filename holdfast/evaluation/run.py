@@ -20,9 +20,10 @@ from ..runs.environment import circumstances
 from ..runs.folder import finished, holds, on_date, open_run, withdraw_run
 from ..runs.identity import code_version, digest, identity
 from ..runs.progress import ProgressLine
-from ..runs.records import EvaluationRecord
+from ..runs.records import REQUEST, EvaluationRecord
 from ..search import ASIDE, Journal, Ledger, Search, SearchReport, Shard, stored_points
 from ..search.shards import NAME as JOURNAL
+from ..search.shards import OTHERS
 from ..stored import StoredImages, part
 from . import health
 from .defence_examples import write_defence_examples
@@ -145,7 +146,12 @@ class Run:
         Raises:
             InputError: the folder holds another run.
         """
-        if self.folder is None or not self.workers.leads:
+        if self.folder is None:
+            return
+        if not self.workers.leads:
+            # On a machine of its own file system, worker 0 does not see what is there.
+            if (self.folder / REQUEST).exists():
+                open_run(self.folder, "evaluate", self.key, {"asked": self.asked})
             return
         suite = self.request.suite
         asked: dict[str, Any] = {
@@ -161,7 +167,7 @@ class Run:
         }
         where = circumstances(self.request.device)
         request = {"asked": asked, "workers": self.workers.size, **where}
-        open_run(self.folder, "evaluate", self.key, request)
+        open_run(self.folder, "evaluate", self.key, request, besides=f"{OTHERS}*")
 
     def search(self, plan: Plan, line: ProgressLine) -> tuple[Search | None, float]:
         """Every stage on every image that stands.

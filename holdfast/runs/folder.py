@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,9 @@ from .records import REQUEST, RESULT, Record, RequestRecord, check_files, read_f
 R = TypeVar("R", bound=Record)
 
 
-def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -> tuple[Path, bool]:
+def open_run(
+    folder: Path | str, kind: str, key: str, request: dict[str, Any], besides: str = ""
+) -> tuple[Path, bool]:
     """Begin a run in a folder, or find that the same one was begun there.
 
     Args:
@@ -25,6 +28,7 @@ def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -
         kind: `train`, `evaluate`, `uncertainty`, `certify` or `mix`.
         key: the run's identity.
         request: what is written to `request.json` for a new run.
+        besides: the names of files, as a pattern, that may be there before the run is.
 
     Returns:
         the folder, and whether it holds the same run already.
@@ -47,7 +51,8 @@ def open_run(folder: Path | str, kind: str, key: str, request: dict[str, Any]) -
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder} is a file; choose another --out")
     if folder.exists() and any(
-        not entry.name.endswith(PARTIAL) and entry.name != LOCK for entry in folder.iterdir()
+        not (entry.name.endswith(PARTIAL) or entry.name == LOCK or fnmatch(entry.name, besides))
+        for entry in folder.iterdir()
     ):
         raise InputError(f"{folder} holds other files; choose another --out")
     make_folder(folder)

@@ -212,6 +212,14 @@ class Journal:
         with self._reading():
             return _points_in(self.db, images)
 
+    def is_bare(self) -> bool:
+        """Whether no attack has written to it yet."""
+        with self._reading():
+            return not any(
+                self.db.execute(f"SELECT EXISTS (SELECT 1 FROM {table})").fetchone()[0]
+                for table in ("item", "broken", "flight", "strongest", "asked")
+            )
+
     def discard_if_bare(self) -> bool:
         """Remove a journal that no attack has written to yet; whether it was removed."""
         with self._reading():
