@@ -38,6 +38,7 @@ from .errors import HoldfastError, InputError
 
 ARRIVAL_SECONDS = 600.0  # until all workers have to have begun
 SILENCE_SECONDS = 120.0  # without a sign of life, after which a worker is given up
+FAREWELL_SECONDS = 5.0  # that worker 0 waits for others that fail as it did
 BEAT_SECONDS = 1.0  # between signs of life
 PAUSE_SECONDS = 0.05  # between two looks at what is waited for
 BUSY_SECONDS = 0.002  # the same, while one asks another
@@ -155,10 +156,18 @@ class _Team(Workers):
         mine = json.dumps({"worker": self.rank, "status": status, "what": what})
         try:
             first = self.store.compare_set("failed", "", mine).decode()
+            self._wait_for_the_failed()
         except RuntimeError:  # the others cannot be reached: nobody else will say it
             return
         if first != mine:
             raise _failure(first) from None
+
+    def _wait_for_the_failed(self) -> None:
+        """Worker 0, which has the store, stays for a moment: others may fail at the same."""
+        left, until = self.store.add("left", 1), time.monotonic() + FAREWELL_SECONDS
+        while self.leads and left < self.size and time.monotonic() < until:
+            time.sleep(PAUSE_SECONDS)
+            left = self.store.add("left", 0)
 
     def _part(self) -> None:
         """Worker 0 is the last to go: the store is in its process."""
@@ -413,6 +422,7 @@ def _connected() -> tuple[Callable[[], dist.Store], Any, dist.Store | None]:
     patience = timedelta(seconds=ARRIVAL_SECONDS)
     if not dist.is_initialized():
         here = launchers.place()
+        launchers.check_meeting(here)
         with _meeting(here):
             dist.init_process_group(timeout=patience)
     # The caller's own group may know GPUs only.

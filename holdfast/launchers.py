@@ -31,7 +31,7 @@ class Place:
         size: how many there are.
         local_rank: which of those on its machine it is.
         node: which of the machines it is on, counted from 0.
-        host, port: where all of them find each other.
+        host, port: where all of them find each other; empty and 0 where nobody says.
     """
 
     rank: int = 0
@@ -46,7 +46,7 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
     """This process's place, as its environment says.
 
     Raises:
-        InputError: a variable is missing, or no number that it can be.
+        InputError: a variable is no number that it can be.
 
     Example:
         >>> place({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8", "SLURM_LOCALID": "1",
@@ -68,13 +68,20 @@ def place(environment: Mapping[str, str] | None = None) -> Place:
     if rank >= size:
         raise InputError(f"this process is number {rank} of {size}: they are counted from 0")
     host, port = held.get("MASTER_ADDR", ""), _number(held, "MASTER_PORT", 0)
-    if "RANK" in held and not (host and port):
+    if "RANK" not in held:
+        host = host or first_host(held.get("SLURM_STEP_NODELIST", ""))
+        port = port or _slurm_port(held)
+    return Place(rank, size, local, node, host, port)
+
+
+def check_meeting(here: Place) -> None:
+    """InputError where nobody said where the processes meet."""
+    if not (here.host and here.port):
         raise InputError(
-            "RANK and WORLD_SIZE are set, but not both MASTER_ADDR and MASTER_PORT, where the "
-            "processes meet; torchrun sets all four"
+            f"this is process {here.rank} of {here.size}, but not both MASTER_ADDR and MASTER_PORT "
+            "say where they meet; torchrun and srun do, and by hand it is the first machine's name "
+            "and a free port"
         )
-    host = host or first_host(held.get("SLURM_STEP_NODELIST", ""))
-    return Place(rank, size, local, node, host, port or _slurm_port(held))
 
 
 def leads() -> bool:
@@ -90,22 +97,13 @@ def leads() -> bool:
 
 
 def first_host(nodes: str) -> str:
-    """The first machine of a list as Slurm writes it.
-
-    Raises:
-        InputError: there is none.
+    """The first machine of a list as Slurm writes it; empty where there is none.
 
     Example:
         >>> first_host("rack[2-3]n[010-012,020],login"), first_host("a,b")
         ('rack2n010', 'a')
     """
-    first = re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", nodes).split(",")[0].strip()
-    if not first:
-        raise InputError(
-            "Slurm says not on which machines this step runs (SLURM_STEP_NODELIST): set "
-            "MASTER_ADDR to the first one's name, and MASTER_PORT"
-        )
-    return first
+    return re.sub(r"\[([^\],-]*)[^\]]*\]", r"\1", nodes).split(",")[0].strip()
 
 
 def _slurm_port(held: Mapping[str, str]) -> int:

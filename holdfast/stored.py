@@ -77,6 +77,13 @@ class StoredImages:
         other.device = torch.device(device)
         return other
 
+    @property
+    def readers(self) -> Tensor | None:
+        """Which workers have each image, int64 (N, W), −1 in the places left over; None: all have
+        all (see `holdfast.data.shards`)."""
+        known = getattr(self._source, "readers", None)
+        return None if known is None else known[self._rows]
+
     def prefetch(self, rows: Any) -> None:
         """These are asked for soon: whoever decodes them may begin."""
         if hasattr(self._source, "prefetch"):

@@ -136,16 +136,24 @@ def check(command: str) -> None:
     elif program == "holdfast":
         _check_verb(rest, whole)
     elif program == "torchrun":
-        options, _, rest = " ".join(rest).partition(" -m holdfast ")
-        if not re.fullmatch(r"--nproc-per-node \d+", options):
-            raise ValueError(f"torchrun {options}")
-        _check_verb(rest.split(), whole)
+        _check_torchrun(rest[: rest.index("-m")])
+        _check_verb(rest[rest.index("holdfast") + 1 :], whole)
     elif program == "python" and rest[:2] == ["-m", "holdfast"]:
         _check_verb(rest[2:], whole)
     elif program == "python" and rest and rest[0].endswith(".py"):
         _check_script(rest[0], rest[1:], whole)
     else:
         raise ValueError(f"what is {program} {rest[:1]}?")
+
+
+def _check_torchrun(options: list[str]) -> None:
+    """ValueError where torchrun knows one of these not."""
+    from torch.distributed.run import get_args_parser
+
+    known = {each for action in get_args_parser()._actions for each in action.option_strings}
+    for option in options:
+        if option.startswith("--") and option not in known:
+            raise ValueError(f"torchrun {option}")
 
 
 def _check_verb(words: list[str], whole: bool) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -56,7 +56,8 @@ USUAL_SUITE = "autoattack"
 class Options:
     """Attack a model and write down its standard and robust accuracy.
 
-    Under `torchrun --nproc-per-node N -m holdfast evaluate …` N processes share the images.
+    Under `torchrun --nproc-per-node N -m holdfast evaluate …` or `srun` N processes share the
+    images, on one machine or several.
     """
 
     model: ModelArgument
@@ -104,6 +105,14 @@ class Options:
         ),
     ] = None
     split: SplitOption = None
+    pieces: Annotated[
+        bool,
+        typer.Option(
+            "--pieces",
+            help="Each process, or machine, has other images behind --data: together they are the "
+            "data. So it is, too, where {rank}, {local_rank} or {node} stands in --data.",
+        ),
+    ] = False
     pixels: PixelsOption = None
     curve: Annotated[bool, typer.Option(help="Also measure the security curve.")] = True
     repair: Annotated[
@@ -228,6 +237,7 @@ def _run(options: Options) -> Evaluation:
 
     from .. import data as datasets
     from ..attacks.goal import RANDOM, checked_goal
+    from ..data.shards import in_pieces, own_piece, together
     from ..defences import chain, steps, undefended
     from ..evaluation import evaluate
     from ..evaluation.cards import remark, threat_of, what_was_measured
@@ -236,6 +246,8 @@ def _run(options: Options) -> Evaluation:
     from .images import check_limit, chosen, fitted
 
     limits = Limits.of(options.budget, options.until, command_began())
+    pieces, source = options.pieces or in_pieces(options.data), options.data
+    options = replace(options, data=own_piece(source)) if pieces else options
     _, seen = read_outputs(options.outputs)
     network, data = fitted(options, _loaded(options))
     network = chain(network, options.defence or ())
@@ -244,6 +256,9 @@ def _run(options: Options) -> Evaluation:
     defences = [step.spec for step in steps(network)]
     threat = threat_of(options.norm, options.eps, card)
     check_limit(options.limit)
+    if pieces:
+        _check_whole(options)
+        data = together(data, data.usual(options.split), source)
     dataset, name, split = chosen(options, data)
     n = len(split)
     goal = checked_goal(options.goal, options.targets and RANDOM)
@@ -274,6 +289,19 @@ def _run(options: Options) -> Evaluation:
         queries=options.queries,
         outputs=seen,
     )
+
+
+def _check_whole(options: Options) -> None:
+    """InputError where a file counts images that stand in no known order."""
+    from ..attacks.goal import KINDS
+
+    own = options.targets if options.targets not in KINDS else None
+    for option, file in (("--indices", options.indices), ("--targets", own)):
+        if file is not None:
+            raise InputError(
+                f"{option} {file} counts the images of one folder, and --data is in pieces; give "
+                "pieces of the images that you want"
+            )
 
 
 def show_accuracies(result: Evaluation) -> None:

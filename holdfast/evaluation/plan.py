@@ -193,5 +193,6 @@ def _agree(workers: Workers, seen: dict[str, Any]) -> None:
         if not workers.leads and first[name] != value:
             raise InputError(
                 f"the model, the data or the hardware differ from worker 0's (its {name} is "
-                f"{str(first[name])[:60]}, not {str(value)[:60]}); all workers need the same"
+                f"{str(first[name])[:60]}, not {str(value)[:60]}); all workers need the same "
+                "(--pieces where each has images of its own)"
             )

@@ -50,9 +50,10 @@ class Run:
         self.spending, self.stages_before = known.spending, 0.0
         self.settings = known.settings
         self.code = code_version(*CODE, *(["defences"] if steps(unwrapped(request.model)) else []))
+        self.readers = request.images.readers if isinstance(request.images, StoredImages) else None
         self.asked = {
             "model": known.known_by,
-            "images": digest(request.images, request.labels),
+            "images": self._images_digest(),
             "threat": request.threat.describe(),
             "suite": request.suite.describe(),
             "seed": request.seed,
@@ -65,6 +66,14 @@ class Run:
         elif request.targets is not None:
             self.asked["targets"] = request.targets
         self.key = identity(**self.asked, settings=self.settings, code=self.code)
+
+    def _images_digest(self) -> str:
+        """Of images and labels; where a worker has only some of them, worker 0 reads all."""
+        request = self.request
+        if self.readers is None:
+            return digest(request.images, request.labels)
+        mine = digest(request.images, request.labels) if self.workers.leads else ""
+        return str(self.workers.share(mine))
 
     def recalled(self) -> Evaluation | None:
         """The outcome of this very run where it is known already; in all workers alike.
@@ -176,7 +185,8 @@ class Run:
             the search at its end (None in all workers but worker 0), and the seconds that other
             processes spent on this run before.
         """
-        shard = Shard(self.workers, self.folder, self.key, len(self.request.images))
+        count = len(self.request.images)
+        shard = Shard(self.workers, self.folder, self.key, count, self.readers)
         earlier = self.earlier(shard.journal)
 
         def report(share: float, word: str) -> None:

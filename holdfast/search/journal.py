@@ -10,7 +10,7 @@ import sqlite3
 import weakref
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import astuple, dataclass
 from functools import partial
 from itertools import product
@@ -196,9 +196,12 @@ class Journal:
     def close(self) -> None:
         if self.path is None and self._lent:
             weakref.finalize(self, self.db.close)  # gone with the last who reads it
-        else:
-            self.db.close()
-            self._closed = True
+            return
+        if self.path is not None and not self._closed:
+            with suppress(sqlite3.Error):  # even where somebody else has it open, to look at it
+                self.db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        self.db.close()
+        self._closed = True
 
     def lend(self, images: StoredImages) -> StoredPoints:
         """The adversarial images that it keeps, of all these images; also once it is closed."""

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from ..distributed import CHUNK, Workers
+from ..errors import InputError
 from ..runs.files import make_folder
 from ..runs.lock import worker_on
 from .journal import Journal
@@ -136,7 +137,10 @@ class Shard:
         host = workers.share(socket.gethostname())
         elsewhere = not workers.leads and host != socket.gethostname()
         mine = _Found.all_in(folder, elsewhere and worker_on(folder) is None)
-        plan = {found: worker for worker, each in _backwards(workers.gather(mine)) for found in each}
+        plan: dict[_Found, int] = {}  # who brings which
+        for worker, held in enumerate(workers.gather(mine)):
+            for found in held:
+                plan.setdefault(found, worker)
         for found, holder in sorted(workers.share(plan).items(), key=lambda each: each[0].name):
             parts = workers.carry(self._parts(folder / found.name), holder, 0) if holder else None
             if journal is not None and parts is None:
@@ -151,6 +155,9 @@ class Shard:
     def _parts(self, path: Path) -> Iterator[bytes]:
         """A journal that nobody has open, as the bytes of one file."""
         Journal(path, self.key).close()  # what is in its log goes into the file
+        log = Path(f"{path}{SIDES[1]}")
+        if log.exists() and log.stat().st_size:
+            raise InputError(f"journal {path} is being read by another program; end that one")
         with path.open("rb") as file:
             while part := file.read(CHUNK):
                 yield part
@@ -236,11 +243,6 @@ def shares_of(rows: Tensor, size: int, readers: Tensor | None = None) -> list[Te
         for place, worker in enumerate(members):
             shares[worker].append(together[place :: len(members)])
     return [torch.cat([rows[:0], *share]).sort().values for share in shares]
-
-
-def _backwards(heard: list[list[_Found]]) -> list[tuple[int, list[_Found]]]:
-    """Each worker with its own, the last one first."""
-    return [*enumerate(heard)][::-1]
 
 
 def _chunks(wholes: Iterable[bytes]) -> Iterator[bytes]:
