@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from .distributed import leads
 from .errors import InputError
 from .models import adapted as adaptation
 from .models.adapted import Adaptation, Adapted, adaptation_lines, adapted
-from .models.checkpoint import load_checkpoint
+from .models.checkpoint import load_checkpoint, named_parts, read_card
 from .models.http import HttpModel, is_address
 from .models.layers import Normalise
 from .models.own_networks import built_by_code
@@ -32,7 +33,7 @@ from .models.weights import (
     read_states,
     weights_in,
 )
-from .models.wrapper import WrappedModel, wrapped
+from .models.wrapper import WrappedModel, unwrapped, wrapped
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
 from .parsing import import_named, nearest, one_line, split_options
 from .runs.files import read_json
@@ -68,7 +69,8 @@ def load(
             model may run no code, and ask nobody.
         architecture: what a file of weights belongs to: `name` or `name:key=value,…` of ours, such
             as `preact-resnet:depth=18`, or `path/file.py:build`; or the code that builds the
-            network of a checkpoint whose card names code: `path/file.py:build`.
+            network of a checkpoint whose card names code: `path/file.py:build`; or the models that
+            a mixture was made of, where they are no networks of ours: `timm:NAME + onnx:FILE`.
         mean, std: what the model's images are normalised by: a number, or one a channel, in units
             of [0, 1]. In place of what a library says.
         input_size: height and width, `224` or `(224, 256)`, to which images are resized inside the
@@ -176,7 +178,10 @@ def _found(source: Path | str, code: bool, architecture: str | None, asked: Adap
             check_files(folder, read_json(folder / RESULT).get("files"))
         _check_normalised(text, asked)
         own = None if architecture is None else partial(built_by_code, architecture)
-        return _behind_its_defences(load_checkpoint(carded[0], network=own), carded[0])
+        part = None
+        if architecture is not None and named_parts(read_card(carded[0], False).to_dict()):
+            own, part = None, partial(_named_part, carded[0], architecture)
+        return _behind_its_defences(load_checkpoint(carded[0], network=own, part=part), carded[0])
     if ":" in text and not os.path.exists(folder):
         if not code:
             raise InputError(f"model {text!r} is no folder, and a file may name no code")
@@ -201,6 +206,21 @@ def _found(source: Path | str, code: bool, architecture: str | None, asked: Adap
         f"model {text!r} is neither a folder, nor package.module:function, nor in the zoo "
         f"({', '.join(known) or 'none'})"
     )
+
+
+def _named_part(folder: Path, named: str, part: Mapping[str, Any]) -> nn.Module:
+    """A part of a mixture that the user has named as its card does, `MODEL` or `MODEL + MODEL`."""
+    text, options = str(part["architecture"]), {str(k): v for k, v in part["arguments"].items()}
+    if text not in re.split(r"\s+\+\s+", named.strip()):
+        raise InputError(
+            f"{folder / 'card.json'}: a part of the mixture is {text!r}, which --architecture "
+            f"{named!r} does not name"
+        )
+    known = {"architecture", "mean", "std", "input_size", "outputs", "classes", "dtype"}
+    if options.keys() - known - {"data_classes"}:
+        other = sorted(options.keys() - known)[0]
+        raise InputError(f"{folder / 'card.json'}: a part of the mixture has an unknown {other!r}")
+    return unwrapped(load(text, **options))
 
 
 def _carded(text: str) -> list[Path]:

@@ -484,9 +484,36 @@ def test_the_command_attacks_another_model(tmp_path, trained, monkeypatch, capsy
     assert hf.read(tmp_path / "run/source").model.defences == ()
 
 
+def test_the_other_model_may_be_a_file_of_weights_with_options(
+    tmp_path, trained, monkeypatch, capsys
+):
+    from safetensors.torch import load_file
+
+    card = json.loads((trained / "card.json").read_text())
+    arguments = ",".join(f"{key}={value}" for key, value in card["arguments"].items())
+    state = load_file(trained / "model.safetensors")
+    torch.save({key: value.float() for key, value in state.items()}, tmp_path / "w.pth")
+    said = []
+    for number, source in enumerate(
+        (trained, f"{tmp_path / 'w.pth'} --architecture {card['architecture']}:{arguments}")
+    ):
+        line = ("judge", trained, "--from", source, "--suite", "fgsm", "--data", "digits")
+        out = tmp_path / f"run-{number}"
+        asked = ("--norm", "linf", "--eps", "0.1", "--limit", 20, "--out", out)
+        assert command(monkeypatch, *line, *asked) == 0
+        record = hf.read(out)
+        transfer = record.transfer
+        said.append(
+            (record.standard_accuracy, transfer.standard_accuracy, transfer.robust_accuracy)
+        )
+    assert said[0] == said[1]
+    assert record.transfer.source == "w.pth"
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
+        (["--from", "w.pth --mead 0.5"], "'--mead' is no option of a model; did you mean '--mean'"),
         ([], "give either --adversarial FILE or --from MODEL"),
         (["--adversarial", "a.npz", "--from", "cifar10-linf-slim"], "give either --adversarial"),
         (

@@ -10,6 +10,7 @@ import published_networks
 import pytest
 import torch
 import torch.nn.functional as F
+from libraries import library
 from models import Net, images
 from safetensors.torch import load_file
 from torch import nn
@@ -18,6 +19,7 @@ from verbs import mix_command
 import holdfast as hf
 from holdfast import data as datasets
 from holdfast.attacks import FGSM, PGD
+from holdfast.cli import another
 from holdfast.defences import chain, views
 from holdfast.errors import InputError
 from holdfast.evaluation.health import MISLEADING, huge_eps
@@ -526,6 +528,79 @@ def test_what_a_mixtures_folder_cannot_hold_is_refused_before_any_work(mixed, tm
     x, y = images(4)[:, :1, :8, :8], torch.tensor([0, 1, 2, 3])
     found = hf.mix(network, hf.load(script), x, y, hf.Threat("linf", 0.1), steps=1, rounds=1)
     assert found.choice.n == 4
+
+
+def test_a_model_with_options_of_its_own_mixes_and_is_named_again(mixed, tmp_path):
+    """What no card may build is on the card as the user called it, and built when he says so."""
+    how = {"steps": 2, "rounds": 1, "limit": 40, "norm": "linf", "eps": "0.1"}
+    robust, accurate = mixed / "robust", mixed / "accurate"
+    _, expected = mix_command(str(robust), str(accurate), "digits", tmp_path / "one", **how)
+    file = _weights(accurate, tmp_path / "a file.pth")
+    architecture = _architecture(accurate)
+    # In quotes behind it, or as options of the command: the same.
+    quoted = f"{file} --architecture {architecture} --input-size=8"
+    out, choice = mix_command(str(robust), quoted, "digits", tmp_path / "two", **how)
+    other, again = mix_command(
+        str(robust), file, "digits", tmp_path / "three", architecture=[architecture],
+        input_size=["8"], **how,
+    )  # fmt: skip
+    assert choice == again == expected
+    with pytest.raises(InputError, match=f"name them: --architecture '{file}'") as refused:
+        hf.load(out)
+    assert "\n" not in str(refused.value)
+    with pytest.raises(InputError, match="does not name"):
+        hf.load(out, architecture="timm:resnet18")
+    x = images(4, (1, 8, 8))
+    with torch.no_grad():
+        answers = [hf.load(each, architecture=file)(x) for each in (out, other)]
+        plain = hf.load(tmp_path / "one")(x)
+    assert torch.equal(*answers) and torch.allclose(answers[0], plain, atol=1e-5)
+    (tmp_path / "a file.pth").unlink()
+    with pytest.raises(InputError, match=r"a file\.pth"):
+        hf.load(out, architecture=file)
+
+
+def test_a_model_of_onnx_mixes(mixed, tmp_path):
+    library("onnx")
+    torch.manual_seed(0)
+    layers = nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)
+    network = nn.Sequential(*layers).eval()
+    file, x = tmp_path / "accurate.onnx", images(4, (1, 8, 8))
+    torch.onnx.export(
+        network, (x,), str(file), dynamo=False, input_names=["images"],
+        dynamic_axes={"images": {0: "n"}},
+    )  # fmt: skip
+    out, choice = mix_command(
+        str(mixed / "robust"), f"onnx:{file}", "digits", tmp_path / "out", steps=2, rounds=1,
+        limit=20,
+    )  # fmt: skip
+    assert choice.n == 20
+    loaded = hf.load(out, architecture=f"onnx:{file}")
+    with torch.no_grad():
+        assert torch.allclose(loaded.accurate(x), network(x), atol=1e-4)
+    assert loaded.card["classes"] == CLASSES
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("a.pth --mead 0.5", "'--mead' is no option of a model; did you mean '--mean'"),
+        ("a.pth --mean", "--mean has no value"),
+        ("a.pth --mean 0.5 --mean 0.4", "--mean is given twice"),
+        ("a.pth --mean 'half", "its options cannot be read"),
+        ("a.pth --mean 0.5 0.4", "'0.4' is no option of a model"),
+    ],
+)
+def test_bad_options_of_a_second_model_are_one_line(text, said):
+    with pytest.raises(InputError, match=said) as refused:
+        another.with_options(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_path_with_spaces_and_dashes_is_a_path(tmp_path):
+    odd = tmp_path / "my model --mean it.pth"
+    odd.write_bytes(b"")
+    assert another.with_options(str(odd)) == (str(odd), {})
 
 
 def test_a_network_with_something_before_it_is_no_network_of_ours(mixed):

@@ -66,7 +66,11 @@ class Options:
     ] = None
     source: Annotated[
         str | None,
-        typer.Option("--from", help="In their place: a model that is attacked to find them."),
+        typer.Option(
+            "--from",
+            help="In their place: a model that is attacked to find them. Its own options stand "
+            "behind it in quotes, as in --from 'FILE.pth --architecture NAME --mean 0.5'.",
+        ),
     ] = None
     suite: Annotated[
         str | None,
@@ -129,6 +133,7 @@ def run(options: Options) -> Evaluation:
     from ..evaluation.cards import check_classes, remark, threat_of, what_was_measured
     from ..evaluation.given import judge
     from ..loading import load
+    from .another import load_another
     from .images import check_limit, chosen, fitted
 
     if (options.adversarial is None) == (options.source is None):
@@ -156,11 +161,11 @@ def run(options: Options) -> Evaluation:
             targets = targets if targets is None or isinstance(targets, str) else targets[:n]
     else:
         assert options.source is not None
-        source = load(options.source)
-        check_classes(options.source, getattr(undefended(source), "card", {}), dataset)
+        called, source = load_another(options.source, dataset.classes)
+        check_classes(called, getattr(undefended(source), "card", {}), dataset)
         source_described = {
             **what_was_measured(
-                options.source, undefended(source), dataset, name, n, options.pixels,
+                called, undefended(source), dataset, name, n, options.pixels,
                 [step.spec for step in steps(source)],
             ),
             "classes": list(dataset.classes),

@@ -134,7 +134,9 @@ class Options:
     ensemble: Annotated[
         list[str] | None,
         typer.Option(
-            "--ensemble", help="Another model of a deep ensemble with this one. May be repeated."
+            "--ensemble",
+            help="Another model of a deep ensemble with this one; its own options stand behind it "
+            "in quotes, as in --ensemble 'FILE.pth --architecture NAME'. May be repeated.",
         ),
     ] = None
     pixels: PixelsOption = None
@@ -254,8 +256,10 @@ def run(options: Options) -> UncertaintyRecord:
     from ..attacks.suites import suite_named
     from ..data.labelled import mixed
     from ..data.published_corruptions import open_published
+    from ..defences import undefended
     from ..distributed import alone
     from ..evaluation.cards import (
+        check_classes,
         remark,
         threat_of,
         unseen_validation,
@@ -266,6 +270,7 @@ def run(options: Options) -> UncertaintyRecord:
     from ..uncertainty.human import read_human
     from ..uncertainty.run.measure import measure
     from ..uncertainty.run.request import LabelledImages, Request
+    from .another import load_another
     from .images import check_limit, fitted
 
     alone("uncertainty")
@@ -275,8 +280,12 @@ def run(options: Options) -> UncertaintyRecord:
     network, dataset = fitted(
         options, load(options.model, **model_options(options, options.outputs))
     )
-    ensemble = options.ensemble or []
-    members = [load(member) for member in ensemble]
+    ensemble, members = [], []
+    for text in options.ensemble or ():
+        called, member = load_another(text, dataset.classes)
+        check_classes(called, getattr(undefended(member), "card", {}), dataset)
+        ensemble.append(called)
+        members.append(member)
     card = getattr(network, "card", {})
     threat = threat_of(options.norm, options.eps, card)
     suite = suite.tuned(threat)

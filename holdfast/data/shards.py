@@ -33,9 +33,9 @@ from .base import ALL, DataSet, Split
 MARKS = ("{rank}", "{local_rank}", "{node}")
 
 
-def in_pieces(source: str) -> bool:
+def in_pieces(source: Any) -> bool:
     """Whether a path says which worker's piece it is."""
-    return any(mark in source for mark in MARKS)
+    return isinstance(source, str) and any(mark in source for mark in MARKS)
 
 
 def own_piece(source: str) -> str:

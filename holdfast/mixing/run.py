@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from ..data.base import held_back
+from ..defences import steps as steps_of
 from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..evaluation.classes import check_number_of_logits
 from ..evaluation.quick_attack import LOSSES, quick_attack
 from ..inputs import checked_data, checked_device, checked_threat
 from ..models import build, save_checkpoint
+from ..models.black_box import innermost
 from ..models.mixture import Mixture
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, unwrapped, wrapped
@@ -80,6 +82,7 @@ def mix(
     progress: bool = False,
     classes: Sequence[str] | None = None,
     described: dict[str, Any] | None = None,
+    sources: Mapping[str, dict[str, Any]] | None = None,
 ) -> Mixed:
     """Blend a robust and an accurate model into one that has both accuracies.
 
@@ -104,6 +107,10 @@ def mix(
         classes: names of the classes that the data has; by default those of the robust model's
             card.
         described: for the folder: what the models and the data are called.
+        sources: for the folder, of models that are no networks of ours: under `robust` or
+            `accurate` what `holdfast.load` is called with, `{"architecture": "timm:resnet18",
+            "arguments": {"mean": "0.5"}}`. Whoever loads the folder has to name them again:
+            `hf.load(folder, architecture="timm:resnet18")`.
 
     Returns:
         the mixture, and the figures on the images that chose it.
@@ -128,7 +135,8 @@ def mix(
     with standard_defaults():
         images, labels = checked_data(images, labels)
     if run is not None:
-        cards = {name: card_of(name, model) for name, model in models.items()}
+        given = sources or {}
+        cards = {name: part_card(name, model, given.get(name)) for name, model in models.items()}
         models = {name: unwrapped(model) for name, model in models.items()}  # type: ignore[misc]
     if classes is None:
         classes = cards["robust"].get("classes")
@@ -356,6 +364,34 @@ def card_of(name: str, model: Model) -> dict[str, Any]:
             f"mixture's folder cannot hold; {needed}"
         )
     return card
+
+
+def part_card(name: str, model: Model, source: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The card of a model that a mixture's folder can hold, or name.
+
+    Args:
+        name: `robust` or `accurate`, for the error.
+        source: what the model is called and its options, as of `mix`'s `sources`.
+
+    Raises:
+        InputError: as `card_of`, without a source; the model stands behind a defence, or no
+            gradient leads through it.
+    """
+    if source is None:
+        return card_of(name, model)
+    card = dict(getattr(model, "card", {}) or {})
+    network = unwrapped(model)
+    if steps_of(network) or card.get("defences"):
+        raise InputError(
+            f"the {name} model stands behind a defence, which a mixture's folder cannot hold: give "
+            "the model without"
+        )
+    if not isinstance(innermost(model), nn.Module):
+        raise InputError(
+            f"the {name} model, {source['architecture']}, shows answers only, so no mixture of it "
+            "can be attacked through its gradients"
+        )
+    return {**card, **source}
 
 
 def _check_alike(

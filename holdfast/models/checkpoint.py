@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -116,7 +117,11 @@ def checkpoint_in(folder: Path) -> Path | None:
 
 
 def load_checkpoint(
-    folder: Path | str, classifier: bool = True, *, network: Builder | None = None
+    folder: Path | str,
+    classifier: bool = True,
+    *,
+    network: Builder | None = None,
+    part: Callable[[Mapping[str, Any]], nn.Module] | None = None,
 ) -> nn.Module:
     """The model of a checkpoint folder, in eval mode and float32, with its card as `model.card`.
 
@@ -127,6 +132,7 @@ def load_checkpoint(
         classifier: whether the card must name classes.
         network: builds the network from the arguments on the card, where the card names code in
             place of an architecture of Holdfast's: code that a person has named.
+        part: gives the model of a part of a mixture, of those that `named_parts` finds on the card.
 
     Raises:
         InputError: a file is missing, damaged, or does not fit the architecture on the card; the
@@ -146,13 +152,53 @@ def load_checkpoint(
             f"model {folder} brings its own network, {card.architecture}: --architecture is for a "
             "file of weights, or for a card that names code"
         )
+    arguments = _with_named_parts(folder, card, part)
     try:
         with torch.device("meta"), _at_most(4 * len(held) + SPARE):  # shapes without memory
-            outline = build(card.architecture, card.arguments)
+            outline = build(card.architecture, arguments)
     except InputError as error:
         raise InputError(f"{folder / CARD}: {error}") from None
     _check_fit(file, held, outline)
-    return _with_its_weights(build(card.architecture, card.arguments), folder, card)
+    return _with_its_weights(build(card.architecture, arguments), folder, card)
+
+
+def named_parts(card: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The parts of a mixture that are models of other libraries or files, by what they are called
+    on the command line: their `architecture` is that MODEL, their `arguments` its options.
+
+    Example:
+        >>> part = {"architecture": "timm:resnet18", "arguments": {"mean": "0.5"}}
+        >>> arguments = {"robust": part, "weight": 0.7}
+        >>> list(named_parts({"architecture": "mixture", "arguments": arguments}))
+        ['robust']
+    """
+    if card.get("architecture") != "mixture" or not isinstance(card.get("arguments"), Mapping):
+        return {}
+    parts = {name: card["arguments"].get(name) for name in ("robust", "accurate")}
+    return {
+        name: dict(part)
+        for name, part in parts.items()
+        if isinstance(part, Mapping)
+        and part.keys() == {"architecture", "arguments"}
+        and re.search("[:/.]", str(part["architecture"]))
+        and isinstance(part["arguments"], Mapping)
+    }
+
+
+def _with_named_parts(
+    folder: Path, card: Card, part: Callable[[Mapping[str, Any]], nn.Module] | None
+) -> dict[str, Any]:
+    """The arguments of a card, with the parts that a person has named in their place."""
+    named = named_parts(card.to_dict())
+    if named and part is None:
+        texts = " + ".join(each["architecture"] for each in named.values())
+        raise InputError(
+            f"{folder / CARD}: parts of the mixture are other models, and a card may ask for none; "
+            f"if you know them, name them: --architecture '{texts}'"
+        )
+    if part is None:
+        return card.arguments
+    return {**card.arguments, **{name: part(each) for name, each in named.items()}}
 
 
 def _of_own_code(folder: Path, card: Card, network: Builder | None) -> nn.Module:

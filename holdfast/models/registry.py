@@ -46,16 +46,19 @@ DENOISERS: dict[str, Callable[..., nn.Module]] = {
 
 def _mixture(
     *,
-    robust: Mapping[str, Any],
-    accurate: Mapping[str, Any],
+    robust: Mapping[str, Any] | nn.Module,
+    accurate: Mapping[str, Any] | nn.Module,
     weight: float,
     scale: float | None = None,
     power: float = 1.0,
     shift: float = 0.0,
 ) -> Mixture:
-    """A mixture whose parts are given by their own `architecture` and `arguments`."""
+    """A mixture whose parts are given by their own `architecture` and `arguments`, or are there."""
     parts = []
     for name, part in (("robust", robust), ("accurate", accurate)):
+        if isinstance(part, nn.Module):
+            parts.append(part)
+            continue
         whole = isinstance(part, Mapping) and part.keys() == {"architecture", "arguments"}
         if not whole or not isinstance(part["architecture"], str):
             raise InputError(f"mixture: {name} must have 'architecture' and 'arguments', no more")
