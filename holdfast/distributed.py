@@ -276,7 +276,8 @@ class _Team(Workers):
                     said, held = {"error": what}, b""
                 parts = range(0, len(held), CHUNK)
                 for number, begin in enumerate(parts):
-                    store.set(f"answer/{key}/{number}", held[begin : begin + CHUNK])
+                    part: Any = held[begin : begin + CHUNK]  # its type says text; it takes bytes
+                    store.set(f"answer/{key}/{number}", part)
                 store.set(f"answer/{key}", json.dumps({**said, "parts": len(parts)}))
         except RuntimeError as error:  # the process that holds the store is gone
             self.lost = self.lost or _unreachable(error)

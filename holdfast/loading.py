@@ -220,7 +220,9 @@ def _named_part(folder: Path, named: str, part: Mapping[str, Any]) -> nn.Module:
     if options.keys() - known - {"data_classes"}:
         other = sorted(options.keys() - known)[0]
         raise InputError(f"{folder / 'card.json'}: a part of the mixture has an unknown {other!r}")
-    return unwrapped(load(text, **options))
+    model = unwrapped(load(text, **options))
+    assert isinstance(model, nn.Module)  # `mix` has taken no other
+    return model
 
 
 def _carded(text: str) -> list[Path]:

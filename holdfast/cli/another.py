@@ -75,4 +75,4 @@ def load_another(
 
     name, options = with_options(text)
     given = {key: value for key, value in besides.items() if value is not None}
-    return name, load(name, **{**given, **options}, data_classes=data_classes)  # type: ignore[arg-type]
+    return name, load(name, **{**given, **options}, data_classes=data_classes)

@@ -127,12 +127,9 @@ def together(dataset: DataSet, split_name: str, source: str) -> DataSet:
             f"{source}: {len(order)} images in {len(known)} "
             f"piece{'s' if len(known) > 1 else ''}, an image of each in turn"
         )
-        return replace(
-            dataset,
-            **{"everything" if split_name == ALL else split_name: whole},
-            name=PurePath(source).name or source,
-            told=(*dataset.told, told),
-        )
+        fields: dict[str, Any] = {"everything" if split_name == ALL else split_name: whole}
+        name = PurePath(source).name or source
+        return replace(dataset, **fields, name=name, told=(*dataset.told, told))
 
 
 def _check_alike(heard: Sequence[_Piece]) -> None:
