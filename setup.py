@@ -17,6 +17,7 @@ setup(
         "holdfast.models": ["zoo.json"],
         "holdfast.one_image": ["calibrations.json"],
         "holdfast.report": ["*.html", "*.js"],
+        "holdfast.playground": ["style.css", "board.js"],
         "holdfast.recipes": ["*.yaml"],
         **{f"holdfast.zoo.{name}": ["card.json", "model.safetensors"] for name in MODELS},
     },

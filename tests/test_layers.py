@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "holdfast"
 FLOORS: list[set[str]] = [
     {"version", "lazy", "terminal", "palette"},
     {"errors", "types", "stored"},
-    {"parsing", "intervals", "draws", "spatial", "launchers"},
+    {"parsing", "intervals", "draws", "spatial", "launchers", "picture_files"},
     {"threat", "shipped"},
     {"inputs", "distributed"},
     {"runs", "charts"},
@@ -29,6 +29,7 @@ FLOORS: list[set[str]] = [
     {"report"},
     {"exporting", "figures"},
     {"one_image"},
+    {"playground"},
     {"cli"},
     {"", "__main__"},
 ]

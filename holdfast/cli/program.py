@@ -35,6 +35,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "leaderboard",
     "figure",
     "try",
+    "play",
     "models",
     "list",
     "demo",

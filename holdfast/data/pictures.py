@@ -9,31 +9,23 @@ many-paged file is taken, and photographs are turned upright as their EXIF entry
 from __future__ import annotations
 
 import hashlib
-import io
-import re
 import unicodedata
 import warnings
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
 from ..errors import InputError
+from ..picture_files import FORMATS, MOST_PIXELS, opened
 from .brought import cut
 from .images import LazyImages
 from .pickles import read_file
 
-# Formats that Pillow decodes itself; others (such as EPS) start outside programs.
-FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF", "PPM")
-MOST_PIXELS = 50_000_000  # of one image; a small file can claim far more
 MOST_BYTES = 512 * 2**20  # of one file; 50 million pixels have 150 million bytes
-
-# How Pillow calls the layouts of 16 bits a channel that it would cut to 8 without a word.
-_DEEP = re.compile(r";1[0-9][BLNS]")
 
 
 @dataclass(frozen=True)
@@ -154,7 +146,12 @@ def _decoded(path: Path, size: int | None) -> np.ndarray:
 
 
 def decoded(
-    raw: bytes, where: str, size: int | None, hint: str = "", most: int = MOST_PIXELS
+    raw: bytes,
+    where: str,
+    size: int | None,
+    hint: str = "",
+    most: int = MOST_PIXELS,
+    ground: int | None = None,
 ) -> UInt8[np.ndarray, "3 h w"]:
     """A picture from the bytes of its file; its header is looked at before anything is decoded.
 
@@ -163,70 +160,24 @@ def decoded(
         size: height and width to which it is brought; None: its own.
         hint: what to do where it is no picture.
         most: pixels that it may have.
+        ground: the grey, 0 to 255, that shows through where it is transparent; None: transparency
+            is dropped.
 
     Raises:
         InputError: no picture, damaged, of more than 8 bits a channel, or too large.
     """
-    with _opened(raw, where, hint, most) as image:
-        upright = ImageOps.exif_transpose(image).convert("RGB")
+    with opened(raw, where, hint, most) as image:
+        upright = ImageOps.exif_transpose(image)
+        if ground is not None:
+            below = Image.new("RGBA", upright.size, (ground, ground, ground, 255))
+            upright = Image.alpha_composite(below, upright.convert("RGBA"))
+        upright = upright.convert("RGB")
         if size is not None:
             upright = cut(upright, size)
         return np.asarray(upright).transpose(2, 0, 1)
 
 
-def check_opens(raw: bytes, where: str, hint: str = "", most: int = MOST_PIXELS) -> None:
-    """Whether `decoded` would begin to decode: by the header of the file.
-
-    Raises:
-        InputError: no picture, of more than 8 bits a channel, or too large.
-    """
-    with _opened(raw, where, hint, most):
-        pass
-
-
-@contextmanager
-def _opened(raw: bytes, where: str, hint: str, most: int) -> Iterator[Image.Image]:
-    """A picture whose header was read and checked. What happens inside to its pixels, on which
-    Pillow's decoders raise many kinds of errors, becomes one line."""
-    if not raw:
-        raise InputError(f"{where}: no readable image (it is empty){hint}")
-    try:
-        with Image.open(io.BytesIO(raw), formats=FORMATS) as image:
-            assert isinstance(image, ImageFile.ImageFile)
-            if image.width * image.height > most:
-                raise Image.DecompressionBombError
-            if _is_deep(image):
-                raise InputError(f"{where}: more than 8 bits a channel; convert it to 8 bits")
-            yield image
-            return
-    except (Image.DecompressionBombWarning, Image.DecompressionBombError):
-        raise InputError(f"{where}: more than {most:,} pixels; make it smaller") from None
-    except InputError:
-        raise
-    except UnidentifiedImageError:  # its own words are about the open file, not its name
-        reason = "it has none of these formats"
-    except Exception as error:
-        reason = " ".join(str(error).split())[:100] or type(error).__name__
-    raise InputError(f"{where}: no readable image ({reason}){hint}")
-
-
 _WHAT_BELONGS = f"a class folder holds images ({', '.join(FORMATS)}) and nothing else"
-
-
-def _is_deep(image: ImageFile.ImageFile) -> bool:
-    """Whether the file has more than 8 bits a channel, of which Pillow would keep 8 at most."""
-    if image.mode.startswith(("I", "F")):
-        return True
-    for tile in image.tile:
-        arguments = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        if any(isinstance(word, str) and _DEEP.search(word) for word in arguments):
-            return True
-        # PPM, whose second argument is the largest value that a channel takes.
-        if tile.codec_name.startswith("ppm") and any(
-            isinstance(most, int) and most > 255 for most in arguments
-        ):
-            return True
-    return False
 
 
 def hw(shape: tuple[int, ...]) -> str:

@@ -14,11 +14,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ..data.brought import Remembered, check_size, grey
-from ..data.pictures import MOST_BYTES, MOST_PIXELS, check_opens, decoded
+from ..data.pictures import MOST_BYTES, decoded, silence_threads
 from ..errors import InputError
 from ..models.adapted import Adapted
 from ..models.chain import undefended
 from ..models.wrapper import unwrapped
+from ..picture_files import MOST_PIXELS
 from ..runs.files import read_bytes
 from ..types import Model
 
@@ -74,18 +75,26 @@ def read_picture(path: str | Path, most: int = MOST_PIXELS) -> Picture:
     Raises:
         InputError: no such file; no picture, damaged, of more than 8 bits a channel, or too large.
     """
+    silence_threads()
     raw = read_bytes(Path(path), MOST_BYTES)
     return Picture(decoded(raw, str(path), None, _HINT, most), Path(path).name)
 
 
-def check_header(raw: bytes, where: str, most: int = MOST_PIXELS) -> None:
-    """InputError where bytes are no picture of a kind and size that is read; by the header alone.
+def drawing_of(
+    raw: bytes, source: str, most: int = MOST_PIXELS, *, negative: bool = False
+) -> Picture:
+    """A drawing from the bytes of its file: what is transparent is white paper.
 
     Args:
-        where: what it is called in errors.
+        source: what it is called.
         most: pixels that it may have.
+        negative: black and white change places.
+
+    Raises:
+        InputError: as `read_picture`.
     """
-    check_opens(raw, where, _HINT, most)
+    pixels = decoded(raw, source, None, _HINT, most, ground=255)
+    return Picture(255 - pixels if negative else pixels, source)
 
 
 def picture_of(image: Any, source: str = "image") -> Picture | Tensor:
@@ -198,7 +207,7 @@ def brought(picture: Picture, shape: Shape) -> tuple[Float[Tensor, "c h w"], str
         said.append(": " + ", ".join(changed))
     if shape.why and changed:
         said.append(f" ({shape.why})")
-    return torch.from_numpy(np.ascontiguousarray(pixels)).float() / 255, "".join(said)
+    return torch.from_numpy(np.array(pixels)).float() / 255, "".join(said)
 
 
 def _rows(pixels: np.ndarray) -> np.ndarray:
