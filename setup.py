@@ -15,9 +15,11 @@ setup(
     package_data={
         "holdfast": ["py.typed"],
         "holdfast.models": ["zoo.json"],
+        "holdfast.leaderboard": ["*.html", "*.js", "*.css"],
         "holdfast.one_image": ["calibrations.json"],
-        "holdfast.report": ["*.html", "*.js"],
         "holdfast.playground": ["style.css", "board.js"],
+        "holdfast.report": ["*.html", "*.js", "*.css"],
+        "holdfast.viewer": ["*.html", "*.js"],
         "holdfast.recipes": ["*.yaml"],
         **{f"holdfast.zoo.{name}": ["card.json", "model.safetensors"] for name in MODELS},
     },

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .evaluation.given import judge
     from .evaluation.result import Evaluation
     from .exporting import export
+    from .leaderboard import write_leaderboard
     from .loading import load
     from .mixing.run import mix
     from .models.http import HttpModel
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from .training import train
     from .uncertainty.measure_uncertainty import measure_uncertainty
     from .version import VERSION as __version__
+    from .viewer import view
 
 __all__ = [
     "Evaluation",
@@ -56,6 +58,8 @@ __all__ = [
     "train",
     "try_image",
     "uncertainty",
+    "view",
+    "write_leaderboard",
     "write_report",
 ]
 
@@ -85,6 +89,8 @@ __getattr__, __dir__ = lazily(
         "train": "training:train",
         "try_image": "one_image:try_image",
         "uncertainty": "uncertainty",
+        "view": "viewer:view",
+        "write_leaderboard": "leaderboard:write_leaderboard",
         "write_report": "report:write_report",
     },
 )

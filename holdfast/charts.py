@@ -584,6 +584,25 @@ def strip(description: str, *points: tuple[str, Estimate]) -> Markup:
     )
 
 
+def span(description: str, tone: str, low: float, high: float) -> Markup:
+    """From `low` to `high` on a line from 0 to 100 %: where a value lies that is not known yet."""
+    parts = [tag("line", x1="0", x2="100%", y1="50%", y2="50%", class_="track")]
+    for share in (0, 25, 50, 75, 100):
+        parts.append(tag("line", x1=f"{share}%", x2=f"{share}%", y1=5, y2=17, class_="grid"))
+    place = {"x": _percent(100 * low), "width": _percent(100 * max(0.005, high - low))}
+    parts.append(tag("rect", y=7, height=8, rx=4, class_=f"part {tone}", **place))
+    return tag(
+        "svg",
+        *parts,
+        class_="strip",
+        role="img",
+        aria_label=description,
+        width="100%",
+        height=22,
+        overflow="visible",
+    )
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a whole: `size` of its things."""

@@ -45,11 +45,13 @@ PUBLIC = {
     "train",
     "try_image",
     "uncertainty",
+    "view",
+    "write_leaderboard",
     "write_report",
 }
 EXPLAINED = [  # functions whose parameters, and an example, stand in the docstring
     "evaluate", "certify", "compare", "export", "measure_uncertainty", "mix", "train", "load",
-    "read", "require", "write_report", "judge", "try_image",
+    "read", "require", "write_report", "judge", "try_image", "write_leaderboard", "view",
 ]  # fmt: skip
 HEAVY = ("torch", "numpy", "scipy", "sklearn", "matplotlib", "lightning", "PIL", "rich", "typer")
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,34 +19,7 @@ from holdfast.evaluation.pictures import write_pictures
 from holdfast.report import write_report
 
 RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
-# A browser of the machine's own; else the one that `make browser` brings.
-NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 EPS = 8 / 255
-
-
-def missing(reason: str) -> None:
-    """Where a browser has to be there, its absence is a failure, not a skip."""
-    if os.environ.get("HOLDFAST_BROWSER") == "required":
-        pytest.fail(f"HOLDFAST_BROWSER=required, but {reason}: run `make browser`")
-    pytest.skip(f"{reason}: run `make browser`")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[object]:
-    try:
-        from playwright.sync_api import Error, sync_playwright
-    except ImportError:
-        missing("playwright is not installed")
-    own = next((path for name in NAMES if (path := shutil.which(name))), None)
-    with sync_playwright() as playwright:
-        try:
-            found = playwright.chromium.launch(
-                executable_path=own, args=["--no-sandbox", "--disable-dev-shm-usage"]
-            )
-        except Error as error:
-            missing(f"no browser starts ({str(error).splitlines()[0]})")
-        yield found
-        found.close()
 
 
 def pictured(folder: Path, **changes: object) -> Path:

@@ -405,7 +405,7 @@ def _rows(
     left = torch.tensor([i for i in range(len(images)) if i not in done], dtype=torch.int64)
     if not len(left):
         return tuple(done[i] for i in sorted(done))
-    with ProgressLine(f"certifying by {method.name}", progress) as line:
+    with ProgressLine(f"certifying by {method.name}", progress, run=path.parent) as line:
         line.update(len(done) / len(images))  # the time left is estimated from new rows alone
         try:
             for part in left.split(chunk):

@@ -33,6 +33,7 @@ VERBS = (  # as `holdfast --help` lists them; each is the module of its name
     "require",
     "export",
     "leaderboard",
+    "view",
     "figure",
     "try",
     "play",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
-from ..errors import InputError
 from ..terminal import tell
 
 
@@ -18,40 +16,12 @@ def evaluations(folder: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: no such folder.
     """
-    from ..runs.files import read_json
-    from ..runs.records import RESULT, EvaluationRecord
+    from ..leaderboard.found import find
 
-    if not os.path.isdir(folder):  # no error, whatever the name is
-        raise InputError(f"folder {folder} does not exist")
-    found = []
-    # os.walk passes over folders that cannot be read or that go away meanwhile.
-    walked = (Path(place, name) for place, _, names in os.walk(folder) for name in names)
-    for file in sorted(file for file in walked if file.suffix == ".json"):
-        schema = None
-        try:
-            schema = read_json(file).get("schema")
-            if schema == EvaluationRecord.SCHEMA:
-                found.append({**_whole(file), "run": str(file.parent)})
-            elif not str(schema).startswith("holdfast/"):
-                raise InputError(f"{file} is no result of Holdfast's")
-        except InputError as error:
-            # Other people's files may lie beside runs, under any name but this.
-            if file.name == RESULT or schema == EvaluationRecord.SCHEMA:
-                tell(f"left out: {error}", error=True)
-    return found
-
-
-def _whole(file: Path) -> dict[str, Any]:
-    """An evaluation of which a table can be made; InputError naming what it lacks."""
-    from ..runs.records import read_file
-
-    record = read_file(file).to_dict()
-    for name in ("standard_accuracy", "robust_accuracy"):
-        if record.get(name) is None or record.get(f"{name}_interval") is None:
-            raise InputError(f"{file} lacks {name!r} or its interval")
-    if not record.get("suite"):
-        raise InputError(f"{file} lacks 'suite'")
-    return record
+    found = find(folder)
+    for line in found.left_out:
+        tell(f"left out: {line}", error=True)
+    return [{**one.record.to_dict(), "run": str(one.folder)} for one in found.evaluations]
 
 
 def is_sample(result: dict[str, Any]) -> bool:

@@ -193,7 +193,8 @@ def _evaluate(request: Request, workers: Workers) -> Evaluation:
     run.open(plan)
 
     shown = request.progress and workers.leads
-    with ProgressLine(f"{plan.suite.name}, {request.threat}", shown) as line:
+    title, seen = f"{plan.suite.name}, {request.threat}", run.folder if workers.leads else None
+    with ProgressLine(title, shown, run=seen) as line:
         for remark in _remarks(known, plan):
             line.say(remark)
 

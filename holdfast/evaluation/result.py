@@ -16,6 +16,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from ..models.adapted import described_with
+from ..models.wrapper import unwrapped
 from ..runs import records
 from ..runs.files import csv_text, make_folder, write_atomically
 from ..runs.folder import finish
@@ -207,9 +208,18 @@ def write_run(folder: Path, images: ModelImages, result: Evaluation, request: An
     index = torch.tensor([verdict.index for verdict in result.verdicts], dtype=torch.int64)
     write_pictures(folder, images, result.adversarial, index)
     described = described_with(request.described, request.model)
+    if count := parameters(request.model):
+        described["model"] = {**described.get("model", {}), "parameters": count}
     record = EvaluationRecord.checked({**described, **result.to_dict()}, str(folder))
     others = sorted(file.name for file in folder.iterdir() if file.suffix in FILES)
     finish(folder, record, others)
+
+
+def parameters(model: Any) -> int:
+    """How many numbers training changes in a model, those of networks in front of it included; 0
+    where that is not known."""
+    plain = unwrapped(model)
+    return sum(p.numel() for p in plain.parameters()) if isinstance(plain, torch.nn.Module) else 0
 
 
 def distinct_names(names: Sequence[str], weights: Sequence[str]) -> list[str]:

@@ -15,6 +15,7 @@ from ..attacks import PGD
 from ..defences import steps
 from ..distributed import Workers
 from ..errors import InputError
+from ..intervals import clopper_pearson
 from ..models.wrapper import unwrapped
 from ..runs.environment import circumstances
 from ..runs.folder import finished, holds, on_date, open_run, withdraw_run
@@ -42,12 +43,14 @@ class Run:
 
     Attributes:
         key: its identity, a hash of all that can change its result.
+        at_work: the search, once it has begun.
         stages_before: seconds that earlier sessions spent on attacks.
     """
 
     def __init__(self, request: Request, known: Inspection, workers: Workers):
         self.request, self.workers, self.folder = request, workers, request.folder
         self.spending, self.stages_before = known.spending, 0.0
+        self.at_work: Search | None = None
         self.settings = known.settings
         self.code = code_version(*CODE, *(["defences"] if steps(unwrapped(request.model)) else []))
         self.readers = request.images.readers if isinstance(request.images, StoredImages) else None
@@ -189,9 +192,17 @@ class Run:
         shard = Shard(self.workers, self.folder, self.key, count, self.readers)
         earlier = self.earlier(shard.journal)
 
+        def known() -> dict[str, Any]:
+            if self.at_work is None:
+                return {}
+            n = len(self.at_work.problem.rows)
+            least, most = self.at_work.bounds()
+            ends = clopper_pearson(least, n)[0], clopper_pearson(most, n)[1]
+            return {"n": n, "robust_accuracy_interval": ends}
+
         def report(share: float, word: str) -> None:
             self.workers.check()
-            line.update(share, word)
+            line.update(share, word, known)
 
         with self._withdrawn_if_bare(shard):
             return shard.search(partial(self._search, plan, report)), earlier
@@ -224,7 +235,7 @@ class Run:
         sample: torch.Tensor | None = None,
     ) -> Search:
         request = self.request
-        return Search(
+        self.at_work = Search(
             request.model,
             request.images,
             request.labels,
@@ -243,6 +254,7 @@ class Run:
             misled=plan.misled,
             sample=sample,
         )
+        return self.at_work
 
     @contextmanager
     def _withdrawn_if_bare(self, shard: Shard) -> Iterator[None]:

@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int64
@@ -93,7 +94,7 @@ class Sampler:
         standing: of the images that are judged, block by block, which stand.
         first: of which size the first block is.
         began, share: when the block began that is searched now, and how much of it is done.
-        robust, width: the share that stands, and half the width of its interval.
+        robust, width, interval: the share that stands, half the width of its interval, and that.
     """
 
     request: Request
@@ -112,6 +113,7 @@ class Sampler:
     share: float = 0.0
     robust: float = 0.0
     width: float = 0.5  # half of the interval's
+    interval: tuple[float, float] = (0.0, 1.0)
 
     # -- time -----------------------------------------------------------------------------
 
@@ -260,6 +262,7 @@ class Sampler:
         standing = torch.cat(self.standing).double().numpy()
         low, high = anytime_interval(standing, len(self.places))
         self.robust, self.width = float(standing.mean()), (high - low) / 2
+        self.interval = low, high
 
     def _stand(self, rows: Int64[Tensor, " n"]) -> Bool[Tensor, " n"]:
         """Which images stand; of a random model, in draws that no search has seen."""
@@ -293,7 +296,15 @@ class Sampler:
         word = known if self.n else f"first images, {stage}"
         if left:
             word += f", {clock(min(left))} left"
-        self.line.show(min(1.0, max(shares, default=0.0)), word)
+        self.line.show(min(1.0, max(shares, default=0.0)), word, self._known)
+
+    def _known(self) -> dict[str, Any]:
+        """For who looks on."""
+        return {
+            "n": len(self.places),
+            "judged": self.n,
+            "robust_accuracy_interval": self.interval,
+        }
 
 
 def waiting() -> float:

@@ -200,7 +200,7 @@ class _Search:
     def choice(self, run: Path | None, progress: bool) -> Choice:
         """The chosen parameters. An attack that the run folder keeps is not made again."""
         attacks = Stages(run, ProgressLine("", enabled=False), {})
-        with ProgressLine(f"mixing, {self.threat}", progress) as line:
+        with ProgressLine(f"mixing, {self.threat}", progress, run=run) as line:
 
             def report(share: float, word: str) -> None:
                 line.update(share, word)

@@ -267,8 +267,8 @@ def _scatter(ranked: Sequence[tuple[Cell, str]], column: str) -> Markup | None:
         ]
     return charts.line_chart(
         f"Standard against robust accuracy, {column}. The table below holds the same figures.",
-        _around("standard accuracy", [standard for standard, _, _ in shown]),
-        _around(
+        around("standard accuracy", [standard for standard, _, _ in shown]),
+        around(
             f"robust accuracy, {column}",
             [v for _, y, _ in shown for v in (y.value, y.low, y.high) if v is not None],
         ),
@@ -277,7 +277,7 @@ def _scatter(ranked: Sequence[tuple[Cell, str]], column: str) -> Markup | None:
     )
 
 
-def _around(label: str, values: Sequence[float]) -> charts.Axis:
+def around(label: str, values: Sequence[float]) -> charts.Axis:
     """From the tenth below the values to the one above: models that compare lie close together."""
     low, high = math.floor(10 * min(values)) / 10, math.ceil(10 * max(values)) / 10
     if high - low < 0.1:

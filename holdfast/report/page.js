@@ -365,7 +365,11 @@ function gallery(section) {
   }, { rootMargin: "600px" }).observe(browser);
 }
 
-for (const table of document.querySelectorAll("table.sortable")) sortable(table);
-for (const figure of document.querySelectorAll(".chart")) chart(figure);
-for (const list of document.querySelectorAll(".downloads")) savedAsPng(list);
-for (const section of document.querySelectorAll("section[data-gallery]")) gallery(section);
+function enliven(root) {
+  for (const table of root.querySelectorAll("table.sortable")) sortable(table);
+  for (const figure of root.querySelectorAll(".chart")) chart(figure);
+  for (const list of root.querySelectorAll(".downloads")) savedAsPng(list);
+  for (const section of root.querySelectorAll("section[data-gallery]")) gallery(section);
+}
+
+enliven(document);

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from .. import charts, palette
@@ -38,9 +38,13 @@ MOST_SECTIONS = 24  # runs that are shown whole; of more, a page has the figures
 
 
 @functools.cache
-def _environment() -> Environment:
+def _environment(*rooms: str) -> Environment:
+    """
+    Args:
+        rooms: of the package, whose templates come before those of reports.
+    """
     environment = Environment(
-        loader=PackageLoader("holdfast.report", ""),
+        loader=ChoiceLoader([PackageLoader(f"holdfast.{name}", "") for name in (*rooms, "report")]),
         autoescape=True,
         finalize=page_text,
         undefined=StrictUndefined,
@@ -68,15 +72,75 @@ def _environment() -> Environment:
 
 
 @functools.cache
-def _script() -> tuple[Markup, str]:
-    """The page's script, and its hash as the page's policy names it: nothing else runs."""
-    text = (resources.files("holdfast.report") / "page.js").read_text("utf-8")
+def script_of(*files: tuple[str, str]) -> str:
+    """The script of a page.
+
+    Args:
+        files: room and name of each part.
+    """
+    return "".join(
+        (resources.files(f"holdfast.{room}") / name).read_text("utf-8") for room, name in files
+    )
+
+
+OWN_SCRIPT = (("report", "page.js"),)
+
+
+def fill(
+    template: str,
+    *,
+    rooms: Sequence[str] = (),
+    script: Sequence[tuple[str, str]] = OWN_SCRIPT,
+    style_file: str = "",
+    served: bool = False,
+    **given: Any,
+) -> str:
+    """A page: whatever the names in it contain, it loads nothing from elsewhere, and runs nothing
+    but its own script, which its policy names by its hash.
+
+    Args:
+        rooms: whose templates are looked through first.
+        script: room and file of each part of its script; none for a page without one.
+        style_file: where its style sheet lies; by default it is part of the page.
+        served: whether the page may ask whoever served it for more, and send forms there.
+        given: what the template shows.
+    """
+    text = script_of(*script)
     digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
-    return Markup(text), f"sha256-{digest}"
+    home = "'self'" if served else "'none'"
+    policy = {
+        "default-src": "'none'",
+        "style-src": "'unsafe-inline'" + (" 'self'" if style_file else ""),
+        "script-src": f"'sha256-{digest}'" if text else "'none'",
+        "img-src": "data:",
+        "connect-src": home,
+        "base-uri": "'none'",
+        "form-action": home,
+    }
+    return (
+        _environment(*rooms)
+        .get_template(template)
+        .render(
+            policy=Markup("; ".join(f"{name} {source}" for name, source in policy.items())),
+            script=Markup(text),
+            style_file=style_file,
+            **given,
+        )
+    )
 
 
-def _view(number: int, run: Run, budget: int) -> SimpleNamespace:
-    """What the template named after the run's kind is given; `budget` is that of its pictures."""
+def style_sheet() -> str:
+    """The style of all pages, as a file."""
+    return _environment().get_template("style.css").render()
+
+
+def _view(number: int, run: Run, budget: int | None) -> SimpleNamespace:
+    """What the template named after the run's kind is given.
+
+    Args:
+        budget: bytes that its pictures may take; None leaves out all that needs more than the
+            run's `result.json`.
+    """
     common = {
         "number": number,
         "id": f"run-{number}",
@@ -84,6 +148,7 @@ def _view(number: int, run: Run, budget: int) -> SimpleNamespace:
         "heading": evaluation.heading(run),
         "request": evaluation.request(run),
         "verdict": _verdict(run),
+        "brief": budget is None,
     }
     if isinstance(run, TrainingRun):
         own = {"facts": training.facts(run), "charts": training.curves(run)}
@@ -96,12 +161,12 @@ def _view(number: int, run: Run, budget: int) -> SimpleNamespace:
         **common,
         facts=evaluation.facts(run),
         fates=evaluation.fates(run),
-        curves=evaluation.security_curves([run]),
-        queries=evaluation.query_curve(run),
+        curves=None if budget is None else evaluation.security_curves([run]),
+        queries=None if budget is None else evaluation.query_curve(run),
         classes=evaluation.classes(run),
         confusion=evaluation.confusion(run),
         examples=evaluation.examples(run),
-        gallery=gallery.gallery(run, budget),
+        gallery=None if budget is None else gallery.gallery(run, budget),
         cost=evaluation.cost(run),
         other_costs=evaluation.other_costs(run),
         defended=defences.defended(run),
@@ -130,13 +195,24 @@ KINDS = {  # what a page of such runs is called; the first kind that it holds na
 }
 
 
-def render(runs: Sequence[Run], command: str, pairs: str = "") -> str:
+def render(
+    runs: Sequence[Run],
+    command: str,
+    pairs: str = "",
+    *,
+    budget: int | None = gallery.BUDGET,
+    template: str = "page.html",
+    **given: Any,
+) -> str:
     """The page of these runs, evaluations first, and the command that makes it; the same runs
     always give the same page.
 
     Args:
         pairs: which evaluations are compared image by image, as `holdfast.compare` takes it; by
             default the first with each other that the same suite judged.
+        budget: bytes that all pictures of images may take; None makes a short page, of
+            `result.json` alone.
+        template: one that extends `page.html`; `given`: what it shows besides, and as `fill`.
     """
     evaluations = [run for run in runs if isinstance(run, EvaluationRun)]
     trainings = [run for run in runs if isinstance(run, TrainingRun)]
@@ -144,28 +220,21 @@ def render(runs: Sequence[Run], command: str, pairs: str = "") -> str:
     certifications = [run for run in runs if isinstance(run, CertificationRun)]
     ordered: list[Run] = [*evaluations, *certifications, *uncertainties, *trainings]
     whole = len(ordered) <= MOST_SECTIONS
-    budget = gallery.BUDGET // max(1, len(evaluations))
-    script, script_hash = _script()
-    return (
-        _environment()
-        .get_template("page.html")
-        .render(
-            kind=next(name for kind, name in KINDS.items() if any(r.kind == kind for r in ordered)),
-            views=[_view(number, run, budget) for number, run in enumerate(ordered, 1)]
-            if whole
-            else [],
-            brief=[] if whole else _brief(ordered),
-            sections=whole,
-            paths=[str(run.path) for run in ordered],
-            evaluations=len(evaluations),
-            uncertainties=len(uncertainties),
-            comparison=comparison(evaluations, pairs),
-            side_by_side=uncertainty.side_by_side(uncertainties),
-            defences=defences.defence_table(evaluations),
-            report_command=command,
-            script=script,
-            script_hash=script_hash,
-        )
+    share = None if budget is None else budget // max(1, len(evaluations))
+    return fill(
+        template,
+        kind=next(name for kind, name in KINDS.items() if any(r.kind == kind for r in ordered)),
+        views=[_view(number, run, share) for number, run in enumerate(ordered, 1)] if whole else [],
+        brief=[] if whole else _brief(ordered),
+        sections=whole,
+        paths=[str(run.path) for run in ordered],
+        evaluations=len(evaluations),
+        uncertainties=len(uncertainties),
+        comparison=comparison(evaluations, pairs),
+        side_by_side=uncertainty.side_by_side(uncertainties),
+        defences=defences.defence_table(evaluations),
+        report_command=command,
+        **given,
     )
 
 

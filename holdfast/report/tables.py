@@ -29,6 +29,7 @@ _LATEX = {
     "·": r"$\cdot$",
     "–": "--",
     "…": r"\ldots{}",
+    "—": "---",
 } | {sign: f"\\{sign}" for sign in "&%$#_"}
 
 

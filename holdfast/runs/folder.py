@@ -13,7 +13,7 @@ from ..errors import InputError
 from ..threat import Threat
 from .files import PARTIAL, file_digest, make_folder, write_json
 from .lock import LOCK
-from .records import REQUEST, RESULT, Record, RequestRecord, check_files, read_file
+from .records import REQUEST, RESULT, ProgressRecord, Record, RequestRecord, check_files, read_file
 
 R = TypeVar("R", bound=Record)
 
@@ -96,6 +96,7 @@ def finish(folder: Path, result: R, files: Iterable[str] = ()) -> R:
     held = {"finished": now(), **result.to_dict(), "files": sums}
     record = type(result).checked(held, str(folder / RESULT))
     write_json(folder / RESULT, record.to_dict(), sealed=True)
+    (folder / ProgressRecord.FILE).unlink(missing_ok=True)
     return record
 
 
@@ -139,7 +140,8 @@ def on_date(finished: str) -> str:
 
 def withdraw_run(folder: Path) -> None:
     """Forget a run that failed before it wrote anything, so that its folder is free again."""
-    if {entry.name for entry in folder.iterdir()} - {LOCK} == {REQUEST}:
+    if {entry.name for entry in folder.iterdir()} - {LOCK, ProgressRecord.FILE} == {REQUEST}:
+        (folder / ProgressRecord.FILE).unlink(missing_ok=True)
         (folder / REQUEST).unlink()
 
 

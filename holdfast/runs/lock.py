@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from ..errors import InputError
-from .files import make_folder
+from .files import make_folder, read_text
 
 try:
     import fcntl
@@ -32,6 +32,19 @@ def worker_on(folder: Path | str) -> str | None:
         return os.pread(handle, 200, 0).decode(errors="replace").strip() or "unknown"
     finally:
         os.close(handle)
+
+
+def seems_taken(folder: Path | str) -> bool:
+    """Whether a process seems to work on a run, by the name in the lock alone.
+
+    For who looks on, again and again: the lock itself is not touched, so that nobody who wants it
+    ever finds it taken by a look.
+    """
+    try:
+        owner = read_text(Path(folder) / LOCK, most=200)
+    except InputError:
+        return False
+    return _lives(owner.strip())
 
 
 @contextlib.contextmanager

@@ -29,7 +29,7 @@ from .fast_copies import Level
 from .journal import Journal
 from .ledger import CLEAN, Ledger
 from .scheduler import Checkpoints, Scheduler
-from .stage import BallPass, ClosestPass, Problem
+from .stage import BallPass, ClosestPass, Problem, StagePass
 from .verifier import Verifier, succeeded
 
 ACCOUNT_SECONDS = 0.5  # between entries of how long a stage has taken
@@ -120,6 +120,7 @@ class Search:
         self.checkpoints = Checkpoints(journal)
         self.sample = sample
         self.clean_seconds, self.clean_images = 0.0, 0
+        self._at: tuple[int, StagePass, bool] | None = None  # the pass now, and if it is the last
         self._was_due = [False] * len(suite.stages)
         self._had_images = [False] * len(suite.stages)
 
@@ -192,6 +193,22 @@ class Search:
         """Whether what stands does so because no query is left."""
         account, standing = self.problem.account, self.problem.standing()
         return account is not None and bool(account.spent(standing).all()) and bool(standing)
+
+    def bounds(self) -> tuple[int, int]:
+        """How many of the images will stand in the end, at least and at most, as far as is known.
+
+        At most: those that are not broken. At least: those on which no attack is left to be tried;
+        stages that wait for a sign that was not seen, and those on a sample of the images, aside.
+        """
+        standing = self.problem.standing()
+        if self._at is None or self.suite.closest:
+            return 0, len(standing)
+        number, one_pass, last = self._at
+        later = self.suite.stages[number + 1 :]
+        if not last or any(self._is_due(stage) and stage.share == 1 for stage in later):
+            return 0, len(standing)
+        open_ones = {image for image, held in one_pass.images.items() if held.open_items}
+        return len(set(standing) - open_ones), len(standing)
 
     # -- before and after the stages ------------------------------------------------------
 
@@ -319,6 +336,7 @@ class Search:
             kind = ClosestPass if self.suite.closest else BallPass
             one_pass = kind(problem, number, level_number, level)
             one_pass.plan(tried, finished, before, below)
+            self._at = number, one_pass, level_number == len(self._levels(stage)) - 1
             scheduler = Scheduler(
                 stage.attack,
                 Oracle(level.fast_copy.model, stage.samples, stage.attack.decisions),

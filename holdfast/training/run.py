@@ -191,7 +191,8 @@ def _trained_once(trainer: Trainer, progress: bool) -> TrainingResult:
         done = finished(job.run, TrainingRecord) if begun else None
     key, done = job.fabric.broadcast((key, done))
     title = f"training {job.recipe.model.architecture}"
-    with ProgressLine(title, progress and job.leads) as line:
+    seen = job.run if job.leads else None
+    with ProgressLine(title, progress and job.leads, run=seen) as line:
         if done is None:
             _train(trainer, line)
             done = _result(trainer, key)

@@ -20,6 +20,7 @@ from .evaluation import (
     TransferInfo,
     Unaware,
 )
+from .leaderboard import HERE, LeaderboardRecord, LeaderboardRow
 from .measured import (
     NOT_NEEDED,
     RAN,
@@ -32,6 +33,7 @@ from .measured import (
     threat_in,
 )
 from .mixture import MixtureFigures, MixtureRecord
+from .progress import ProgressRecord
 from .reading import (
     CARD,
     RECORDS,
@@ -42,6 +44,7 @@ from .reading import (
     read,
     read_file,
     read_result,
+    record_in,
 )
 from .request import RequestRecord
 from .training import TrainingEvent, TrainingRecord, Validation
@@ -49,6 +52,7 @@ from .uncertainty import UncertaintyRecord
 
 __all__ = [
     "CARD",
+    "HERE",
     "NOT_NEEDED",
     "RAN",
     "RECORDS",
@@ -69,12 +73,15 @@ __all__ = [
     "EvaluationRecord",
     "Flag",
     "GivenInfo",
+    "LeaderboardRecord",
+    "LeaderboardRow",
     "Measurement",
     "MixtureFigures",
     "MixtureRecord",
     "ModelInfo",
     "OtherCost",
     "Part",
+    "ProgressRecord",
     "QueryFigures",
     "QueryPoint",
     "Record",
@@ -91,5 +98,6 @@ __all__ = [
     "read",
     "read_file",
     "read_result",
+    "record_in",
     "threat_in",
 ]

@@ -98,6 +98,7 @@ class ModelInfo(Part):
         sha256: of its weights and structure; None for a bare function.
         trained_on: the splits that its card says it was trained on.
         defences: in front of it, in the order in which they see the image.
+        parameters: how many numbers training changes in it; None where that is not known.
         adaptation: what was done to it, and recognised in it, so that it takes images in [0, 1] of
             the data's size and gives logits of the data's classes; one line each.
     """
@@ -107,6 +108,7 @@ class ModelInfo(Part):
     sha256: str | None = None
     architecture: str | None = None
     trained_on: str | None = None
+    parameters: Positive | None = None
     defences: Names = ()
     adaptation: Names = ()
 

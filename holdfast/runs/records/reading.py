@@ -14,7 +14,9 @@ from .card import Card
 from .certification import CertificationRecord
 from .comparison import ComparisonRecord
 from .evaluation import EvaluationRecord
+from .leaderboard import LeaderboardRecord
 from .mixture import MixtureRecord
+from .progress import ProgressRecord
 from .request import RequestRecord
 from .training import TrainingRecord
 from .uncertainty import UncertaintyRecord
@@ -26,7 +28,13 @@ RESULTS: tuple[type[Record], ...] = (
     UncertaintyRecord,
     MixtureRecord,
 )
-OTHERS: tuple[type[Record], ...] = (RequestRecord, Card, ComparisonRecord)
+OTHERS: tuple[type[Record], ...] = (
+    RequestRecord,
+    Card,
+    ComparisonRecord,
+    LeaderboardRecord,
+    ProgressRecord,
+)
 RECORDS: dict[str, type[Record]] = {kind.SCHEMA: kind for kind in RESULTS + OTHERS}
 RESULT, REQUEST, CARD = Record.FILE, RequestRecord.FILE, Card.FILE
 
@@ -77,7 +85,11 @@ def read_result(folder: Path) -> Record:
 
 def read_file(path: Path) -> Record:
     """The record in a file; as `read`, and no file beside it is looked at."""
-    held = read_json(path)
+    return record_in(path, read_json(path))
+
+
+def record_in(path: Path, held: dict[str, Any]) -> Record:
+    """The record that a file holds, whose JSON has been read; as `read_file`."""
     schema = held.get("schema")
     if schema is None:  # of files of one name, the first may not have said
         schema = {REQUEST: RequestRecord.SCHEMA, CARD: Card.SCHEMA}.get(path.name, "")

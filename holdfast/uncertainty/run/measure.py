@@ -110,7 +110,7 @@ def _measure(
     began = time.monotonic()
     _check_differentiable(request)
     suite = _attack_predictions(request, folder, described, progress)
-    with ProgressLine(f"uncertainty, {request.threat}", progress) as line:
+    with ProgressLine(f"uncertainty, {request.threat}", progress, run=folder) as line:
         steps = Stages(folder, line, _weights(request))
         fitting = steps.do("answers", lambda report: ({}, _fitting_logits(request))).tensors
         calibrators = _fit_calibrators(request, fitting["fitting"])
