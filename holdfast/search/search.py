@@ -120,7 +120,8 @@ class Search:
         self.checkpoints = Checkpoints(journal)
         self.sample = sample
         self.clean_seconds, self.clean_images = 0.0, 0
-        self._at: tuple[int, StagePass, bool] | None = None  # the pass now, and if it is the last
+        # Stage and pass now, and below which scores items come to the stage's next level, if any.
+        self._at: tuple[int, StagePass, list[float | None]] | None = None
         self._was_due = [False] * len(suite.stages)
         self._had_images = [False] * len(suite.stages)
 
@@ -203,12 +204,15 @@ class Search:
         standing = self.problem.standing()
         if self._at is None or self.suite.closest:
             return 0, len(standing)
-        number, one_pass, last = self._at
+        number, one_pass, again = self._at
         later = self.suite.stages[number + 1 :]
-        if not last or any(self._is_due(stage) and stage.share == 1 for stage in later):
+        if any(self._is_due(stage) and stage.share == 1 for stage in later):
             return 0, len(standing)
-        open_ones = {image for image, held in one_pass.images.items() if held.open_items}
-        return len(set(standing) - open_ones), len(standing)
+        left = {image for image, held in one_pass.images.items() if held.open_items}
+        for key, score in one_pass.scores.items():
+            if again and (again[0] is None or not again[0] < score < inf):
+                left.add(key.image)  # the next level tries it again
+        return len(set(standing) - left), len(standing)
 
     # -- before and after the stages ------------------------------------------------------
 
@@ -332,11 +336,12 @@ class Search:
             tried[self.sample[stage.least // 4 :: 2][: stage.least]] = True
         finished = self.journal.items(number)
         before: dict[Key, float] = {}
-        for level_number, (level, below) in enumerate(self._levels(stage)):
+        levels = self._levels(stage)
+        for level_number, (level, below) in enumerate(levels):
             kind = ClosestPass if self.suite.closest else BallPass
             one_pass = kind(problem, number, level_number, level)
             one_pass.plan(tried, finished, before, below)
-            self._at = number, one_pass, level_number == len(self._levels(stage)) - 1
+            self._at = number, one_pass, [below for _, below in levels[level_number + 1 :]]
             scheduler = Scheduler(
                 stage.attack,
                 Oracle(level.fast_copy.model, stage.samples, stage.attack.decisions),
