@@ -15,7 +15,7 @@ setup(
     package_data={
         "holdfast": ["py.typed"],
         "holdfast.models": ["zoo.json"],
-        "holdfast.leaderboard": ["*.html", "*.js", "*.css"],
+        "holdfast.leaderboard": ["*.html"],
         "holdfast.one_image": ["calibrations.json"],
         "holdfast.playground": ["style.css", "board.js"],
         "holdfast.report": ["*.html", "*.js", "*.css"],

@@ -1,4 +1,4 @@
-"""Pictures of reports for the documentation, from committed results and a small run on the digits.
+"""Pictures of pages for the documentation, from committed results and a small run on the digits.
 
     make browser
     python benchmarks/report_pictures.py [KIND …]
@@ -6,16 +6,22 @@
 Writes docs/figures/report-KIND.png: the first screen of each kind of page, the images of a run, and
 an evaluation as a phone shows it. `report-first-screen.png` is README's: the page of the committed
 run benchmarks/results/cifar10-linf-2h-swift, in the light; `report-first-screen-dark.png` in the
-dark. After a change of the report, run this again; with KINDs, only their pictures are made.
+dark. `leaderboard.png`, `view.png` and `view-phone.png` are of the committed results, beside
+made-up entries in RobustBench's format. After a change of the pages, run this again; with KINDs,
+only their pictures are made.
 """
 
 from __future__ import annotations
 
+import contextlib
 import io
+import json
+import random
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +32,13 @@ from playwright.sync_api import Locator, Page, sync_playwright
 import holdfast as hf
 from holdfast.data import load
 from holdfast.report import write_report
+from holdfast.runs.lock import claimed
+from holdfast.runs.records import ProgressRecord, RequestRecord
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS, PICTURES = ROOT / "benchmarks" / "results", ROOT / "docs" / "figures"
 COLOURS = 256  # of a PNG: a third of the bytes, and nobody sees it
+THREAT = hf.Threat("linf", 8 / 255)
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -78,13 +87,76 @@ RUNS: dict[str, Callable[[Path], list[Path]]] = {  # of each kind of page
     "uncertainty": uncertain,
     "training": lambda _: [RESULTS / "cifar10-linf-w40-swift" / "training"],
 }
-KINDS = (*RUNS, "first-screen-dark", "images", "phone")
+BOARDS = ("leaderboard", "view", "view-phone")
+KINDS = (*RUNS, "first-screen-dark", "images", "phone", *BOARDS)
+
+
+def published(folder: Path) -> None:
+    """Entries as RobustBench publishes them; the figures are made up."""
+    (folder / "Linf").mkdir(parents=True)
+    rng = random.Random(0)
+    for number in range(24):
+        standard = rng.uniform(80, 95)
+        entry = {
+            "name": "A made-up entry",
+            "dataset": "cifar10",
+            "architecture": f"WideResNet-{rng.choice([28, 34, 70])}-{rng.choice([10, 16])}",
+            "venue": f"Somewhere {rng.randint(2019, 2025)}",
+            "additional_data": number % 3 == 0,
+            "eps": "8/255",
+            "clean_acc": f"{standard:.2f}",
+            "autoattack_acc": f"{0.66 * standard + rng.uniform(-12, 6):.2f}",
+        }
+        (folder / "Linf" / f"MadeUp{number:02d}.json").write_text(json.dumps(entry))
+
+
+def unfinished(folder: Path, name: str, started: datetime, **progress: Any) -> Path:
+    """A run that is being made, as its folder says."""
+    folder.mkdir()
+    asked = {"model": {"name": name}, "suite": "autoattack", "threat": THREAT.describe()}
+    command = ("holdfast", "evaluate", name, "--data", "datasets", "--out", f"runs/{folder.name}")
+    when = started.isoformat(timespec="seconds")
+    RequestRecord(kind="evaluate", asked=asked, command=command, started=when).save(folder)
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    ProgressRecord(title="autoattack", updated=now, n=1000, **progress).save(folder)
+    return folder
+
+
+def boards(folder: Path, asked: set[str], opened: Callable[..., Page]) -> None:
+    """Pictures of the leaderboard and of the viewer."""
+    runs = folder / "runs"
+    for run in sorted(RESULTS.glob("cifar10-*")):
+        shutil.copytree(run, runs / run.name)
+    published(folder / "published")
+    if "leaderboard" in asked:
+        site = hf.write_leaderboard(runs, folder / "site", robustbench=folder / "published")
+        keep("leaderboard", opened((site / "index.html").resolve(), 1400, 1400))
+    if not asked & {"view", "view-phone"}:
+        return
+    began = datetime.now(UTC)
+    share, word = 0.41, "apgd-dlr-targeted: 472 of 1000 stand"
+    bounds = (0.212, 0.503)
+    going = unfinished(
+        runs / "w40-autoattack", "cifar10-linf-w40", began - timedelta(minutes=12), share=share,
+        word=word, robust_accuracy_interval=bounds,
+    )  # fmt: skip
+    unfinished(
+        runs / "slim-autoattack", "cifar10-linf-slim", began - timedelta(hours=3), share=0.07,
+        word="apgd-ce: 561 of 1000 stand", robust_accuracy_interval=(0.0, 0.592),
+    )  # fmt: skip
+    with claimed(going), hf.view(runs, port=0, robustbench=folder / "published") as viewer:
+        for kind, width, how in (("view", 1400, {}), ("view-phone", 400, {"color_scheme": "dark"})):
+            if kind in asked:
+                page = opened(viewer.address, width, 1000, **how)
+                page.wait_for_timeout(3000)
+                keep(kind, page)
 
 
 def keep(kind: str, shown: Page | Locator) -> None:
+    name = kind if kind in BOARDS else f"report-{kind}"
     picture = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
     few = picture.quantize(COLOURS, dither=Image.Dither.NONE)
-    few.save(PICTURES / f"report-{kind}.png", optimize=True)
+    few.save(PICTURES / f"{name}.png", optimize=True)
 
 
 def main(asked: set[str]) -> None:
@@ -93,13 +165,16 @@ def main(asked: set[str]) -> None:
         browser = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
         made: dict[str, Path] = {}
 
+        def at(address: Path | str, width: int, height: int, **how: Any) -> Page:
+            page = browser.new_page(viewport={"width": width, "height": height}, **how)
+            page.goto(address.as_uri() if isinstance(address, Path) else address)
+            return page
+
         def opened(kind: str, width: int = 1200, **how: Any) -> Page:
             if kind not in made:
                 runs = RUNS[kind](Path(folder))
                 made[kind] = write_report(runs, Path(folder) / f"{kind}.html")
-            page = browser.new_page(viewport={"width": width, "height": 860}, **how)
-            page.goto(made[kind].as_uri())
-            return page
+            return at(made[kind], width, 860, **how)
 
         for kind in RUNS.keys() & asked:
             keep(kind, opened(kind))
@@ -114,6 +189,9 @@ def main(asked: set[str]) -> None:
             keep("images", gallery)
         if "phone" in asked:
             keep("phone", opened("evaluation", 400, color_scheme="dark"))
+        if asked & set(BOARDS):
+            with contextlib.chdir(folder):  # so that no path of this machine is in a picture
+                boards(Path(), asked, at)
         browser.close()
 
 
