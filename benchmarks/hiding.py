@@ -358,6 +358,37 @@ FURTHER |= {
         torch.div(input=x * 255, other=16, rounding_mode="floor") * 16 / 255
     ),
 }
+
+
+def twins(z: Tensor) -> Tensor:
+    """Twice the classes: each with a twin that leads by turns, as with dummy classes."""
+    lead = 0.3 * torch.sin(40 * z.detach().sum(1, keepdim=True))
+    return torch.cat([z + lead, z - lead], 1)
+
+
+def by_name(both: Tensor) -> Tensor:
+    """The leading logit, at the class that a table names."""
+    chosen = both.argmax(1, keepdim=True)
+    names = torch.arange(both.shape[1]) % (both.shape[1] // 2)
+    led = both.gather(1, chosen).abs() + 1
+    return torch.zeros(len(both), both.shape[1] // 2).scatter(1, names[chosen], led)
+
+
+def written(both: Tensor) -> Tensor:
+    """The same, written into zeros."""
+    led, chosen = both.max(1)
+    answer = torch.zeros(len(both), both.shape[1] // 2)
+    answer[torch.arange(len(both)), chosen % answer.shape[1]] = led.abs() + 1
+    return answer
+
+
+def marked(z: Tensor) -> Tensor:
+    """One where the largest logit is, by a mask."""
+    answer = torch.zeros_like(z)
+    answer[z >= z.max(1, keepdim=True).values] = 1.0
+    return answer
+
+
 WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "purified by grad": purified_by_grad,
     "purified by backward": purified_by_backward,
@@ -368,6 +399,15 @@ WHOLE: dict[str, Callable[[Model, Tensor], Tensor]] = {
     "one-hot by name": lambda network, x: F.one_hot(
         torch.argmax(input=network(x), dim=1), num_classes=5
     ).float(),
+    "twins by a table": lambda network, x: by_name(twins(network(x))),
+    "one written by a mask": lambda network, x: marked(network(x)),
+    "twins written into zeros": lambda network, x: written(twins(network(x))),
+    "twins by a remainder": lambda network, x: F.one_hot(
+        twins(network(x)).argmax(1) % 5, num_classes=5
+    ).float(),
+    "twins by a division": lambda network, x: torch.eye(5)[
+        network(x).repeat_interleave(2, 1).argmax(1) // 2
+    ],
     "softmax by name": lambda network, x: F.softmax(input=network(x) * 3000, dim=1),
     "blind without branch": lambda network, x: network(x * 0 if x.requires_grad else x),
     "features by numpy": lambda network, x: network[-1](  # type: ignore[index]

@@ -67,6 +67,15 @@ class Choice:
     scores: Tensor
     dim: int
 
+    def renamed(self, names: Tensor) -> Choice:
+        """The same where class `c` is called `names[c]`: of the classes that share a name, the one
+        that leads speaks for all."""
+        scores = self.scores.movedim(self.dim, -1)
+        least = scores.detach().amin(-1)  # of a name that no class has
+        shared = [scores[..., names == name] for name in range(int(names.max()) + 1)]
+        best = [each.amax(-1) if each.shape[-1] else least for each in shared]
+        return Choice(torch.stack(best, self.dim), self.dim)
+
 
 def name_of(func: Callable[..., Any]) -> str:
     return getattr(func, "__name__", "").rstrip("_") if not is_operator(func) else func.__name__
@@ -288,7 +297,9 @@ class Graph:
                 if stand_in.numel() == value.numel():
                     return replace_backward(value.detach(), stand_in.view_as(value))
         elif value.numel() == chosen.numel() and counts(value):
-            self.choices[id(value)] = value, choice  # the same, in another shape
+            # A function of the number, such as `% 10` or a table of names; or the same, reshaped.
+            names = _function_of_each(func, args, chosen, value, scores.shape[-1])
+            self.choices[id(value)] = value, choice if names is None else choice.renamed(names)
         return value
 
     def written(self, func: Any, args: Any, value: Tensor, stand_in: Tensor) -> Tensor:
@@ -331,6 +342,19 @@ class Graph:
             yield
         finally:
             self.idle = before
+
+
+def _function_of_each(
+    func: Any, args: Any, chosen: Tensor, value: Tensor, count: int
+) -> Tensor | None:
+    """What a function makes of each number below `count`, if that is what it made of `chosen`."""
+    numbers = torch.arange(count, dtype=chosen.dtype, device=chosen.device)
+    try:
+        names = func(*mapped(list(args), lambda t: numbers if t is chosen else t))
+    except Exception:  # whatever wants `chosen` in its own shape
+        return None
+    fits = isinstance(names, Tensor) and names.shape == numbers.shape and bool((names >= 0).all())
+    return names if fits and torch.equal(names[chosen].flatten(), value.flatten()) else None
 
 
 _INTERNAL = ("torch.", "holdfast.repair", "holdfast.models.wrapper", "contextlib", "unittest")

@@ -287,6 +287,28 @@ def masked_fill(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     return made if made is value else graph.stored(func, args, {}, made)
 
 
+def put(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
+    """`x[mask] = filling`, and `x[rows, class that is largest] = filling`."""
+    x, index, filling = args
+    stand_in = None
+    for part in index if isinstance(index, tuple) else (index,):
+        if not isinstance(part, Tensor) or counts(x):
+            continue
+        choice = graph.choices.get(id(part))
+        if choice is not None and choice[1].scores.shape == x.shape:
+            graph.note("written where the largest is")
+            stand_in = choice[1].scores
+        elif id(part) in graph.carried and part.dtype == torch.bool and part.shape == x.shape:
+            soft = graph.float_of(part)
+            if not linked(x) and not linked(torch.as_tensor(filling)):
+                graph.note("comparison")
+                stand_in = soft * torch.as_tensor(filling).float().mean() + (1 - soft) * x.clone()
+    result = func(*args, **kwargs)
+    if stand_in is not None and linked(stand_in):
+        x.copy_(graph.made(x.clone(), stand_in))
+    return result
+
+
 def indexed(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """A table asked at whole numbers that carry floats, or at a choice."""
     table, index = args[0], args[1] if len(args) > 1 else None
@@ -475,6 +497,7 @@ def _rules() -> dict[Callable[..., Any], Rule]:
     rule(oscillation, "sin", "cos", in_place=False)
     rule(where, "where", in_place=False)
     rule(masked_fill, "masked_fill")
+    rule(put, "__setitem__", in_place=False)
     rule(indexed, "embedding", "__getitem__", "take", in_place=False)
     rule(one_hot, "one_hot", in_place=False)
     rule(detached, "detach")

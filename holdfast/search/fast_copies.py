@@ -14,6 +14,7 @@ from math import inf
 
 import torch
 from torch import Tensor, nn
+from torch.fx import GraphModule
 from torch.fx.experimental.optimization import fuse
 from torch.nn.functional import cosine_similarity
 
@@ -81,11 +82,13 @@ class _Folded(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         x = images.contiguous(memory_format=torch.channels_last)
+        # A traced module that is called prints a traceback of whatever it raises.
+        body = self.body.forward if isinstance(self.body, GraphModule) else self.body
         if self.dtype == torch.float32:
-            return self.body(x)
+            return body(x)
         # Autocast rather than a cast model: sums, softmax and norms stay in float32.
         with torch.autocast(images.device.type, self.dtype):
-            return self.body(x).float()
+            return body(x).float()
 
 
 def fast_copy_of(
