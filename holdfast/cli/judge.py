@@ -173,7 +173,7 @@ def run(options: Options) -> Evaluation:
     remark(dataset, name, n, str(card.get("trained_on", "")))
     return judge(
         network,
-        datasets.to_tensor(split.images[:n]),
+        datasets.model_images(split.images[:n]),
         torch.from_numpy(split.labels[:n].copy()),
         given,
         threat,

@@ -165,11 +165,7 @@ def _drawn(split: Split, count: int, seed: int, name: str) -> LabelledImages:
 
     keys = draws.uniform(draws.item_seeds(seed, "split", name, torch.arange(len(split))), 0)
     rows = keys.argsort(stable=True)[:count]
-    return LabelledImages(
-        torch.from_numpy(split.images[rows.numpy()]),
-        torch.from_numpy(split.labels[rows.numpy()]),
-        rows,
-    )
+    return LabelledImages.of(split, rows.numpy(), rows)
 
 
 def _halves(
@@ -186,7 +182,7 @@ def _halves(
     """
     shuffled = _drawn(validation, len(validation), options.seed, "validation")
     n = min(options.calibration, len(shuffled))
-    fitting, calibrating = shuffled[: n // 2], shuffled[n // 2 : n]
+    fitting, calibrating = shuffled[: n // 2].in_memory(), shuffled[n // 2 : n].in_memory()
     for half in (fitting, calibrating):
         _check_every_class(dataset, half, whole=n == len(shuffled))
     if len(calibrating) * options.alpha < 1:
@@ -315,11 +311,7 @@ def run(options: Options) -> UncertaintyRecord:
             tell(f"note: {line}")
     fitting, calibrating, more_calibration = _halves(options, dataset, validation, MORE * first)
     more = min(len(test), MORE * first)
-    more_test = LabelledImages(
-        torch.from_numpy(test.images[:more]),
-        torch.from_numpy(test.labels[:more].copy()),
-        torch.arange(more),
-    )
+    more_test = LabelledImages.of(test, np.arange(more), torch.arange(more))
     people = None
     if options.human is not None:
         read = read_human(options.human, test.labels, classes=len(dataset.classes))
@@ -333,12 +325,12 @@ def run(options: Options) -> UncertaintyRecord:
         members=members,
         threat=threat,
         suite=suite,
-        test=more_test[:first],
+        test=more_test[:first].in_memory(),
         fitting=fitting,
         calibration=calibrating,
         more_test=more_test,
         more_calibration=more_calibration,
-        training=_drawn(dataset.split("train"), TRAINING, options.seed, "training"),
+        training=_drawn(dataset.split("train"), TRAINING, options.seed, "training").in_memory(),
         classes=tuple(dataset.classes),
         out_of_distribution=_other_images(options, dataset),
         human=people,

@@ -10,12 +10,13 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..inputs import check_images
+from ..types import Stored
 
 
 @torch.no_grad()
 def in_batches(
     function: Callable[..., Tensor],
-    images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
+    images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"] | Stored,
     *more: Tensor,
     batch_size: int = 256,
 ) -> Tensor:
@@ -24,7 +25,8 @@ def in_batches(
     Args:
         function: from a batch of images (B, C, H, W) in [0, 1], and the same rows of `more`, to a
             tensor (B, …).
-        images: in [0, 1], or as data sets store them (uint8, divided by 255 here).
+        images: in [0, 1], or as data sets store them (uint8, divided by 255 here); these need not
+            be in memory.
         more: tensors whose first dimension is the image.
 
         batch_size: images in a batch.
@@ -39,7 +41,7 @@ def in_batches(
     """
     if len(images) == 0:
         raise InputError("there are no images to run the model on")
-    if images.dtype != torch.uint8:
+    if isinstance(images, Tensor) and images.dtype != torch.uint8:
         check_images(images)
     parts = []
     for start in range(0, len(images), batch_size):

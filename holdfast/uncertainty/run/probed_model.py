@@ -23,8 +23,9 @@ from ...runs.files import make_folder
 from ...runs.identity import digest
 from ...search import Journal
 from ...search.fast_copies import FastCopy, Say, fast_copy_of, has_fast_bf16, original
+from ...stored import part
 from ...threat import Threat, per_item
-from ...types import Images, Model
+from ...types import Images, Model, Stored
 from .. import scores
 from ..attacks import Ascent, Found, seek
 from ..batches import in_batches
@@ -160,11 +161,11 @@ class ProbedModel:
                 found[name] = in_batches(self._on_device(score), images, items)
         return Scored(logits, found)
 
-    def logits(self, images: Tensor) -> Float[Tensor, "n k"]:
+    def logits(self, images: Tensor | Stored) -> Float[Tensor, "n k"]:
         """Calibrated logits of the original model, on the CPU."""
         return in_batches(self._on_device(self.model), images).float()
 
-    def logits_of_many(self, images: Tensor) -> Float[Tensor, "n k"]:
+    def logits_of_many(self, images: Tensor | Stored) -> Float[Tensor, "n k"]:
         """Calibrated logits of the fast copy, and the original's wherever the two could predict
         differently, on the CPU."""
         fast_copy = self.fast_copy("calibrated", self.model)
@@ -176,7 +177,7 @@ class ProbedModel:
         top = logits.topk(2, dim=1).values
         near = (top[:, 0] - top[:, 1] <= 2 * fast_copy.error).nonzero().squeeze(1)
         if len(near):
-            logits[near] = self.logits(images[near])
+            logits[near] = self.logits(part(images, near))
         return logits
 
     @cached_property

@@ -1,16 +1,24 @@
-"""What an uncertainty run is to measure: models, images and promises, checked and in memory."""
+"""What an uncertainty run is to measure: models, images and promises, checked.
+
+What is attacked is in memory. Further images, which are only looked at, may be many and large: they
+are read as they are needed (`UnreadImages`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from ...attacks.suite import Suite
+from ...data.base import Split
 from ...data.corruptions import CORRUPTIONS
+from ...data.images import part
 from ...data.out_of_distribution import OutOfDistribution
 from ...data.published_corruptions import PublishedCorruptions
 from ...models.wrapper import wrapped
@@ -18,30 +26,75 @@ from ...threat import Threat
 from ...types import Model
 
 
+class UnreadImages:
+    """Images uint8 (N, C, H, W) that are indexed as a tensor is; what is indexed is read.
+
+    Args:
+        source: uint8 (N, C, H, W), which has a `part` (`holdfast.data.LazyImages`).
+    """
+
+    dtype = torch.uint8
+
+    def __init__(self, source: Any):
+        self._source = source
+
+    @property
+    def shape(self) -> torch.Size:
+        """(N, C, H, W)."""
+        return torch.Size(self._source.shape)
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, rows: Any) -> UInt8[Tensor, "m c h w"]:
+        return torch.from_numpy(np.asarray(self._source[self._numbers(rows)]))
+
+    def part(self, rows: Any) -> UnreadImages:
+        """Some of the images, which are not read yet."""
+        return UnreadImages(self._source.part(self._numbers(rows)))
+
+    def _numbers(self, rows: Any) -> Int64[np.ndarray, " m"]:
+        numbers: np.ndarray = np.arange(len(self))
+        return numbers[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
+
+
 @dataclass(frozen=True, eq=False)
 class LabelledImages:
     """Images with labels.
 
     Attributes:
-        images: 0..255 as data sets store them, or floats in [0, 1].
+        images: 0..255 as data sets store them, or floats in [0, 1]; in memory or not.
         labels: in 0 … K−1.
         items: the number of each image in its data set, to which random draws belong.
     """
 
-    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | UnreadImages
     labels: Int64[Tensor, " n"]
     items: Int64[Tensor, " n"]
+
+    @staticmethod
+    def of(split: Split, rows: Int64[np.ndarray, " n"], items: Tensor) -> LabelledImages:
+        """Some of the images of a split; they are read as they are needed where its are."""
+        images, labels = part(split.images, rows), torch.from_numpy(split.labels[rows])
+        held = torch.from_numpy(images) if isinstance(images, np.ndarray) else UnreadImages(images)
+        return LabelledImages(held, labels, items)
+
+    def in_memory(self) -> LabelledImages:
+        """The same, read."""
+        return replace(self, images=self.images[:])
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, rows: slice) -> LabelledImages:
-        return LabelledImages(self.images[rows], self.labels[rows], self.items[rows])
+        images = self.images[rows] if isinstance(self.images, Tensor) else self.images.part(rows)
+        return LabelledImages(images, self.labels[rows], self.items[rows])
 
     @property
     def floats(self) -> Float[Tensor, "n c h w"]:
         """The images in [0, 1]."""
-        return self.images.float() / 255 if self.images.dtype == torch.uint8 else self.images
+        images = self.images[:]
+        return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 @dataclass(frozen=True, eq=False)
