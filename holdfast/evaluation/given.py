@@ -32,7 +32,7 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import GivenInfo, TransferInfo
 from ..search import CLEAN, MAJORITY_OF, Ledger, Verifier, succeeded
-from ..stored import TOGETHER, ModelImages, in_memory
+from ..stored import TOGETHER, ModelImages, StoredImages, in_memory
 from ..threat import NORMS, SPATIAL, Threat
 from ..types import Images, Model
 from . import health
@@ -71,7 +71,7 @@ class _GivenImages(Attack):
 
 def judge(
     model: Model,
-    images: Images,
+    images: Images | StoredImages,
     labels: Int64[Tensor, " n"] | None = None,
     adversarial: Any = None,
     threat: Threat | None = None,

@@ -97,7 +97,7 @@ def look_at_clean(probed: ProbedModel, report: Report) -> Outcome:
         ("test", request.test, request.more_test),
     )
     for number, (name, part, more) in enumerate(splits):
-        look = probed.look(part.images)
+        look = probed.look(part.images[:])
         further = more[slice(len(part), None)]
         report((number + 0.2) / len(splits))
         logits = [look.logits]
@@ -177,8 +177,8 @@ def score_images(
         for name, part in (("calibration", calibration), ("test", test))
     }
     places = (
-        ("calibration", calibration.images, calibration.items, looks["calibration"]),
-        ("clean", test.images, test.items, looks["test"]),
+        ("calibration", calibration.images[:], calibration.items, looks["calibration"]),
+        ("clean", test.images[:], test.items, looks["test"]),
         ("suite", suite, test.items, None),
         ("unaware", unaware, test.items, None),
     )
@@ -481,7 +481,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
     images, labels = request.test.floats, request.test.labels
     robust = RobustConformal.fit(
         lambda x: probed.model(x.to(device)),
-        request.calibration.images,
+        request.calibration.images[:],
         request.calibration.labels,
         request.alpha,
         radius=request.radius,

@@ -103,7 +103,7 @@ class ProbedModel:
             name: scores.LogitScore(model, name) for name in scores.LOGIT_SCORES
         }
         if self.features is not None:
-            images = request.training.images.to(request.device)
+            images = request.training.images[:].to(request.device)
             features = in_batches(self.features, images)
             found["mahalanobis"] = scores.Mahalanobis(
                 self.features,
