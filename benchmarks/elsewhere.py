@@ -1,4 +1,4 @@
-"""Copy published figures that ours stand beside from a checkout of RobustBench.
+"""Copy published figures, which ours stand beside, from a checkout of RobustBench.
 
     python benchmarks/elsewhere.py FOLDER
 
@@ -16,14 +16,24 @@ from pathlib import Path
 from holdfast.runs.files import json_text, read_json, write_atomically
 
 COPIED = Path(__file__).resolve().parent / "elsewhere.json"
-# The two that made training fast, the best ResNet-18 on CIFAR-10 alone, and the best of all.
 IDS = (
-    "Wong2020Fast",
-    "Andriushchenko2020Understanding",
     "Addepalli2022Efficient_RN18",
+    "Amini2024MeanSparse_S-WRN-94-16",
+    "Andriushchenko2020Understanding",
     "Bartoldson2024Adversarial_WRN-94-16",
+    "Gowal2021Improving_R18_ddpm_100m",
+    "Rade2021Helper_R18_ddpm",
+    "Rebuffi2021Fixing_R18_ddpm",
+    "Rice2020Overfitting",
+    "Sehwag2021Proxy_R18",
+    "Standard",
+    "Wong2020Fast",
+    "Zhang2019You",
 )
-KEPT = ("link", "name", "venue", "architecture", "eps", "clean_acc", "autoattack_acc", "footnote")
+KEPT = (
+    "link", "name", "venue", "architecture", "dataset", "additional_data", "eps", "clean_acc",
+    "autoattack_acc", "unreliable", "footnote",
+)  # fmt: skip
 
 
 def main() -> int:

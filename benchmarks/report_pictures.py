@@ -7,8 +7,8 @@ Writes docs/figures/report-KIND.png: the first screen of each kind of page, the 
 an evaluation as a phone shows it. `report-first-screen.png` is README's: the page of the committed
 run benchmarks/results/cifar10-linf-2h-swift, in the light; `report-first-screen-dark.png` in the
 dark. `leaderboard.png`, `view.png` and `view-phone.png` are of the committed results, beside
-made-up entries in RobustBench's format. After a change of the pages, run this again; with KINDs,
-only their pictures are made.
+RobustBench's entries in `elsewhere.json`; the unfinished runs on the latter two are examples. After
+a change of the pages, run this again; with KINDs, only their pictures are made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import random
 import shutil
 import sys
 import tempfile
@@ -26,12 +25,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from elsewhere import COPIED
 from PIL import Image
 from playwright.sync_api import Locator, Page, sync_playwright
 
 import holdfast as hf
 from holdfast.data import load
 from holdfast.report import write_report
+from holdfast.runs.files import read_json
 from holdfast.runs.lock import claimed
 from holdfast.runs.records import ProgressRecord, RequestRecord
 
@@ -92,22 +93,10 @@ KINDS = (*RUNS, "first-screen-dark", "images", "phone", *BOARDS)
 
 
 def published(folder: Path) -> None:
-    """Entries as RobustBench publishes them; the figures are made up."""
+    """The entries of `elsewhere.json` in files, as RobustBench publishes them."""
     (folder / "Linf").mkdir(parents=True)
-    rng = random.Random(0)
-    for number in range(24):
-        standard = rng.uniform(80, 95)
-        entry = {
-            "name": "A made-up entry",
-            "dataset": "cifar10",
-            "architecture": f"WideResNet-{rng.choice([28, 34, 70])}-{rng.choice([10, 16])}",
-            "venue": f"Somewhere {rng.randint(2019, 2025)}",
-            "additional_data": number % 3 == 0,
-            "eps": "8/255",
-            "clean_acc": f"{standard:.2f}",
-            "autoattack_acc": f"{0.66 * standard + rng.uniform(-12, 6):.2f}",
-        }
-        (folder / "Linf" / f"MadeUp{number:02d}.json").write_text(json.dumps(entry))
+    for entry in read_json(COPIED)["entries"]:
+        (folder / "Linf" / f"{entry.pop('id')}.json").write_text(json.dumps(entry))
 
 
 def unfinished(folder: Path, name: str, started: datetime, **progress: Any) -> Path:

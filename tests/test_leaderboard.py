@@ -146,7 +146,9 @@ def test_published_entries_are_rows_measured_elsewhere(tmp_path) -> None:
     info = tmp_path / "model_info"
     entry(info / "cifar10" / "Linf", "A")
     entry(info / "cifar10" / "Linf", "B", external="58.5", unreliable=True, additional_data=True)
-    entry(info / "cifar10" / "Linf", "C", clean_acc=90, autoattack_acc=60.5, eps=0.031)
+    footnote = "It uses additional 1M synthetic images in training."
+    made = {"clean_acc": 90, "autoattack_acc": 60.5, "eps": 0.031, "footnote": footnote}
+    entry(info / "cifar10" / "Linf", "C", **made)
     entry(info / "cifar10" / "L2", "D", eps="0.5", autoattack_acc="0.0", external="", reported=None)
     entry(info / "imagenet" / "Linf", "E", eps="4/255", dataset="imagenet", unreliable=False)
     entry(info / "cifar10" / "corruptions", "F", corruptions_acc="80", eps=None)
@@ -163,6 +165,7 @@ def test_published_entries_are_rows_measured_elsewhere(tmp_path) -> None:
     assert (a.suite, a.flags, a.link) == ("autoattack", (), "https://example.org/paper")
     assert (b.suite, b.robust_accuracy) == ("external", 0.585)
     assert "unreliable" in b.flags[0] and b.trained_on == "with extra data"
+    assert rows["C"][1].trained_on == "cifar10, synthetic images"
     assert rows["C"][0] == "cifar10 test, L∞ 0.031"
     assert rows["D"][1].robust_accuracy == 0.0
     assert rows["E"][0] == "imagenet validation, L∞ 4/255"

@@ -54,7 +54,6 @@ def row(file: Path, held: dict[str, Any]) -> LeaderboardRow | None:
     suite = min(found, key=lambda name: found[name])
     flags = ["unreliable, says RobustBench"] if held.get("unreliable") is True else []
     data = _text(held, "dataset") or (places[-2] if len(places) > 1 else "")
-    extra = held.get("additional_data")
     link = _text(held, "link")
     return LeaderboardRow(
         model=file.stem,
@@ -66,13 +65,23 @@ def row(file: Path, held: dict[str, Any]) -> LeaderboardRow | None:
         standard_accuracy=_fraction(file, held, "clean_acc"),
         robust_accuracy=found[suite],
         flags=tuple(flags),
-        trained_on=None if not isinstance(extra, bool) else "with extra data" if extra else data,
+        trained_on=_trained_on(held, data),
         run=str(file),
         link=link if link.startswith("https://") else None,
         venue=_text(held, "venue") or None,
         note=" ".join(word for word in (_text(held, "name"), _text(held, "footnote")) if word)
         or None,
     )
+
+
+def _trained_on(held: dict[str, Any], data: str) -> str | None:
+    extra = held.get("additional_data")
+    if not isinstance(extra, bool):
+        return None
+    if extra:
+        return "with extra data"
+    # Images of a generator count as no extra data there; the footnote tells of them.
+    return f"{data}, synthetic images" if "synthetic" in _text(held, "footnote") else data
 
 
 def _text(held: dict[str, Any], key: str) -> str:
