@@ -76,6 +76,8 @@ def main() -> None:
     load_before = os.getloadavg()[0]
     pages = [first_page() for _ in range(options.repeats)]
     found = {
+        "schema": "holdfast/benchmark/1",
+        "benchmark": "playground",
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": load_before,  # of the machine over the minute before, in processes that want it

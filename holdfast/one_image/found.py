@@ -128,13 +128,14 @@ class Trial:
         true = f"true class {self.class_name(self.label)}"
         if not self.label_given:
             true = "no true class was given, so the model's own clean answer counts as right"
+        how = f"{self.outcome} within {self.threat} by {self.attack}, seed {self.seed}"
         found = [
             ("image", f"{self.source}, {self.fitting}" if self.fitting else self.source),
             ("label", true),
             ("model", " → ".join([*self.defences, self.name])),
             ("clean", self.said(self.clean)),
             ("attacked", self.said(self.attacked)),
-            ("outcome", f"{self.outcome} within {self.threat} by {self.attack}, seed {self.seed}"),
+            ("outcome", self.outcome if self.smallest == 0 or not self.distance else how),
         ]
         if self.searched:
             found.append(("smallest ε found", self.smallest_said))
@@ -193,7 +194,9 @@ def written(norm: str, eps: float) -> str:
     """
     if norm == "linf":
         return f"{255 * eps:.2g}/255" if eps < 10 / 255 else f"{255 * eps:.1f}/255"
-    return f"{eps:.0f} values" if norm == "l0" else f"{eps:.3g}"
+    if norm == "l0":
+        return f"{eps:.0f} value{'s' * (round(eps) != 1)}"
+    return f"{eps:.3g}"
 
 
 def _name(threat: Threat) -> str:

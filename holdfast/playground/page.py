@@ -176,10 +176,9 @@ def page(workshop: Workshop, folder: Path) -> Any:
         begun = blocks.load(
             jobs.begin, None, loaded, api_visibility="private", show_progress="hidden"
         )
-        begun.then(live, asked, shown, api_visibility="private", **one)
+        attacks = [begun.then(live, asked, shown, api_visibility="private", **one)]
         for event, ask, given in (
             (gallery.select, _handed(jobs.choose_example, {"event": gr.SelectData}), None),
-            (upload.upload, jobs.choose_file, upload),
             (upload.change, jobs.choose_file, upload),
             (drawing.submit, _handed(jobs.choose_drawing, {"event": gr.EventData}), negative),
             (negative.input, jobs.choose_negative, [picked, negative]),
@@ -188,27 +187,34 @@ def page(workshop: Workshop, folder: Path) -> Any:
                 ask, given, [picked, label], api_visibility="private", show_progress="hidden",
                 trigger_mode="always_last", queue=False,
             )  # fmt: skip
-            chosen.success(
-                live, asked, shown, api_visibility="private", trigger_mode="always_last", **one
+            attacks.append(
+                chosen.success(
+                    live, asked, shown, api_visibility="private", trigger_mode="always_last", **one
+                )
             )
         changed = norm.input(
             jobs.scale, norm, eps, api_visibility="private", show_progress="hidden", queue=False
         )
-        changed.then(live, asked, shown, api_visibility="private", **one)
+        attacks.append(changed.then(live, asked, shown, api_visibility="private", **one))
         renamed = model_a.input(
             jobs.label_choices, [model_a, label], label, api_visibility="private",
             show_progress="hidden",
         )  # fmt: skip
-        renamed.then(live, asked, shown, api_visibility="private", **one)
-        gr.on(
+        attacks.append(renamed.then(live, asked, shown, api_visibility="private", **one))
+        moved = gr.on(
             [
                 eps.release, steps.release, attack.input, label.input, model_b.input,
                 defence_a.input, defence_b.input,
             ],
             live, asked, shown, api_visibility="private", trigger_mode="always_last", **one,
         )  # fmt: skip
-        go.click(whole, asked, shown, api_visibility="private", trigger_mode="once", **one)
-        stop.click(_handed(jobs.stop, visitor), None, None, api_visibility="private", queue=False)
+        pressed = go.click(
+            whole, asked, shown, api_visibility="private", trigger_mode="once", **one
+        )
+        stop.click(  # what runs ends by itself, what waits is taken out of the queue
+            _handed(jobs.stop, visitor), None, None, api_visibility="private", queue=False,
+            cancels=[*attacks, moved, pressed],
+        )  # fmt: skip
         # The same for programs, as `gradio_client` calls it.
         with gr.Group(visible=False):
             words = [gr.Textbox(label=each) for each in ("model", "norm", "defence", "label")]
