@@ -414,7 +414,7 @@ class _Jobs:
         eps: float,
         steps: float,
     ) -> dict[str, Any]:
-        """One uploaded image before one model, for programs: what `holdfast try --json` prints."""
+        """One uploaded image before one model, for programs: what `hf.try_image` finds, as JSON."""
         try:
             self.workshop.wait()
             if image is None:
