@@ -29,8 +29,8 @@ ROOT = Path(hf.__file__).parents[1]
 def some_runs(folder: Path, count: int) -> Path:
     for i in range(count):
         evaluation_run(
-            folder / f"run-{i}", n=60, standard=0.9 - i / 100, robust=0.3 + i / 50, seed=i,
-            curve=False, model=model(f"model-{i}", f"{i:02d}"), labels=np.arange(60) % 10,
+            folder / f"run-{i}", n=100, standard=0.9 - i / 100, robust=0.3 + i / 50, seed=i,
+            curve=False, model=model(f"model-{i}", f"{i:02d}"), labels=np.arange(100) % 10,
             fired=("gradients-vanish",) if i == 3 else (),
         )  # fmt: skip
     return folder
@@ -207,7 +207,7 @@ def test_two_people_see_a_run_grow_and_finish(shown, tmp_path) -> None:
         for file in folder.iterdir():
             file.unlink()
         folder.rmdir()
-        evaluation_run(folder, n=60, curve=False, model=model("growing-model", "99"))
+        evaluation_run(folder, n=100, curve=False, model=model("growing-model", "99"))
         for page in (first, second):
             page.locator("table.board").get_by_text("growing-model").wait_for(timeout=20_000)
             assert not page.locator("#under-way").is_visible()

@@ -121,7 +121,8 @@ class Viewer:
             self.close()
 
     def close(self) -> None:
-        """Answer no more."""
+        """Answer no more; on connections that are open neither."""
+        self._server.over = True
         self._server.shutdown()
         self._server.server_close()
 
@@ -144,6 +145,7 @@ class _Server(ThreadingHTTPServer):
     library: Library
     folder: Path
     host: str
+    over = False  # it was closed
 
     def __init__(self, *args: Any, **named: Any):
         super().__init__(*args, **named)
@@ -249,6 +251,9 @@ class _Handler(BaseHTTPRequestHandler):
         """Nothing: the terminal says where the page is, and no more."""
 
     def _answer(self) -> None:
+        if self.server.over:
+            self.close_connection = True
+            return None
         try:
             named = self.headers.get("Host", "")
             if not _names_itself(named, self.server.host):
