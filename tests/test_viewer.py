@@ -245,7 +245,7 @@ def test_an_evaluation_says_between_which_bounds_its_figure_will_lie(tmp_path, m
 
 def test_a_damaged_run_is_shown_as_damaged_and_the_rest_stays(viewer, runs) -> None:
     (runs / "run-0" / "result.json").write_text('{"schema": "holdfast/evaluation/1"')
-    page = later(viewer, "/", "Left out")
+    page = later(viewer, "/", "<h2>Damaged</h2>")
     assert "run-0/result.json" in page and "model-1" in page
     result = json.loads((runs / "run-1" / "result.json").read_text())
     write_sealed(runs / "run-1" / "result.json", {**result, "files": {"verdicts.csv": "0" * 64}})

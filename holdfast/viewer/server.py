@@ -217,7 +217,8 @@ def is_own_name(named: str, host: str) -> bool:
         host: which the server was told to answer on.
     """
     name = urlsplit(f"//{named}").hostname or ""
-    own = {"localhost", host.lower(), socket.gethostname().lower(), socket.getfqdn().lower()}
+    machine = socket.gethostname().lower()
+    own = {"localhost", host.lower(), machine, f"{machine}.local", socket.getfqdn().lower()}
     if name in own - {""}:
         return True
     try:
