@@ -32,11 +32,13 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from . import launchers
 from .errors import HoldfastError, InputError
 
 ARRIVAL_SECONDS = 600.0  # until all workers have to have begun
+EXCHANGE_SECONDS = 120.0  # for one exchange between workers that are all there
 SILENCE_SECONDS = 120.0  # without a sign of life, after which a worker is given up
 FAREWELL_SECONDS = 5.0  # that worker 0 waits for others that fail as it did
 BEAT_SECONDS = 1.0  # between signs of life
@@ -417,17 +419,38 @@ def _meeting(here: launchers.Place) -> Iterator[None]:
             del os.environ[name]
 
 
+def _wait_for_all(store: dist.Store, size: int) -> None:
+    """Until all processes have begun, which takes as long as it takes."""
+    store.add("holdfast/begun", 1)
+    until = time.monotonic() + ARRIVAL_SECONDS
+    while (here := store.add("holdfast/begun", 0)) < size:
+        if time.monotonic() > until:
+            raise RuntimeError(f"only {here} of {size} began within {ARRIVAL_SECONDS:.0f} s")
+        time.sleep(PAUSE_SECONDS)
+
+
 @functools.cache
 def _connected() -> tuple[Callable[[], dist.Store], Any, dist.Store | None]:
     """How to connect to the store, the group of all workers, and in worker 0 the store itself."""
     patience = timedelta(seconds=ARRIVAL_SECONDS)
-    if not dist.is_initialized():
+    if dist.is_initialized():
+        # The caller's own group may know GPUs only.
+        group = dist.new_group(backend="gloo", timeout=patience)
+    else:
         here = launchers.place()
         launchers.check_meeting(here)
         with _meeting(here):
-            dist.init_process_group(timeout=patience)
-    # The caller's own group may know GPUs only.
-    group = dist.new_group(backend="gloo", timeout=patience)
+            store, rank, size = next(iter(rendezvous("env://", timeout=patience)))
+            _wait_for_all(store, size)
+            # Gloo waits several times as long for a connection that was lost.
+            dist.init_process_group(
+                "gloo",
+                store=dist.PrefixStore("holdfast", store),
+                rank=rank,
+                world_size=size,
+                timeout=timedelta(seconds=EXCHANGE_SECONDS),
+            )
+        group = dist.group.WORLD
     # Worker 0's machine, as the launcher names it to all.
     host = os.environ.get("MASTER_ADDR") or launchers.place().host or socket.gethostname()
     server: dist.TCPStore | None = None

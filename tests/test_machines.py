@@ -371,7 +371,7 @@ def test_torchrun_replaces_workers_that_are_killed(tmp_path):
     env = {**os.environ, "OMP_NUM_THREADS": "1",
            "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}  # fmt: skip
     verb = ["evaluate", f"{tmp_path / 'own.py'}:build", "--data", str(data), "--suite",
-            "autoattack", "--eps", "0.01", "--precision", "original", "--batch-size", "8",
+            "apgd", "--eps", "0.01", "--precision", "original", "--batch-size", "8",
             "--quiet", "--device", "cpu"]  # fmt: skip
     one = [sys.executable, "-m", "holdfast", *verb, "--out", str(tmp_path / "one")]
     assert subprocess.run(one, env=env, cwd=ROOT, timeout=600, capture_output=True).returncode == 0
@@ -383,14 +383,18 @@ def test_torchrun_replaces_workers_that_are_killed(tmp_path):
     )  # fmt: skip
     chance, kills, began = random.Random(0), 0, time.monotonic()
     journal = tmp_path / "two" / "journal-1.sqlite"
-    while agent.poll() is None and kills < 10 and time.monotonic() - began < 1500:
-        time.sleep(chance.uniform(0.3, 1.5))
+    since = 0.0
+    while agent.poll() is None and kills < 10 and time.monotonic() - began < 900:
+        time.sleep(0.2)
         workers = children(agent.pid)
-        if journal.exists() and len(workers) == 2:  # at work
+        # At work: this worker's journal was written to since the last death.
+        if len(workers) == 2 and journal.exists() and journal.stat().st_mtime > since:
+            time.sleep(chance.uniform(0.0, 2.0))
             os.kill(chance.choice(workers), signal.SIGKILL)
             kills += 1
-            while journal.exists() and set(workers) & set(children(agent.pid)):
+            while agent.poll() is None and set(workers) & set(children(agent.pid)):
                 time.sleep(0.2)
+            since = time.time()
     said, _ = agent.communicate(timeout=900)
     assert agent.returncode == 0, said[-3000:]
     assert kills >= 1
