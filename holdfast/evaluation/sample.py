@@ -296,7 +296,8 @@ class Sampler:
         word = known if self.n else f"first images, {stage}"
         if left:
             word += f", {clock(min(left))} left"
-        self.line.show(min(1.0, max(shares, default=0.0)), word, self._known)
+        self.line.known = self._known
+        self.line.show(min(1.0, max(shares, default=0.0)), word)
 
     def _known(self) -> dict[str, Any]:
         """For who looks on."""

@@ -129,9 +129,9 @@ class ProgressLine:
         with contextlib.suppress(InputError, OSError):
             write_json(self.run / ProgressRecord.FILE, record.to_dict())
 
-    def show(self, share: float, word: str, known: Known | None = None) -> None:
+    def show(self, share: float, word: str) -> None:
         """As `update`, for work that knows itself how long it takes: `word` says so."""
-        self._write(share, word, known or self.known)
+        self._write(share, word, self.known)
         now = time.monotonic()
         if self.bar:
             self.bar.update(self.task, completed=share, word=printable(word))
