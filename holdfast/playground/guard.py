@@ -31,6 +31,8 @@ MOST_QUESTION = 2**20  # bytes of any other request
 MOST_PIXELS = 24_000_000  # of one picture
 MOST_FILES = 2  # of one upload
 HINT = "; a picture is PNG, JPEG, WebP, GIF, BMP, TIFF or PPM"
+# Of what is too large so much is read and forgotten: who is cut off hears no answer.
+MOST_DRAINED = 64 * 2**20
 AT_ONCE = 4  # uploads that are held in memory together
 SECONDS = 30.0  # in which a request has to arrive
 UPLOAD = "/gradio_api/upload"
@@ -142,7 +144,7 @@ async def _body(receive: Receive, headers: Mapping[str, str], most: int) -> byte
     """All of a request, if it is no larger than allowed and comes in time."""
     too_large = Refused(413, f"larger than {most // 2**20} MiB, which is the most that is taken")
     length = headers.get("content-length", "")
-    if length.isdecimal() and int(length[:20]) > most:
+    if length.isdecimal() and int(length[:20]) > MOST_DRAINED:
         raise too_large
     held, size = [], 0
     try:
@@ -153,10 +155,15 @@ async def _body(receive: Receive, headers: Mapping[str, str], most: int) -> byte
                     raise Refused(400, "the request ended before it was whole")
                 part = message.get("body", b"")
                 size += len(part)
-                if size > most:
+                if size > MOST_DRAINED:
                     raise too_large
-                held.append(part)
+                if size <= most:
+                    held.append(part)
+                else:
+                    held.clear()
                 if not message.get("more_body", False):
+                    if size > most:
+                        raise too_large
                     return b"".join(held)
     except TimeoutError:
         raise Refused(408, f"the request took longer than {SECONDS:.0f} s to arrive") from None
