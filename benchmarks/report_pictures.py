@@ -7,8 +7,9 @@ Writes docs/figures/report-KIND.png: the first screen of each kind of page, the 
 an evaluation as a phone shows it. `report-first-screen.png` is README's: the page of the committed
 run benchmarks/results/cifar10-linf-2h-swift, in the light; `report-first-screen-dark.png` in the
 dark. `leaderboard.png`, `view.png` and `view-phone.png` are of the committed results, beside
-RobustBench's entries in `elsewhere.json`; the unfinished runs on the latter two are examples. After
-a change of the pages, run this again; with KINDs, only their pictures are made.
+RobustBench's entries in `elsewhere.json`; the unfinished runs on the latter two are examples.
+`playground.png` is of `holdfast play`. After a change of the pages, run this again; with KINDs,
+only their pictures are made.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
@@ -89,7 +92,8 @@ RUNS: dict[str, Callable[[Path], list[Path]]] = {  # of each kind of page
     "training": lambda _: [RESULTS / "cifar10-linf-w40-swift" / "training"],
 }
 BOARDS = ("leaderboard", "view", "view-phone")
-KINDS = (*RUNS, "first-screen-dark", "images", "phone", *BOARDS)
+PLAY = "playground"
+KINDS = (*RUNS, "first-screen-dark", "images", "phone", *BOARDS, PLAY)
 
 
 def published(folder: Path) -> None:
@@ -141,8 +145,24 @@ def boards(folder: Path, asked: set[str], opened: Callable[..., Page]) -> None:
                 keep(kind, page)
 
 
+def playground(opened: Callable[..., Page]) -> None:
+    """The playground with its last example, a photograph: images of CIFAR-10 are not ours."""
+    command = [sys.executable, "-m", "holdfast", "play", "--port", "0"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = re.search(r"playground: (\S+)", process.stdout.readline())
+        assert said is not None
+        page = opened(said[1], 1400, 1108)
+        page.wait_for_selector("text=smallest", timeout=120_000)
+        page.wait_for_timeout(6000)
+        page.get_by_role("button", name="Attack, and").click()
+        page.wait_for_timeout(15_000)
+        keep(PLAY, page)
+        process.kill()
+
+
 def keep(kind: str, shown: Page | Locator) -> None:
-    name = kind if kind in BOARDS else f"report-{kind}"
+    name = kind if kind in (*BOARDS, PLAY) else f"report-{kind}"
     picture = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
     few = picture.quantize(COLOURS, dither=Image.Dither.NONE)
     few.save(PICTURES / f"{name}.png", optimize=True)
@@ -181,6 +201,8 @@ def main(asked: set[str]) -> None:
         if asked & set(BOARDS):
             with contextlib.chdir(folder):  # so that no path of this machine is in a picture
                 boards(Path(), asked, at)
+        if PLAY in asked:
+            playground(at)
         browser.close()
 
 

@@ -22,13 +22,12 @@ from .models.checkpoint import load_checkpoint, named_parts, read_card
 from .models.http import HttpModel, is_address
 from .models.layers import Normalise
 from .models.own_networks import built_by_code
+from .models.programs import is_program, load_program
 from .models.registry import ARCHITECTURES, arguments_of, build
 from .models.sources import Source, opened, source_of
 from .models.weights import (
     ENDINGS,
     hint_of,
-    is_program,
-    load_program,
     load_weights_file,
     read_states,
     weights_in,

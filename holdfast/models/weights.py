@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import os
 import pickle
 import warnings
@@ -30,51 +28,13 @@ from .naming import (
     without_leftovers,
 )
 from .pickled import Foreign, is_module, module_state, read_pickled
+from .programs import is_program
 from .published import name_of_normalisation
 
 ENDINGS = (".pth", ".pt", ".ckpt", ".safetensors", ".bin", ".th", ".tar", ".npz", ".index.json")
 INDEX = ".index.json"
 UNSAID = ("torch", "numpy", "_codecs", "builtins", "collections")  # no objects of somebody's own
 SHOWN = 3  # names of each kind in a message
-
-
-def is_program(file: Path) -> bool:
-    """Whether a file is TorchScript or an exported program, which brings its own network."""
-    if file.suffix == ".pt2":
-        return True
-    try:
-        with zipfile.ZipFile(file) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return False
-    return any("/code/" in name for name in names)
-
-
-def load_program(file: Path) -> nn.Module:
-    """The model of a file of TorchScript, or of an exported program (`torch.export.save`).
-
-    Raises:
-        InputError: it cannot be read.
-    """
-    try:
-        if file.suffix == ".pt2":
-            with _silent("torch.export"):  # it logs a traceback, and then raises
-                return torch.export.load(file).module()  # already as it was exported
-        return torch.jit.load(str(file), map_location="cpu").eval()
-    except Exception as error:  # of either reader, on a damaged file
-        said = one_line(error)[:150]
-        raise InputError(f"model {file}: not a program that torch can read: {said}") from None
-
-
-@contextlib.contextmanager
-def _silent(logger: str) -> Iterator[None]:
-    """Nothing of this logger is shown."""
-    found = logging.getLogger(logger)
-    before, found.disabled = found.disabled, True
-    try:
-        yield
-    finally:
-        found.disabled = before
 
 
 class Held(NamedTuple):

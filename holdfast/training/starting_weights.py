@@ -17,11 +17,11 @@ from ..models import ARCHITECTURES
 from ..models.checkpoint import WEIGHTS, checkpoint_in, read_card
 from ..models.naming import State, fitting
 from ..models.own_networks import is_code
+from ..models.programs import is_program
 from ..models.weights import (
     SHOWN,
     Held,
     hint_of,
-    is_program,
     read_states,
     readings,
     takes_architecture,
