@@ -269,6 +269,26 @@ class Threat:
         object.__setattr__(other, "_of_any_reach", True)
         return other
 
+    def huge(self, images: ModelImages, factor: float) -> Threat:
+        """A ball that reaches plain grey from every image of this shape, where no image can be told
+        from another; at least so many times as large as this one. That of L1 is one of L∞: sparse
+        steps would be many."""
+        if self.norm == "l1":
+            return Threat("linf", 0.5)
+        grey = self._whole(images) / 2 if self.norm in ("linf", "l2") else 0.0
+        return self.times(max(factor, grey / self.eps))
+
+    def _whole(self, images: ModelImages) -> float:
+        """The ε from which on a ball around any image of this shape holds the whole box."""
+        size = images.shape[1:].numel()
+        return {
+            "linf": 1.0,
+            "l2": size**0.5,
+            "l1": float(size),
+            "l0": float(size),
+            SPATIAL: max(images.shape[2:]) / max(self.pixels, 1e-12),
+        }[self.norm]
+
     def check_reach(self, images: ModelImages) -> None:
         """InputError where the ball around any image of this shape holds the whole box, so that
         every model is at 0 %, or no point but the image: such a figure says nothing."""
@@ -276,18 +296,16 @@ class Threat:
             return
         if self.norm == "l0" and self.eps < 1:
             raise InputError(f"ε = {self.eps:g}: for l0 it is a number of components, at least 1")
-        size = images.shape[1:].numel()
-        whole, hint = {
-            "linf": (1.0, f"did you mean {self.eps:g}/255?"),
-            "l2": (size**0.5, f"did you mean {self.eps:g}/255, or {USUAL_EPS['l2']}?"),
-            "l1": (float(size), f"did you mean {self.eps:g}/255, or {USUAL_EPS['l1']:g}?"),
-            "l0": (float(size), "give the number of components that may change"),
-            SPATIAL: (
-                max(images.shape[2:]) / max(self.pixels, 1e-12),
-                f"it is a factor on {self.degrees:g}° and {self.pixels:g} pixels, usually 1",
-            ),
-        }[self.norm]
+        whole = self._whole(images)
         if self.eps >= whole:
+            hint = {
+                "linf": f"did you mean {self.eps:g}/255?",
+                "l2": f"did you mean {self.eps:g}/255, or {USUAL_EPS['l2']}?",
+                "l1": f"did you mean {self.eps:g}/255, or {USUAL_EPS['l1']:g}?",
+                "l0": "give the number of components that may change",
+                SPATIAL: f"it is a factor on {self.degrees:g}° and {self.pixels:g} pixels, "
+                "usually 1",
+            }[self.norm]
             shape = " × ".join(map(str, images.shape[1:]))
             what = (
                 "shifts every image out of sight"

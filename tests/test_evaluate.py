@@ -732,6 +732,22 @@ def test_a_huge_ball_is_always_tried_where_gradients_are_climbed() -> None:
         assert ("stands-at-huge-eps" in names) == tried
 
 
+@pytest.mark.parametrize(("norm", "eps"), [("linf", 1 / 255), ("l2", 0.05), ("l1", 0.5)])
+def test_a_model_that_stands_at_many_times_a_small_eps_is_no_sign(norm: str, eps: float) -> None:
+    """Brightness of 0.2 and 0.8, told apart by the mean: 16/255 does not bridge that."""
+
+    class Brightness(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            mean = x.mean((1, 2, 3))
+            return 10 * torch.stack([0.5 - mean, mean - 0.5], 1)
+
+    labels = torch.arange(12) % 2
+    images = (0.2 + 0.6 * labels.float())[:, None, None, None].expand(12, 3, 6, 6).contiguous()
+    result = hf.evaluate(Brightness(), images, labels, (norm, eps), "fgsm")
+    found = flag(result, "stands-at-huge-eps")
+    assert result.robust_accuracy == 1.0 and not found.fired, found.detail
+
+
 def test_a_long_search_compiles_its_twin_and_comes_to_the_same(monkeypatch):
     compiler.needed()
     model, x, labels = models.digits(32)
