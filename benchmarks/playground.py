@@ -23,7 +23,7 @@ import torch
 
 import holdfast as hf
 from holdfast.runs.environment import circumstances
-from holdfast.runs.files import write_json
+from holdfast.runs.files import write_result
 
 MODELS = ("cifar10-standard-cpu", "cifar10-linf-slim")
 STEPS = 20
@@ -91,7 +91,7 @@ def main() -> None:
         "attacks": [attack(name) for name in MODELS],
         **circumstances("cpu"),
     }
-    write_json(options.out, found)
+    write_result(options.out, found)
     print(found["first_page"]["median_processor_seconds"], found["attacks"])
 
 

@@ -14,6 +14,7 @@ only their pictures are made.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import io
 import json
@@ -168,7 +169,12 @@ def keep(kind: str, shown: Page | Locator) -> None:
     few.save(PICTURES / f"{name}.png", optimize=True)
 
 
-def main(asked: set[str]) -> None:
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("kinds", nargs="*", metavar="KIND", help=f"of {', '.join(KINDS)}")
+    asked = set(parser.parse_args().kinds) or set(KINDS)
+    if asked - set(KINDS):
+        parser.error(f"there is no {min(asked - set(KINDS))!r}; there are {', '.join(KINDS)}")
     own = next((path for name in BROWSERS if (path := shutil.which(name))), None)
     with tempfile.TemporaryDirectory() as folder, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=own, args=["--no-sandbox"])
@@ -207,7 +213,4 @@ def main(asked: set[str]) -> None:
 
 
 if __name__ == "__main__":
-    wanted = set(sys.argv[1:]) or set(KINDS)
-    if wanted - set(KINDS):
-        sys.exit(f"there is no {min(wanted - set(KINDS))!r}; there are {', '.join(KINDS)}")
-    main(wanted)
+    main()

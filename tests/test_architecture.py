@@ -50,5 +50,5 @@ def test_every_room_on_the_page_is_there_and_none_is_missing() -> None:
     rooms = {
         path.name for path in (ROOT / "holdfast").iterdir() if (path / "__init__.py").is_file()
     }
-    named = set(re.findall(r"`([a-z]+)/`", PAGE.split("## Rooms")[1].split("## Ideas")[0]))
+    named = set(re.findall(r"`([a-z_]+)/`", PAGE.split("## Rooms")[1].split("## Ideas")[0]))
     assert named - {"records"} == rooms

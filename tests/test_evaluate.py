@@ -547,7 +547,9 @@ def test_the_files_say_what_the_result_says(tmp_path):
     result = evaluate(model, x, labels, threat, run=out, described=described, curve=True)
     held = json.loads((out / "result.json").read_text())
     assert held["schema"] == "holdfast/evaluation/1" and held["status"] == "complete"
-    assert held["model"] == described["model"] and held["data"] == described["data"]
+    parameters = sum(p.numel() for p in model.parameters())
+    assert held["model"] == {**described["model"], "parameters": parameters}
+    assert held["data"] == described["data"]
     summary = json.loads(json.dumps(result.to_dict()))
     assert {key: held[key] for key in summary} == summary
     assert held["threat"] == {"norm": "linf", "eps": 0.02} and held["n"] == len(x)

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -439,54 +438,41 @@ def test_a_taken_port_is_one_line(served, monkeypatch, capsys) -> None:
     assert "cannot listen" in said and said.count("\n") == 1
 
 
-def test_in_a_browser(served, tmp_path: Path) -> None:
+def test_in_a_browser(served, browser, tmp_path: Path) -> None:
     """Upload, move ε, press the button, draw, take the card; nobody else is asked for anything."""
-    sync = pytest.importorskip("playwright.sync_api")
-    from test_report_browser import NAMES, missing
-
-    own = next((path for name in NAMES if (path := shutil.which(name))), None)
-    with sync.sync_playwright() as playwright:
-        try:
-            browser = playwright.chromium.launch(
-                executable_path=own, args=["--no-sandbox", "--disable-dev-shm-usage"]
-            )
-        except sync.Error as error:
-            missing(f"no browser starts ({str(error).splitlines()[0]})")
-        page = browser.new_page(viewport={"width": 400, "height": 900})
-        page.set_default_timeout(90_000)
-        asked_for, faults = set(), []
-        page.on("request", lambda request: asked_for.add(request.url))
-        page.on("pageerror", lambda error: faults.append(str(error)))
-        page.on("console", lambda said: said.type == "error" and faults.append(said.text))
-        page.goto(served.address)
-        page.locator(".hf-model, .hf-fault").first.wait_for()
-        assert not page.locator(".hf-fault").all_inner_texts()
-        assert page.locator(".hf-model").count() == 2
-        assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
-        assert page.get_by_text("digits, test image 0").is_visible()
-        page.get_by_role("button", name="Attack, and find").click()
-        page.get_by_text("press “Attack”").first.wait_for(state="detached")
-        with page.expect_download() as download:
-            page.get_by_role("link", name="Download the card").click()
-        assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
-        (tmp_path / "a.png").write_bytes(png(20, 16))
-        page.get_by_role("tab", name="Upload").click()
-        page.set_input_files("input[type=file]", str(tmp_path / "a.png"))
-        page.get_by_text("your image: 20×16 pixels").wait_for()
-        page.get_by_role("tab", name="Draw").click()
-        board = page.locator(".hf-board canvas")
-        board.wait_for()
-        box = board.bounding_box()
-        page.mouse.move(box["x"] + 60, box["y"] + 60)
-        page.mouse.down()
-        page.mouse.move(box["x"] + 160, box["y"] + 200, steps=3)
-        page.mouse.up()
-        page.get_by_text("your drawing: 280×280 pixels").wait_for()
-        outside = [
-            url for url in asked_for if not url.startswith((served.address, "data:", "blob:"))
-        ]
-        assert not outside and not faults
-        browser.close()
+    page = browser.new_page(viewport={"width": 400, "height": 900})
+    page.set_default_timeout(90_000)
+    asked_for, faults = set(), []
+    page.on("request", lambda request: asked_for.add(request.url))
+    page.on("pageerror", lambda error: faults.append(str(error)))
+    page.on("console", lambda said: said.type == "error" and faults.append(said.text))
+    page.goto(served.address)
+    page.locator(".hf-model, .hf-fault").first.wait_for()
+    assert not page.locator(".hf-fault").all_inner_texts()
+    assert page.locator(".hf-model").count() == 2
+    assert page.evaluate("document.scrollingElement.scrollWidth") <= 400
+    assert page.get_by_text("digits, test image 0").is_visible()
+    page.get_by_role("button", name="Attack, and find").click()
+    page.get_by_text("press “Attack”").first.wait_for(state="detached")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download the card").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"\x89PNG")
+    (tmp_path / "a.png").write_bytes(png(20, 16))
+    page.get_by_role("tab", name="Upload").click()
+    page.set_input_files("input[type=file]", str(tmp_path / "a.png"))
+    page.get_by_text("your image: 20×16 pixels").wait_for()
+    page.get_by_role("tab", name="Draw").click()
+    board = page.locator(".hf-board canvas")
+    board.wait_for()
+    box = board.bounding_box()
+    page.mouse.move(box["x"] + 60, box["y"] + 60)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 160, box["y"] + 200, steps=3)
+    page.mouse.up()
+    page.get_by_text("your drawing: 280×280 pixels").wait_for()
+    outside = [url for url in asked_for if not url.startswith((served.address, "data:", "blob:"))]
+    assert not outside and not faults
+    page.close()
 
 
 def test_a_model_that_cannot_be_loaded_ends_it_with_a_line(tmp_path: Path) -> None:
