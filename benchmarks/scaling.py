@@ -26,6 +26,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from holdfast.runs.environment import circumstances
+from holdfast.runs.files import write_result
+
 HERE = Path(__file__).resolve().parent
 OUT = HERE / "results" / "scaling.json"
 PROCESSES = (1, 2)
@@ -146,13 +149,16 @@ def main() -> None:
     parser.add_argument("--eps", default="")
     parser.add_argument("--limit", type=int, default=200)
     parser.add_argument("--images", type=int, default=10_000, help="for the model of more")
+    parser.add_argument("--pixels", help="what the pixels are, such as 'JPEG test images'")
     parser.add_argument("--out", type=Path, default=OUT)
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         runs = [measured(asked, count, Path(folder)) for count in PROCESSES]
     told = outcome(runs, asked.images)
-    told = {"model_name": asked.model, "suite": asked.suite, "limit": asked.limit, **told}
-    asked.out.write_text(json.dumps(told, indent=2) + "\n")
+    named = {"benchmark": "scaling", "model_name": asked.model, "suite": asked.suite}
+    limits = {"limit": asked.limit, "pixels": asked.pixels}
+    about = {"schema": "holdfast/benchmark/1", **circumstances("cpu")}
+    write_result(asked.out, {**about, **named, **limits, **told})
     for run in told["runs"]:
         print(
             f"{run['processes']} processes: {run['seconds']:.1f} s, processors "

@@ -308,3 +308,27 @@ def test_a_gradient_that_is_zero_everywhere_is_looked_into(network, images, labe
     """x − x % s meets nothing that kills a gradient; the two slopes cancel each other."""
     _, found = diagnosed(Hiding(network, before="remainder"), images, labels)
     assert [repair.what for repair in found.repairs] == ["remainder"]
+
+
+def test_a_history_is_not_lost_to_what_is_written_into_it(network, images, labels) -> None:
+    """The leading logit overwritten by a constant, which has no gradient: it gets none."""
+
+    class Lowered(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.network = network
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            z = self.network(x).clone()
+            z[torch.arange(len(z)), z.argmax(1)] = -5.0
+            return z + z.detach().round() * 0
+
+    model, found = diagnosed(Lowered(), images, labels)
+    search = wrapped(found.model) if found.model is not None else model
+    slopes = []
+    for each in (model, search):
+        x = images.clone().requires_grad_()
+        leads = each(x).argmin(1)
+        (slope,) = torch.autograd.grad(each(x).gather(1, leads[:, None]).sum(), x)
+        slopes.append(slope)
+    assert torch.equal(slopes[0], slopes[1]) and not slopes[0].any()

@@ -71,7 +71,8 @@ def load_program(file: Path) -> nn.Module:
 @contextlib.contextmanager
 def _watched(refused: list[str]) -> Iterator[None]:
     """Inside, torch's reader of exported programs unpickles, evaluates and names nothing else than
-    what a program needs. `refused` takes why it was stopped: torch's own errors hide that."""
+    what a program needs. `refused` takes why it was stopped: torch's own errors hide that.
+    Whatever another thread reads by `torch.load` meanwhile is watched, too."""
     from torch._export.serde.serialize import GraphModuleDeserializer as Reader
     from torch.export.pt2_archive import _package
 

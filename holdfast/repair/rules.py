@@ -288,11 +288,12 @@ def masked_fill(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def put(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
-    """`x[mask] = filling`, and `x[rows, class that is largest] = filling`."""
+    """`x[mask] = filling`, and `x[rows, class that is largest] = filling`, where `x` has no history
+    of its own that would be lost."""
     x, index, filling = args
     stand_in = None
     for part in index if isinstance(index, tuple) else (index,):
-        if not isinstance(part, Tensor) or counts(x):
+        if not isinstance(part, Tensor) or counts(x) or linked(x):
             continue
         choice = graph.choices.get(id(part))
         if choice is not None and choice[1].scores.shape == x.shape:
@@ -300,7 +301,7 @@ def put(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
             stand_in = choice[1].scores
         elif id(part) in graph.carried and part.dtype == torch.bool and part.shape == x.shape:
             soft = graph.float_of(part)
-            if not linked(x) and not linked(torch.as_tensor(filling)):
+            if not linked(torch.as_tensor(filling)):
                 graph.note("comparison")
                 stand_in = soft * torch.as_tensor(filling).float().mean() + (1 - soft) * x.clone()
     result = func(*args, **kwargs)
