@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -69,9 +70,11 @@ def show(viewer: Viewer, options: Options) -> None:
             "is no password",
             error=True,
         )
-    tell(f"{viewer.address} shows {viewer.folder}; Ctrl-C ends it")
-    if options.show:
-        import webbrowser
+    # Whoever reads the line may end the program before the next one has begun.
+    with suppress(KeyboardInterrupt), viewer:
+        tell(f"{viewer.address} shows {viewer.folder}; Ctrl-C ends it")
+        if options.show:
+            import webbrowser
 
-        webbrowser.open(viewer.address)
-    viewer.wait()
+            webbrowser.open(viewer.address)
+        viewer.wait()
