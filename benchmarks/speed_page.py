@@ -1,5 +1,5 @@
 """Write the tables of docs/speed.md from benchmarks/results/training_profile*.json,
-command_costs*.json and large_images*.json.
+command_costs*.json, large_images*.json and many_images*.json.
 
     python benchmarks/speed_page.py [--check]
 
@@ -161,12 +161,36 @@ def large_images(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def many_images(results: list[dict[str, Any]]) -> list[str]:
+    """What so many of them would need, by what each costs."""
+    lines = []
+    for result in results:
+        few, many = result["runs"]
+        large, claimed = result["large"], result["claimed"]
+        size = " × ".join(map(str, large["shape"][1:]))
+        small = " × ".join(map(str, result["image_shape"][1:]))
+        lines += [
+            f"Besides pixels, an image costs {result['kib_per_image']:.1f} KiB: {few['n']:,} of "
+            f"{small}, read as large ones are, {few['peak_resident_gib']:.2f} GiB resident at "
+            f"most through `{result['suite']}`, {many['n']:,} of them "
+            f"{many['peak_resident_gib']:.2f} GiB ({result['machine']}). With the "
+            f"{large['peak_gib']:.2f} GiB of {large['n']:,} images of {size} above, "
+            f"{claimed['n']:,} of them need {claimed['peak_gib']:.2f} GiB. That is a model; nobody "
+            "evaluated so many here.",
+            "",
+            f"Made by {pasted(result['command'])}.",
+            "",
+        ]
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     body = tables(results_of("training_profile*.json"))
     body += commands(results_of("command_costs*.json"))
     body += large_images(results_of("large_images*.json"))
+    body += many_images(results_of("many_images*.json"))
     return fill(PAGE, body, "benchmarks/speed_page.py", parser.parse_args().check)
 
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from .errors import InputError
-from .stored import ModelImages, StoredImages, in_memory, is_bytes, is_large
+from .stored import ModelImages, NotInMemory, StoredImages, in_memory, is_bytes, is_large
 from .threat import Threat
 from .types import Images
 
@@ -199,7 +199,7 @@ def checked_stored_data(images: Any, labels: Any = None) -> tuple[ModelImages, I
     if labels is None:
         raise InputError("labels are missing: give int64 (N,), the true class of every image")
     x = _stored(images)
-    if not isinstance(x, StoredImages):
+    if not isinstance(x, NotInMemory):
         x = checked_images(images if x is None else x)
     y = checked_labels(labels, len(x))
     return x, y
@@ -208,7 +208,7 @@ def checked_stored_data(images: Any, labels: Any = None) -> tuple[ModelImages, I
 def _stored(images: Any) -> ModelImages | None:
     """Images that need not be in memory, or those that are brought there because they are few;
     None for what is in memory already."""
-    if isinstance(images, StoredImages):
+    if isinstance(images, NotInMemory):
         return images
     few = not is_large(images)
     if not is_bytes(images) or (few and isinstance(images, np.ndarray | Tensor)):

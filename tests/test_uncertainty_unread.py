@@ -76,7 +76,7 @@ def test_further_images_are_not_in_memory_and_give_the_same(pictures, monkeypatc
     monkeypatch.setattr(decoding.LazyImages, "__getitem__", counted)
     unread = asked(pictures, monkeypatch)
     assert max(read) <= 100  # no split was read as a whole, but for the training images
-    for name in ("test", "fitting", "calibration", "training"):
+    for name in ("test", "fitting", "calibration", "training"):  # so few are held
         assert isinstance(getattr(unread, name).images, torch.Tensor)
     for name in ("more_test", "more_calibration"):
         ours, theirs = getattr(unread, name), getattr(held, name)
@@ -105,4 +105,4 @@ def test_unread_images_are_indexed_as_a_tensor_is():
         wanted = everything[torch.as_tensor(rows) if isinstance(rows, np.ndarray) else rows]
         assert torch.equal(images[rows], wanted) and torch.equal(part(images, rows)[:], wanted)
     labelled = LabelledImages(images, torch.arange(6), torch.arange(6))
-    assert torch.equal(labelled[2:4].in_memory().images, everything[2:4])
+    assert torch.equal(labelled[2:4].held().images, everything[2:4])

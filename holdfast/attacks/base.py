@@ -47,6 +47,7 @@ from ..inputs import (
 )
 from ..models.metered import rows_asked
 from ..models.wrapper import standard_defaults, wrapped
+from ..stored import ModelImages, in_memory
 from ..threat import Threat
 from ..types import Images, Labels, Logits, Model
 from .goal import (
@@ -519,10 +520,40 @@ class Attack(ABC, Generic[S]):
         batch_size: int,
         reach: bool,
     ) -> Images:
-        results = []
+        everything = torch.empty_like(images)
+        first = 0
+        for found in self.batches(
+            model, images, labels, threat, targets, seed=seed, batch_size=batch_size, reach=reach
+        ):
+            everything[first : first + len(found)] = found
+            first += len(found)
+        return everything
+
+    def batches(
+        self,
+        model: Model,
+        images: ModelImages,
+        labels: Labels,
+        threat: Threat,
+        targets: Labels | str | None = None,
+        *,
+        seed: int,
+        batch_size: int,
+        reach: bool = False,
+        items: Int64[Tensor, " n"] | None = None,
+    ) -> Iterator[Images]:
+        """What a call returns, batch by batch; the images need not be in memory.
+
+        Args:
+            model: behind `WrappedModel`.
+            images, labels, threat, targets, seed, batch_size: as in a call, and checked.
+            reach: whether the targets alone count as successes.
+            items: the number of each image, to which its draws belong; None: 0 … N−1.
+        """
+        items = torch.arange(len(images)) if items is None else items.cpu()
         for first in range(0, len(images), batch_size):
             x, y = images[first : first + batch_size], labels[first : first + batch_size]
-            index = torch.arange(first, first + len(x))
+            index = items[first : first + len(x)]
             with torch.no_grad():
                 logits = check_logits(model(x), len(x), y, first)
             if targets is None or isinstance(targets, str):
@@ -539,15 +570,16 @@ class Attack(ABC, Generic[S]):
                 targets=chosen if self.targeted or reach else none,
                 eps=threat.radii(x),
                 seeds=draws.item_seeds(seed, index, self.name, 0, 0).to(x.device),
-                start=nearest_of_class(x, chosen, images, labels, threat) if from_class else x,
+                start=nearest_of_class(x, chosen, in_memory(images), labels, threat)
+                if from_class
+                else x,
                 goals=chosen if reach else none,
             )
             wrong = logits.argmax(1) != y
             done = logits.argmax(1) == chosen if reach else wrong
             rows = (~done).nonzero().squeeze(1)
             found = run(self.tuned(threat), Oracle(model), items.select(rows), threat).best
-            results.append(x.index_copy(0, rows, found))
-        return torch.cat(results)
+            yield x.index_copy(0, rows, found)
 
 
 def run(

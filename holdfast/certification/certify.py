@@ -10,6 +10,7 @@ from typing import Any
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from ..distributed import own_device
 from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..inputs import checked_device, checked_stored_data, real_number, whole_number
@@ -96,7 +97,7 @@ def certify(
     whole_number("smoothing: n", n, 1)
     real_number("smoothing: alpha", alpha, above=0, at_most=0.5)
     whole_number("batch_size", batch_size)
-    where = checked_device(device)
+    where = checked_device(own_device(checked_device(device)))
     card = getattr(model, "card", {})
     model = wrapped(model)
     model.to(where)

@@ -16,6 +16,7 @@ import time
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, cast
@@ -25,6 +26,7 @@ from jaxtyping import Bool, Int64
 from pydantic import ConfigDict, Field, SkipValidation
 from torch import Tensor, nn
 
+from ..distributed import Workers, joined
 from ..errors import InputError
 from ..evaluation import health
 from ..evaluation.classes import logits_without_images
@@ -37,7 +39,7 @@ from ..models.modes import evaluating
 from ..models.wrapper import predicted, standard_defaults, unwrapped, wrapped
 from ..runs import records
 from ..runs.environment import circumstances
-from ..runs.files import read_text, write_atomically
+from ..runs.files import make_folder, read_text, write_atomically
 from ..runs.folder import finish, finished, holds, now, on_date, open_run
 from ..runs.identity import code_version, digest, identity, settings_digest, weights_digest
 from ..runs.lock import claimed
@@ -54,6 +56,7 @@ CODE = ("attacks", "certification", "defences", "intervals.py", "threat.py", "dr
 LADDER = 16  # interval bounds are tried at ε/16, 2ε/16, …, 2ε
 CURVE_POINTS = 41  # radii at which the curve of certified accuracy is drawn
 WRITE_SECONDS = 5.0  # rows are written at most this often
+OTHERS = "certificates-*.csv"  # what workers write, until it is brought together
 CHECKSUM = "checksum"  # the last column of certificates.csv
 CONTRADICTED = "certificate-contradicted"  # the name of a flag
 PROBE = 32  # the first images, on which the model and its bounds are checked
@@ -181,6 +184,7 @@ class Smoothing(Method):
             self.steps,
             self.seed,
             size,
+            items=indices,
         )
         return wrong(images) | wrong(points)
 
@@ -225,7 +229,13 @@ class IntervalBounds(Method):
         self, images: Images, labels: Int64[Tensor, " n"], indices: Int64[Tensor, " n"]
     ) -> Bool[Tensor, " n"]:
         points = quick_attack(
-            self.wrapped_model, images, labels, self.threat, self.steps, self.seed
+            self.wrapped_model,
+            images,
+            labels,
+            self.threat,
+            self.steps,
+            self.seed,
+            items=indices,
         )
         with torch.no_grad():
             predictions = [predicted(self.wrapped_model(x)) for x in (images, points)]
@@ -322,24 +332,46 @@ def certify_by(
     settings, key = _identity(method, model, images, labels)
     request = {**settings, "n_images": len(images), "radii": list(radii), **described}
     path = out / "certificates.csv"
-    with standard_defaults(), claimed(out), evaluating(model):
-        earlier = finished(out, CertificationRecord) if holds(out, "certify", key) else None
+    with (
+        standard_defaults(),
+        evaluating(model),
+        joined() as workers,
+        claimed(out) if workers.leads else nullcontext(),
+    ):
+        _check_alike(workers, key)
+        progress = progress and workers.leads
+        mine = workers.leads and holds(out, "certify", key)
+        earlier: CertificationRecord | None = workers.share(
+            finished(out, CertificationRecord) if mine else None
+        )
         if earlier is None:
             flags = _checked(method, model, images, labels, classes, progress)
-            open_run(out, "certify", key, {"asked": request, **circumstances(images.device)})
+            if workers.leads:
+                where = circumstances(images.device)
+                open_run(out, "certify", key, {"asked": request, **where}, besides=OTHERS)
+            workers.meet()  # from now on the others write there, too
         else:
             flags = [Flag(**flag.to_dict()) for flag in earlier.flags if flag.name != CONTRADICTED]
-        rows = _rows(method, images, labels, path, chunk, progress)
+        rows = _rows(method, images, labels, path, key, chunk, progress, workers)
         if earlier and [point.radius for point in earlier.certified] == list(radii):
             with ProgressLine("certifying", progress) as line:
                 when = on_date(earlier.finished or "")
                 line.say(f"{out} was finished on {when}: read, not certified again")
             return _result(method, rows, radii, flags, key, earlier.finished or "", note)
-        result = _result(method, rows, radii, flags, key, now(), note)
-        described = described_with(described, model)
-        record = CertificationRecord.checked({**described, **result.to_dict()}, str(out))
-        finish(out, record, [path.name])
+        result = _result(method, rows, radii, flags, key, str(workers.share(now())), note)
+        if workers.leads:
+            described = described_with(described, model)
+            record = CertificationRecord.checked({**described, **result.to_dict()}, str(out))
+            finish(out, record, [path.name])
+        workers.meet()
     return result
+
+
+def _check_alike(workers: Workers, key: str) -> None:
+    """InputError where processes are about to certify different things."""
+    keys = set(workers.gather(key))
+    if len(keys) > 1:
+        raise InputError("the processes have different models, images or versions of Holdfast")
 
 
 def _identity(
@@ -397,31 +429,85 @@ def _checked(
 
 
 def _rows(
-    method: Method, images: ModelImages, labels: Tensor, path: Path, chunk: int, progress: bool
+    method: Method,
+    images: ModelImages,
+    labels: Tensor,
+    path: Path,
+    key: str,
+    chunk: int,
+    progress: bool,
+    workers: Workers,
 ) -> tuple[Row, ...]:
-    """All rows, those of earlier processes included. They are written every few seconds."""
-    written = time.monotonic()
-    done = {row.index: row for row in read_rows(path)} if path.exists() else {}
+    """All rows, those of earlier processes included, in every worker.
+
+    Each worker certifies every N-th image that is left, and writes its rows every few seconds to a
+    file of its own; worker 0 brings them together, and whatever earlier workers left.
+    """
+    done = _brought_together(path, key, workers)
     left = torch.tensor([i for i in range(len(images)) if i not in done], dtype=torch.int64)
     if not len(left):
         return tuple(done[i] for i in sorted(done))
-    with ProgressLine(f"certifying by {method.name}", progress, run=path.parent) as line:
-        line.update(len(done) / len(images))  # the time left is estimated from new rows alone
+    own = path if workers.leads else _file_of(path, key, workers.rank)
+    known = done if workers.leads else {}
+    _certify_some(method, images, labels, left[workers.rank :: workers.size], known, own, chunk,
+                  progress, workers)  # fmt: skip
+    if workers.size > 1:
+        done = _brought_together(path, key, workers)
+    return tuple(done[i] for i in sorted(done))
+
+
+def _file_of(path: Path, key: str, worker: int | str) -> Path:
+    """A worker's file of this very run: on its own machine, another run's may lie beside it."""
+    return path.with_name(f"{path.stem}-{worker}-{key[:16]}{path.suffix}")
+
+
+def _brought_together(path: Path, key: str, workers: Workers) -> dict[int, Row]:
+    """The rows of all workers' files, wherever they lie, in every worker and in worker 0's file."""
+    others = sorted(path.parent.glob(_file_of(path, key, "*").name))
+    here = [path] if path.exists() and workers.leads else []
+    found = [row for file in (*here, *others) for row in read_rows(file)]
+    rows = {row.index: row for held in workers.gather(found) for row in held}
+    if workers.leads and (others or workers.size > 1) and rows:
+        _write_rows(path, rows)
+    rows = dict(workers.share(rows))  # now worker 0 has them for good
+    for file in others:
+        file.unlink(missing_ok=True)
+    if not workers.leads:
+        with suppress(OSError):  # it holds the run, where worker 0 sees it too
+            path.parent.rmdir()
+    workers.meet()
+    return rows
+
+
+def _certify_some(
+    method: Method,
+    images: ModelImages,
+    labels: Tensor,
+    mine: Int64[Tensor, " r"],
+    done: dict[int, Row],
+    path: Path,
+    chunk: int,
+    progress: bool,
+    workers: Workers,
+) -> None:
+    """The rows of some images, written beside those that are done."""
+    written, before, goal = time.monotonic(), len(done), max(1, len(done) + len(mine))
+    shown = path.parent if workers.leads else None
+    with ProgressLine(f"certifying by {method.name}", progress, run=shown) as line:
+        line.update(before / goal)  # the time left is estimated from new rows alone
         try:
-            for part in left.split(chunk):
+            for part in mine.split(chunk):
+                workers.check()
                 for row in _certified(method, images, labels, part):
                     done[row.index] = row
                 right = sum(row.prediction == row.label for row in done.values())
-                line.update(
-                    len(done) / len(images), f"{right / len(done):.1%} right of {len(done)}"
-                )
+                line.update(len(done) / goal, f"{right / len(done):.1%} right of {len(done)}")
                 if time.monotonic() - written > WRITE_SECONDS:
                     _write_rows(path, done)
                     written = time.monotonic()
         finally:  # an interruption loses at most one chunk
             if done:
                 _write_rows(path, done)
-    return tuple(done[i] for i in sorted(done))
 
 
 def _certified(
@@ -444,6 +530,7 @@ def _certified(
 
 
 def _write_rows(path: Path, rows: dict[int, Row]) -> None:
+    make_folder(path.parent)
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow((*(field.name for field in fields(Row)), CHECKSUM))

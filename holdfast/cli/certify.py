@@ -117,13 +117,11 @@ def run(options: Options) -> Certification:
 
     from .. import data as datasets
     from ..certification.certify import certify
-    from ..distributed import alone
     from ..evaluation.cards import remark, what_was_measured
     from ..loading import load
     from ..models.black_box import innermost
     from .images import check_limit, chosen, fitted
 
-    alone("certify")
     network = load(options.model, **model_options(options, options.outputs))
     if not isinstance(network, torch.nn.Module) or not isinstance(
         innermost(network), torch.nn.Module
@@ -159,8 +157,11 @@ def run(options: Options) -> Certification:
 
 def show(result: Certification, options: Options) -> None:
     """Print certified and attacked accuracy, and the flags that fired."""
+    from ..distributed import leads
     from ..runs.folder import on_date
 
+    if not leads():  # one of several processes; the first one tells
+        return
     for point in result.certified:
         low, high = point.interval
         tell(

@@ -200,8 +200,12 @@ def run(options: Options) -> Evaluation:
 
 def show(result: Evaluation, options: Options) -> None:
     """Print the checks, the accuracies, and with --from how much came over."""
+    from ..distributed import leads
     from ..runs.folder import on_date
     from .evaluate import show_accuracies
+
+    if not leads():  # one of several processes; the first one tells
+        return
 
     for flag in result.flags:
         if flag.name.startswith("given-"):

@@ -143,7 +143,7 @@ def run(options: Options) -> Mixed:
     return mix(
         models["robust"],
         models["accurate"],
-        datasets.to_tensor(split.images[:n]),
+        datasets.model_images(split.images[:n]),
         torch.from_numpy(split.labels[:n].copy()),
         threat,
         cost=options.cost,

@@ -182,7 +182,7 @@ def _halves(
     """
     shuffled = _drawn(validation, len(validation), options.seed, "validation")
     n = min(options.calibration, len(shuffled))
-    fitting, calibrating = shuffled[: n // 2].in_memory(), shuffled[n // 2 : n].in_memory()
+    fitting, calibrating = shuffled[: n // 2].held(), shuffled[n // 2 : n].held()
     for half in (fitting, calibrating):
         _check_every_class(dataset, half, whole=n == len(shuffled))
     if len(calibrating) * options.alpha < 1:
@@ -325,12 +325,12 @@ def run(options: Options) -> UncertaintyRecord:
         members=members,
         threat=threat,
         suite=suite,
-        test=more_test[:first].in_memory(),
+        test=more_test[:first].held(),
         fitting=fitting,
         calibration=calibrating,
         more_test=more_test,
         more_calibration=more_calibration,
-        training=_drawn(dataset.split("train"), TRAINING, options.seed, "training").in_memory(),
+        training=_drawn(dataset.split("train"), TRAINING, options.seed, "training").held(),
         classes=tuple(dataset.classes),
         out_of_distribution=_other_images(options, dataset),
         human=people,

@@ -7,10 +7,12 @@ is wanted, so that no small file fills the memory; nothing is ever unpickled.
 from __future__ import annotations
 
 import csv
+import json
+import math
 import os
 import re
 import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +27,19 @@ from torch import Tensor
 from ..errors import InputError
 from ..parsing import nearest
 from ..runs.files import check_regular, read_text
-from .arrays import Wrong, check_unpacked, loaded, member, opened, read_header
+from ..stored import TOGETHER, Made, ModelImages, NotInMemory, exceeds_memory, part
+from .arrays import (
+    Header,
+    Wrong,
+    check_unpacked,
+    loaded,
+    member,
+    opened,
+    place,
+    read_content,
+    read_header,
+)
+from .images import LazyImages
 from .names import natural
 from .pictures import read_image
 
@@ -50,13 +64,14 @@ class Given:
     """Images that somebody hands over.
 
     Attributes:
-        images: float32 (N, C, H, W); in [0, 1] if they are what they should be.
+        images: float32 (N, C, H, W); in [0, 1] if they are what they should be. More than 512 MiB
+            of them are not in memory, but read when they are indexed.
         index: int64 (N,), which image of the data each belongs to; None: they stand in its order.
         labels: int64 (N,), the true classes as the file has them; None where it has none.
         told: one line each on what was taken, and how.
     """
 
-    images: Float[Tensor, "n c h w"]
+    images: ModelImages
     index: Int64[Tensor, " n"] | None = None
     labels: Int64[Tensor, " n"] | None = None
     told: tuple[str, ...] = ()
@@ -70,7 +85,7 @@ class Given:
         if not len(rows):
             raise InputError(f"no adversarial image belongs to one of the first {count} images")
         return Given(
-            self.images[rows],
+            part(self.images, rows),
             None if self.index is None else self.index[rows],
             None if self.labels is None else self.labels[rows],
             (*self.told, f"only those of the first {count} images"),
@@ -82,8 +97,30 @@ class _Array:
     """An array of a file that is not loaded yet."""
 
     shape: Shape
-    load: Callable[[], np.ndarray | Tensor]
+    load: Callable[[], Any]
     wrong: str = ""  # why it cannot be loaded
+    unread: Callable[[], Any] | None = None  # the same, whose rows are read when it is indexed
+
+
+class _RowsOfFile:
+    """An array in a file, whose rows are read when it is indexed by their numbers.
+
+    Args:
+        offset: bytes of the file before the array, which is in C order.
+    """
+
+    def __init__(self, path: Path, dtype: np.dtype, offset: int, shape: Shape):
+        self.path, self.dtype, self.offset, self.shape = path, dtype, offset, shape
+
+    def __getitem__(self, rows: Int64[np.ndarray, " m"]) -> np.ndarray:
+        found = np.empty((len(rows), *self.shape[1:]), self.dtype)
+        size = math.prod(self.shape[1:]) * self.dtype.itemsize
+        with opened(self.path) as file:
+            for place, row in zip(found, rows.tolist(), strict=True):
+                file.seek(self.offset + row * size)
+                if file.readinto(memoryview(place).cast("B")) != size:  # type: ignore[attr-defined]
+                    raise Wrong("the file ends too early")
+        return found
 
 
 def read_given(path: Path | str, shape: Shape, most: int) -> Given:
@@ -116,7 +153,9 @@ def read_given(path: Path | str, shape: Shape, most: int) -> Given:
         told = [f"{path.name}: {_quoted(name)} of shape {_written(arrays[name].shape)} taken"]
         if others:
             told[0] += f"; beside it: {', '.join(sorted(others)[:8])}"
-        given = taken(arrays[name].load(), shape, f"{path}: {_quoted(name)}")
+        array = arrays[name]
+        load = array.unread if array.unread and exceeds_memory(array.shape) else array.load
+        given = taken(load(), shape, f"{path}: {_quoted(name)}")
         rows: dict[str, Tensor | None] = {}
         for what, names in (("index", INDEX_NAMES), ("labels", LABEL_NAMES)):
             found = _called(arrays, names)
@@ -159,7 +198,8 @@ def taken(values: Any, shape: Shape, what: str = "the adversarial images") -> Gi
 
     Args:
         values: floats, or whole numbers from 0 to 255; (N, C, H, W) or (N, H, W, C), and for one
-            channel (N, H, W).
+            channel (N, H, W). A tensor, an array, lists; or what has a `shape` and is indexed by
+            numbers of rows. More than 512 MiB, as float32, stay where they are.
         shape: (C, H, W) of the data.
 
     Raises:
@@ -171,34 +211,71 @@ def taken(values: Any, shape: Shape, what: str = "the adversarial images") -> Gi
         ((2, 3, 4, 4), ('N×H×W×C, turned to N×C×H×W', 'uint8, divided by 255'))
     """
     try:
-        x = (
-            values.detach().cpu()
-            if isinstance(values, Tensor)
-            else torch.from_numpy(_plain(values))
-        )
+        source = values.detach().cpu() if isinstance(values, Tensor) else _indexed(values)
+        channels_first, told = _layout(tuple(source.shape), tuple(shape), what)
+        count = len(source.shape) and source.shape[0]
+
+        def read(rows: Int64[Tensor, " m"]) -> Tensor:
+            found = source[rows] if isinstance(source, Tensor) else source[rows.numpy()]
+            return channels_first(
+                found if isinstance(found, Tensor) else torch.from_numpy(_plain(found))
+            )
+
+        first = read(torch.arange(1))
     except (TypeError, ValueError, RuntimeError) as error:
         said = " ".join(str(error).split())[:120]
         raise InputError(f"{what}: no array of numbers ({said})") from None
-    x, told = _laid_out(x, tuple(shape), what)
-    if x.is_floating_point():
-        kind = str(x.dtype).removeprefix("torch.")
-        x = x.float()
+    parts = (read(rows) for rows in torch.arange(count).split(TOGETHER))
+    kind, divided = str(first.dtype).removeprefix("torch."), True
+    if first.is_floating_point():
         if kind != "float32":
             told.append(f"{kind}, as float32")
-        some = x[torch.isfinite(x)]
-        if some.numel() and float((some > LARGE).float().mean()) > 0.1 and float(some.min()) >= 0:
-            x = x / 255
-            told.append(f"values up to {float(some.max()):g}: taken as 0 to 255, divided by 255")
-    elif x.dtype == torch.bool or x.is_complex():
-        raise InputError(f"{what}: {x.dtype} are no pixels; give floats in [0, 1], or uint8")
+        highest = _highest_of_bytes(parts)
+        divided = highest is not None
+        if divided:
+            told.append(f"values up to {highest:g}: taken as 0 to 255, divided by 255")
+    elif first.dtype == torch.bool or first.is_complex():
+        raise InputError(f"{what}: {first.dtype} are no pixels; give floats in [0, 1], or uint8")
     else:
-        kind = str(x.dtype).removeprefix("torch.")
-        low, high = int(x.min()), int(x.max())
+        ends = [(int(piece.min()), int(piece.max())) for piece in parts]
+        low, high = min(low for low, _ in ends), max(high for _, high in ends)
         if low < 0 or high > 255:
             raise InputError(f"{what}: whole numbers from {low} to {high}; pixels are 0 to 255")
-        x = x.float() / 255
         told.append(f"{kind}, divided by 255")
-    return Given(x.contiguous(), told=tuple(told))
+
+    def pixels(found: Tensor) -> Float[Tensor, "m c h w"]:
+        return (found.float() / 255 if divided else found.float()).contiguous()
+
+    wanted = (count, *shape)
+    if exceeds_memory(wanted) and not (isinstance(source, Tensor) and kind == "float32"):
+        return Given(Made(lambda rows: pixels(read(rows)), wanted), told=tuple(told))
+    whole = channels_first(source) if isinstance(source, Tensor) else read(torch.arange(count))
+    return Given(pixels(whole), told=tuple(told))
+
+
+def _indexed(values: Any) -> Any:
+    """What has a shape and is indexed by numbers of rows: a tensor, an array, or what is not in
+    memory."""
+    if isinstance(values, _RowsOfFile | LazyImages | NotInMemory):
+        return values
+    if isinstance(values, np.ndarray) and exceeds_memory(values.shape):
+        return values
+    return torch.from_numpy(_plain(values))
+
+
+def _highest_of_bytes(parts: Iterable[Tensor]) -> float | None:
+    """The highest value of floats that seem to be from 0 to 255; None of those from 0 to 1."""
+    finite = beyond = 0
+    low, high = math.inf, -math.inf
+    for piece in parts:
+        some = piece.float()
+        some = some[torch.isfinite(some)]
+        if some.numel():
+            finite, beyond = finite + some.numel(), beyond + int((some > LARGE).sum())
+            low, high = min(low, float(some.min())), max(high, float(some.max()))
+    if not finite or beyond <= 0.1 * finite or low < 0:
+        return None
+    return high
 
 
 def _plain(values: Any) -> np.ndarray:
@@ -213,18 +290,19 @@ def _plain(values: Any) -> np.ndarray:
     return np.array(array, dtype=array.dtype.newbyteorder("="))
 
 
-def _laid_out(x: Tensor, shape: Shape, what: str) -> tuple[Tensor, list[str]]:
+def _layout(given: Shape, shape: Shape, what: str) -> tuple[Callable[[Tensor], Tensor], list[str]]:
+    """From images of the shape `given` to (N, C, H, W), and a line on what that takes."""
     channels, height, width = shape
-    fits, turned = tuple(x.shape[1:]) == shape, tuple(x.shape[1:]) == (height, width, channels)
-    if x.ndim == 4 and len(x) and fits:
+    fits, turned = given[1:] == shape, given[1:] == (height, width, channels)
+    if len(given) == 4 and given[0] and fits:
         same = "N×C×H×W and N×H×W×C look alike here: taken as N×C×H×W"
-        return x, [same] if turned and channels > 1 else []
-    if x.ndim == 4 and len(x) and turned:
-        return x.permute(0, 3, 1, 2), ["N×H×W×C, turned to N×C×H×W"]
-    if x.ndim == 3 and len(x) and channels == 1 and tuple(x.shape[1:]) == (height, width):
-        return x[:, None], ["N×H×W, of one channel"]
+        return lambda x: x, [same] if turned and channels > 1 else []
+    if len(given) == 4 and given[0] and turned:
+        return lambda x: x.permute(0, 3, 1, 2), ["N×H×W×C, turned to N×C×H×W"]
+    if len(given) == 3 and given[0] and channels == 1 and given[1:] == (height, width):
+        return lambda x: x[:, None], ["N×H×W, of one channel"]
     raise InputError(
-        f"{what}: shape {_written(tuple(x.shape))} is not N×{channels}×{height}×{width} or "
+        f"{what}: shape {_written(given)} is not N×{channels}×{height}×{width} or "
         f"N×{height}×{width}×{channels}, as the data has it"
     )
 
@@ -244,6 +322,7 @@ def _arrays(path: Path) -> Iterator[dict[str, _Array]]:
                     name: _Array(
                         tuple(content.get_slice(name).get_shape()),
                         lambda name=name: content.get_tensor(name),  # type: ignore[misc]
+                        unread=_rows_of_safetensors(path, name),
                     )
                     for name in content.keys()  # noqa: SIM118
                 }
@@ -254,11 +333,18 @@ def _arrays(path: Path) -> Iterator[dict[str, _Array]]:
             raise InputError(f"{path} is damaged: {said}") from None
     elif kind == ".npz":
         with opened(path) as file, zipfile.ZipFile(file) as archive:
-            yield _members(archive)
+            yield _members(path, archive)
     elif kind == ".npy":
         with opened(path) as file:
             header = read_header(file, path.stat().st_size, "it")
-            yield {path.stem: _Array(header.shape, lambda: loaded(file, header)[0])}
+            unread = _RowsOfFile(path, header.dtype, header.offset, header.shape)
+            yield {
+                path.stem: _Array(
+                    header.shape,
+                    lambda: loaded(file, header)[0],
+                    unread=None if header.fortran else lambda: unread,
+                )
+            }
     else:
         if not path.exists():
             raise InputError(f"{path}: no such file")
@@ -267,7 +353,7 @@ def _arrays(path: Path) -> Iterator[dict[str, _Array]]:
         )
 
 
-def _members(archive: zipfile.ZipFile) -> dict[str, _Array]:
+def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, _Array]:
     found = {}
     for entry in archive.namelist():
         name = entry.removesuffix(".npy")
@@ -287,10 +373,34 @@ def _members(archive: zipfile.ZipFile) -> dict[str, _Array]:
             with archive.open(info) as stream:
                 return loaded(stream, read_header(stream, info.file_size, _quoted(name)))[0]
 
-        found[name] = _Array(header.shape, load)
+        def unread(
+            info: zipfile.ZipInfo = info, name: str = name, header: Header = header
+        ) -> _RowsOfFile:
+            with archive.open(info) as stream:  # to its end, which checks its CRC
+                read_content(stream, read_header(stream, info.file_size, _quoted(name)), None)
+            offset = place(path, info) + header.offset
+            return _RowsOfFile(path, header.dtype, offset, header.shape)
+
+        mapped = info.compress_type == zipfile.ZIP_STORED and not header.fortran
+        found[name] = _Array(header.shape, load, unread=unread if mapped else None)
     if not found:
         raise Wrong("holds no arrays")
     return found
+
+
+_KINDS = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "U8": "u1", "I16": "<i2", "I32": "<i4",
+          "I64": "<i8"}  # fmt: skip
+
+
+def _rows_of_safetensors(path: Path, name: str) -> Callable[[], _RowsOfFile] | None:
+    """A tensor of a file whose header the library has checked; None of a type that NumPy lacks."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entry = json.loads(file.read(length))[name]
+    if entry["dtype"] not in _KINDS:
+        return None
+    kind, begin = np.dtype(_KINDS[entry["dtype"]]), 8 + length + entry["data_offsets"][0]
+    return lambda: _RowsOfFile(path, kind, begin, tuple(entry["shape"]))
 
 
 def _raising(wrong: Wrong) -> Callable[[], np.ndarray]:
@@ -390,7 +500,12 @@ def _pictures(folder: Path, shape: Shape, most: int) -> Given:
         raise InputError(f"{folder}: holds no PNG files{hint}")
     if len(files) > most:
         raise InputError(f"{folder}: holds {len(files)} pictures; the data has {most} images")
-    images = np.stack([_picture(path, shape) for path in files])
+    channels, height, width = shape
+    images: Any = LazyImages(
+        lambda i: _picture(files[i], shape), len(files), (channels, height, width)
+    )
+    if not exceeds_memory(images.shape):
+        images = np.stack([_picture(path, shape) for path in files])
     told = [f"{folder.name}: {len(files)} pictures taken, in the order of their names"]
     index = _index_beside(folder, files)
     if index is None:

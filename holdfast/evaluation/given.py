@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -18,7 +18,7 @@ from .. import draws
 from ..attacks import Attack, Stage, Suite
 from ..attacks.goal import UNTARGETED
 from ..data.given import Given, check_index, read_given, taken
-from ..distributed import joined
+from ..distributed import Workers, joined
 from ..errors import InputError
 from ..inputs import check_logits, checked_labels, checked_stored_data, whole_number
 from ..intervals import clopper_pearson
@@ -32,7 +32,7 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import GivenInfo, TransferInfo
 from ..search import CLEAN, MAJORITY_OF, Ledger, Verifier, succeeded
-from ..stored import TOGETHER, ModelImages, StoredImages, in_memory
+from ..stored import TOGETHER, Chosen, Made, ModelImages, StoredImages, in_parts, part
 from ..threat import NORMS, SPATIAL, Threat
 from ..types import Images, Model
 from . import health
@@ -48,6 +48,7 @@ from .verdicts import distances_of, final_predictions, verdicts_of
 NAME = "given images"
 BATCH = 128
 SEARCHED = 256  # images outside the ball whose nearest original is looked for
+NEAREST = 64  # of them, for which all originals are read once
 CHECKS = "given.csv"
 SOURCE = "source"  # the folder of the run on the source
 EIGHT_BIT = 1e-3  # how far 255 · x may lie from a whole number
@@ -133,9 +134,6 @@ def judge(
         adversarial, threat = None, adversarial
     if (adversarial is None) == (source is None):
         raise InputError("give either adversarial images, or a source model to be attacked")
-    with joined() as workers:
-        if workers.size > 1:
-            raise InputError("judge works in one process; evaluate shares its images among several")
     with standard_defaults():
         everything, labels = checked_stored_data(images, labels)
         if batch_size is not None:
@@ -154,18 +152,18 @@ def judge(
         rows = _rows(given, len(everything))
         asked["targets"] = _of_rows(targets, rows, len(everything))
         origin = {"adversarial": digest(given.images, rows)}
-    x, y = everything[rows], labels[rows]  # as many as there are adversarial images
+    x, y = part(everything, rows), labels[rows]  # as many as there are adversarial images
     request = _request(model, x, y, threat, name, asked, described, run)
-    with _begun(request, {**origin, "clip": clip}) as key:
+    with joined() as workers, _begun(request, {**origin, "clip": clip}, workers) as key:
         found = None
-        if attacked is not None:
+        if attacked is not None:  # which all workers share; the rest is worker 0's
             found = _attacked(attacked, source, suite, batch_size, progress, run)
-            given = Given(
-                in_memory(found.adversarial), told=(f"found on the source by {found.suite}",)
-            )
+            given = Given(found.adversarial, told=(f"found on the source by {found.suite}",))
             if goal != UNTARGETED:  # the classes that the source was brought to
                 own = torch.tensor([verdict.target for verdict in found.verdicts])
                 request = replace(request, targets=own)
+        if not workers.leads:
+            return _told(workers.share(None), len(x), everything.shape)
         assert given is not None
         result = _judged(request, everything, rows, given, clip, batch_size, progress)
         update = {"identity": key, "seconds": time.monotonic() - began}
@@ -175,7 +173,21 @@ def judge(
         result = result.model_copy(update=update)
         if run is not None:
             write_run(Path(run), request.images, result, request)
+        if workers.size > 1:
+            held = result.adversarial if isinstance(result.adversarial, Tensor) else None
+            workers.share(result.model_copy(update={"adversarial": held}))
     return result
+
+
+def _told(result: Evaluation, count: int, shape: Sequence[int]) -> Evaluation:
+    """Worker 0's result, in another worker. Images that are not in memory stay there."""
+    if result.adversarial is not None:
+        return result
+
+    def never(rows: Tensor) -> Images:
+        raise InputError("the adversarial images are with the first process")
+
+    return result.model_copy(update={"adversarial": Made(never, (count, *shape[1:]))})
 
 
 # -- what was handed over -------------------------------------------------------------------------
@@ -189,9 +201,7 @@ def _given(adversarial: Any, images: ModelImages, index: Any) -> Given:
     elif isinstance(adversarial, Given):
         given = adversarial
     elif isinstance(adversarial, Evaluation):
-        given = Given(
-            in_memory(adversarial.adversarial), told=(f"found by suite {adversarial.suite}",)
-        )
+        given = Given(adversarial.adversarial, told=(f"found by suite {adversarial.suite}",))
         if tuple(given.images.shape[1:]) != shape:
             raise InputError(
                 f"the evaluation is of images of shape {tuple(given.images.shape[1:])}, not {shape}"
@@ -226,7 +236,7 @@ def _of_rows(targets: Any, rows: Tensor, most: int) -> Any:
 
 def _request(
     model: Any,
-    images: Tensor,
+    images: ModelImages,
     labels: Tensor,
     threat: Any,
     name: str,
@@ -293,7 +303,7 @@ def _attacked(
 
 
 @contextmanager
-def _begun(request: Request, origin: dict[str, Any]) -> Iterator[str]:
+def _begun(request: Request, origin: dict[str, Any], workers: Workers) -> Iterator[str]:
     """Inside, the run is this process's; gives its identity. One that fails leaves nothing.
 
     Raises:
@@ -314,7 +324,7 @@ def _begun(request: Request, origin: dict[str, Any]) -> Iterator[str]:
             asked["targets"] = digest(request.targets) if own else request.targets
         key = identity(**asked, settings=known.settings, code=code_version(*CODE))
     folder = request.folder
-    if folder is None:
+    if folder is None or not workers.leads:
         yield key
         return
     with claimed(folder):
@@ -332,18 +342,64 @@ def _begun(request: Request, origin: dict[str, Any]) -> Iterator[str]:
 # -- checks ---------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Checked:
-    """What the checks found, one row an image.
+class _Examined(NamedTuple):
+    """What the checks found of some images, one row each.
 
     Attributes:
         points: float32 (M, C, H, W), to be shown to the model; the original where none counts.
         finite, in_box, in_ball, counts: bool (M,).
+        clipped: bool (M,), whether it counts because it was projected.
+        low, high: (M,), of its values; of the original's where they are not finite.
         distance: (M,) from the original, as handed over; NaN where that is not finite.
-        flags: the checks.
+        off_grid: bool (M,), whether a value is no k/255.
     """
 
     points: Images
+    finite: Bool[Tensor, " m"]
+    in_box: Bool[Tensor, " m"]
+    in_ball: Bool[Tensor, " m"]
+    counts: Bool[Tensor, " m"]
+    clipped: Bool[Tensor, " m"]
+    low: Float[Tensor, " m"]
+    high: Float[Tensor, " m"]
+    distance: Float[Tensor, " m"]
+    off_grid: Bool[Tensor, " m"]
+
+
+def _examined(point: Images, x: Images, threat: Threat, clip: bool) -> _Examined:
+    finite = torch.isfinite(point.flatten(1)).all(1)
+    safe = torch.where(finite.view(-1, 1, 1, 1), point, x)
+    low, high = safe.flatten(1).amin(1), safe.flatten(1).amax(1)
+    in_box = finite & (low >= 0) & (high <= 1)
+    distance = torch.where(finite, threat.distance(safe, x), torch.nan)
+    in_ball = finite & threat.reaches(distance, threat.eps)
+    counts, clipped = in_box & in_ball, torch.zeros_like(finite)
+    if clip:
+        outside = finite & ~counts
+        projected = threat.project(safe, x)
+        safe = torch.where(outside.view(-1, 1, 1, 1), projected, safe)
+        counts = finite & threat.contains(safe, x)
+        clipped = outside & counts
+    off = (safe * 255 - (safe * 255).round()).abs().flatten(1).amax(1) > EIGHT_BIT
+    points = torch.where(counts.view(-1, 1, 1, 1), safe, x)
+    return _Examined(
+        points, finite, in_box, in_ball, counts, clipped, low, high, distance, off & finite
+    )
+
+
+@dataclass(frozen=True)
+class _Checked:
+    """What the checks found of all images.
+
+    Attributes:
+        points: as of `_Examined`; where the originals are not in memory, made anew when they are
+            asked for.
+        finite, in_box, in_ball, counts, distance: as there.
+        clipped: how many count because they were projected.
+        flags: the checks.
+    """
+
+    points: ModelImages
     finite: Bool[Tensor, " m"]
     in_box: Bool[Tensor, " m"]
     in_ball: Bool[Tensor, " m"]
@@ -356,29 +412,27 @@ class _Checked:
 def _checked(
     request: Request, everything: ModelImages, rows: Tensor, given: Given, clip: bool
 ) -> _Checked:
-    """Shape, values, ball and order of what was handed over.
+    """Shape, values, ball and order of what was handed over, a part at a time.
 
     Args:
         everything: all images of the data, among which the original of each is looked for.
         rows: those that the adversarial ones belong to.
     """
-    x, threat = in_memory(request.images), request.threat
-    point = given.images
-    flat = point.flatten(1)
-    finite = torch.isfinite(flat).all(1)
-    safe = torch.where(finite.view(-1, 1, 1, 1), point, x)
-    low, high = safe.flatten(1).amin(1), safe.flatten(1).amax(1)
-    in_box = finite & (low >= 0) & (high <= 1)
-    distance = torch.where(finite, threat.distance(safe, x), torch.nan)
-    in_ball = finite & threat.reaches(distance, threat.eps)
-    counts, clipped = in_box & in_ball, 0
-    if clip:
-        outside = finite & ~counts
-        projected = threat.project(safe, x)
-        safe = torch.where(outside.view(-1, 1, 1, 1), projected, safe)
-        counts = finite & threat.contains(safe, x)
-        clipped = int((outside & counts).sum())
-    points = torch.where(counts.view(-1, 1, 1, 1), safe, x)
+    x, threat, point = request.images, request.threat, given.images
+
+    def examined(some: Tensor) -> _Examined:
+        return _examined(point[some], x[some], threat, clip)
+
+    points, columns = torch.empty_like(x) if isinstance(x, Tensor) else None, []
+    for some in torch.arange(len(point)).split(TOGETHER):
+        part_of_all = examined(some)
+        if points is not None:
+            points[some] = part_of_all.points
+        columns.append(part_of_all[1:])
+    finite, in_box, in_ball, counts, were_clipped, low, high, distance, off_grid = (
+        torch.cat(column) for column in zip(*columns, strict=True)
+    )
+    clipped = int(were_clipped.sum())
     m, flags = len(point), []
     flags.append(_flag("shape", False, _shape_told(given, rows, len(everything)), {"images": m}))
     lost = int((~finite).sum())
@@ -403,7 +457,7 @@ def _checked(
     flags.append(_ball_flag(threat, distance, finite & ~in_ball, finite, instead, clip))
     remedy = "give `index`" if given.index is None else "the index is not theirs"
     flags.append(_order_flag(everything, rows, point, finite & ~in_ball, threat, remedy))
-    flags.append(_eight_bit_flag(safe[finite], m))
+    flags.append(_eight_bit_flag(int(off_grid.sum()), m))
     if given.labels is not None:
         differ = int((given.labels != request.labels).sum())
         flags.append(
@@ -414,7 +468,8 @@ def _checked(
                 {"images": differ},
             )
         )  # fmt: skip
-    return _Checked(points, finite, in_box, in_ball, counts, distance, clipped, tuple(flags))
+    shown = Made(lambda some: examined(some).points, x.shape) if points is None else points
+    return _Checked(shown, finite, in_box, in_ball, counts, distance, clipped, tuple(flags))
 
 
 def _flag(name: str, fired: bool, detail: str, figures: dict[str, Any]) -> Flag:
@@ -457,18 +512,18 @@ def _ball_flag(
 def _order_flag(
     everything: ModelImages,
     rows: Tensor,
-    point: Images,
+    point: ModelImages,
     outside: Tensor,
     threat: Threat,
     remedy: str,
 ) -> Flag:
     """Whether what lies outside the ball lies closer to another image than to its own."""
     asked = outside.nonzero().squeeze(1)[:SEARCHED]
-    nearest = [_nearest(everything, point[part]) for part in asked.split(64)]
+    nearest = [_nearest(everything, point[some]) for some in asked.split(NEAREST)]
     closest = torch.cat(nearest) if nearest else asked
     elsewhere = closest != rows[asked]
     count = int(elsewhere.sum())
-    distance = threat.distance(point[asked], everything[closest])
+    distance = in_parts(threat.distance, part(point, asked), part(everything, closest))
     fits = int((threat.reaches(distance, threat.eps) & elsewhere).sum())
     fired = fits > 0 or 2 * count > len(asked)
     if fired:
@@ -493,14 +548,11 @@ def _order_flag(
 def _nearest(images: ModelImages, points: Images) -> Int64[Tensor, " m"]:
     """The image that is closest to each point in L2, whatever the norm."""
     few = torch.arange(len(images)).split(TOGETHER)
-    parts = [images] if isinstance(images, Tensor) else (images[rows] for rows in few)
-    distances = [torch.cdist(points.flatten(1), part.flatten(1)) for part in parts]
+    distances = [torch.cdist(points.flatten(1), images[rows].flatten(1)) for rows in few]
     return torch.cat(distances, 1).argmin(1)
 
 
-def _eight_bit_flag(points: Images, m: int) -> Flag:
-    off = (points * 255 - (points * 255).round()).abs().flatten(1).amax(1) > EIGHT_BIT
-    count = int(off.sum())
+def _eight_bit_flag(count: int, m: int) -> Flag:
     said = (
         f"{count} of {m} have values that are no k/255: saved as 8-bit pictures they would be "
         "other images."
@@ -623,18 +675,20 @@ def _ledger(
     batch: int,
 ) -> Ledger:
     """What is known before the last word: clean answers, and the points that count."""
-    ledger = Ledger.of(request.images, request.labels, rows, goal=goals_of(request, known))
-    for part in torch.arange(len(rows)).split(batch):
-        seeds = draws.item_seeds(request.seed, "clean", rows[part])
-        answers = verifier.predict(request.images[part].to(request.device), seeds)
-        y = request.labels[part].to(request.device)
-        check_logits(answers.logits, len(part), y, first=part)
-        ledger.clean_prediction[part] = answers.prediction.cpu()
-        ledger.clean_confidence[part] = answers.confidence.cpu()
+    goals = goals_of(request, known)
+    ledger = Ledger.of(request.images, request.labels, rows, goal=goals, adversarial=found.points)
+    for some in torch.arange(len(rows)).split(batch):
+        seeds = draws.item_seeds(request.seed, "clean", rows[some])
+        answers = verifier.predict(request.images[some].to(request.device), seeds)
+        y = request.labels[some].to(request.device)
+        check_logits(answers.logits, len(some), y, first=some)
+        ledger.clean_prediction[some] = answers.prediction.cpu()
+        ledger.clean_confidence[some] = answers.confidence.cpu()
     won = succeeded(ledger.clean_prediction, ledger.labels, ledger.goal)
     ledger.broken[won], ledger.stage[won] = True, CLEAN
     shown = found.counts & ~won
-    in_memory(ledger.adversarial)[shown] = found.points[shown]
+    either = Chosen([request.images, found.points], shown.long())
+    ledger.adversarial = either[:] if isinstance(request.images, Tensor) else either
     ledger.found[shown] = ledger.found_item[shown] = 0
     ledger.forwards += 2 * verifier.draws
     return ledger

@@ -25,7 +25,7 @@ from ..runs.records import REQUEST, EvaluationRecord
 from ..search import ASIDE, Journal, Ledger, Search, SearchReport, Shard, stored_points
 from ..search.shards import NAME as JOURNAL
 from ..search.shards import OTHERS
-from ..stored import StoredImages, part
+from ..stored import NotInMemory, StoredImages, part
 from . import health
 from .defence_examples import write_defence_examples
 from .inspection import Inspection
@@ -141,7 +141,7 @@ class Run:
         if shared.adversarial is not None:
             return shared
         if shown is None:
-            assert self.folder is not None and isinstance(images, StoredImages)
+            assert self.folder is not None and isinstance(images, NotInMemory)
             shown = stored_points(self.folder / JOURNAL, images)
         return shared.model_copy(update={"adversarial": shown})
 
@@ -149,7 +149,7 @@ class Run:
         images, labels = self.request.images, self.request.labels
         index = torch.arange(len(images))
         goals = None if goals is None else goals.clone()
-        points = journal.lend(images) if isinstance(images, StoredImages) else None
+        points = journal.lend(images) if isinstance(images, NotInMemory) else None
         return Ledger.of(images, labels, index, self.request.threat.witness_size, goals, points)
 
     def open(self, plan: Plan) -> None:

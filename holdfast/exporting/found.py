@@ -23,7 +23,7 @@ from ..report.runs import EvaluationRun, Verdicts
 from ..runs.identity import digest, fingerprint, weights_digest
 from ..search import AdversarialImages, Journal, Ledger
 from ..search.shards import NAME as JOURNAL
-from ..stored import ModelImages, StoredImages, each, in_parts, part
+from ..stored import ModelImages, NotInMemory, each, in_parts, part
 from ..types import Model
 
 
@@ -126,7 +126,7 @@ def _points(
     place[rows] = torch.arange(len(rows))
     every, number = part(images, place), torch.arange(size)
     journal = Journal(None, run.record.identity or "")
-    points = journal.lend(every) if isinstance(every, StoredImages) else None
+    points = journal.lend(every) if isinstance(every, NotInMemory) else None
     ledger = Ledger.of(every, labels[place], number, run.threat.witness_size, adversarial=points)
     try:
         journal.absorb(path, index.tolist())

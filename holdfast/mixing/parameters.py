@@ -22,11 +22,12 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from ..errors import InputError
-from ..inputs import check_logits, checked_data, real_number, whole_number
+from ..inputs import check_logits, checked_stored_data, real_number, whole_number
 from ..models.mixture import Mixture, sharpened
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
-from ..types import Images, Model
+from ..stored import ModelImages
+from ..types import Model
 
 
 class Parameters(NamedTuple):
@@ -101,12 +102,14 @@ class Points:
         InputError: the models have different numbers of classes.
     """
 
-    def __init__(self, robust: Model, accurate: Model, images: Images, labels: Int64[Tensor, " n"]):
+    def __init__(
+        self, robust: Model, accurate: Model, images: ModelImages, labels: Int64[Tensor, " n"]
+    ):
         self.models, self.labels = (wrapped(robust), wrapped(accurate)), labels
         self.logits: list[tuple[Tensor, Tensor]] = []  # (N, K) of both models, point by point
         self.add(images)
 
-    def add(self, points: Images, *, worst: bool = False) -> None:
+    def add(self, points: ModelImages, *, worst: bool = False) -> None:
         """Add one more point of each image.
 
         Args:
@@ -125,8 +128,9 @@ class Points:
             accurate = torch.zeros_like(accurate).scatter(1, others, CERTAIN)
         self.logits.append((robust, accurate))
 
-    def _logits(self, model: Model, points: Images) -> Float[Tensor, "n k"]:
-        parts = zip(points.split(BATCH), self.labels.split(BATCH), strict=True)
+    def _logits(self, model: Model, points: ModelImages) -> Float[Tensor, "n k"]:
+        rows = torch.arange(len(points)).split(BATCH)
+        parts = ((points[some], self.labels[some]) for some in rows)
         if not self.logits:  # on clean images, logits that are not finite are an error
             return torch.cat([check_logits(model(x), len(x), y).double() for x, y in parts])
         return torch.cat([_wrong_where_nan(model(x), y).double() for x, y in parts])
@@ -210,9 +214,9 @@ def choose(
 def fit_mixture(
     robust: nn.Module,
     accurate: nn.Module,
-    images: Images,
+    images: ModelImages,
     labels: Int64[Tensor, " n"],
-    attack: Callable[[nn.Module], Images],
+    attack: Callable[[nn.Module], ModelImages],
     *,
     cost: float = 0.01,
     rounds: int = 4,
@@ -241,7 +245,7 @@ def fit_mixture(
         >>> fit_mixture(*models, images, labels, attack=lambda model: images, rounds=1).n
         8
     """
-    images, labels = checked_data(images, labels)
+    images, labels = checked_stored_data(images, labels)
     labels = labels.to(images.device)
     whole_number("mixture: rounds", rounds, 1)
     if cost != 0:
@@ -289,7 +293,9 @@ def _holds(points: Points, parameters: Parameters, cost: float) -> bool:
     return points.figures_of(parameters).standing >= alone - cost - 1e-9
 
 
-def _found(attack: Callable[[nn.Module], Images], model: nn.Module, images: Images) -> Images:
+def _found(
+    attack: Callable[[nn.Module], ModelImages], model: nn.Module, images: ModelImages
+) -> ModelImages:
     """The points that an attack finds; InputError where they have another shape."""
     with torch.enable_grad(), evaluating(model):
         found = attack(model)
@@ -297,4 +303,4 @@ def _found(attack: Callable[[nn.Module], Images], model: nn.Module, images: Imag
         raise InputError(
             f"the attack returned shape {tuple(found.shape)} for images {tuple(images.shape)}"
         )
-    return found.detach()
+    return found.detach() if isinstance(found, Tensor) else found

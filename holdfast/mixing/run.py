@@ -18,7 +18,7 @@ from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..evaluation.classes import check_number_of_logits
 from ..evaluation.quick_attack import LOSSES, quick_attack
-from ..inputs import checked_data, checked_device, checked_threat
+from ..inputs import checked_device, checked_stored_data, checked_threat
 from ..models import build, save_checkpoint
 from ..models.black_box import innermost
 from ..models.mixture import Mixture
@@ -32,6 +32,7 @@ from ..runs.parts import Stages
 from ..runs.progress import ProgressLine
 from ..runs.records import MixtureFigures, MixtureRecord
 from ..runs.records.base import ShownAsRecord
+from ..stored import ModelImages, StoredImages
 from ..threat import Threat
 from ..types import Images, Model
 from .parameters import Choice, Figures, Parameters, fit_mixture
@@ -69,7 +70,7 @@ class Mixed(ShownAsRecord):
 def mix(
     robust: nn.Module,
     accurate: nn.Module,
-    images: Images,
+    images: Images | StoredImages,
     labels: Int64[Tensor, " n"] | None = None,
     threat: Threat | None = None,
     *,
@@ -133,26 +134,26 @@ def mix(
     models = {"robust": robust, "accurate": accurate}
     cards = {name: getattr(model, "card", {}) for name, model in models.items()}
     with standard_defaults():
-        images, labels = checked_data(images, labels)
+        everything, labels = checked_stored_data(images, labels)
     if run is not None:
         given = sources or {}
         cards = {name: part_card(name, model, given.get(name)) for name, model in models.items()}
         models = {name: unwrapped(model) for name, model in models.items()}  # type: ignore[misc]
     if classes is None:
         classes = cards["robust"].get("classes")
-    _check_alike(models, cards, classes, images.shape[1], described.get("data", {}))
+    _check_alike(models, cards, classes, everything.shape[1], described.get("data", {}))
     threat = threat_of(None, None, cards["robust"]) if threat is None else checked_threat(threat)
     where = checked_device(device)
-    images, labels = images.to(where), labels.to(where)
-    threat.check_reach(images)
-    _check_logits(models, images, classes)
-    search = _Search(models, images, labels, threat, cost, steps, rounds, seed)
+    held, labels = everything.to(where), labels.to(where)
+    threat.check_reach(held)
+    _check_logits(models, held, classes)
+    search = _Search(models, held, labels, threat, cost, steps, rounds, seed)
     if run is None:
         return search.mixed(search.choice(None, progress))
     out, settings = Path(run), search.settings()
     key = identity(**settings)
     with claimed(out):
-        asked = {**settings, **_names(cards, described), "n": len(images)}
+        asked = {**settings, **_names(cards, described), "n": len(held)}
         _, begun = open_run(out, "mix", key, {"asked": asked, **circumstances(where)})
         earlier = finished(out, MixtureRecord) if begun else None
         if earlier is not None:
@@ -175,7 +176,7 @@ class _Search:
     """All that decides which parameters are chosen. The attributes are `mix`'s arguments."""
 
     models: dict[str, nn.Module]
-    images: Images
+    images: ModelImages
     labels: Int64[Tensor, " n"]
     threat: Threat
     cost: float
@@ -206,15 +207,16 @@ class _Search:
                 line.update(share, word)
                 line.say(word)
 
-            def attack(model: nn.Module) -> Images:
-                def work(_: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+            def attack(model: nn.Module) -> ModelImages:
+                def work(_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
                     points = quick_attack(
                         model, self.images, self.labels, self.threat, self.steps, self.seed
                     )
-                    return {}, {"points": points.cpu()}
+                    return {}, {"points": points.to("cpu")}
 
                 done = attacks.do(f"attack-{len(attacks.seconds)}", work)
-                return done.tensors["points"].to(self.images.device)
+                points: ModelImages = done.tensors["points"].to(self.images.device)
+                return points
 
             return fit_mixture(
                 self.models["robust"],
@@ -421,7 +423,7 @@ def _check_alike(
 
 
 def _check_logits(
-    models: dict[str, nn.Module], images: Images, classes: Sequence[str] | None
+    models: dict[str, nn.Module], images: ModelImages, classes: Sequence[str] | None
 ) -> None:
     """InputError if a model has another number of logits than there are classes."""
     for name, model in models.items():

@@ -23,13 +23,16 @@ MOST = 2**28  # bytes of a JSON, CSV or YAML file; larger ones are none of Holdf
 DEEPEST = 50  # levels of a JSON file: nothing that reads one has to fear for its stack
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
+def write_atomically(path: Path, content: bytes | str | Iterable[bytes]) -> None:
     """Write to a temporary neighbour, flush it to the disk, then rename it over `path`.
+
+    Args:
+        content: all of it, or piece by piece.
 
     Raises:
         InputError: the disk is full or the folder cannot be written; `path` is untouched.
     """
-    data = _encoded(content)
+    pieces = [_encoded(content)] if isinstance(content, bytes | str) else content
     try:
         handle, temporary = tempfile.mkstemp(
             dir=path.parent, prefix=f".{path.name}.", suffix=PARTIAL
@@ -38,7 +41,8 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from None
     try:
         with os.fdopen(handle, "wb") as file:
-            file.write(data)
+            for piece in pieces:
+                file.write(piece)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)

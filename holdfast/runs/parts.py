@@ -1,19 +1,24 @@
-"""Finished parts of a run, each kept in one file that appears whole or not at all."""
+"""Finished parts of a run, each kept in a file that appears whole or not at all.
+
+Images that are not in memory have a file of their own beside it.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import InputError
+from ..stored import TOGETHER, ImageFile, ModelImages, NotInMemory
 from ..types import Report
 from .files import check_regular, make_folder, write_atomically
 from .identity import digest
@@ -25,16 +30,16 @@ class Done(NamedTuple):
 
     Attributes:
         figures: anything JSON can hold.
-        tensors: by name.
+        tensors: by name; images that are not in memory are read when they are indexed.
         seconds: what it took, when it was done.
     """
 
     figures: dict[str, Any]
-    tensors: dict[str, Tensor]
+    tensors: dict[str, Any]
     seconds: float
 
 
-Work = Callable[[Report], tuple[dict[str, Any], dict[str, Tensor]]]
+Work = Callable[[Report], tuple[dict[str, Any], dict[str, Any]]]
 
 
 class Stages:
@@ -67,7 +72,7 @@ class Stages:
             # By name, as they are read again: what is written of them keeps their order.
             done = Done(figures, dict(sorted(tensors.items())), time.monotonic() - began)
             if file is not None:
-                _write(file, done)
+                done = _written(file, done)
         self.passed += weight
         self.line.update(min(self.passed / self.total, 1.0), name)
         self.seconds[name] = done.seconds
@@ -79,11 +84,31 @@ class Stages:
             shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def _write(file: Path, done: Done) -> None:
+def _written(file: Path, done: Done) -> Done:
+    """The same, with images that are not in memory in a file of the run's."""
     make_folder(file.parent)
-    metadata = {"figures": json.dumps(done.figures), "seconds": repr(done.seconds)}
-    tensors = {name: tensor.contiguous() for name, tensor in done.tensors.items()}
-    write_atomically(file, save(tensors, metadata | {"sha256": _checksum(tensors, metadata)}))
+    held: dict[str, ModelImages] = {}
+    for name, tensor in done.tensors.items():
+        if isinstance(tensor, NotInMemory):
+            rows = torch.arange(len(tensor)).split(TOGETHER)
+            pieces = (tensor[some].contiguous().numpy().astype("<f4").tobytes() for some in rows)
+            write_atomically(_images_of(file, name), pieces)
+            held[name] = ImageFile(tensor.shape, _images_of(file, name))
+        else:
+            held[name] = tensor.contiguous()
+    shapes = {n: list(t.shape) for n, t in held.items() if not isinstance(t, Tensor)}
+    metadata = {
+        "figures": json.dumps(done.figures),
+        "seconds": repr(done.seconds),
+        **({"images": json.dumps(shapes)} if shapes else {}),
+    }
+    inside = {name: tensor for name, tensor in held.items() if isinstance(tensor, Tensor)}
+    write_atomically(file, save(inside, metadata | {"sha256": _checksum(held, metadata)}))
+    return done._replace(tensors=held)
+
+
+def _images_of(file: Path, name: str) -> Path:
+    return file.with_suffix(f".{name}.f32")
 
 
 def _read(file: Path) -> Done:
@@ -91,7 +116,11 @@ def _read(file: Path) -> Done:
         check_regular(file)
         with safe_open(file, framework="pt") as opened:
             metadata = opened.metadata()
-            tensors = {name: opened.get_tensor(name) for name in sorted(opened.keys())}
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118
+        for name, shape in json.loads(metadata.get("images", "{}")).items():
+            check_regular(_images_of(file, name))
+            tensors[name] = ImageFile(shape, _images_of(file, name))
+        tensors = dict(sorted(tensors.items()))
         if metadata["sha256"] != _checksum(tensors, metadata):
             raise ValueError("its checksum differs")
         return Done(json.loads(metadata["figures"]), tensors, float(metadata["seconds"]))
@@ -101,6 +130,6 @@ def _read(file: Path) -> Done:
         ) from None
 
 
-def _checksum(tensors: dict[str, Tensor], metadata: dict[str, str]) -> str:
+def _checksum(tensors: Mapping[str, Any], metadata: dict[str, str]) -> str:
     named = (part for name in sorted(tensors) for part in (name, tensors[name]))
     return digest(metadata["figures"], metadata["seconds"], *named)

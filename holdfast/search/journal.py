@@ -25,7 +25,7 @@ from torch import Tensor
 
 from ..errors import InputError
 from ..models.metered import Answer
-from ..stored import StoredImages
+from ..stored import NotInMemory
 from .batch import Key, StoredItem
 from .ledger import Ledger
 from .points import StoredPoints
@@ -203,7 +203,7 @@ class Journal:
         self.db.close()
         self._closed = True
 
-    def lend(self, images: StoredImages) -> StoredPoints:
+    def lend(self, images: NotInMemory) -> StoredPoints:
         """The adversarial images that it keeps, of all these images; also once it is closed."""
         self._lent = True
         return StoredPoints(images, self._points)
@@ -530,7 +530,7 @@ class Journal:
             raise _damaged(path or self.path, error) from None
 
 
-def stored_points(path: Path, images: StoredImages) -> StoredPoints:
+def stored_points(path: Path, images: NotInMemory) -> StoredPoints:
     """The adversarial images that a journal keeps, which nobody writes to any more."""
     return StoredPoints(images, partial(_points_of, path.absolute()))
 

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from ..stored import ModelImages, part
-from .points import AdversarialImages, StoredPoints
+from .points import AdversarialImages
 
 STANDING = -2
 CLEAN = -1  # broken before any attack: the clean image is misclassified, or its goal predicted
@@ -63,7 +63,7 @@ class Ledger:
         index: Tensor,
         witness_size: int = 0,
         goal: Tensor | None = None,
-        adversarial: StoredPoints | None = None,
+        adversarial: AdversarialImages | None = None,
     ) -> Ledger:
         """A ledger on which nothing is known yet.
 

@@ -8,7 +8,7 @@ box. So every figure measured on what `seek` returns is the original model's.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import NamedTuple
 
 import torch
@@ -20,13 +20,13 @@ from ..attacks import GradientAscent, Items, Oracle, State
 from ..attacks.goal import UNTARGETED
 from ..attacks.state import pick
 from ..errors import InputError
-from ..inputs import checked_data
+from ..inputs import checked_stored_data
 from ..models.wrapper import standard_defaults, wrapped
 from ..search.batch import Batch, Key
 from ..search.journal import FinishedItem, Journal
 from ..search.ledger import Ledger
 from ..search.scheduler import Checkpoints, Scheduler, Task
-from ..stored import in_memory
+from ..stored import TOGETHER, ModelImages, in_memory, in_parts, room_for
 from ..threat import Threat
 from ..types import Images, Model, Report
 from .goals import Goal, Outputs, Values
@@ -155,7 +155,7 @@ class Ascent(GradientAscent[AscentState]):
         found = seek(
             self, model, images, labels, threat, held=held, seed=seed, batch_size=batch_size
         )
-        return found.images.to(images.device)
+        return in_memory(found.images).to(images.device)
 
 
 def _orthogonal(gradient: Images, other: Images) -> Images:
@@ -172,13 +172,14 @@ class Found(NamedTuple):
     """What a search found, an image a row, on the CPU; all of it said by the original model.
 
     Attributes:
-        images: (N, C, H, W) in the ball and the box; the start where nothing better was found.
+        images: (N, C, H, W) in the ball and the box; the start where nothing better was found. In
+            memory, or in a temporary file, as the images are that were searched.
         outputs: (N, O) of the original model on them.
         holds: bool (N,), whether the goal's condition holds there.
         moved: bool (N,), whether the search improved on the start.
     """
 
-    images: Float[Tensor, "n c h w"]
+    images: ModelImages
     outputs: Outputs
     holds: Bool[Tensor, " n"]
     moved: Bool[Tensor, " n"]
@@ -187,13 +188,13 @@ class Found(NamedTuple):
 def seek(
     attack: Ascent,
     model: Model,
-    images: Images,
+    images: ModelImages,
     labels: Int64[Tensor, " n"],
     threat: Threat,
     *,
     search: Model | None = None,
     held: Int64[Tensor, " n"] | None = None,
-    starts: Images | None = None,
+    starts: ModelImages | None = None,
     known: Outputs | None = None,
     items: Int64[Tensor, " n"] | None = None,
     samples: int = 1,
@@ -230,23 +231,23 @@ def seek(
         InputError: bad images or labels; starts outside the ball or the box.
     """
     with standard_defaults():
-        images, labels = checked_data(images, labels)
+        images, labels = checked_stored_data(images, labels)
     model = wrapped(model)
     attack.check_norm(threat)
     device = images.device if device is None else device
     # What waits for its batch, and what was found, is in main memory.
-    images, labels = images.cpu(), labels.cpu()
+    images, labels = images.to("cpu"), labels.cpu()
     held = None if held is None else held.cpu()
-    begin = images if starts is None else starts.cpu()
-    if not bool(threat.contains(begin, images).all()):
+    begin = images if starts is None else starts.to("cpu")
+    if not bool(in_parts(threat.contains, begin, images).all()):
         raise InputError("starts must lie inside the ball around their images, and in the box")
     items = torch.arange(len(images)) if items is None else items.cpu()
 
-    def ask(x: Images, rows: Tensor) -> Outputs:
+    def ask(x: ModelImages, rows: Tensor) -> Outputs:
         original, answers = Oracle(model, samples), []
-        for part, own in zip(x.split(batch_size), rows.split(batch_size), strict=True):
-            original.seeds = draws.item_seeds(seed, "verdict", items[own])
-            answers.append(original.logits(part.to(device)).cpu())
+        for own in torch.arange(len(x)).split(batch_size):
+            original.seeds = draws.item_seeds(seed, "verdict", items[rows[own]])
+            answers.append(original.logits(x[own].to(device)).cpu())
         return torch.cat(answers)
 
     everything = torch.arange(len(images))
@@ -255,7 +256,7 @@ def seek(
         held = labels
         if attack.goal.holds_answers:
             held = (first if starts is None else ask(images, everything)).argmax(1)
-    wanted = Items(
+    wanted = _Wanted(
         images=images,
         labels=labels,
         targets=held,
@@ -267,16 +268,38 @@ def seek(
     kept = journal or Journal(None, attack.name)
     try:
         best = _climb(attack, oracle, wanted, threat, batch_size, device, kept, report)
+        return _verified(attack.goal, ask, wanted, first, best, threat)
     finally:
         if journal is None:
             kept.close()
-    return _verified(attack.goal, ask, wanted, begin, first, best, threat)
+
+
+@dataclass(frozen=True, eq=False)
+class _Wanted:
+    """What is searched, an image a row, as `Items` says; images that need not be in memory."""
+
+    images: ModelImages
+    labels: Int64[Tensor, " n"]
+    targets: Int64[Tensor, " n"]
+    eps: Float[Tensor, " n"]
+    seeds: Int64[Tensor, " n"]
+    start: ModelImages
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def select(self, rows: Tensor) -> Items:
+        """Some of them, read. A start that is the image stays one tensor with it."""
+        read = {each.name: getattr(self, each.name)[rows] for each in fields(self)}
+        return Items(**read | ({"start": read["images"]} if self.start is self.images else {}))
 
 
 class _Climb(Task):
     """One item an image; each runs until it has its aim, or to its end."""
 
-    def __init__(self, wanted: Items, ledger: Ledger, journal: Journal, device: torch.device | str):
+    def __init__(
+        self, wanted: _Wanted, ledger: Ledger, journal: Journal, device: torch.device | str
+    ):
         self.wanted, self.ledger, self.journal, self.device = wanted, ledger, journal, device
 
     def keys(self) -> list[Key]:
@@ -304,15 +327,18 @@ class _Climb(Task):
 def _climb(
     attack: Ascent,
     oracle: Oracle,
-    wanted: Items,
+    wanted: _Wanted,
     threat: Threat,
     batch_size: int,
     device: torch.device | str,
     journal: Journal,
     report: Report,
-) -> Images:
-    """The best point that the search believes in; the start where it believes in none."""
-    ledger = Ledger.of(wanted.start, wanted.labels, torch.arange(len(wanted)))
+) -> ModelImages:
+    """The best point that the search believes in; the start where it believes in none. Of starts
+    that are not in memory the journal has it."""
+    start, everything = wanted.start, torch.arange(len(wanted))
+    points = None if isinstance(start, Tensor) else journal.lend(start)
+    ledger = Ledger.of(start, wanted.labels, everything, adversarial=points)
     task = _Climb(wanted, ledger, journal, device)
     scheduler = Scheduler(
         attack, oracle, threat, task, batch_size=batch_size, checkpoints=Checkpoints(journal)
@@ -320,42 +346,40 @@ def _climb(
     total = len(wanted) * attack.iterations
     for left in scheduler.run(task.keys()):
         report(1 - left / total)
-    return in_memory(ledger.adversarial)
+    return ledger.adversarial
 
 
 def _verified(
     goal: Goal,
-    ask: Callable[[Images, Tensor], Outputs],
-    wanted: Items,
-    begin: Images,
+    ask: Callable[[ModelImages, Tensor], Outputs],
+    wanted: _Wanted,
     first: Outputs,
-    best: Images,
+    best: ModelImages,
     threat: Threat,
 ) -> Found:
-    """The best points as far as the original accepts them."""
-
-    def judged(outputs: Outputs, rows: Tensor) -> tuple[Tensor, Tensor]:
-        items = wanted.select(rows)
-        return goal.kept(outputs, items) > 0, goal.value(outputs, items)
-
-    everything = torch.arange(len(wanted))
-    images, outputs = begin.clone(), first.clone()
-    holds, value = judged(first, everything)
-    moved = torch.zeros(len(wanted), dtype=torch.bool)
-    held_before = holds.clone()
-    rows = (best != begin).flatten(1).any(1).nonzero().squeeze(1)
-    points = best[rows]
-    for _ in range(BACKTRACKS + 1):
-        if not len(rows):
-            break
-        answer = ask(points, rows)
-        kept, reached = judged(answer, rows)
-        legal = threat.contains(points, wanted.images[rows], wanted.eps[rows])
-        accepted = legal & kept & ((reached > value[rows]) | ~held_before[rows])
-        where = rows[accepted]
-        images[where], outputs[where] = points[accepted], answer[accepted]
-        holds[where] = moved[where] = True
-        rows = rows[~accepted]
-        # Ball and box are convex: whatever lies between two of their points is inside.
-        points = begin[rows] + (points[~accepted] - begin[rows]) / 2
+    """The best points as far as the original accepts them, a part of the images at a time."""
+    images, outputs = room_for(wanted.start), first.clone()
+    holds, moved = (torch.zeros(len(wanted), dtype=torch.bool) for _ in range(2))
+    for part in torch.arange(len(wanted)).split(TOGETHER):
+        items, points = wanted.select(part), best[part]
+        begin = items.start
+        kept, own = begin.clone(), outputs[part]  # copies, which are filled in and written back
+        held_before, value = goal.kept(own, items) > 0, goal.value(own, items)
+        has_moved = torch.zeros_like(held_before)
+        rows = (points != begin).flatten(1).any(1).nonzero().squeeze(1)
+        points = points[rows]
+        for _ in range(BACKTRACKS + 1):
+            if not len(rows):
+                break
+            some, answer = items.select(rows), ask(points, part[rows])
+            legal = threat.contains(points, some.images, some.eps) & (goal.kept(answer, some) > 0)
+            better = goal.value(answer, some) > value[rows]
+            accepted = legal & (better | ~held_before[rows])
+            where = rows[accepted]
+            kept[where], own[where], has_moved[where] = points[accepted], answer[accepted], True
+            rows = rows[~accepted]
+            # Ball and box are convex: whatever lies between two of their points is inside.
+            points = begin[rows] + (points[~accepted] - begin[rows]) / 2
+        images[part], outputs[part] = kept, own
+        holds[part], moved[part] = held_before | has_moved, has_moved
     return Found(images, outputs, holds, moved)

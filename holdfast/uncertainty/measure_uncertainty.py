@@ -16,10 +16,11 @@ from ..attacks.suites import suite_named
 from ..data import out_of_distribution as other_images
 from ..errors import InputError
 from ..evaluation.cards import threat_of
-from ..inputs import checked_data, checked_device, checked_threat
+from ..inputs import checked_device, checked_stored_data, checked_threat
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
 from ..runs.records import UncertaintyRecord
+from ..stored import StoredImages, part
 from ..threat import Threat
 from ..types import Images, Model
 from .conformal import robust_alpha
@@ -32,7 +33,7 @@ OTHERS = 300  # images of each out-of-distribution kind
 
 def measure_uncertainty(
     model: Model,
-    images: Images,
+    images: Images | StoredImages,
     labels: Int64[Tensor, " n"] | None = None,
     *,
     calibration: Any,
@@ -169,8 +170,8 @@ def _both(name: str, pair: Any) -> tuple[Any, Any]:
 def _labelled(images: Any, labels: Any) -> LabelledImages:
     """Images and labels, checked, on the CPU."""
     with standard_defaults():
-        x, y = checked_data(images, labels)
-    return LabelledImages(x.cpu(), y.cpu(), torch.arange(len(y)))
+        x, y = checked_stored_data(images, labels)
+    return LabelledImages(x.to("cpu"), y.cpu(), torch.arange(len(y)))
 
 
 def _halves(
@@ -184,7 +185,7 @@ def _halves(
     seeds = draws.item_seeds(seed, "split", "calibration", images.items)
     order = draws.uniform(seeds, 0).argsort(stable=True)
     fitting, calibrating = (
-        LabelledImages(images.images[rows], images.labels[rows], rows)
+        LabelledImages(part(images.images, rows), images.labels[rows], rows)
         for rows in (order[: len(order) // 2], order[len(order) // 2 :])
     )
     if len(calibrating) * alpha < 1 or not len(fitting):

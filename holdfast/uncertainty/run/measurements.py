@@ -8,6 +8,7 @@ JSON holds them, and tensors: what the original model says of the images that it
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,7 +23,7 @@ from ...attacks.losses import margin
 from ...data.corruptions import SEVERITIES, corrupt
 from ...data.out_of_distribution import OutOfDistribution
 from ...evaluation.evaluate import evaluate
-from ...stored import in_memory
+from ...stored import Chosen, Made, ModelImages, part, room_for
 from ...threat import Threat
 from ...types import Images, Logits, Report
 from ..abstaining import Threshold
@@ -32,6 +33,7 @@ from ..detection import threshold_at_fpr
 from ..goals import Enlarge, Evade, Goal, LookFamiliar, Miscalibrate, Miscover
 from ..scores import LogitScore
 from .probed_model import Look, ProbedModel, wrong
+from .request import Request
 
 STEPS = 15
 UNAWARE_STEPS = 16
@@ -46,7 +48,7 @@ ROBUST_STEPS, ROBUST_SAMPLES = 8, 2
 # `cifar10-linf-slim` reached as far on the average as 15 short ones, goal by goal.
 SMOOTH_SHARE = 0.6
 
-Outcome = tuple[dict[str, Any], dict[str, Tensor]]  # figures and tensors of a step
+Outcome = tuple[dict[str, Any], dict[str, Any]]  # figures and tensors of a step
 
 
 def between(report: Report, low: float, high: float) -> Report:
@@ -79,7 +81,7 @@ def attack_predictions(
     )
     summary = evaluation.to_dict()
     kept = ("attacks", "flags", "forwards", "backwards", "precision")
-    tensors = {"images": in_memory(evaluation.adversarial), "broken": evaluation.broken}
+    tensors = {"images": evaluation.adversarial, "broken": evaluation.broken}
     return {name: summary[name] for name in kept}, tensors
 
 
@@ -96,9 +98,9 @@ def look_at_clean(probed: ProbedModel, report: Report) -> Outcome:
         ("calibration", request.calibration, request.more_calibration),
         ("test", request.test, request.more_test),
     )
-    for number, (name, part, more) in enumerate(splits):
-        look = probed.look(part.images[:])
-        further = more[slice(len(part), None)]
+    for number, (name, split, more) in enumerate(splits):
+        look = probed.look(split.images)
+        further = more[slice(len(split), None)]
         report((number + 0.2) / len(splits))
         logits = [look.logits]
         if len(further):
@@ -116,7 +118,7 @@ def ascent(probed: ProbedModel, goal: Goal, steps: int, **options: Any) -> Ascen
     return Ascent(goal, steps=steps, lengths=SHORT, **options)
 
 
-def attack_unaware(probed: ProbedModel, suite: Images, report: Report) -> Outcome:
+def attack_unaware(probed: ProbedModel, suite: ModelImages, report: Report) -> Outcome:
     """Attack as one who knows of no detector, and goes on after a success: the true class's
     probability as low as can be.
 
@@ -129,12 +131,13 @@ def attack_unaware(probed: ProbedModel, suite: Images, report: Report) -> Outcom
     Returns:
         the tensor `images` (N, C, H, W).
     """
-    request, parts = probed.request, []
+    request, everything = probed.request, probed.request.test.floats
+    found = room_for(everything)
     fast_copy = probed.fast_copy("calibrated", probed.model)
     steps = math.ceil(SMOOTH_SHARE * UNAWARE_STEPS) if probed.smooth else UNAWARE_STEPS
     attack = Ascent(Miscover(), steps=steps, lengths=LONG)
     for rows in torch.arange(len(request.test)).split(probed.batch_size):
-        images, labels = request.test.floats[rows], request.test.labels[rows]
+        images, labels = everything[rows], request.test.labels[rows]
         items = Items(
             images=images,
             labels=labels,
@@ -147,16 +150,16 @@ def attack_unaware(probed: ProbedModel, suite: Images, report: Report) -> Outcom
             points = run(
                 attack, Oracle(fast_copy.model), items, request.threat, own_draws=False
             ).best
-        parts.append(points.cpu())
+        found[rows] = points.cpu()
         report(float(rows[-1] + 1) / len(request.test))
-    return {"steps": steps, "search": fast_copy.name}, {"images": torch.cat(parts)}
+    return {"steps": steps, "search": fast_copy.name}, {"images": found}
 
 
 def score_images(
     probed: ProbedModel,
     clean: dict[str, Tensor],
-    suite: Images,
-    unaware: Images,
+    suite: ModelImages,
+    unaware: ModelImages,
     report: Report,
 ) -> Outcome:
     """Logits and every detector's score of calibration images, clean and attacked test images.
@@ -173,12 +176,12 @@ def score_images(
     request = probed.request
     calibration, test = request.calibration, request.test
     looks = {
-        name: Look(probed.temperature(clean[f"more_{name}"][: len(part)]), clean[name])
-        for name, part in (("calibration", calibration), ("test", test))
+        name: Look(probed.temperature(clean[f"more_{name}"][: len(split)]), clean[name])
+        for name, split in (("calibration", calibration), ("test", test))
     }
     places = (
-        ("calibration", calibration.images[:], calibration.items, looks["calibration"]),
-        ("clean", test.images[:], test.items, looks["test"]),
+        ("calibration", calibration.images, calibration.items, looks["calibration"]),
+        ("clean", test.images, test.items, looks["test"]),
         ("suite", suite, test.items, None),
         ("unaware", unaware, test.items, None),
     )
@@ -226,7 +229,7 @@ def attack_detector(
     detector: str,
     calibration: Float[Tensor, " m"],
     thresholds: list[Threshold],
-    attacked: dict[str, Images],
+    attacked: dict[str, ModelImages],
     scored: dict[str, Tensor],
     report: Report,
 ) -> Outcome:
@@ -273,11 +276,11 @@ def attack_detector(
                 slack=fast_copy.error,
             ),
             both,
-            request.test.floats[rows],
+            part(request.test.floats, rows),
             labels[rows],
             request.threat,
             search=fast_copy.model,
-            starts=starts[rows],
+            starts=part(starts, rows),
             known=torch.cat([first_logits[rows], first_scores[rows, None]], 1),
             items=request.test.items[rows],
             report=between(report, number / 2, (number + 1) / 2),
@@ -296,8 +299,8 @@ def attack_detector(
 
 
 def _least_suspicious(
-    detector: str, labels: Tensor, attacked: dict[str, Images], scored: dict[str, Tensor]
-) -> tuple[Tensor, Images, Tensor, Tensor]:
+    detector: str, labels: Tensor, attacked: dict[str, ModelImages], scored: dict[str, Tensor]
+) -> tuple[Tensor, ModelImages, Tensor, Tensor]:
     """Of the images that different attacks found, the one with the lowest score that is wrong.
 
     Where none is wrong, the first attack's. Arguments as in `attack_detector`.
@@ -312,8 +315,14 @@ def _least_suspicious(
     breaks = torch.stack([wrong(logits, labels) for logits in every_logits])
     chosen = torch.where(breaks, every_score, torch.inf).argmin(0), torch.arange(len(labels))
     rows = breaks.any(0).nonzero().squeeze(1)
-    images = torch.stack(list(attacked.values()))
-    return rows, images[chosen], every_logits[chosen], every_score[chosen]
+    return rows, _chosen(attacked, chosen[0]), every_logits[chosen], every_score[chosen]
+
+
+def _chosen(attacked: dict[str, ModelImages], which: Tensor) -> ModelImages:
+    """Of the images that different attacks found, one each: in memory if all of them are."""
+    versions = list(attacked.values())
+    images = Chosen(versions, which)
+    return images[:] if all(isinstance(each, Tensor) for each in versions) else images
 
 
 def score_out_of_distribution(
@@ -356,25 +365,34 @@ def predict_corrupted(probed: ProbedModel, corruption: str, report: Report) -> O
     """
     request = probed.request
     images, parts = request.test.floats, []
+    items = request.test.items
     fast_copy = probed.fast_copy("calibrated", probed.model)
     for number, severity in enumerate(SEVERITIES):
+        corrupted: Any
         if request.corruptions is not None:
             corrupted = request.corruptions.images(corruption, severity).float() / 255
+        elif isinstance(images, Tensor):
+            corrupted = corrupt(images, corruption, severity, seed=request.seed, items=items)
         else:
-            corrupted = corrupt(
-                images, corruption, severity, seed=request.seed, items=request.test.items
-            )
+            some = partial(_corrupted, request, corruption, severity)
+            corrupted = Made(some, images.shape)
         parts.append(probed.logits_of_many(corrupted))
         report((number + 1) / len(SEVERITIES))
     return {"search": fast_copy.name}, {"logits": torch.stack(parts)}
 
 
+def _corrupted(request: Request, corruption: str, severity: int, rows: Tensor) -> Images:
+    """Some of the test images under a corruption."""
+    images, items = request.test.floats[rows], request.test.items[rows]
+    return corrupt(images, corruption, severity, seed=request.seed, items=items)
+
+
 def attack_sets(
     probed: ProbedModel,
     sets: SplitConformal,
-    attacked: dict[str, Images],
+    attacked: dict[str, ModelImages],
     scored: dict[str, Tensor],
-    unsure: dict[str, Tensor],
+    unsure: dict[str, Any],
     report: Report,
 ) -> Outcome:
     """Attack conformal sets twice: to miss the true class, and to hold as many classes as can be.
@@ -411,7 +429,7 @@ def attack_sets(
             f"sets, {attack.name}, {threat.eps!r}",
             attack,
             probed.model,
-            images[:count],
+            part(images, slice(count)),
             labels[:count],
             threat,
             search=fast_copy.model,
@@ -430,7 +448,7 @@ def attack_sets(
     misses, enlarges = (
         Ascent(goal, steps=CURVE_STEPS, lengths=lengths) for goal in (Miscover(), enlarge)
     )
-    missed = enlarged = _Answered(images[:curve_n], scored["clean/logits"][:curve_n])
+    missed = enlarged = _Answered(part(images, slice(curve_n)), scored["clean/logits"][:curve_n])
     for number, multiple in enumerate(MULTIPLES):
         if multiple == 1:
             missed, enlarged = missed_at_eps.first(curve_n), large_at_eps.first(curve_n)
@@ -449,21 +467,21 @@ def attack_sets(
 class _Answered(NamedTuple):
     """Images (N, C, H, W), and the original's calibrated logits (N, K) on them."""
 
-    images: Images
+    images: ModelImages
     logits: Logits
 
     def first(self, count: int) -> _Answered:
-        return _Answered(self.images[:count].clone(), self.logits[:count].clone())
+        return _Answered(part(self.images, slice(count)), self.logits[:count].clone())
 
 
 def _least_probable(
-    labels: Tensor, attacked: dict[str, Images], scored: dict[str, Tensor]
+    labels: Tensor, attacked: dict[str, ModelImages], scored: dict[str, Tensor]
 ) -> _Answered:
     """Of the images that different attacks found, the one whose true class is least probable."""
     logits = torch.stack([scored[f"{name}/logits"] for name in attacked])
     lead = torch.stack([-margin(each, labels) for each in logits])
     chosen = lead.argmax(0), torch.arange(len(labels))
-    return _Answered(torch.stack(list(attacked.values()))[chosen], logits[chosen])
+    return _Answered(_chosen(attacked, chosen[0]), logits[chosen])
 
 
 def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
@@ -481,7 +499,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
     images, labels = request.test.floats, request.test.labels
     robust = RobustConformal.fit(
         lambda x: probed.model(x.to(device)),
-        request.calibration.images[:],
+        request.calibration.images,
         request.calibration.labels,
         request.alpha,
         radius=request.radius,
@@ -501,7 +519,7 @@ def attack_robust_sets(probed: ProbedModel, report: Report) -> Outcome:
             f"robust sets, {name}",
             ascent(probed, Miscover(), ROBUST_STEPS),
             NoisyModel(probed.model, request.sigma).eval(),
-            images[:n],
+            part(images, slice(n)),
             labels[:n],
             ball,
             search=NoisyModel(fast_copy.model, request.sigma).eval(),

@@ -23,9 +23,9 @@ from ...runs.files import make_folder
 from ...runs.identity import digest
 from ...search import Journal
 from ...search.fast_copies import FastCopy, Say, fast_copy_of, has_fast_bf16, original
-from ...stored import part
+from ...stored import ModelImages, part
 from ...threat import Threat, per_item
-from ...types import Images, Model, Stored
+from ...types import Model, Stored
 from .. import scores
 from ..attacks import Ascent, Found, seek
 from ..batches import in_batches
@@ -102,18 +102,18 @@ class ProbedModel:
         found: dict[str, scores.Score] = {
             name: scores.LogitScore(model, name) for name in scores.LOGIT_SCORES
         }
-        if self.features is not None:
-            images = request.training.images[:].to(request.device)
-            features = in_batches(self.features, images)
+        if (layer := self.features) is not None:
+            images = request.training.images
+            features = in_batches(lambda x: layer(x.to(request.device)), images)
             found["mahalanobis"] = scores.Mahalanobis(
-                self.features,
+                layer,
                 images,
                 request.training.labels,
                 classes=len(request.classes),
                 known=features,
             )
             found["nearest-neighbour"] = scores.NearestNeighbour(
-                self.features, images, k=min(NEIGHBOURS, len(images)), known=features
+                layer, images, k=min(NEIGHBOURS, len(images)), known=features
             )
         # Noise moves logits much further than a fast copy's rounding.
         found["smoothing-spread"] = scores.smoothing_spread(
@@ -134,16 +134,18 @@ class ProbedModel:
             )
         return found
 
-    def look(self, images: Tensor) -> Look:
+    def look(self, images: Tensor | Stored) -> Look:
         """Logits and features of images (N, C, H, W), by the original in its own precision."""
         if self.features is None:
-            return Look(self.logits(images), images.new_zeros(len(images), 0))
+            return Look(self.logits(images), torch.zeros(len(images), 0))
         layer = self.features
         joined = in_batches(self._on_device(lambda x: torch.cat(layer.with_output(x), 1)), images)
         split = joined.shape[1] - len(self.request.classes)
         return Look(joined[:, split:].float(), joined[:, :split])
 
-    def score(self, images: Tensor, items: Int64[Tensor, " n"], look: Look | None = None) -> Scored:
+    def score(
+        self, images: Tensor | Stored, items: Int64[Tensor, " n"], look: Look | None = None
+    ) -> Scored:
         """Logits and every score of images (N, C, H, W).
 
         Args:
@@ -229,11 +231,11 @@ class ProbedModel:
         name: str,
         attack: Ascent,
         model: Model,
-        images: Images,
+        images: ModelImages,
         labels: Int64[Tensor, " n"],
         threat: Threat,
         *,
-        starts: Images | None = None,
+        starts: ModelImages | None = None,
         known: Tensor | None = None,
         batch_size: int | None = None,
         **options: Any,

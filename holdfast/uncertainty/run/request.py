@@ -1,7 +1,7 @@
 """What an uncertainty run is to measure: models, images and promises, checked.
 
-What is attacked is in memory. Further images, which are only looked at, may be many and large: they
-are read as they are needed (`UnreadImages`).
+Images may be many and large: what would fill more than 512 MiB as float32 is read as it is needed
+(`UnreadImages`).
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from ...data.images import part
 from ...data.out_of_distribution import OutOfDistribution
 from ...data.published_corruptions import PublishedCorruptions
 from ...models.wrapper import wrapped
+from ...stored import ModelImages, NotInMemory, StoredImages, exceeds_memory
 from ...threat import Threat
 from ...types import Model
 
@@ -36,22 +37,22 @@ class UnreadImages:
     dtype = torch.uint8
 
     def __init__(self, source: Any):
-        self._source = source
+        self.source = source
 
     @property
     def shape(self) -> torch.Size:
         """(N, C, H, W)."""
-        return torch.Size(self._source.shape)
+        return torch.Size(self.source.shape)
 
     def __len__(self) -> int:
-        return len(self._source)
+        return len(self.source)
 
     def __getitem__(self, rows: Any) -> UInt8[Tensor, "m c h w"]:
-        return torch.from_numpy(np.asarray(self._source[self._numbers(rows)]))
+        return torch.from_numpy(np.asarray(self.source[self._numbers(rows)]))
 
     def part(self, rows: Any) -> UnreadImages:
         """Some of the images, which are not read yet."""
-        return UnreadImages(self._source.part(self._numbers(rows)))
+        return UnreadImages(self.source.part(self._numbers(rows)))
 
     def _numbers(self, rows: Any) -> Int64[np.ndarray, " m"]:
         numbers: np.ndarray = np.arange(len(self))
@@ -68,7 +69,7 @@ class LabelledImages:
         items: the number of each image in its data set, to which random draws belong.
     """
 
-    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | UnreadImages
+    images: UInt8[Tensor, "n c h w"] | Float[Tensor, "n c h w"] | UnreadImages | NotInMemory
     labels: Int64[Tensor, " n"]
     items: Int64[Tensor, " n"]
 
@@ -79,9 +80,10 @@ class LabelledImages:
         held = torch.from_numpy(images) if isinstance(images, np.ndarray) else UnreadImages(images)
         return LabelledImages(held, labels, items)
 
-    def in_memory(self) -> LabelledImages:
-        """The same, read."""
-        return replace(self, images=self.images[:])
+    def held(self) -> LabelledImages:
+        """The same, read if they are few."""
+        few = not exceeds_memory(self.images.shape)
+        return replace(self, images=self.images[:]) if few else self
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -91,10 +93,14 @@ class LabelledImages:
         return LabelledImages(images, self.labels[rows], self.items[rows])
 
     @property
-    def floats(self) -> Float[Tensor, "n c h w"]:
-        """The images in [0, 1]."""
-        images = self.images[:]
-        return images.float() / 255 if images.dtype == torch.uint8 else images
+    def floats(self) -> ModelImages:
+        """The images in [0, 1], in memory if they are few."""
+        images = self.images
+        if isinstance(images, NotInMemory) or images.dtype != torch.uint8:
+            return images  # type: ignore[return-value]
+        if exceeds_memory(images.shape):
+            return StoredImages(images.source if isinstance(images, UnreadImages) else images)
+        return images[:].float() / 255
 
 
 @dataclass(frozen=True, eq=False)
