@@ -59,6 +59,9 @@ class NotInMemory(ABC):
         wanted = self._numbers(rows)
         return self._read(wanted).to(self.device) if wanted.ndim else self[[int(rows)]][0]
 
+    def __setitem__(self, rows: Any, images: Tensor) -> None:
+        raise TypeError(f"{type(self).__name__} cannot be written to")
+
     def _numbers(self, rows: Any) -> Int64[np.ndarray, " m"]:
         numbers: np.ndarray = self._rows[rows.cpu().numpy() if isinstance(rows, Tensor) else rows]
         return numbers

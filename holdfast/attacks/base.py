@@ -540,7 +540,7 @@ class Attack(ABC, Generic[S]):
         seed: int,
         batch_size: int,
         reach: bool = False,
-        items: Int64[Tensor, " n"] | None = None,
+        numbers: Int64[Tensor, " n"] | None = None,
     ) -> Iterator[Images]:
         """What a call returns, batch by batch; the images need not be in memory.
 
@@ -548,12 +548,12 @@ class Attack(ABC, Generic[S]):
             model: behind `WrappedModel`.
             images, labels, threat, targets, seed, batch_size: as in a call, and checked.
             reach: whether the targets alone count as successes.
-            items: the number of each image, to which its draws belong; None: 0 … N−1.
+            numbers: of the images, to which its draws belong; None: 0 … N−1.
         """
-        items = torch.arange(len(images)) if items is None else items.cpu()
+        numbers = torch.arange(len(images)) if numbers is None else numbers.cpu()
         for first in range(0, len(images), batch_size):
             x, y = images[first : first + batch_size], labels[first : first + batch_size]
-            index = items[first : first + len(x)]
+            index = numbers[first : first + len(x)]
             with torch.no_grad():
                 logits = check_logits(model(x), len(x), y, first)
             if targets is None or isinstance(targets, str):

@@ -16,7 +16,7 @@ from ..evaluation.cards import threat_of
 from ..inputs import checked_device, checked_stored_data, real_number, whole_number
 from ..models.black_box import innermost
 from ..models.wrapper import standard_defaults, wrapped
-from ..stored import StoredImages
+from ..stored import NotInMemory
 from ..threat import Threat
 from ..types import Images
 from .run import Certification, IntervalBounds, Method, Smoothing, certify_by
@@ -30,7 +30,7 @@ PASSES = 50_000  # forward passes of a chunk, after which rows may be written
 
 def certify(
     model: nn.Module,
-    images: Images | StoredImages,
+    images: Images | NotInMemory,
     labels: Int64[Tensor, " n"] | None = None,
     *,
     sigma: float | None = None,

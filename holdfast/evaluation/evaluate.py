@@ -22,7 +22,7 @@ from ..models.wrapper import standard_defaults
 from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..search import Search
-from ..stored import StoredImages
+from ..stored import NotInMemory
 from ..threat import Threat
 from ..types import Images, Model
 from .inspection import Inspection
@@ -39,7 +39,7 @@ SEARCH = "journal and order of the search"  # all of the search but its attacks
 
 def evaluate(
     model: Model,
-    images: Images | StoredImages,
+    images: Images | NotInMemory,
     labels: Int64[Tensor, " n"] | None = None,
     threat: Threat | None = None,
     suite: str | Suite | Attack | Sequence[Attack] = "autoattack",

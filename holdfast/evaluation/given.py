@@ -32,7 +32,7 @@ from ..runs.lock import claimed
 from ..runs.progress import ProgressLine
 from ..runs.records import GivenInfo, TransferInfo
 from ..search import CLEAN, MAJORITY_OF, Ledger, Verifier, succeeded
-from ..stored import TOGETHER, Chosen, Made, ModelImages, StoredImages, in_parts, part
+from ..stored import TOGETHER, Chosen, Made, ModelImages, NotInMemory, in_parts, part
 from ..threat import NORMS, SPATIAL, Threat
 from ..types import Images, Model
 from . import health
@@ -72,7 +72,7 @@ class _GivenImages(Attack):
 
 def judge(
     model: Model,
-    images: Images | StoredImages,
+    images: Images | NotInMemory,
     labels: Int64[Tensor, " n"] | None = None,
     adversarial: Any = None,
     threat: Threat | None = None,

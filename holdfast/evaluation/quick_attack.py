@@ -12,14 +12,14 @@ from torch import Tensor
 from ..attacks import APGD
 from ..defences import views
 from ..models.wrapper import predicted, wrapped
-from ..stored import NotInMemory, part, room_for
+from ..stored import ModelImages, part, room_for
 from ..threat import Threat
 from ..types import Model
 
 LOSSES = ("ce", "margin")
 BATCH = 250
 
-Points = TypeVar("Points", Tensor, NotInMemory)
+Points = TypeVar("Points", bound=ModelImages)
 
 
 def quick_attack(
@@ -46,7 +46,7 @@ def quick_attack(
     """
     model = wrapped(model)
     threat.check_reach(images)
-    found = room_for(images)
+    found: Points = room_for(images)
     rows = torch.arange(len(images), device=labels.device)
     items = rows.cpu() if items is None else items.cpu()
     backward_passes: list[Model] = [model, *views(model).values()]
@@ -59,7 +59,7 @@ def quick_attack(
             threat,
             seed=seed,
             batch_size=batch_size,
-            items=items[rows.cpu()],
+            numbers=items[rows.cpu()],
         )
         for own, points in zip(rows.split(batch_size), batches, strict=True):
             found[own] = points

@@ -32,7 +32,7 @@ from ..runs.parts import Stages
 from ..runs.progress import ProgressLine
 from ..runs.records import MixtureFigures, MixtureRecord
 from ..runs.records.base import ShownAsRecord
-from ..stored import ModelImages, StoredImages
+from ..stored import ModelImages, NotInMemory
 from ..threat import Threat
 from ..types import Images, Model
 from .parameters import Choice, Figures, Parameters, fit_mixture
@@ -70,7 +70,7 @@ class Mixed(ShownAsRecord):
 def mix(
     robust: nn.Module,
     accurate: nn.Module,
-    images: Images | StoredImages,
+    images: Images | NotInMemory,
     labels: Int64[Tensor, " n"] | None = None,
     threat: Threat | None = None,
     *,

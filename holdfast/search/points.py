@@ -41,7 +41,7 @@ class StoredPoints(NotInMemory):
             points[clean] = self._images[numbers[clean]].cpu()
         return points
 
-    def __setitem__(self, row: int, point: Tensor) -> None:
+    def __setitem__(self, row: Any, point: Tensor) -> None:
         """Have a point at hand until the journal, which is told of it next, has it."""
         self._newest = {int(self._rows[row]): point}
 

@@ -260,7 +260,7 @@ def seek(
         images=images,
         labels=labels,
         targets=held,
-        eps=threat.radii(images),
+        eps=threat.radii(labels),
         seeds=draws.item_seeds(seed, items, attack.name, 0, held),
         start=begin,
     )

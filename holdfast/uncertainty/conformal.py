@@ -36,6 +36,7 @@ from .. import draws
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..models.wrapper import wrapped
+from ..types import Stored
 from .batches import in_batches
 from .inputs import (
     Array,
@@ -279,7 +280,7 @@ class RobustConformal:
     def fit(
         cls,
         model: Callable[[Tensor], Tensor],
-        images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
+        images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"] | Stored,
         labels: Int64[Tensor, " n"],
         alpha: float,
         *,
@@ -330,7 +331,7 @@ class RobustConformal:
 
     def sets(
         self,
-        images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"],
+        images: Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"] | Stored,
         items: Items | None = None,
         *,
         batch_size: int = 256,
@@ -378,7 +379,7 @@ class NoisyModel(nn.Module):
 
 def _noisy_probabilities(
     model: Callable[[Tensor], Tensor],
-    images: Tensor,
+    images: Tensor | Stored,
     sigma: float,
     seed: int,
     split: str,

@@ -20,7 +20,7 @@ from ..inputs import checked_device, checked_stored_data, checked_threat
 from ..models.modes import evaluating
 from ..models.wrapper import standard_defaults, wrapped
 from ..runs.records import UncertaintyRecord
-from ..stored import StoredImages, part
+from ..stored import NotInMemory, part
 from ..threat import Threat
 from ..types import Images, Model
 from .conformal import robust_alpha
@@ -33,7 +33,7 @@ OTHERS = 300  # images of each out-of-distribution kind
 
 def measure_uncertainty(
     model: Model,
-    images: Images | StoredImages,
+    images: Images | NotInMemory,
     labels: Int64[Tensor, " n"] | None = None,
     *,
     calibration: Any,

@@ -34,11 +34,11 @@ from .. import draws
 from ..errors import InputError
 from ..models.modes import evaluating
 from ..models.wrapper import part_named, unwrapped, wrapped
-from ..types import Images, Logits, Model
+from ..types import Images, Logits, Model, Stored
 from .batches import in_batches
 from .inputs import check_every_class, checked_items, checked_labels
 
-StoredImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"]
+StoredImages = Float[Tensor, "n c h w"] | UInt8[Tensor, "n c h w"] | Stored
 Items = Int64[Tensor, " n"]  # the number of each image in its data set
 Scores = Float[Tensor, " n"]
 
