@@ -1,6 +1,7 @@
-"""`certify` and `judge` share their work among processes, and come to what one process comes to.
+"""`certify`, `judge` and `uncertainty` share their work among processes.
 
-As in `test_workers`, this file run as a program forks the processes and writes down what they say.
+They come to what one process comes to. As in `test_workers`, this file run as a program forks the
+processes and writes down what they say.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import holdfast as hf
 from holdfast.certification import run as certifying
 from holdfast.errors import InputError
 from holdfast.runs.files import read_json
+from holdfast.uncertainty.run import figures, measurements
 
 N, CLASSES = 40, 4
 THREAT = hf.Threat("linf", 0.02)
@@ -101,6 +103,47 @@ def deaths(folder: Path, name: str) -> list[Any]:
     return [first, left, team(folder, 2, lambda rank: dying(run(rank), False))]
 
 
+def unsure(out: Path | None, dies: bool = False) -> Any:
+    """The result, and which attacks this process made; it may die before the last one."""
+    torch.set_num_threads(1)
+    made: list[str] = []
+    for name in ("attack_predictions", "attack_confidence", "attack_sets"):
+        real = getattr(measurements, name)
+
+        def counted(*given: Any, name: str = name, real: Any = real, **named: Any) -> Any:
+            if dies and name == "attack_sets":
+                os.kill(os.getpid(), signal.SIGKILL)
+            made.append(name)
+            return real(*given, **named)
+
+        setattr(measurements, name, counted)
+    for name in ("STEPS", "UNAWARE_STEPS", "SET_STEPS", "CURVE_STEPS", "OOD_STEPS", "ROBUST_STEPS"):
+        setattr(measurements, name, 2)
+    measurements.CURVE_IMAGES, figures.RESAMPLES = 10, 3
+    sys.modules[hf.measure_uncertainty.__module__].OTHERS = 6  # type: ignore[attr-defined]
+    shape = (3, 8, 8)
+    body, head = models.Net(CLASSES, shape, 2, scale=9.0), torch.nn.Linear(CLASSES, CLASSES)
+    with torch.no_grad():
+        head.weight.copy_(torch.eye(CLASSES))
+        head.bias.zero_()
+    model = torch.nn.Sequential(body, head).eval()
+    x = models.images(121, shape, seed=2)
+    labels = models.answers(model, x)
+    labels[::9] = (labels[::9] + 1) % CLASSES
+    result = hf.measure_uncertainty(
+        model, x[:21], labels[:21], calibration=(x[21:], labels[21:]), attack="pgd", threat=THREAT,
+        ood=["noise"], run=out,
+    ).to_dict()  # fmt: skip
+    for changes in ("seconds", "stages", "finished", "attacks", "files", "log"):
+        result.pop(changes, None)
+    return [result, made]
+
+
+def unsure_deaths(folder: Path, name: str) -> list[Any]:
+    first = team(folder, 2, lambda rank: unsure(folder / name.format(rank), rank == 1))
+    return [first, team(folder, 2, lambda rank: unsure(folder / name.format(rank)))]
+
+
 def judgements(folder: Path, given: bool, size: int) -> Any:
     return team(folder, size, lambda rank: judged(folder / f"judged-{given}-{size}", given))
 
@@ -117,6 +160,9 @@ def scenarios(folder: Path) -> dict[str, Any]:
             for given in (True, False)
             for size in (1, 2)
         },
+        "unsure-1": team(folder, 1, lambda rank: unsure(folder / "unsure-1")),
+        "unsure-nowhere": team(folder, 2, lambda rank: unsure(None)),
+        **{name: unsure_deaths(folder, name) for name in ("unsure-2", "unsure-apart-{}")},
     }
 
 
@@ -194,17 +240,28 @@ def test_judgements_of_two_processes_are_those_of_one(ran, given: bool) -> None:
     assert 0 < result[0]["robust_accuracy"] < 1
 
 
-def test_mix_and_uncertainty_say_that_they_work_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    from holdfast.cli import mix, uncertainty
+@pytest.mark.parametrize("name", ["unsure-2", "unsure-apart-{}"], ids=["shared folder", "apart"])
+def test_uncertainty_of_two_processes_is_that_of_one(ran, name: str) -> None:
+    folder, told = ran
+    ((alone, made),) = (each["result"] for each in told["unsure-1"])
+    assert made == ["attack_predictions", "attack_confidence", "attack_sets"]
+    killed, both = told[name]
+    assert killed is None and len(both) == 2
+    for said in both:
+        result, again = said["result"]
+        assert result == alone
+        assert again == ["attack_sets"]  # what was done before one died is not made again
+    assert [each["result"] for each in told["unsure-nowhere"]] == [[alone, made]] * 2
+    assert files_in(folder / name.format(0)) == files_in(folder / "unsure-1")
+    if "{" in name:
+        assert not (folder / name.format(1)).exists()
 
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setenv("RANK", "0")
-    monkeypatch.setenv("MASTER_ADDR", "localhost")
-    monkeypatch.setenv("MASTER_PORT", "1")
-    asked: tuple[tuple[Any, Any], ...] = (
-        (mix, mix.Options("one", "other", Path("run"))),
-        (uncertainty, uncertainty.Options("one", Path("run"))),
-    )
-    for verb, options in asked:
-        with pytest.raises(InputError, match="does not share its work among processes"):
-            verb.run(options)
+
+def test_mix_says_that_it_works_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    from holdfast.cli import mix
+
+    for name, value in (("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "localhost"),
+                        ("MASTER_PORT", "1")):  # fmt: skip
+        monkeypatch.setenv(name, value)
+    with pytest.raises(InputError, match="mix does not share its work among processes"):
+        mix.run(mix.Options("one", "other", Path("run")))

@@ -253,7 +253,7 @@ def run(options: Options) -> UncertaintyRecord:
     from ..data.labelled import mixed
     from ..data.published_corruptions import open_published
     from ..defences import undefended
-    from ..distributed import alone
+    from ..distributed import leads, own_device
     from ..evaluation.cards import (
         check_classes,
         remark,
@@ -269,7 +269,6 @@ def run(options: Options) -> UncertaintyRecord:
     from .another import load_another
     from .images import check_limit, fitted
 
-    alone("uncertainty")
     _check(options)
     check_limit(options.limit)
     suite = suite_named(options.attack or USUAL_SUITE)
@@ -307,7 +306,7 @@ def run(options: Options) -> UncertaintyRecord:
         corruptions = open_published(
             options.corruptions, whole.labels, dataset.shape, rows, len(dataset.classes)
         )
-        for line in corruptions.told:
+        for line in corruptions.told if leads() else ():
             tell(f"note: {line}")
     fitting, calibrating, more_calibration = _halves(options, dataset, validation, MORE * first)
     more = min(len(test), MORE * first)
@@ -316,7 +315,7 @@ def run(options: Options) -> UncertaintyRecord:
     if options.human is not None:
         read = read_human(options.human, test.labels, classes=len(dataset.classes))
         people = torch.from_numpy(read[:first])
-    where = checked_device(options.device)
+    where = checked_device(own_device(checked_device(options.device)))
     for each in (network, *members):
         if isinstance(each, torch.nn.Module):
             each.to(where)
@@ -349,9 +348,12 @@ def run(options: Options) -> UncertaintyRecord:
 
 def show(result: UncertaintyRecord, options: Options) -> None:
     """Print the figures that matter most."""
+    from ..distributed import leads
     from ..runs.folder import on_date
     from ..uncertainty.run.output import summary_lines
 
+    if not leads():  # one of several processes; the first one tells
+        return
     for line in summary_lines(result):
         tell(line)
     tell(f"run folder         {options.out}, finished on {on_date(result.finished or '')}")

@@ -47,6 +47,7 @@ from .verdicts import distances_of, final_predictions, verdicts_of
 
 NAME = "given images"
 BATCH = 128
+EXAMINED = 32  # images that are checked at once
 SEARCHED = 256  # images outside the ball whose nearest original is looked for
 NEAREST = 64  # of them, for which all originals are read once
 CHECKS = "given.csv"
@@ -424,7 +425,7 @@ def _checked(
         return _examined(point[some], x[some], threat, clip)
 
     points, columns = torch.empty_like(x) if isinstance(x, Tensor) else None, []
-    for some in torch.arange(len(point)).split(TOGETHER):
+    for some in torch.arange(len(point)).split(EXAMINED):
         part_of_all = examined(some)
         if points is not None:
             points[some] = part_of_all.points

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from ..distributed import Workers
 from ..errors import InputError
 from ..stored import TOGETHER, ImageFile, ModelImages, NotInMemory
 from ..types import Report
@@ -50,9 +51,18 @@ class Stages:
         line: where progress is shown.
         weights: about how long each stage takes beside the others, by name; a stage that is not
             named takes 1.
+        workers: who does each stage at the same time; worker 0's outcome is that of all, and it
+            keeps the files. By default nobody else.
     """
 
-    def __init__(self, folder: Path | None, line: ProgressLine, weights: dict[str, float]):
+    def __init__(
+        self,
+        folder: Path | None,
+        line: ProgressLine,
+        weights: dict[str, float],
+        workers: Workers | None = None,
+    ):
+        self.workers = workers or Workers()
         self.folder = None if folder is None else folder / "stages"
         self.line, self.weights = line, weights
         self.passed, self.total = 0.0, sum(weights.values()) or 1.0
@@ -62,8 +72,10 @@ class Stages:
         """The stage's outcome: from its file if it was done before, else from `work`."""
         weight = self.weights.get(name, 1.0)
         file = None if self.folder is None else self.folder / f"{name}.safetensors"
-        if file is not None and file.exists():
-            done = _read(file)
+        leads = self.workers.leads
+        before = _read(file) if leads and file is not None and file.exists() else None
+        if self.workers.share(before is not None):
+            done = before
         else:
             began = time.monotonic()
             figures, tensors = work(
@@ -71,8 +83,10 @@ class Stages:
             )
             # By name, as they are read again: what is written of them keeps their order.
             done = Done(figures, dict(sorted(tensors.items())), time.monotonic() - began)
-            if file is not None:
+            if file is not None and leads:
                 done = _written(file, done)
+        done = self.workers.share(done)
+        assert done is not None
         self.passed += weight
         self.line.update(min(self.passed / self.total, 1.0), name)
         self.seconds[name] = done.seconds

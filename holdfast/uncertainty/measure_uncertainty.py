@@ -14,6 +14,7 @@ from torch import Tensor
 from .. import draws
 from ..attacks.suites import suite_named
 from ..data import out_of_distribution as other_images
+from ..distributed import own_device
 from ..errors import InputError
 from ..evaluation.cards import threat_of
 from ..inputs import checked_device, checked_stored_data, checked_threat
@@ -119,7 +120,7 @@ def measure_uncertainty(
     test = _labelled(images, labels)
     fitting, calibrating = _halves(_labelled(*_both("calibration", calibration)), alpha, seed)
     known = fitting if training is None else _labelled(*_both("training", training))
-    where = checked_device(device)
+    where = checked_device(own_device(checked_device(device)))
     for each in (model, *ensemble):
         if isinstance(each, torch.nn.Module):
             each.to(where)

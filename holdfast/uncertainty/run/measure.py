@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ...data.corruptions import SEVERITIES
+from ...distributed import Workers, joined
 from ...draws import fixed_draws
 from ...errors import InputError
 from ...evaluation.classes import check_number_of_logits
@@ -80,13 +81,16 @@ def measure(
     with (
         standard_defaults(),
         evaluating(request.model),
-        nullcontext() if run is None else claimed(run),
+        joined() as workers,
+        claimed(run) if run is not None and workers.leads else nullcontext(),
     ):
         _check_models(request)
         code = code_version(*CODE)
         key = identity(**_deciding(request), code=code)
-        folder = None
-        if run is not None:
+        _check_together(request, workers, key)
+        progress = progress and workers.leads
+        folder, result = run, None
+        if run is not None and workers.leads:
             asked = {**_settings(request), **_checksums(request), **described, "code": code}
             folder, begun = open_run(
                 run, "uncertainty", key, {"asked": asked, **circumstances(request.device)}
@@ -94,27 +98,50 @@ def measure(
             result = finished(folder, UncertaintyRecord) if begun else None
             if result is not None:
                 _say_finished(folder, result, progress)
-                return result
+        known: UncertaintyRecord | None = workers.share(result)
+        if known is not None:
+            return known
         try:
-            return _measure(request, folder, key, described, progress)
+            return _measure(request, folder, key, described, progress, workers)
         except InputError:
-            if folder is not None:
+            if folder is not None and workers.leads:
                 _withdraw(folder)
             raise
 
 
+def _check_together(request: Request, workers: Workers, key: str) -> None:
+    """InputError where several processes were started that cannot measure this together."""
+    if workers.size == 1:
+        return
+    if not all(isinstance(split.floats, Tensor) for split in request.splits):
+        raise InputError(
+            "images that would fill more than 512 MiB as float32: uncertainty measures them in one "
+            "process; start it without torchrun, or as one task of Slurm"
+        )
+    if len(set(workers.gather(key))) > 1:
+        raise InputError("the processes have different models, images or versions of Holdfast")
+
+
 def _measure(
-    request: Request, folder: Path | None, key: str, described: dict[str, Any], progress: bool
+    request: Request,
+    folder: Path | None,
+    key: str,
+    described: dict[str, Any],
+    progress: bool,
+    workers: Workers,
 ) -> UncertaintyRecord:
     """Attack predictions, fit calibrators, measure all else, write the result."""
     began = time.monotonic()
     _check_differentiable(request)
-    suite = _attack_predictions(request, folder, described, progress)
-    with ProgressLine(f"uncertainty, {request.threat}", progress, run=folder) as line:
-        steps = Stages(folder, line, _weights(request))
+    suite = _attack_predictions(request, folder, described, progress, workers)
+    shown = folder if workers.leads else None
+    with ProgressLine(f"uncertainty, {request.threat}", progress, run=shown) as line:
+        steps = Stages(folder, line, _weights(request), workers)
         fitting = steps.do("answers", lambda report: ({}, _fitting_logits(request))).tensors
         calibrators = _fit_calibrators(request, fitting["fitting"])
-        probed = ProbedModel(request, calibrators["temperature"], folder=steps.folder, key=key)
+        probed = ProbedModel(
+            request, calibrators["temperature"], folder=steps.folder, key=key, workers=workers
+        )
         clean = steps.do("clean", partial(measurements.look_at_clean, probed)).tensors
         logits = {**fitting, **{name: clean[name] for name in ("more_calibration", "more_test")}}
         outcomes = _search(probed, steps, clean, suite)
@@ -133,11 +160,18 @@ def _measure(
         # The work of earlier processes on this run counts too.
         "seconds": max(time.monotonic() - began, sum(seconds.values())),
     }
-    if folder is None:
-        return UncertaintyRecord.checked(result, "the result")
-    record = write_run(folder, result, rows_of(found))
+    record = None
+    if workers.leads and folder is None:
+        record = UncertaintyRecord.checked(result, "the result")
+    elif workers.leads and folder is not None:
+        record = write_run(folder, result, rows_of(found))
+    shared: UncertaintyRecord | None = workers.share(record)
+    assert shared is not None
     steps.forget()
-    return record
+    if folder is not None and not workers.leads:
+        with contextlib.suppress(OSError):  # it holds the run, where worker 0 sees it too
+            folder.rmdir()
+    return shared
 
 
 # --- before anything is searched -----------------------------------------------------------------
@@ -168,7 +202,11 @@ def _check_differentiable(request: Request) -> None:
 
 
 def _attack_predictions(
-    request: Request, folder: Path | None, described: dict[str, Any], progress: bool
+    request: Request,
+    folder: Path | None,
+    described: dict[str, Any],
+    progress: bool,
+    workers: Workers,
 ) -> Done:
     """The outcome of the suite.
 
@@ -179,7 +217,7 @@ def _attack_predictions(
     uncalibrated = ProbedModel(request, TemperatureScaling(1.0))
     # The suite shows its own progress: it is the longest step, and resumes image by image.
     with ProgressLine("uncertainty", enabled=False) as quiet:
-        suite = Stages(folder, quiet, {"suite": 1.0}).do(
+        suite = Stages(folder, quiet, {"suite": 1.0}, workers).do(
             "suite",
             lambda report: measurements.attack_predictions(
                 uncalibrated, folder, described, progress

@@ -17,6 +17,7 @@ from ... import draws
 from ...attacks import Oracle
 from ...attacks.losses import margin
 from ...defences.base import declared
+from ...distributed import Workers
 from ...errors import InputError
 from ...models.wrapper import unwrapped
 from ...runs.files import make_folder
@@ -67,6 +68,7 @@ class ProbedModel:
         log: why a search could not use a faster copy, one line a reason.
         folder: where searches keep what they find while they run; None: in memory.
         key: the run's identity.
+        workers: who shares the images of each search.
     """
 
     request: Request
@@ -76,6 +78,7 @@ class ProbedModel:
     log: list[str] = field(default_factory=list)
     folder: Path | None = None
     key: str = ""
+    workers: Workers = field(default_factory=Workers)
 
     @cached_property
     def model(self) -> Calibrated:
@@ -249,6 +252,46 @@ class ProbedModel:
         """
         if known is not None and declared(self.request.model).random:
             known = None  # there it draws from each image's own stream
+        workers, count = self.workers, len(images)
+        mine = torch.arange(count)[workers.rank :: workers.size]
+        if workers.size > 1:
+            items = options.pop("items", None)
+            options["items"] = mine if items is None else items[mine]
+            images, labels = part(images, mine), labels[mine]
+            starts = None if starts is None else part(starts, mine)
+            known = None if known is None else known[mine]
+        found = None
+        if len(mine):
+            found = self._seek(
+                name, attack, model, images, labels, threat, starts, known, batch_size, **options
+            )
+        return found if workers.size == 1 and found is not None else self._of_all(found, mine)
+
+    def _of_all(self, found: Found | None, mine: Int64[Tensor, " r"]) -> Found:
+        """What all workers found, in each of them."""
+        held = [(rows, each) for rows, each in self.workers.gather((mine, found)) if each]
+        everything = None
+        if held:
+            order = torch.cat([rows for rows, _ in held]).argsort()
+            columns = zip(*(each for _, each in held), strict=True)
+            everything = Found(*(torch.cat(column)[order] for column in columns))
+        shared: Found | None = self.workers.share(everything)
+        assert shared is not None
+        return shared
+
+    def _seek(
+        self,
+        name: str,
+        attack: Ascent,
+        model: Model,
+        images: ModelImages,
+        labels: Int64[Tensor, " n"],
+        threat: Threat,
+        starts: ModelImages | None,
+        known: Tensor | None,
+        batch_size: int | None,
+        **options: Any,
+    ) -> Found:
         journal = None
         if self.folder is not None:
             begin = images if starts is None else starts
