@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..attacks import Swift
-from ..attacks.base import Oracle, run
-from ..attacks.state import Items
+from ..attacks.base import Attack, Oracle, run
+from ..attacks.gradient_ascent import GradientAscent
+from ..attacks.losses import margin
+from ..attacks.schedules import cosine
+from ..attacks.state import Items, State, pick
 from ..draws import item_seeds
 from ..intervals import clopper_pearson
 from ..models.wrapper import predicted
 from ..runs.records import Curve, CurvePoint
 from ..search import succeeded
-from ..threat import Threat
+from ..threat import Threat, per_item
 from ..types import Model
 
 IMAGES = 200
@@ -26,6 +31,8 @@ MULTIPLES = (
 )
 TOGETHER = 128  # images that are searched in one batch
 TARGETS = 3  # at most; what decides is the class that is closest
+NAME = "swift and steps from the closest point, radius by radius"
+FOLLOWED = 3  # rounds in which the margins say which radius is tried, before one that halves
 
 
 def security_curve(
@@ -37,12 +44,14 @@ def security_curve(
     seed: int,
     goals: Tensor,
     distances: Tensor,
+    points: Tensor,
 ) -> Curve:
-    """Accuracy from ε = 0 to where it reaches 0, by a bisection for each image.
+    """Accuracy from ε = 0 to where it reaches 0, by the radius at which each image falls.
 
     What the suite found is where it begins: an image that is broken at ε is searched at smaller
     radii only, one that stands at larger ones. So the curve passes through the suite's verdict on
-    these images, and falls monotonically.
+    these images, and falls monotonically. Of an image two radii next to each other are sought, of
+    which it stands at the first and is broken at the second.
 
     Args:
         model: the original, which decides.
@@ -50,61 +59,168 @@ def security_curve(
         images, labels, goals: on the model's device; a goal is −1 where any mistake counts.
         distances: float32 (N,), how far away the suite's adversarial images are: 0 for clean
             mistakes, ∞ for images that stand.
+        points: (N, C, H, W), the suite's adversarial images, of images that stand the closest try.
     """
-    radii = torch.tensor(MULTIPLES)
-    at_eps = MULTIPLES.index(1.0)
-    known = distances.cpu()
-    # For each image the largest radius at which it stands, −1 for none, and the smallest at which
-    # it is broken, by number.
-    stands = torch.where(known.isfinite(), -1, at_eps)
-    reached = [threat.reaches(known, threat.eps * multiple) for multiple in MULTIPLES]
-    broken = (~torch.stack(reached)).sum(0)
-    broken = torch.where(known.isfinite(), broken.clamp_max(at_eps), len(MULTIPLES))
-    while bool((open_ := (broken - stands > 1) & (known > 0)).any()):
-        for rows in open_.nonzero().squeeze(1).split(TOGETHER):
-            tried = (stands[rows] + broken[rows]) // 2
-            at = rows.to(images.device)
-            found = _found(
-                model, search, images[at], labels[at], goals[at], threat, radii[tried], seed, rows
+    known, n = distances.cpu(), len(images)
+    brackets = _Brackets(search, images, labels, threat, goals, known, points.to(images.device))
+    radii = torch.tensor(MULTIPLES) * threat.eps
+    attacks = _attacks(threat)
+    for number in itertools.count():
+        rows = brackets.open.nonzero().squeeze(1)
+        if not len(rows):
+            break
+        for some in rows.split(TOGETHER):
+            tried = brackets.guess(some, halving=number % (FOLLOWED + 1) == FOLLOWED)
+            at, eps = some.to(images.device), radii[tried].to(images)
+            items = Items(
+                images=images[at],
+                labels=labels[at],
+                targets=goals[at],
+                eps=eps,
+                seeds=item_seeds(seed, "curve", some).to(images.device),
+                start=brackets.scaled(some, eps),
+                goals=goals[at],
             )
-            broken[rows] = torch.where(found, tried, broken[rows])
-            stands[rows] = torch.where(found, stands[rows], tried)
-    n = len(images)
-    points = [_point(0.0, int((known > 0).sum()), n)]
+            found = _searched(attacks, search, items, threat)
+            with torch.no_grad():
+                fooled = succeeded(predicted(model(found.best)), items.labels, items.goals)
+            brackets.take(some, tried, found.best, found.score, fooled.cpu())
+    right = known > 0
+    curve = [_point(0.0, int(right.sum()), n)]
     for number, multiple in enumerate(MULTIPLES):
-        standing = int(((stands >= number) & (known > 0)).sum())
-        points.append(_point(threat.eps * multiple, standing, n))
+        standing = int(((brackets.stands >= number) & right).sum())
+        curve.append(_point(threat.eps * multiple, standing, n))
         if not standing and multiple >= 1:
             break
-    return Curve(attack="swift, by bisection", n=n, points=tuple(points))
+    return Curve(attack=NAME, n=n, points=tuple(curve))
 
 
-def _found(
-    model: Model,
-    search: Model,
-    images: Tensor,
-    labels: Tensor,
-    goals: Tensor,
-    threat: Threat,
-    multiples: Tensor,
-    seed: int,
-    rows: Tensor,
-) -> Tensor:
-    """Whether each image is broken within its own radius, bool (N,) on the CPU."""
-    items = Items(
-        images=images,
-        labels=labels,
-        targets=goals,
-        eps=threat.radii(images) * multiples.to(images),
-        seeds=item_seeds(seed, "curve", rows).to(images.device),
-        goals=goals,
-    )
-    # The suite's own search, with fewer targets where it has many.
+class _Brackets:
+    """For each image the radii between which it falls, and the points that show it.
+
+    Attributes:
+        stands: int64 (N,), the number of the largest radius at which it stands; −1 for none.
+        broken: int64 (N,), of the smallest at which it is broken; one more than there are for none.
+    """
+
+    def __init__(
+        self,
+        search: Model,
+        images: Tensor,
+        labels: Tensor,
+        threat: Threat,
+        goals: Tensor,
+        known: Tensor,
+        points: Tensor,
+    ):
+        fallen, at_eps = known.isfinite(), MULTIPLES.index(1.0)
+        self.threat, self.images, self.points, self.known = threat, images, points.clone(), known
+        self.stands = torch.where(fallen, -1, at_eps)
+        self.broken = torch.where(fallen, self._number(known).clamp_max(at_eps), len(MULTIPLES))
+        self.at = torch.where(fallen, known, threat.eps)  # radius of the ball of each point
+        # Two radii between which the margin is taken to fall in a line, and the margins there.
+        self.radii = torch.stack([torch.zeros_like(known), self.at])
+        self.margins = torch.full_like(self.radii, torch.nan)
+        for rows in self.open.nonzero().squeeze(1).split(TOGETHER):
+            where = rows.to(images.device)
+            for number, x in enumerate((images, points)):
+                with torch.no_grad():
+                    answers = search(x[where]).float()
+                left = margin(answers, labels[where], goals[where])
+                self.margins[number, rows] = left.cpu()
+
+    def _number(self, radii: Tensor) -> Tensor:
+        """Of the smallest radius of the curve whose ball holds a point at each distance."""
+        reached = [self.threat.reaches(radii, self.threat.eps * m) for m in MULTIPLES]
+        return (~torch.stack(reached)).sum(0)
+
+    @property
+    def open(self) -> Tensor:
+        """The images of which a radius between the two is still to be tried, bool (N,)."""
+        return (self.broken - self.stands > 1) & (self.known > 0)
+
+    def guess(self, rows: Tensor, halving: bool) -> Tensor:
+        """The number of the radius to try of each image: the one at which its margin should just be
+        gone, by the line through two known ones.
+
+        Args:
+            halving: the one in the middle, so that it ends wherever the margins lead.
+        """
+        (low, high), (above, below) = self.radii[:, rows], self.margins[:, rows]
+        middle = (self.stands[rows] + self.broken[rows]) // 2
+        crossing = low + (high - low) * above / (above - below)
+        number = torch.where(crossing >= 0, self._number(crossing), middle)  # NaN: no line
+        if halving:
+            number = middle
+        return number.minimum(self.broken[rows] - 1).maximum(self.stands[rows] + 1)
+
+    def scaled(self, rows: Tensor, eps: Tensor) -> Tensor:
+        """The points of some images, drawn towards these or away from them onto other balls."""
+        at = rows.to(self.images.device)
+        factor = eps / self.at[rows].to(eps).clamp_min(1e-12)
+        delta = self.points[at] - self.images[at]
+        return (self.images[at] + delta * per_item(factor, delta)).clamp(0, 1)
+
+    def take(
+        self, rows: Tensor, tried: Tensor, points: Tensor, margins: Tensor, fooled: Tensor
+    ) -> None:
+        """What came of trying a radius of some images: the best points in these balls, and whether
+        they fool the model."""
+        margins = margins.cpu()
+        eps = torch.tensor(MULTIPLES)[tried] * self.threat.eps
+        self.broken[rows] = torch.where(fooled, tried, self.broken[rows])
+        self.stands[rows] = torch.where(fooled, self.stands[rows], tried)
+        never = self.broken[rows] == len(MULTIPLES)  # the line then goes on from the clean image
+        for side, moved in ((0, ~fooled & ~never), (1, fooled | never)):
+            self.radii[side, rows] = torch.where(moved, eps, self.radii[side, rows])
+            self.margins[side, rows] = torch.where(moved, margins, self.margins[side, rows])
+        better = fooled | never
+        at = rows.to(self.images.device)
+        self.points[at] = pick(better.to(at.device), points, self.points[at])
+        self.at[rows] = torch.where(better, eps, self.at[rows])
+
+
+class _FromPoint(GradientAscent[State]):
+    """Ascent of the margin from a given point, in steps that fall along a cosine."""
+
+    name = "from the closest point"
+
+    def __init__(self) -> None:
+        super().__init__(steps=10, loss="margin")
+
+    def first_point(self, items: Items, threat: Threat) -> Tensor:
+        return threat.project(items.start, items.images, items.eps)
+
+    def step_size(self, state: State) -> Tensor:
+        return state.eps * cosine(state.iteration, self.steps, 1.0, 0.02)
+
+
+def _attacks(threat: Threat) -> tuple[Attack[Any], ...]:
+    """What searches a ball: first from the closest point that is known in another ball, then the
+    short runs of the suite's own search, with fewer targets where it has many."""
     usual = Swift().tuned(threat)
-    attack = Swift(**{**usual.settings, "targets": min(TARGETS, usual.settings["targets"])})
-    points = run(attack, Oracle(search), items, threat).best
-    with torch.no_grad():
-        return succeeded(predicted(model(points)), labels, goals).cpu()
+    targets = min(TARGETS, usual.settings["targets"])
+    return _FromPoint(), Swift(**{**usual.settings, "targets": targets, "long_runs": 0})
+
+
+def _searched(
+    attacks: Sequence[Attack[Any]], search: Model, items: Items, threat: Threat
+) -> State:
+    """The best points of one attack after the other, on what is not broken yet."""
+    best = State.begin(items, items.images)
+    for attack in attacks:
+        rows = (~(best.score < 0)).nonzero().squeeze(1)
+        if not len(rows):
+            break
+        found = run(attack, Oracle(search), items.select(rows), threat)
+        closer = found.score < best.score[rows]
+        points = pick(closer, found.best, best.best[rows])
+        scores = torch.where(closer, found.score, best.score[rows])
+        best = best.replace(
+            best=best.best.index_copy(0, rows, points),
+            score=best.score.index_copy(0, rows, scores),
+        )
+    return best
 
 
 def joined(curves: Sequence[Curve]) -> Curve:

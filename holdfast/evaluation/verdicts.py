@@ -146,6 +146,7 @@ def measured_curve(
             request.seed,
             plan.goals[:CURVE_IMAGES].to(request.device),
             _first_distances(ledger, request),
+            ledger.adversarial[:CURVE_IMAGES],
         )
 
 
