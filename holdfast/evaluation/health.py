@@ -14,8 +14,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from ..attacks import PGD, Items, Oracle, run
-from ..attacks.losses import margin, margin_loss
+from ..attacks import PGD, Items, Oracle, State, run
+from ..attacks.losses import margin
 from ..defences import declared
 from ..draws import fixed_draws, item_seeds
 from ..models.wrapper import is_out_of_memory, predicted, spread_of, traits_of
@@ -53,10 +53,24 @@ def not_checked(name: str) -> Flag:
     )
 
 
-def outputs_change(model: Model, images: Tensor) -> Flag:
-    """Two calls on the same images differ: the model draws random numbers or keeps a state."""
+def outputs_change(
+    model: Model, images: Tensor, calls: tuple[Tensor, Tensor] | None = None
+) -> Flag:
+    """Two calls on the same images differ: the model draws random numbers or keeps a state.
+
+    Args:
+        calls: logits (N, K) of two calls that were made already, in the order of the images, which
+            may have been shown in different ones. Only where they differ is the model asked again.
+    """
+    if calls is not None:
+        told = _changes(model, *calls)
+        if not told.fired:
+            return told
     with torch.no_grad():
-        first, second = model(images).float(), model(images).float()
+        return _changes(model, model(images).float(), model(images).float())
+
+
+def _changes(model: Model, first: Tensor, second: Tensor) -> Flag:
     spread = spread_of(model, first)
     largest = _largest_difference(first, second)
     changed = float((predicted(first) != predicted(second)).float().mean())
@@ -85,7 +99,9 @@ def _largest_difference(first: Tensor, second: Tensor) -> float:
 ALONE = 4  # images that are predicted by themselves
 
 
-def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
+def depends_on_batch(
+    model: Model, images: Tensor, random: bool, calls: tuple[Tensor, Tensor] | None = None
+) -> Flag:
     """An image's answer depends on the others in its batch, or on its place: batch norm without
     fixed statistics, a model in training mode, images normalised over the batch.
 
@@ -95,6 +111,8 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
     Args:
         images: on the model's device.
         random: whether two equal calls differ; then the batch's part cannot be measured.
+        calls: what the model answered to all of them, and to all in the reverse order, in the order
+            of the images; by default it is asked.
     """
     name = "answers-depend-on-batch"
     defended = declared(model).random
@@ -111,7 +129,9 @@ def depends_on_batch(model: Model, images: Tensor, random: bool) -> Flag:
         with torch.no_grad(), fixed_draws(item_seeds(0, "batch", chosen)):
             return model(images[chosen.to(images.device)]).float()
 
-    together, backwards = ask(rows), ask(rows.flip(0)).flip(0)
+    if calls is None or defended:
+        calls = ask(rows), ask(rows.flip(0)).flip(0)
+    together, backwards = calls
     alone = torch.cat([ask(row[None]) for row in rows[:ALONE]])
     differences = {
         "alone": _largest_difference(alone, together[:ALONE]),
@@ -217,23 +237,33 @@ def forward_computes_gradients(model: Model, images: Tensor) -> Flag:
 
 def gradients(model: Model, images: Tensor, labels: Tensor) -> Flag:
     """Input gradients of the margin that are zero, absent or not finite."""
-    n = len(images)
+    return gradients_vanish(input_gradients(model, images, labels))
+
+
+def input_gradients(model: Model, images: Tensor, labels: Tensor) -> Tensor | str:
+    """∂margin/∂x at the images, (N, C, H, W); in words why there is none, where that is so."""
     try:
         with torch.enable_grad():  # not through an Oracle, which repairs what is looked for here
             x = images.detach().requires_grad_()
-            loss = margin_loss(model(x).float(), labels, torch.full_like(labels, -1))
-            (gradient,) = torch.autograd.grad(loss.sum(), x)
+            (gradient,) = torch.autograd.grad(margin(model(x).float(), labels).sum(), x)
+        return gradient
     except Exception as error:  # of torch, or of a backward pass of the user's own
         if is_out_of_memory(error):
             raise
+        return " ".join(str(error).split())[:120]
+
+
+def gradients_vanish(gradient: Tensor | str) -> Flag:
+    """The flag of `gradients`, of what `input_gradients` found."""
+    if isinstance(gradient, str):
         return Flag(
             name="gradients-vanish",
             fired=True,
             detail="The model cannot be differentiated: only attacks without gradients can judge "
             "it.",
-            figures={"reason": " ".join(str(error).split())[:120]},
+            figures={"reason": gradient},
         )
-    flat = gradient.flatten(1)
+    n, flat = len(gradient), gradient.flatten(1)
     zero = float((flat.abs().amax(1) < 1e-12).float().mean())
     infinite = float((~torch.isfinite(flat).all(1)).float().mean())
     fired = zero > 0.05 or infinite > 0
@@ -253,15 +283,26 @@ def differentiable(found: Flag) -> bool:
     return "reason" not in found.figures
 
 
-def more_steps(search: Model, images: Tensor, labels: Tensor, threat: Threat, seed: int) -> Flag:
+def more_steps(
+    search: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    seed: int,
+    right: Tensor | None = None,
+) -> Flag:
     """PGD with 4 times the steps breaks fewer images: its loss surface misleads it.
 
     The long runs begin with what the short ones broke. Where they break that too, they cannot have
     broken fewer in all, whatever they would do with the others.
+
+    Args:
+        right: bool (N,), which images are predicted right; by default the model is asked.
     """
     n = len(images)
-    with torch.no_grad():
-        right = margin(search(images).float(), labels) > 0
+    if right is None:
+        with torch.no_grad():
+            right = margin(search(images).float(), labels) > 0
     short, long = (PGD(steps=k, loss="margin", step_size=2.5 / k) for k in (5, 20))
     stands = _stands(short, search, images, labels, threat, seed, right)
     missed = _stands(long, search, images, labels, threat, seed, right & ~stands)
@@ -289,11 +330,25 @@ def _stands(
     seed: int,
     among: Tensor,
 ) -> Tensor:
-    """Which of some images stand after an attack, bool (N,); an image's draws do not depend on
-    which others are attacked."""
+    """Which of some images stand after an attack, bool (N,)."""
     rows = among.nonzero().squeeze(1)
     if not len(rows):
         return among
+    score = _attacked(attack, search, images, labels, threat, seed, rows).score
+    return torch.zeros_like(among).index_put((rows,), score > 0)
+
+
+def _attacked(
+    attack: PGD,
+    search: Model,
+    images: Tensor,
+    labels: Tensor,
+    threat: Threat,
+    seed: int,
+    rows: Tensor,
+) -> State:
+    """What an attack found on some images; an image's draws do not depend on which others are
+    attacked."""
     items = Items(
         images=images[rows],
         labels=labels[rows],
@@ -301,8 +356,7 @@ def _stands(
         eps=threat.radii(images[rows]),
         seeds=item_seeds(seed, rows.cpu(), attack.name, 0, 0).to(images.device),
     )
-    score = run(attack, Oracle(search), items, threat).score
-    return torch.zeros_like(among).index_put((rows,), score > 0)
+    return run(attack, Oracle(search), items, threat)
 
 
 def hidden_gradients(
@@ -369,6 +423,7 @@ def huge_eps(
     labels: Tensor,
     threat: Threat,
     seed: int,
+    right: Tensor | None = None,
 ) -> Flag:
     """Accuracy in a ball that reaches plain grey must be near 0: where it is not, the attack is
     blind. A smaller one would not do: a good model stands at 16 times a small ε.
@@ -376,18 +431,23 @@ def huge_eps(
     Args:
         model: the original, which decides.
         searches: what attacks query, each with another backward pass; one that works is enough.
+        right: bool (N,), which images the model predicts right; by default it is asked.
     """
     ball = threat.huge(images, HUGE)
     attack = PGD(steps=20, step_size=0.25, loss="margin")
-    n, right = len(images), torch.ones(len(images), dtype=torch.bool, device=images.device)
+    n = len(images)
+    if right is None:
+        with torch.no_grad():
+            right = predicted(model(images)) == labels
+    stands = right.clone()
     for search in searches:
-        rows = right.nonzero().squeeze(1)
+        rows = stands.nonzero().squeeze(1)
         if not len(rows):
             break
-        x_adv = attack(search, images[rows], labels[rows], ball, seed=seed)
+        points = _attacked(attack, search, images, labels, ball, seed, rows).best
         with torch.no_grad():
-            right[rows] = predicted(model(x_adv)) == labels[rows]
-    standing = int(right.sum()) / n
+            stands[rows] = predicted(model(points)) == labels[rows]
+    standing = int(stands.sum()) / n
     fired = standing > 0.05
     where = f"ε = {ball.eps:.3g}" if ball.norm == threat.norm else f"L∞ ε = {ball.eps:.3g}"
     return Flag(

@@ -23,7 +23,7 @@ from ..models.wrapper import predicted, unwrapped
 from ..repair import Diagnosis, repaired
 from ..runs.identity import digest, settings_digest, weights_digest
 from ..search import FastCopy, Level
-from ..search.fast_copies import levels_of, original
+from ..search.fast_copies import SLOPES, Asked, levels_of, original
 from ..types import Model
 from . import health
 from .classes import logits_without_images
@@ -152,7 +152,15 @@ class Inspection:
         if self.queries is not None:
             return health.not_checked("outputs-change-between-calls")
         with self.spending.on("health checks"):
-            return health.outputs_change(self.model, self.images)
+            return health.outputs_change(self.model, self.images, self._calls)
+
+    @cached_property
+    def _calls(self) -> tuple[Tensor, Tensor]:
+        """The answers to the probe, and those to it in the reverse order, both in its order: where
+        they are the same, two checks are done at once."""
+        with torch.no_grad():
+            backwards = self.model(self.images.flip(0)).float()
+        return self.logits, backwards.flip(0)
 
     @property
     def random(self) -> bool:
@@ -163,7 +171,12 @@ class Inspection:
     def gradients(self) -> Flag:
         """Whether gradients vanish, or are not there."""
         with self.spending.on("health checks"):
-            return health.gradients(self.model, self.images, self.labels)
+            return health.gradients_vanish(self._slopes)
+
+    @cached_property
+    def _slopes(self) -> Tensor | str:
+        """Gradients of the margins on the probe; in words why there are none."""
+        return health.input_gradients(self.model, self.images, self.labels)
 
     @property
     def differentiable(self) -> bool:
@@ -205,7 +218,7 @@ class Inspection:
             health.outputs_like_probabilities(self.logits),
             self.classes,
             health.averaged(self.changes, samples),
-            health.depends_on_batch(self.model, self.images, self.changes.fired),
+            health.depends_on_batch(self.model, self.images, self.changes.fired, self._calls),
             health.forward_computes_gradients(self.model, self.images),
             self.gradients,
         ]
@@ -249,7 +262,11 @@ class Inspection:
         return {name: behind(view) for name, view in by_name.items()} | further
 
     def _levels(self, model: Model) -> Levels:
-        return levels_of(model, self.images, self.labels, self._precision, self.log.append)
+        precision = self._precision
+        asked = None
+        if model is self.model and precision != "original" and isinstance(self._slopes, Tensor):
+            asked = Asked(self.logits, self._slopes[:SLOPES])
+        return levels_of(model, self.images, self.labels, precision, self.log.append, asked)
 
     @cached_property
     def _precision(self) -> str:

@@ -91,8 +91,40 @@ class _Folded(nn.Module):
             return body(x).float()
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a model answers to a probe: what its copies are compared with.
+
+    Attributes:
+        logits: float32 (P, K).
+        slopes: (S, C, H, W), gradients of the margin on the first `SLOPES` of it; None where there
+            are none.
+    """
+
+    logits: Tensor
+    slopes: Tensor | None
+
+    @classmethod
+    def of(cls, model: Model, probe: Tensor, labels: Tensor) -> Asked:
+        """Ask it."""
+        with torch.no_grad():
+            logits = model(probe).float()
+        with torch.enable_grad():
+            x = probe[:SLOPES].detach().requires_grad_()
+            margins = margin(model(x).float(), labels[:SLOPES])
+            if not margins.requires_grad:
+                return cls(logits, None)
+            (slopes,) = torch.autograd.grad(margins.sum(), x)
+        return cls(logits, slopes)
+
+
 def fast_copy_of(
-    model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
+    model: Model,
+    probe: Tensor,
+    labels: Tensor,
+    precision: str,
+    say: Say = unsaid,
+    asked: Asked | None = None,
 ) -> FastCopy | None:
     """A folded, channels-last copy of a module, or None where it cannot serve.
 
@@ -106,6 +138,7 @@ def fast_copy_of(
         labels: int64 (N,).
         precision: `float32` or `bf16`.
         say: takes why a copy is refused.
+        asked: what the model answers to the probe; by default it is asked.
     """
     if not isinstance(model, nn.Module) or not isinstance(unwrapped(model), nn.Module):
         say(f"no {precision} copy: the model is no torch.nn.Module")
@@ -115,14 +148,20 @@ def fast_copy_of(
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 copied = make(model.eval())
-            return _like(model, copied, probe, labels, precision)
+            asked = asked or Asked.of(model, probe, labels)
+            return _like(model, copied, probe, labels, precision, asked)
         except Exception as error:  # all of it runs the user's code: anything may be raised
             say(f"no {how} {precision} copy: {_reason(error)}")
     return None
 
 
 def _like(
-    model: Model, copied: nn.Module, probe: Tensor, labels: Tensor, precision: str
+    model: Model,
+    copied: nn.Module,
+    probe: Tensor,
+    labels: Tensor,
+    precision: str,
+    asked: Asked,
 ) -> FastCopy:
     """The copy as a fast copy; refused unless it answers as the model does."""
     dtype = torch.bfloat16 if precision == "bf16" else torch.float32
@@ -130,41 +169,45 @@ def _like(
         parameter.requires_grad_(False)
     folded = _Folded(copied.eval().to(memory_format=torch.channels_last), dtype)  # type: ignore[call-overload]
     fast_copy = WrappedModel(folded)
+    reference = asked.logits
     with torch.no_grad():
-        reference, answer = model(probe).float(), fast_copy(probe)
+        answer = fast_copy(probe)
     if answer.shape != reference.shape or not bool(torch.isfinite(answer).all()):
         raise _Refused("its logits are not finite, or of another shape")
     error = float((margin(answer, labels) - margin(reference, labels)).abs().max())
     spread = spread_of(model, reference)
-    alike, slopes = _climbs_alike(model, fast_copy, probe[:SLOPES], labels[:SLOPES], precision)
-    if not alike:
+    if not _climbs_alike(asked.slopes, fast_copy, probe[:SLOPES], labels[:SLOPES], precision):
         raise _Refused("its gradients point elsewhere")
     # The logits of a model that draws random numbers differ, and so do those of a wrong folding.
     allowed = (0.25 if precision == "bf16" else 1e-3) * max(spread, 1e-6)
     if not error <= allowed:
         raise _Refused(f"its margins are off by {error:.2g}, more than {allowed:.2g}")
+    slopes = asked.slopes if _tell(asked.slopes) else None
     return FastCopy(fast_copy, precision, error, slopes)
 
 
+def _tell(slopes: Tensor | None) -> bool:
+    """Whether gradients say where to go."""
+    return slopes is not None and bool(slopes.isfinite().all()) and bool(slopes.any())
+
+
 def _climbs_alike(
-    model: Model, fast_copy: Model, probe: Tensor, labels: Tensor, precision: str
-) -> tuple[bool, Tensor | None]:
-    """Whether gradients point the same way: tracing drops the backward passes that a module
-    defines itself, and the answers do not show it. And the model's own, where it has any."""
+    reference: Tensor | None, fast_copy: Model, probe: Tensor, labels: Tensor, precision: str
+) -> bool:
+    """Whether gradients point the same way as the model's own, if it has any: tracing drops the
+    backward passes that a module defines itself, and the answers do not show it."""
+    if reference is None:
+        return True  # nothing to lose
     with torch.enable_grad():
         x = probe.detach().requires_grad_()
-        theirs = margin(model(x).float(), labels)
-        if not theirs.requires_grad:
-            return True, None  # nothing to lose
-        (reference,) = torch.autograd.grad(theirs.sum(), x)
         ours = margin(fast_copy(x), labels)
         if not ours.requires_grad:
-            return False, None
+            return False
         (found,) = torch.autograd.grad(ours.sum(), x)
-    if not bool(reference.isfinite().all()) or not bool(reference.any()):
-        return bool((reference != 0).any()) == bool((found != 0).any()), None
+    if not _tell(reference):
+        return bool((reference != 0).any()) == bool((found != 0).any())
     cosine = cosine_similarity(reference.flatten(), found.flatten(), dim=0)
-    return float(cosine) > (0.5 if precision == "bf16" else 0.99), reference
+    return float(cosine) > (0.5 if precision == "bf16" else 0.99)
 
 
 class _Compiled:
@@ -275,15 +318,24 @@ COMPILING_SECONDS = 900.0  # a search that would take longer at most is worth a 
 
 
 def levels_of(
-    model: Model, probe: Tensor, labels: Tensor, precision: str, say: Say = unsaid
+    model: Model,
+    probe: Tensor,
+    labels: Tensor,
+    precision: str,
+    say: Say = unsaid,
+    asked: Asked | None = None,
 ) -> list[Level]:
-    """What the search looks at, the coarsest first; `say` is told why something faster is not."""
+    """What the search looks at, the coarsest first; `say` is told why something faster is not.
+
+    Args:
+        asked: what the model answers to the probe, where it was asked already.
+    """
     if precision == "original":
         return [Level(original(model))]
-    exact = fast_copy_of(model, probe, labels, "float32", say) or original(model)
+    exact = fast_copy_of(model, probe, labels, "float32", say, asked) or original(model)
     if precision == "float32" or (precision == "auto" and not has_fast_bf16(probe.device)):
         return [Level(exact)]
-    coarse = fast_copy_of(model, probe, labels, "bf16", say)
+    coarse = fast_copy_of(model, probe, labels, "bf16", say, asked)
     if coarse is None:
         return [Level(exact)]
     return coarse_then_exact(coarse, exact)
