@@ -197,10 +197,11 @@ class _FromPoint(GradientAscent[State]):
 
 def _attacks(threat: Threat) -> tuple[Attack[Any], ...]:
     """What searches a ball: first from the closest point that is known in another ball, then the
-    short runs of the suite's own search, with fewer targets where it has many."""
-    usual = Swift().tuned(threat)
-    targets = min(TARGETS, usual.settings["targets"])
-    return _FromPoint(), Swift(**{**usual.settings, "targets": targets, "long_runs": 0})
+    short runs of the suite's own search, with fewer targets where it has many. In L1, where the
+    components that a run moves settle slowly, one of its long runs too."""
+    usual = Swift().tuned(threat).settings
+    targets, long_runs = min(TARGETS, usual["targets"]), int(threat.norm == "l1")
+    return _FromPoint(), Swift(**{**usual, "targets": targets, "long_runs": long_runs})
 
 
 def _searched(
