@@ -204,9 +204,7 @@ def _attacks(threat: Threat) -> tuple[Attack[Any], ...]:
     return _FromPoint(), Swift(**{**usual, "targets": targets, "long_runs": long_runs})
 
 
-def _searched(
-    attacks: Sequence[Attack[Any]], search: Model, items: Items, threat: Threat
-) -> State:
+def _searched(attacks: Sequence[Attack[Any]], search: Model, items: Items, threat: Threat) -> State:
     """The best points of one attack after the other, on what is not broken yet."""
     best = State.begin(items, items.images)
     for attack in attacks:
