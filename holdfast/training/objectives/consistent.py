@@ -20,7 +20,7 @@ class _FromClass(FGSM):
     """FGSM from the direction of each image's class, a part of it replaced by uniform noise.
 
     Args:
-        directions: of every class, (K, C, H, W), each of length 1 in the norm.
+        directions: of every image's class, (N, C, H, W), each of length 1 in the norm.
         least, most: between which shares of the components the noise replaces.
     """
 
@@ -34,7 +34,7 @@ class _FromClass(FGSM):
         sign = torch.where(draws.uniform(seeds, 2) < 0.5, -1.0, 1.0)
         noise = threat.table.noise(seeds, 0, x)
         replaced = draws.uniform(seeds, 3, x.shape[1:]) < per_item(share, x)
-        move = per_item(sign, x) * torch.where(replaced, noise, self.directions[items.labels])
+        move = per_item(sign, x) * torch.where(replaced, noise, self.directions)
         return self.project(x + per_item(items.eps, x) * move, items, threat)
 
 
@@ -50,45 +50,38 @@ class LIET(Objective):
 
     Args:
         guide: λ at the end; at least 0.
-        label_smoothing: of the cross-entropy, in [0, 1).
+        label_smoothing: of the cross-entropy, in [0, 1); in the publication 0.6.
         least_noise, most_noise: shares of the start's components that are noise; 1 and 1 make it
             noise alone.
     """
 
     guide: float = 100.0
-    label_smoothing: float = 0.6
+    label_smoothing: float = 0.0
     least_noise: float = 0.1
     most_noise: float = 0.5
 
-    def directions(self, model: nn.Module, images: Images, threat: Threat, classes: int) -> Images:
-        """Of every class, the steepest way up the cross-entropy at grey, of length 1."""
+    def directions(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
+        """The steepest way up the cross-entropy at grey of every image's class, of length 1."""
         module = inside(model)
-        grey = torch.full_like(images[:1], 0.5).repeat(classes, 1, 1, 1).requires_grad_()
+        classes, which = batch.labels.unique(return_inverse=True)
+        grey = torch.full_like(batch.images[:1], 0.5).repeat(len(classes), 1, 1, 1)
+        grey.requires_grad_()
         training = module.training
-        module.eval()  # the statistics of grey images would be none at all
-        logits = module(grey).float()
+        module.eval()  # grey images have no statistics of their own
+        loss = nn.functional.cross_entropy(module(grey).float(), classes, reduction="sum")
         module.train(training)
-        labels = torch.arange(classes, device=grey.device)
-        loss = nn.functional.cross_entropy(logits, labels, reduction="sum")
         (gradient,) = torch.autograd.grad(loss, grey)
-        return threat.table.steepest(gradient)
+        return threat.table.steepest(gradient)[which]
 
-    def prepare(self, images: Images, classes: int) -> None:
-        self.classes = classes
-
-    def ends(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
+    def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         """The starts and the ends of the steps, (2 N, C, H, W)."""
-        directions = self.directions(model, batch.images, threat, self.classes)
+        directions = self.directions(model, batch, threat)
         parts = 1 + self.caution
         attack = _FromClass(1 / parts, directions, self.least_noise, self.most_noise)
         end = perturb(model, batch, attack, threat, parts)
-        eps = threat.radii(batch.images)
-        unmoved = torch.full_like(batch.labels, -1)
-        items = Items(batch.images, batch.labels, unmoved, eps, batch.seeds)
+        anywhere = torch.full_like(batch.labels, -1)
+        items = Items(batch.images, batch.labels, anywhere, threat.radii(batch.images), batch.seeds)
         return torch.cat([attack.first_point(items, threat), end])
-
-    def attacked(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
-        return self.ends(model, batch, threat)
 
     def loss(self, model: Network, points: Images, batch: Batch) -> Loss:
         start, end = model(points).float().chunk(2)
