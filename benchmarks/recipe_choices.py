@@ -1,16 +1,16 @@
 r"""What one entry of a recipe is worth: short runs that differ in it alone, on validation images.
 
-    python benchmarks/recipe_choices.py --data DIR (--budget 7m | --epochs 20) \
+    python benchmarks/recipe_choices.py --data DIR --budget 7m \
         --try augment.crop_padding=4 --try "augment.crop_padding=1 augment.pad_mode=reflect" \
         [--set KEY=VALUE] [--seeds 2] [--images 8000] [--runs runs/choices] \
         [--out benchmarks/results/recipe_choices-padding.json]
 
 Every variation is trained with the same budget, so what makes a step dearer has to earn it. With
---epochs, which is fair on a machine with other work to do, a dearer step is given fewer of them by
-hand: `--try "objective.name=nuat epochs=12"`. The averaged weights are measured once, at the end,
-standard and under PGD-10. Test images stay unseen. Which images stand is kept, so that each
-variation is compared with the first one image by image, which tells smaller differences from chance
-than two accuracies beside each other.
+`--epochs 20` in its place, which is fair on a machine with other work to do, a dearer step is
+given fewer by hand: `--try "objective.name=nuat epochs=12"`. The averaged weights are measured
+once, at the end, standard and under PGD-10. Test images stay unseen. Which images stand is kept,
+so that each variation is compared with the first one image by image, which tells smaller
+differences from chance than two accuracies beside each other.
 With --images, training sees the first so many alone, each as often as a longer run would: what
 helps then is what keeps a longer run from learning its images by heart. The same command goes on
 where it was interrupted.

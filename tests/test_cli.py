@@ -230,15 +230,13 @@ def test_ctrl_c_is_one_line_and_status_130(
     assert "the same command goes on" in one_line(capsys.readouterr().err)
 
 
-@pytest.mark.parametrize("verb", ["certify", "uncertainty", "mix"])
 @pytest.mark.parametrize("rank", ["0", "1"])
 def test_what_one_process_does_is_refused_to_several_in_one_line(
-    verb: str, rank: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+    rank: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
 ) -> None:
     monkeypatch.setenv("RANK", rank)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    models = [model] * (2 if verb == "mix" else 1)
-    assert run(monkeypatch, verb, *models, "--data", "digits", "--out", tmp_path / "out") == 2
+    assert run(monkeypatch, "mix", model, model, "--data", "digits", "--out", tmp_path / "out") == 2
     said = capsys.readouterr().err
     assert ("without torchrun" in one_line(said)) if rank == "0" else not said
     assert not (tmp_path / "out").exists()

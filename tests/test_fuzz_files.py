@@ -31,7 +31,7 @@ from holdfast.parsing import parse_number, parse_seconds
 from holdfast.report import write_report
 from holdfast.runs.files import read_json
 from holdfast.runs.folder import open_run
-from holdfast.runs.parts import Done, _read, _write
+from holdfast.runs.parts import Done, _read, _written
 from holdfast.runs.progress import ProgressLine
 from holdfast.search import Journal, Ledger
 from holdfast.search.batch import StoredItem
@@ -278,7 +278,7 @@ def stored(folder: Path, rng: random.Random, count: int) -> Iterator[Case]:
     points = Checkpoints(folder)
     points.save("latest", {"model.a": torch.ones(3)}, {"steps": 3, "rows": []})
     stage = folder / "stage.safetensors"
-    _write(stage, Done({"a": 1}, {"t": torch.ones(4)}, 1.0))
+    _written(stage, Done({"a": 1}, {"t": torch.ones(4)}, 1.0))
     rows = folder / "certificates.csv"
     rows.write_text(
         "index,label,prediction,radius,broken,seconds\n0,1,1,0.5,0,0.1\n1,1,1,0,1,0.1\n"
