@@ -37,12 +37,31 @@ def table(results: list[dict[str, Any]]) -> list[str]:
             "| --- | --- | --- | --- | --- | --- | --- | --- |",
             *(line(row, n) for row in result["rows"]),
             "",
+            f"- {summary(result['rows'])}",
             f"- {name}: {Threat(**result['threat'])}, n = {n}, {result['pixels']}, seed 0, "
             f"{result['machine']}; seconds are the processor's, for `swift` with all its checks: "
             f"{pasted(result['command'])}",
             "",
         ]
     return lines[:-1]
+
+
+def summary(rows: list[dict[str, Any]]) -> str:
+    """Where the ways that leave every decision as it is end, beside the bare network; and what
+    resists: what is left more than a point above it."""
+    bare, hidden = rows[0]["repaired"], rows[1:]
+    alike = [row["repaired"] for row in hidden if row["predicts_alike"] == 1]
+    above = [
+        f"{row['way']} ({row['repaired']:.1%})" for row in hidden if row["repaired"] > bare + 0.01
+    ]
+    resists = (
+        f"What resists: {', '.join(above)}." if above else "None ends more than a point above it."
+    )
+    return (
+        f"{len(alike)} of the {len(hidden)} ways leave every decision as it is: with the repaired "
+        f"gradient they end at {min(alike):.1%} to {max(alike):.1%}, the bare network at "
+        f"{bare:.1%}. {resists}"
+    )
 
 
 def line(row: dict[str, Any], n: int) -> str:
