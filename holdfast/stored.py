@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import mmap
 import os
+import sys
 import tempfile
 import weakref
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from functools import cache
 from math import prod
 from pathlib import Path
 from typing import Any, Self
@@ -21,6 +25,19 @@ from torch import Tensor
 IN_MEMORY = 2**29  # bytes up to which images are held as float32 at once
 TOGETHER = 128  # images that are read at once, where all of them are
 _FORGOTTEN = 2**26  # bytes of a mapped file that are read before its pages are let go
+_MMAP_THRESHOLD = -3  # as malloc.h calls it
+
+
+@cache
+def _freed_is_given_back() -> None:
+    """Let whatever is larger than 4 MiB go back to the system as soon as it is freed.
+
+    By itself glibc comes to keep blocks of up to 32 MiB. Pieces of images of many sizes then leave
+    holes, and these grow with the number of images as if all of them were in memory after all.
+    """
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(_MMAP_THRESHOLD, 2**22)
 
 
 class NotInMemory(ABC):
@@ -39,6 +56,8 @@ class NotInMemory(ABC):
 
     def __init__(self, shape: Sequence[int]):
         self._rows, self._size = np.arange(shape[0]), tuple(shape[1:])
+        if exceeds_memory(shape):
+            _freed_is_given_back()
 
     @abstractmethod
     def _read(self, numbers: Int64[np.ndarray, " m"]) -> Tensor:

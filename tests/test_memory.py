@@ -18,8 +18,10 @@ import holdfast as hf
 from holdfast import data, stored
 from holdfast.attacks import FGSM, PGD, Square, Stage, Suite
 from holdfast.data import folder as folder_reader
+from holdfast.uncertainty.run import measurements
 
 SHAPE = (3, 32, 32)
+VERBS = ("certify", "mix", "judge", "judge --from", "uncertainty")
 FEW, MANY = 500, 4000
 
 
@@ -94,8 +96,51 @@ def peak_bytes_of_files(n: int, folder: Path) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
+def peak_bytes_of_verb(verb: str, n: int) -> int:
+    """Of `n` images of 224 × 224 that are made when they are asked for."""
+    torch.set_num_threads(1)
+    stored.IN_MEMORY = 0  # as of any number
+    rng = np.random.default_rng(0)
+    base = rng.integers(0, 256, (8, 3, 224, 224), dtype=np.uint8)
+    images = data.LazyImages(
+        lambda i: np.roll(base[i % 8], i // 8, axis=2), n, (3, 224, 224), cache=2**24
+    )
+    model, threat = Large().eval(), hf.Threat("linf", 0.01)
+    with torch.no_grad():
+        labels = torch.cat(
+            [
+                model(data.to_tensor(images[np.arange(begin, begin + 50)])).argmax(1)
+                for begin in range(0, n, 50)
+            ]
+        )
+    labels[:100:10] = (labels[:100:10] + 1) % 10  # mistakes of every kind
+    if verb == "certify":
+        hf.certify(model, images, labels, sigma=0.1, n0=4, n=16, batch_size=16, eps=0.01)
+    elif verb == "mix":
+        hf.mix(model, Large().eval(), images, labels, threat, steps=1, rounds=1)
+    elif verb == "judge":
+        hf.judge(model, images, labels, images, threat, batch_size=50)
+    elif verb == "judge --from":
+        hf.judge(model, images, labels, threat, source=Large().eval(), suite="fgsm", batch_size=50)
+    else:
+        for name in ("STEPS", "UNAWARE_STEPS", "SET_STEPS", "CURVE_STEPS", "ROBUST_STEPS"):
+            setattr(measurements, name, 1)
+        for name in ("CURVE_IMAGES", "OOD_ATTACKED"):
+            setattr(measurements, name, 6)
+        measurements.corrupt = lambda images, *_, **__: images  # which costs minutes
+        sys.modules[hf.measure_uncertainty.__module__].OTHERS = 6  # type: ignore[attr-defined]
+        known = torch.arange(100)
+        hf.measure_uncertainty(
+            model, images, labels, calibration=(images.part(known.numpy()), known % 10),
+            attack="fgsm", threat=threat, ood=["noise"],
+        )  # fmt: skip
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
 if __name__ == "__main__":
-    if len(sys.argv) > 2:
+    if len(sys.argv) > 2 and sys.argv[1] in VERBS:
+        print(peak_bytes_of_verb(sys.argv[1], int(sys.argv[2])))
+    elif len(sys.argv) > 2:
         print(peak_bytes_of_files(int(sys.argv[1]), Path(sys.argv[2])))
     else:
         print(peak_bytes(int(sys.argv[1])))
@@ -131,3 +176,11 @@ def test_memory_does_not_grow_with_images_that_are_decoded_as_they_are_asked_for
     assert many < 1.3 * 2**30, many
     # For each image its verdict, what the search knows of it, and nothing of 150 KB.
     assert (many - few) / 1600 < 30_000, (few, many)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("verb", VERBS)
+def test_memory_of_no_verb_grows_with_large_images(verb: str):
+    few, many = (measured(verb, n) for n in (300, 1000))
+    # An image of 224 × 224 has 150 KB as bytes, 602 KB as float32.
+    assert (many - few) / 700 < 100_000, (few, many)
