@@ -1,5 +1,5 @@
 """Write the tables of docs/speed.md from benchmarks/results/training_profile*.json,
-command_costs*.json, large_images*.json and many_images*.json.
+command_costs*.json, large_images*.json, many_images*.json and scaling*.json.
 
     python benchmarks/speed_page.py [--check]
 
@@ -184,6 +184,41 @@ def many_images(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+def scaling(results: list[dict[str, Any]]) -> list[str]:
+    """One and two processes, and a model of more."""
+    lines = []
+    for result in results:
+        model, runs = result["model"], result["runs"]
+        verdicts = "the same verdicts" if result["same_verdicts"] else "other verdicts"
+        lines += [
+            "",
+            "### Several processes",
+            "",
+            f"{result['model_name']}, `{result['suite']}`, {result['limit']} images "
+            f"({result['pixels']}), one thread a process; {runs[0]['machine']}; {verdicts}.",
+            "",
+            "| processes | of the clock, s | attacks, s | processors, s |",
+            "| --- | --- | --- | --- |",
+            *(
+                f"| {run['processes']} | {run['seconds']:.1f} | {run['attack_seconds']:.1f} "
+                f"| {run['cpu_seconds']:.1f} |"
+                for run in runs
+            ),
+            "",
+            f"More processes were not measured. By a model of these parts ({model['what']}), "
+            f"{model['images']:,} images would take "
+            + ", ".join(
+                f"{figures['seconds']:,.0f} s on {count} ({figures['speed_up']:.1f} times as fast)"
+                for count, figures in model["not_measured"].items()
+            )
+            + ".",
+            "",
+            f"Made by {pasted(result['command'])}.",
+            "",
+        ]
+    return lines
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
@@ -191,6 +226,7 @@ def main() -> int:
     body += commands(results_of("command_costs*.json"))
     body += large_images(results_of("large_images*.json"))
     body += many_images(results_of("many_images*.json"))
+    body += scaling(results_of("scaling*.json"))
     return fill(PAGE, body, "benchmarks/speed_page.py", parser.parse_args().check)
 
 
