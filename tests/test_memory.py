@@ -18,10 +18,9 @@ import holdfast as hf
 from holdfast import data, stored
 from holdfast.attacks import FGSM, PGD, Square, Stage, Suite
 from holdfast.data import folder as folder_reader
-from holdfast.uncertainty.run import measurements
 
 SHAPE = (3, 32, 32)
-VERBS = ("certify", "mix", "judge", "judge --from", "uncertainty")
+VERBS = ("judge", "judge --from")
 FEW, MANY = 500, 4000
 
 
@@ -114,26 +113,10 @@ def peak_bytes_of_verb(verb: str, n: int) -> int:
             ]
         )
     labels[:100:10] = (labels[:100:10] + 1) % 10  # mistakes of every kind
-    if verb == "certify":
-        hf.certify(model, images, labels, sigma=0.1, n0=4, n=16, batch_size=16, eps=0.01)
-    elif verb == "mix":
-        hf.mix(model, Large().eval(), images, labels, threat, steps=1, rounds=1)
-    elif verb == "judge":
+    if verb == "judge":
         hf.judge(model, images, labels, images, threat, batch_size=50)
-    elif verb == "judge --from":
-        hf.judge(model, images, labels, threat, source=Large().eval(), suite="fgsm", batch_size=50)
     else:
-        for name in ("STEPS", "UNAWARE_STEPS", "SET_STEPS", "CURVE_STEPS", "ROBUST_STEPS"):
-            setattr(measurements, name, 1)
-        for name in ("CURVE_IMAGES", "OOD_ATTACKED"):
-            setattr(measurements, name, 6)
-        measurements.corrupt = lambda images, *_, **__: images  # which costs minutes
-        sys.modules[hf.measure_uncertainty.__module__].OTHERS = 6  # type: ignore[attr-defined]
-        known = torch.arange(100)
-        hf.measure_uncertainty(
-            model, images, labels, calibration=(images.part(known.numpy()), known % 10),
-            attack="fgsm", threat=threat, ood=["noise"],
-        )  # fmt: skip
+        hf.judge(model, images, labels, threat, source=Large().eval(), suite="fgsm", batch_size=50)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
@@ -180,7 +163,7 @@ def test_memory_does_not_grow_with_images_that_are_decoded_as_they_are_asked_for
 
 @pytest.mark.slow
 @pytest.mark.parametrize("verb", VERBS)
-def test_memory_of_no_verb_grows_with_large_images(verb: str):
+def test_memory_of_judge_does_not_grow_with_large_images(verb: str):
     few, many = (measured(verb, n) for n in (300, 1000))
     # An image of 224 × 224 has 150 KB as bytes, 602 KB as float32.
     assert (many - few) / 700 < 100_000, (few, many)
