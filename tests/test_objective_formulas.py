@@ -339,3 +339,9 @@ def test_liet_steps_from_the_direction_of_the_class_and_noise(least, most):
     ends = copy.deepcopy(model)(torch.cat([start, end])).chunk(2)[1]
     expected = cross_entropy(ends, given.labels) + 7.0 * 0.5 * apart
     assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
+
+
+@pytest.mark.parametrize("shares", [{"least_noise": 0.6}, {"most_noise": 1.5}])
+def test_liet_refuses_shares_that_are_no_range(shares):
+    with pytest.raises(InputError, match=r"no range in \[0, 1\]"):
+        objective_named("liet", shares)

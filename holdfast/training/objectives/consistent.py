@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from ... import draws
 from ...attacks import FGSM, Items
+from ...errors import InputError
 from ...threat import Threat, per_item
 from ...types import Images
 from .augmented import jensen_shannon
@@ -42,7 +43,7 @@ class _FromClass(FGSM):
 class LIET(Objective):
     """Cross-entropy on the end of one step + λ × Jensen–Shannon between its start and its end.
 
-    Fan et al., FastAT benchmark (arXiv 2604.22853), there "LIET": the step of ε begins at the
+    The method of that name in the FastAT benchmark, arXiv 2604.22853: the step of ε begins at the
     direction in which a grey image of the same class is left fastest, of random sign, with 10 to
     50 % of its components replaced by uniform noise. λ rises linearly from 0 to `guide` over the
     schedule. Start and end pass through the model as one batch. The publication smooths labels at
@@ -51,14 +52,24 @@ class LIET(Objective):
     Args:
         guide: λ at the end; at least 0.
         label_smoothing: of the cross-entropy, in [0, 1); in the publication 0.6.
-        least_noise, most_noise: shares of the start's components that are noise; 1 and 1 make it
-            noise alone.
+        least_noise, most_noise: shares of the start's components that are noise, in [0, 1]; 1 and 1
+            make it noise alone.
+
+    Raises:
+        InputError: the shares are no range in [0, 1].
     """
 
     guide: float = 100.0
     label_smoothing: float = 0.0
     least_noise: float = 0.1
     most_noise: float = 0.5
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.least_noise <= self.most_noise <= 1:
+            raise InputError(
+                f"objective 'liet': noise from {self.least_noise} to {self.most_noise} is no range "
+                "in [0, 1]"
+            )
 
     def directions(self, model: nn.Module, batch: Batch, threat: Threat) -> Images:
         """The steepest way up the cross-entropy at grey of every image's class, of length 1."""
