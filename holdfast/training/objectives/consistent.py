@@ -52,8 +52,8 @@ class LIET(Objective):
     Args:
         guide: λ at the end; at least 0.
         label_smoothing: of the cross-entropy, in [0, 1); in the publication 0.6.
-        least_noise, most_noise: shares of the start's components that are noise, in [0, 1]; 1 and 1
-            make it noise alone.
+        least_noise, most_noise: shares of the start's components that are noise, in [0, 1];
+            with 1 and 1 the start is noise alone.
 
     Raises:
         InputError: the shares are no range in [0, 1].
