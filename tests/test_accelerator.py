@@ -595,7 +595,7 @@ def leaves(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
     if isinstance(value, dict | list):
         inside = value.items() if isinstance(value, dict) else enumerate(value)
         for key, part in inside:
-            if key not in ("seconds", "stages"):
+            if key not in ("seconds", "stages", "finished", "files"):
                 yield from leaves(part, f"{name}/{key}")
     else:
         yield name, value
