@@ -19,8 +19,10 @@ what one worker asks of another while that one is at work (`offer`, `ask`).
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
+import secrets
 import socket
 import threading
 import time
@@ -419,14 +421,30 @@ def _meeting(here: launchers.Place) -> Iterator[None]:
             del os.environ[name]
 
 
-def _wait_for_all(store: dist.Store, size: int) -> None:
-    """Until all processes have begun, which takes as long as it takes."""
-    store.add("holdfast/begun", 1)
+def _roll_call(store: dist.Store, rank: int, size: int) -> str:
+    """Wait until all processes are there, and name this meeting alike in each.
+
+    The store may be older than they are: torchrun keeps it when it starts workers again, with
+    all that their predecessors wrote. So each process writes a number drawn by itself, process 0
+    calls all numbers that it reads, and only to its own does a process answer.
+    """
+    own, meeting, answers = secrets.token_hex(8), "", list[str]()
+    present = [f"present/{i}" for i in range(size)]
+    store.set(present[rank], own)
     until = time.monotonic() + ARRIVAL_SECONDS
-    while (here := store.add("holdfast/begun", 0)) < size:
+    while not (answers and store.check(answers)):
         if time.monotonic() > until:
+            here = sum(store.check([each]) for each in answers or present)
             raise RuntimeError(f"only {here} of {size} began within {ARRIVAL_SECONDS:.0f} s")
+        if rank == 0 and store.check(present):
+            store.set("called", " ".join(store.get(each).decode() for each in present))
+        called = store.get("called").decode() if store.check(["called"]) else ""
+        if called.split()[rank : rank + 1] == [own]:
+            meeting = hashlib.sha256(called.encode()).hexdigest()[:16]
+            answers = [f"{meeting}/{i}" for i in range(size)]
+            store.set(answers[rank], "")
         time.sleep(PAUSE_SECONDS)
+    return meeting
 
 
 @functools.cache
@@ -441,11 +459,12 @@ def _connected() -> tuple[Callable[[], dist.Store], Any, dist.Store | None]:
         launchers.check_meeting(here)
         with _meeting(here):
             store, rank, size = next(iter(rendezvous("env://", timeout=patience)))
-            _wait_for_all(store, size)
+            store = dist.PrefixStore("holdfast", store)
+            meeting = _roll_call(store, rank, size)
             # Gloo waits several times as long for a connection that was lost.
             dist.init_process_group(
                 "gloo",
-                store=dist.PrefixStore("holdfast", store),
+                store=dist.PrefixStore(meeting, store),
                 rank=rank,
                 world_size=size,
                 timeout=timedelta(seconds=EXCHANGE_SECONDS),

@@ -12,6 +12,7 @@ import random
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,33 @@ def test_a_worker_that_never_comes_is_named(monkeypatch):
     with pytest.raises(hf.HoldfastError, match="only 1 of 2 workers began") as refused, team:
         pass
     assert "\n" not in str(refused.value)
+
+
+def met(store: torch.distributed.Store, late: int) -> set[str]:
+    """What three processes, one of them late, call their meeting at this store."""
+
+    def meet(rank: int) -> str:
+        time.sleep(0.4 if rank == late else 0.0)
+        return workers._roll_call(store, rank, 3)
+
+    with ThreadPoolExecutor(3) as pool:
+        return set(pool.map(meet, range(3)))
+
+
+@pytest.mark.parametrize("late", range(3))
+def test_workers_do_not_take_their_predecessors_for_each_other(late):
+    store = torch.distributed.HashStore()  # as torchrun's, which outlives the workers
+    meetings = [met(store, late) for _ in range(3)]
+    assert [len(meeting) for meeting in meetings] == [1, 1, 1]
+    assert len(set.union(*meetings)) == 3
+
+
+def test_a_predecessor_is_nobody_to_meet(monkeypatch):
+    store = torch.distributed.HashStore()
+    met(store, late=0)
+    monkeypatch.setattr(workers, "ARRIVAL_SECONDS", 0.5)
+    with pytest.raises(RuntimeError, match="only 1 of 3 began within"):
+        workers._roll_call(store, 0, 3)
 
 
 def test_a_worker_that_falls_silent_is_named(monkeypatch):
