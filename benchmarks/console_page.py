@@ -51,9 +51,10 @@ def written_anew(text: str, folder: Path) -> str:
 
 
 def shape(text: str) -> str:
-    """A text without what may differ from machine to machine: digits, spaces around them, and the
-    order of what took time."""
+    """A text without what may differ from machine to machine: digits, spaces around them, dates,
+    and the order of what took time."""
     text = re.sub(r"^besides the attacks.*$", "", text, flags=re.MULTILINE)
+    text = re.sub(r"finished on .* UTC", "finished", text)
     return re.sub(r"[\s\d.]*\d[\s\d.]*", "#", text)
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import random
-import resource
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
+
+from peak_memory import forget_peak, peak
 
 from holdfast.errors import HoldfastError
 
@@ -60,7 +61,8 @@ def trial(read: Callable[[], object]) -> str | None:
 
 def survives(cases: Iterator[tuple[Any, Callable[[], object]]]) -> int:
     """How many cases there were; an AssertionError shows those that failed."""
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak()
     failed, count = [], 0
     for case, read in cases:
         count += 1
@@ -68,7 +70,7 @@ def survives(cases: Iterator[tuple[Any, Callable[[], object]]]) -> int:
         if wrong is not None:
             failed.append(f"{str(ascii(case))[:600]}\n{wrong}")
     assert not failed, f"{len(failed)} of {count}:\n" + "\n".join(failed[:5])
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak() - before
     assert grown < MEMORY, f"{grown} KiB more"
     return count
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-import resource
 import struct
 import zlib
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.io
+from peak_memory import forget_peak, peak
 from PIL import Image
 
 from holdfast.data import out_of_distribution
@@ -153,8 +153,9 @@ def test_a_mat_file_that_unpacks_to_gigabytes_does_not(tmp_path):
     packed += b"".join(packer.compress(bytes(2**24)) for _ in range(128)) + packer.flush()
     file = b"MATLAB 5.0 MAT-file".ljust(124) + struct.pack("<HH", 0x100, 0x4D49)
     write(tmp_path, "test_32x32.mat", file + struct.pack("<II", 15, len(packed)) + packed)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak()
     with pytest.raises(InputError, match="no readable"):
         out_of_distribution.load(tmp_path, (3, 8, 8), 4)
-    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    grown = peak() - before
     assert grown < 900_000, f"{grown} KiB"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peak_memory import peak
 from PIL import Image
 
 import holdfast as hf
@@ -48,7 +48,7 @@ def peak_bytes(n: int) -> int:
         model, images, labels, hf.Threat("linf", 0.003), suite, batch_size=128, precision="float32"
     )
     assert 0.2 < result.robust_accuracy < 0.8, result.robust_accuracy
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak() * 1024
 
 
 class Large(torch.nn.Module):
@@ -92,7 +92,7 @@ def peak_bytes_of_files(n: int, folder: Path) -> int:
     result = hf.evaluate(model, split.images, labels, threat, "fgsm", 50, precision="original")
     assert result.n == n and result.robust_accuracy < 0.1
     assert not isinstance(result.adversarial, torch.Tensor)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak() * 1024
 
 
 def peak_bytes_of_verb(verb: str, n: int) -> int:
@@ -117,7 +117,7 @@ def peak_bytes_of_verb(verb: str, n: int) -> int:
         hf.judge(model, images, labels, images, threat, batch_size=50)
     else:
         hf.judge(model, images, labels, threat, source=Large().eval(), suite="fgsm", batch_size=50)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return peak() * 1024
 
 
 if __name__ == "__main__":

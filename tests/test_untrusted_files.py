@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from peak_memory import forget_peak, peak
 from run_folders import evaluation_run, training_run
 from safetensors.torch import save_file
 from verbs import print_leaderboard
@@ -456,9 +457,8 @@ def test_a_journal_that_is_a_link_is_not_followed(tmp_path):
 
 
 def test_a_network_is_not_built_before_its_weights_are_known_to_fit(model):
-    import resource
-
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    forget_peak()
+    before = peak()
     mean = [0.5]
     for architecture, arguments in (
         ("small-cnn", {"width": 10**6}),
@@ -477,8 +477,7 @@ def test_a_network_is_not_built_before_its_weights_are_known_to_fit(model):
         change_card(model, architecture=architecture, arguments=arguments)
         with pytest.raises(InputError, match=r"card\.json|another architecture"):
             hf.load(model)
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    assert after - before < 300_000  # KiB; a width of 10⁶ would take terabytes
+    assert peak() - before < 300_000  # KiB; a width of 10⁶ would take terabytes
 
 
 def test_weights_of_another_kind_are_refused(model):
