@@ -19,6 +19,7 @@ from published import ROOT, is_shipped, pasted, verdicts
 from published import results as results_of
 from table import changes_in, command_rows, evaluation_rows, fill, since_then
 
+from holdfast.cli.tables import percent
 from holdfast.evaluation.paired import Paired, paired
 from holdfast.intervals import clopper_pearson
 
@@ -207,6 +208,45 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
+# Per time on two cores: what to type, and the models of `benchmarks/results/` that came of it.
+HOURS = (
+    (
+        "15 minutes",
+        "holdfast train cifar10-cpu --budget 15m --set model.arguments.width=40 --out RUN",
+        ("cifar10-linf-w40",),
+    ),
+    (
+        "1 hour",
+        "holdfast train cifar10-cpu --budget 60m --out RUN",
+        ("cifar10-linf-1h", "cpu-60m-seed-1"),
+    ),
+    ("2 hours", "holdfast train cifar10-cpu-2h --budget 2h --out RUN", ("cifar10-linf-2h",)),
+)
+
+
+def hours(verdicts: list[dict[str, Any]], estimates: list[dict[str, Any]]) -> list[str]:
+    """What to run for the time that one has, and what came of it: a row a model."""
+    lines = [
+        "| time | command | standard accuracy | robust accuracy, `swift` | n | model |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    by_name = {r["model"]["name"]: r for r in verdicts if r["suite"] == "swift"}
+    for time, command, models in HOURS:
+        first = (time, f"`{command}`")
+        for name in models:
+            result = by_name[name]
+            figures = (percent(result, f"{kind}_accuracy") for kind in ("standard", "robust"))
+            cells = (*first, *figures, str(result["n"]), told_shipped(name))
+            lines.append(f"| {' | '.join(cells)} |")
+            first = ("", "")
+    lines += [
+        f"\nIn these runs, twice the operations came to {result['points_per_doubling']:.1f} points "
+        "of robust accuracy more ([the line through them](#what-one-gpu-would-need-an-estimate))."
+        for result in estimates
+    ]
+    return lines
+
+
 def told_shipped(name: str) -> str:
     """A model's name, and that nobody can load it where the zoo does not hold it."""
     return name if is_shipped(name) else f"{name} (not shipped)"
@@ -273,7 +313,9 @@ def main() -> int:
     def of(name: str) -> list[dict[str, Any]]:
         return results_of(f"{name}*.json")
 
-    return fill(
+    check, maker = parser.parse_args().check, "benchmarks/training_page.py"
+    wrong = fill(PAGE, hours(verdicts(), of("gpu_estimate")), maker, check, mark="hours")
+    return wrong or fill(
         PAGE,
         [
             *collapses(of("collapse")),
@@ -282,8 +324,8 @@ def main() -> int:
             *gpu_estimates(of("gpu_estimate")),
             *other_runs(verdicts()),
         ],
-        "benchmarks/training_page.py",
-        parser.parse_args().check,
+        maker,
+        check,
     )
 
 

@@ -144,7 +144,8 @@ def measured(*words: object) -> int:
 
 @pytest.mark.slow
 def test_memory_grows_with_images_and_verdicts_alone():
-    peaks = {n: measured(n) for n in (FEW, MANY)}
+    # What the allocator cannot give back differs from run to run, and only adds.
+    peaks = {n: min(measured(n) for _ in range(3)) for n in (FEW, MANY)}
     image_bytes = 4 * 3 * 32 * 32
     growth = (peaks[MANY] - peaks[FEW]) / (MANY - FEW)
     # The image, its adversarial image, 6 KB for its verdict and open business; 10 % of slack
