@@ -17,6 +17,7 @@ from torch import nn
 import holdfast as hf
 from holdfast.errors import InputError
 from holdfast.models import ARCHITECTURES, build, load_checkpoint, load_weights, save_checkpoint
+from holdfast.runs.identity import settings_digest
 
 TINY = {"width": 3, "classes": 4}
 
@@ -86,6 +87,26 @@ def test_normalisation_is_inside():
     assert torch.allclose(model.eval()(x), other.eval()((x - 0.1) / 2), atol=1e-5)
 
 
+def test_a_mirrored_network_answers_for_an_image_and_its_mirror_image(tmp_path):
+    size = {"depth": 10, "width": 2}
+    plain, own = build("preact-resnet", size), build("preact-resnet", {**size, "mirrored": True})
+    own.load_state_dict(plain.state_dict())
+    card = {"architecture": "preact-resnet", "arguments": {**size, "mirrored": True}}
+    x = torch.rand(4, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(plain.train()(x), own.train()(x))  # training is the same
+        plain.eval(), own.eval()
+        save_checkpoint(tmp_path / "model", own, {**card, "classes": list("abcdefghij")})
+        average = (plain(x) + plain(x.flip(3))) / 2
+        for model in (own, hf.load(tmp_path / "model")):
+            assert torch.allclose(model(x), average, atol=1e-6)
+            assert torch.allclose(model(x), model(x.flip(3)), atol=1e-6)
+    assert not torch.allclose(plain(x), average, atol=1e-3)
+    assert settings_digest(plain) != settings_digest(own)
+    # Runs of earlier versions, which knew no such thing, go on.
+    assert "mirrored" not in vars(plain)
+
+
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_every_weight_gets_a_gradient(name):
     size = {"widen": 1, "depth": 10} if name.startswith("wide") else {"width": 2}
@@ -111,6 +132,7 @@ def test_every_weight_gets_a_gradient(name):
         ("preact-resnet", {"stem_stride": 3}, "stem_stride"),
         ("preact-resnet", {"stem_stride": 1.0}, "stem_stride"),
         ("preact-resnet", {"stem_stride": True}, "stem_stride"),
+        ("preact-resnet", {"mirrored": 1}, "mirrored"),
         ("preact-resnet", {"activation": "rely"}, "relu"),
         ("preact-resnet", {"activation": ["relu"]}, "relu"),
         ("preact-resnet", {"classes": True}, "classes"),

@@ -89,7 +89,10 @@ class Trunk(nn.Module):
         stages: (channels, blocks, stride) of each stage.
         form: of the blocks.
         last_norm: whether the last block is followed by norm and activation.
+        mirrored: in eval mode, average over each image and its mirror image.
     """
+
+    mirrored = False
 
     def __init__(
         self,
@@ -102,8 +105,11 @@ class Trunk(nn.Module):
         activation: str,
         form: Form = OURS,
         last_norm: bool = True,
+        mirrored: bool = False,
     ):
         super().__init__()
+        if mirrored:  # else the class says so: the model's digest is also that of its attributes
+            self.mirrored = True
         self.normalise = Normalise(mean, std)
         self.act = activation_named(activation)
         channels, stride = stem
@@ -119,6 +125,12 @@ class Trunk(nn.Module):
 
     def features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         """The input (N, D) of the linear layer: averaged activations of the last block."""
+        if self.mirrored and not self.training:
+            # The layer is linear: the average of the features gives that of the logits.
+            return (self._features(images) + self._features(images.flip(3))) / 2
+        return self._features(images)
+
+    def _features(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n d"]:
         x = self.blocks(self.stem(self.normalise(images)))
         if self.norm is not None:
             x = self.act(self.norm(x))
@@ -170,6 +182,8 @@ class PreActResNet(Trunk):
         stem_stride: 1 as published. With 2, all blocks work at half the resolution, which costs a
             quarter.
         activation: `relu`, `silu` or `gelu`.
+        mirrored: in eval mode, logits are the average over each image and its mirror image, which
+            takes twice as long. Training is the same.
 
     Raises:
         InputError: an argument out of its range.
@@ -191,13 +205,22 @@ class PreActResNet(Trunk):
         std: Sequence[float] = CIFAR10_STD,
         stem_stride: int = 1,
         activation: str = "relu",
+        mirrored: bool = False,
     ):
         whole_number("classes", classes)
         shapes = doubling_stages(depth, width, stages)
         if whole_number("stem_stride", stem_stride) > 2:
             raise InputError(f"stem_stride must be 1 or 2, not {stem_stride!r}")
+        if not isinstance(mirrored, bool):
+            raise InputError(f"mirrored must be true or false, not {mirrored!r}")
         super().__init__(
-            (width, stem_stride), shapes, classes=classes, mean=mean, std=std, activation=activation
+            (width, stem_stride),
+            shapes,
+            classes=classes,
+            mean=mean,
+            std=std,
+            activation=activation,
+            mirrored=mirrored,
         )
 
 
