@@ -208,19 +208,23 @@ def gpu_estimates(results: list[dict[str, Any]]) -> list[str]:
     return lines
 
 
-# Per time on two cores: what to type, and the models of `benchmarks/results/` that came of it.
+# Per time and cores: what to type, and the models of `benchmarks/results/` that came of it.
 HOURS = (
     (
-        "15 minutes",
+        "15 minutes, one core",
         "holdfast train cifar10-cpu --budget 15m --set model.arguments.width=40 --out RUN",
         ("cifar10-linf-w40",),
     ),
     (
-        "1 hour",
+        "1 hour, two cores",
         "holdfast train cifar10-cpu --budget 60m --out RUN",
         ("cifar10-linf-1h", "cpu-60m-seed-1"),
     ),
-    ("2 hours", "holdfast train cifar10-cpu-2h --budget 2h --out RUN", ("cifar10-linf-2h",)),
+    (
+        "2 hours, two cores",
+        "holdfast train cifar10-cpu-2h --budget 2h --out RUN",
+        ("cifar10-linf-2h",),
+    ),
 )
 
 
@@ -239,8 +243,9 @@ def hours(verdicts: list[dict[str, Any]], estimates: list[dict[str, Any]]) -> li
             cells = (*first, *figures, str(result["n"]), told_shipped(name))
             lines.append(f"| {' | '.join(cells)} |")
             first = ("", "")
+    lines.append("")
     lines += [
-        f"\nIn these runs, twice the operations came to {result['points_per_doubling']:.1f} points "
+        f"In these runs, twice the operations came to {result['points_per_doubling']:.1f} points "
         "of robust accuracy more ([the line through them](#what-one-gpu-would-need-an-estimate))."
         for result in estimates
     ]

@@ -309,39 +309,3 @@ def test_every_weight_learns_under_awp_and_autocast():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
         assert parameter.grad.abs().max() > 0
-
-
-@pytest.mark.parametrize(("least", "most"), [(0.0, 0.0), (1.0, 1.0), (0.1, 0.5)])
-def test_liet_steps_from_the_direction_of_the_class_and_noise(least, most):
-    model, eps = network(), LINF.eps
-    given = batch(0.4, 0.6)  # the box is out of reach
-    objective = objective_named("liet", {"least_noise": least, "most_noise": most, "guide": 7.0})
-    start, end = objective.attacked(model, given, LINF).chunk(2)
-    grey = torch.full((K, 1, 8, 8), 0.5, requires_grad=True)
-    cross_entropy(copy.deepcopy(model).eval()(grey), torch.arange(K)).backward()
-    way = eps * grey.grad.sign()[given.labels]
-    moved = start - given.images
-    on_the_way = ((moved - way).abs() < 1e-6) | ((moved + way).abs() < 1e-6)
-    share = on_the_way.float().mean()
-    assert {0.0: share == 1, 1.0: share < 0.05, 0.1: 0.45 < share < 0.95}[least]
-    assert (moved.abs() <= eps + 1e-6).all()
-    at = start.clone().requires_grad_()
-    cross_entropy(copy.deepcopy(model).train()(at), given.labels).backward()
-    expected = torch.minimum(
-        torch.maximum(start + eps * at.grad.sign(), given.images - eps), given.images + eps
-    )
-    assert torch.allclose(end, expected, atol=1e-5)
-    objective.progress = 0.5
-    p, q = (x.softmax(1) for x in copy.deepcopy(model)(torch.cat([start, end])).chunk(2))
-    middle = (p + q) / 2
-    apart = (kl(p, middle) + kl(q, middle)).mean() / 2
-    value = objective.loss(copy.deepcopy(model), torch.cat([start, end]), given).value
-    ends = copy.deepcopy(model)(torch.cat([start, end])).chunk(2)[1]
-    expected = cross_entropy(ends, given.labels) + 7.0 * 0.5 * apart
-    assert float(value.detach()) == pytest.approx(float(expected.detach()), rel=1e-4)
-
-
-@pytest.mark.parametrize("shares", [{"least_noise": 0.6}, {"most_noise": 1.5}])
-def test_liet_refuses_shares_that_are_no_range(shares):
-    with pytest.raises(InputError, match=r"no range in \[0, 1\]"):
-        objective_named("liet", shares)
