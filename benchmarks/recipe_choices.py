@@ -1,14 +1,16 @@
 r"""What one entry of a recipe is worth: short runs that differ in it alone, on validation images.
 
-    python benchmarks/recipe_choices.py --data DIR --budget 7m \
+    python benchmarks/recipe_choices.py --data DIR (--budget 7m | --epochs 20) \
         --try augment.crop_padding=4 --try "augment.crop_padding=1 augment.pad_mode=reflect" \
         [--set KEY=VALUE] [--seeds 2] [--images 8000] [--runs runs/choices] \
         [--out benchmarks/results/recipe_choices-padding.json]
 
-Every variation is trained with the same budget, so what makes a step dearer has to earn it. Its
-averaged weights are measured once, at the end, standard and under PGD-10. Test images stay unseen.
-Which images stand is kept, so that each variation is compared with the first one image by image,
-which tells smaller differences from chance than two accuracies beside each other.
+Every variation is trained with the same budget, so what makes a step dearer has to earn it. With
+--epochs, which is fair on a machine with other work to do, a dearer step is given fewer of them by
+hand: `--try "objective.name=nuat epochs=12"`. The averaged weights are measured once, at the end,
+standard and under PGD-10. Test images stay unseen. Which images stand is kept, so that each
+variation is compared with the first one image by image, which tells smaller differences from chance
+than two accuracies beside each other.
 With --images, training sees the first so many alone, each as often as a longer run would: what
 helps then is what keeps a longer run from learning its images by heart. The same command goes on
 where it was interrupted.
@@ -53,7 +55,8 @@ def row(options: argparse.Namespace, dataset: DataSet, tried: str, seed: int) ->
     """
     run = options.runs / f"{re.sub(r'[^A-Za-z0-9.=]+', '-', tried)}-seed-{seed}"
     changes = [
-        *(f"budget={options.budget}", "validation.every=1000"),
+        f"epochs={options.epochs}" if options.epochs else f"budget={options.budget}",
+        "validation.every=1000",
         *(f"validation.images={options.limit}", *options.changes, *tried.split()),
     ]
     recipe = load_recipe(options.recipe, changes)
@@ -88,11 +91,14 @@ def judged(
 def main() -> None:
     parser = options_of_runs(__doc__, budget="7m", limit=2000, runs="runs/choices")
     parser.add_argument("--try", dest="tries", action="append", required=True, metavar="CHANGES")
+    parser.add_argument("--epochs", type=float, help="length of each run, in place of a budget")
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--images", type=int, help="training images, the first of them; else all")
     options = parser.parse_args()
     if options.images is not None and options.images < 1:
         parser.error(f"--images must be at least 1, not {options.images}")
+    if options.epochs is not None:
+        options.budget = None
 
     dataset = datasets.load(options.data)
     dataset = DataSet(
@@ -108,6 +114,8 @@ def main() -> None:
             rows.append(row(options, dataset, tried, seed))
             print(json.dumps(rows[-1]), flush=True)
     result = {**told("recipe_choices", options, dataset), "rows": rows}
+    if options.epochs:
+        result["epochs"] = options.epochs
     if options.images:
         result["train_images"] = len(dataset.train)
     if options.out:

@@ -60,8 +60,8 @@ def choices(results: list[dict[str, Any]]) -> list[str]:
             lines += _over_seeds(rows, result["n"])
         lines += [
             "",
-            f"- {setting(result['recipe'])}, where an entry does not say otherwise; budget "
-            f"{result['budget']} a run{_few(result)}. First {result['n']} validation images "
+            f"- {setting(result['recipe'])}, where an entry does not say otherwise; "
+            f"{_length(result)} a run{_few(result)}. First {result['n']} validation images "
             f"({result['pixels']}), the same for all; trained on "
             f"{' and '.join(sorted({row['machine'] for row in rows}))}: "
             f"{pasted(result['command'])}{_since(result)}",
@@ -104,6 +104,11 @@ def _over_seeds(rows: list[dict[str, Any]], n: int) -> list[str]:
                 f"{_in_words(together)}, McNemar's exact test: p = {together.p_value:.2g}"
             )
     return ["", *lines] if lines else []
+
+
+def _length(result: dict[str, Any]) -> str:
+    """How long each run was, in words."""
+    return f"{result['epochs']:g} epochs" if "epochs" in result else f"budget {result['budget']}"
 
 
 def _few(result: dict[str, Any]) -> str:

@@ -167,6 +167,18 @@ def test_choices_train_each_variation_and_keep_what_the_runs_say(tmp_path, monke
         )
 
 
+def test_choices_of_equal_epochs_have_no_budget(tmp_path, monkeypatch, recipe):
+    out, runs = tmp_path / "recipe_choices.json", tmp_path / "runs"
+    arguments = ("--recipe", recipe, "--epochs", 1, "--limit", 24, "--images", 40)
+    tries = ("--try", "averaging=0.5", "--try", "epochs=2")
+    run(monkeypatch, recipe_choices, *arguments, *tries, "--runs", runs, "--out", out)
+    result = json.loads(out.read_text())
+    assert [row["epochs"] for row in result["rows"]] == pytest.approx([1.0, 2.0], abs=0.1)
+    for file in runs.glob("*/request.json"):
+        assert json.loads(file.read_text())["asked"]["recipe"]["budget"] is None
+    assert any("; 1 epochs a run, on the first 40" in x for x in training_page.choices([result]))
+
+
 def test_choices_are_compared_image_by_image():
     """Two seeds; the second variation is right where the first is, and on one image more a seed."""
 

@@ -16,6 +16,7 @@ from ...errors import InputError
 from ...parsing import nearest
 from .augmented import DAJAT
 from .base import Batch, Loss, Objective, perturb
+from .consistent import LIET
 from .cross_entropy import NFGSM, PGDTraining, Standard
 from .denoising import Denoising, Diffusion
 from .guided import GAT, NuAT
@@ -36,6 +37,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "mart": MART,
     "gat": GAT,
     "nuat": NuAT,
+    "liet": LIET,
     "hat": HAT,
     "ikl": IKL,
     "dajat": DAJAT,
