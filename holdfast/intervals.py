@@ -137,8 +137,8 @@ def anytime_interval(
     low = _lowest_mean(values, population, limit)
     high = 1 - _lowest_mean(1 - values, population, limit)
     if population is not None and bool((values == values.round()).all()):
-        # So many of them, no parts of one.
-        low = float(np.ceil(low * population - 1e-6)) / population
+        # So many of them, no parts of one; + 0.0 makes 0 of the −0 that `ceil` may give.
+        low = float(np.ceil(low * population - 1e-6)) / population + 0.0
         high = float(np.floor(high * population + 1e-6)) / population
     # A mean outside would be rare, and no reader would understand it.
     mean = float(values.mean())

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from holdfast.errors import InputError
-from holdfast.intervals import clopper_pearson, lower_bound, upper_bound
+from holdfast.intervals import anytime_interval, clopper_pearson, lower_bound, upper_bound
 
 
 @pytest.mark.parametrize(("count", "n"), [(0, 9), (4, 9), (9, 9), (410, 1000), (9999, 10_000)])
@@ -16,6 +16,13 @@ def test_the_interval_is_scipys_exact_one(count, n):
         reference = stats.binomtest(count, n).proportion_ci(confidence, method="exact")
         expected = (reference.low, reference.high)
         assert clopper_pearson(count, n, confidence) == pytest.approx(expected, abs=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0])
+@pytest.mark.parametrize(("n", "population"), [(1, 300), (40, 300), (300, 300), (40, None)])
+def test_no_end_of_an_interval_at_any_time_is_negative(share, n, population):
+    low, high = anytime_interval(np.full(n, share), population)
+    assert f"{low:.2%} {high:.2%}".count("-") == 0 and 0 <= low <= share <= high <= 1
 
 
 def test_a_mean_of_shares_lies_between_the_counts_beside_it():

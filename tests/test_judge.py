@@ -16,6 +16,7 @@ import torch
 from command_line import command, small_checkpoint
 from linear_classifiers import linear
 from PIL import Image
+from run_folders import training_run
 from safetensors.torch import save_file
 
 import holdfast as hf
@@ -135,6 +136,21 @@ def test_another_order_is_noticed_and_the_index_mends_it(attacked):
     assert some.n == 2 and some.broken.tolist() == [True, False]
     first = hf.judge(model, x, y, adversarial[:3], THREAT)
     assert first.n == 3 and [v.index for v in first.verdicts] == [0, 1, 2]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [lambda x: 1 - x, lambda x: (x - 0.5) / 0.5, lambda x: torch.rand(x.shape)],
+    ids=["inverted", "normalised", "other images"],
+)
+def test_what_fits_no_image_is_not_called_another_order(attacked, changed):
+    model, x, y, _ = attacked
+    result = hf.judge(model, x, y, changed(x), THREAT)
+    said = told(result, "in-order")
+    assert flags(result)["given-in-ball"] and "another order" not in said.removesuffix(
+        "too few for another order."
+    )
+    assert not flags(result)["given-in-order"] or "0 lie in the ball" in said
 
 
 def test_a_large_perturbation_alone_is_no_other_order(attacked):
@@ -315,14 +331,30 @@ def test_what_evaluate_and_export_write_can_be_judged(tmp_path):
     again = hf.judge(model, x, y, tmp_path / "run", threat)
     held = [v.index for v in again.verdicts]
     assert again.broken.tolist() == [run.verdicts[index].broken for index in held]
+    # Examples are chosen, broken ones first: no sample, and it is told where the rest is.
+    said = told(again, "shape")
+    assert f"{again.n} examples, which were chosen, of 40" in said and "holdfast export" in said
     whole = hf.judge(model, x, y, run, threat)
     assert torch.equal(whole.broken, run.broken)
+    hf.export(tmp_path / "run", tmp_path / "pngs", model=model, data=(x, y))
+    next((tmp_path / "pngs").rglob("*.png")).unlink()
+    pngs = hf.judge(model, x, y, tmp_path / "pngs", threat)
+    assert pngs.robust_accuracy == 0
+    assert f"index.csv has {40 - pngs.n} more images, of which there is no picture" in told(
+        pngs, "shape"
+    )
     hf.export(tmp_path / "run", tmp_path / "adv.npz", data=(x, y))
     exact = hf.judge(model, x, y, tmp_path / "adv.npz", threat)
     assert exact.robust_accuracy == run.robust_accuracy and not any(flags(exact).values())
 
 
 # -- hostile files --------------------------------------------------------------------------------
+
+
+def test_the_folder_of_another_command_is_no_adversarial_images(tmp_path):
+    run = training_run(tmp_path / "run")
+    with pytest.raises(InputError, match=r"a run folder without examples\.safetensors"):
+        read_given(run, SHAPE, 6)
 
 
 def hostile(folder: Path) -> dict[str, str]:

@@ -11,7 +11,7 @@ from typing import Any
 import models
 import pytest
 import yaml
-from command_line import command
+from command_line import command, small_checkpoint
 from printed_commands import check
 from run_folders import evaluation_run, training_run
 
@@ -112,7 +112,7 @@ def test_an_evaluation_is_held_to_its_intervals(monkeypatch, capsys) -> None:
     assert command(monkeypatch, "require", SLIM, "robust>=34%", "--require", "robust>=37%") == 3
     told = capsys.readouterr()
     assert told.out.splitlines()[1].startswith("not met  robust>=37%")
-    assert told.err == f"holdfast: 1 of 2 requirements are not met by {SLIM}\n"
+    assert told.err == f"holdfast: 1 of 2 requirements is not met by {SLIM}\n"
     assert command(monkeypatch, "require", SLIM, "robust>=1", "--json") == 3
     held = json.loads(capsys.readouterr().out)
     assert held["met"] is False and held["requirements"][0]["value"] == 0.378
@@ -196,6 +196,32 @@ def test_a_result_in_memory_is_held_too() -> None:
     assert not hf.require(result, f"standard>{low}").met
     with pytest.raises(InputError, match="has no figure 'unaware'"):
         hf.require(result, "unaware>=0.1")
+
+
+@pytest.mark.parametrize(
+    ("asked", "more", "says"),
+    [
+        ("unaware>=0.1", [], "'unaware' is measured behind a --defence only"),
+        ("target-reached<=0.1", [], "'target-reached' is measured with --goal target only"),
+        (
+            "unaware>=0.1",
+            ["--goal", "target", "--targets", "random", "--defence", "bit-depth"],
+            "'unaware' is not measured with --goal target",
+        ),
+    ],
+)
+def test_a_figure_that_this_evaluation_will_not_have_is_told_before_any_attack(
+    asked, more, says, tmp_path: Path, monkeypatch, capsys
+) -> None:
+    def never(*_: Any, **__: Any) -> None:
+        raise AssertionError("an evaluation began")
+
+    monkeypatch.setattr("holdfast.evaluation.evaluate", never)
+    words = ["evaluate", small_checkpoint(tmp_path / "m"), "--data", "digits", "--limit", "5"]
+    out = tmp_path / "run"
+    assert command(monkeypatch, *words, *more, "--out", out, "--require", asked) == 2
+    assert capsys.readouterr().err == f"holdfast: requirement {asked!r}: {says}\n"
+    assert not out.exists()
 
 
 def test_a_sample_is_held_to_what_is_valid_at_any_time(tmp_path: Path) -> None:

@@ -50,8 +50,7 @@ def with_options(text: str) -> tuple[str, dict[str, str]]:
         option, equals, value = words.pop(0).partition("=")
         if option not in OPTIONS:
             raise InputError(
-                f"model {name!r}: {option!r} is no option of a model{nearest(option, OPTIONS)}; "
-                f"they are {', '.join(OPTIONS)}"
+                f"model {name!r}: {option!r} is no option of a model{nearest(option, OPTIONS)}"
             )
         if not equals:
             if not words:

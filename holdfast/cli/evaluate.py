@@ -236,13 +236,14 @@ def _run(options: Options) -> Evaluation:
     import torch
 
     from .. import data as datasets
-    from ..attacks.goal import RANDOM, checked_goal
+    from ..attacks.goal import RANDOM, UNTARGETED, checked_goal
     from ..data.shards import in_pieces, own_piece, together
     from ..defences import chain, steps, undefended
     from ..evaluation import evaluate
     from ..evaluation.cards import remark, threat_of, what_was_measured
     from ..evaluation.limits import Limits
     from ..models.black_box import read_outputs
+    from ..report.requirements import checked_for_evaluation
     from .images import check_limit, chosen, fitted
 
     limits = Limits.of(options.budget, options.until, command_began())
@@ -263,6 +264,8 @@ def _run(options: Options) -> Evaluation:
     n = len(split)
     goal = checked_goal(options.goal, options.targets and RANDOM)
     targets = targets_of(options.targets, n, dataset)
+    if options.require:
+        checked_for_evaluation(options.require, aimed=goal != UNTARGETED, defended=bool(defences))
     remark(dataset, name, n, str(card.get("trained_on", "")))
     return evaluate(
         network,

@@ -60,5 +60,5 @@ def show_required(
         write_named(junit, junit_of(found, str(run)), is_junit)
     failed = sum(not outcome.met for outcome in found.outcomes)
     if failed:
-        of = f"{failed} of {len(found.outcomes)} requirements are"
+        of = f"{failed} of {len(found.outcomes)} requirements {'is' if failed == 1 else 'are'}"
         raise NotMet(f"{of if len(found.outcomes) > 1 else 'the requirement is'} not met by {run}")

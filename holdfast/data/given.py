@@ -137,8 +137,9 @@ def read_given(path: Path | str, shape: Shape, most: int) -> Given:
             index out of range or with repetitions. One line that names the file.
     """
     path = Path(path)
-    if os.path.isdir(path) and os.path.isfile(path / EXAMPLES):
-        path = path / EXAMPLES
+    run = path if os.path.isdir(path) and os.path.isfile(path / EXAMPLES) else None
+    if run is not None:
+        path = run / EXAMPLES
     if os.path.isdir(path):
         return _pictures(path, shape, most)
     with _arrays(path) as arrays:
@@ -156,6 +157,8 @@ def read_given(path: Path | str, shape: Shape, most: int) -> Given:
         array = arrays[name]
         load = array.unread if array.unread and exceeds_memory(array.shape) else array.load
         given = taken(load(), shape, f"{path}: {_quoted(name)}")
+        if run is not None:
+            told += _examples_told(run, count)
         rows: dict[str, Tensor | None] = {}
         for what, names in (("index", INDEX_NAMES), ("labels", LABEL_NAMES)):
             found = _called(arrays, names)
@@ -169,6 +172,18 @@ def read_given(path: Path | str, shape: Shape, most: int) -> Given:
     if rows["index"] is not None:
         check_index(rows["index"], most, f"{path}: ")
     return Given(given.images, rows["index"], rows["labels"], (*told, *given.told))
+
+
+def _examples_told(run: Path, count: int) -> list[str]:
+    """That the examples of a run are no sample of its images, if they are not all."""
+    table = run / "verdicts.csv"
+    judged = len(read_text(table).splitlines()) - 1 if table.is_file() else 0
+    if judged <= count:
+        return []
+    return [
+        f"{count} examples, which were chosen, of {judged} images that {run.name} judged, so "
+        "shares of them are no estimate: `holdfast export RUN --to FILE.npz` writes all"
+    ]
 
 
 _MEANT = {
@@ -497,6 +512,8 @@ def _pictures(folder: Path, shape: Shape, most: int) -> Given:
     )
     if not files:
         hint = ": JPEG changes the pixels; save PNG" if lossy else ""
+        if (folder / "request.json").is_file():
+            hint = f": a run folder without {EXAMPLES}, which evaluations write"
         raise InputError(f"{folder}: holds no PNG files{hint}")
     if len(files) > most:
         raise InputError(f"{folder}: holds {len(files)} pictures; the data has {most} images")
@@ -513,6 +530,7 @@ def _pictures(folder: Path, shape: Shape, most: int) -> Given:
     if index is not None:
         check_index(index, most, f"{folder}: by the files' names, ")
         told.append(f"{folder.name}: the numbers in the names taken as {_MEANT['index']}")
+    told += _left_out(folder, len(files))
     given = taken(images, shape, str(folder))
     return Given(given.images, index, None, (*told, *given.told))
 
@@ -530,15 +548,31 @@ def _picture(path: Path, shape: Shape) -> np.ndarray:
     return picture
 
 
-def _index_beside(folder: Path, files: Sequence[Path]) -> Int64[Tensor, " n"] | None:
-    """The index by a table `index.csv` in the folder, as `holdfast export` writes it."""
+def _left_out(folder: Path, count: int) -> list[str]:
+    """That `holdfast export` wrote pictures of some images only: of those that fool the model."""
+    more = len(_table_beside(folder)) - count
+    if more <= 0:
+        return []
+    return [
+        f"index.csv has {more} more images, of which there is no picture, so shares of these are "
+        "no estimate"
+    ]
+
+
+def _table_beside(folder: Path) -> list[dict[str, str]]:
+    """The rows of a table `index.csv` in the folder, as `holdfast export` writes it."""
     table = folder / "index.csv"
     if not table.is_file():
-        return None
+        return []
     rows = list(csv.DictReader(read_text(table).splitlines()))
-    if not rows or not {"index", "file"} <= rows[0].keys():
+    return rows if rows and {"index", "file"} <= rows[0].keys() else []
+
+
+def _index_beside(folder: Path, files: Sequence[Path]) -> Int64[Tensor, " n"] | None:
+    """The index by a table `index.csv` in the folder."""
+    of_file = {str(r["file"]): str(r["index"]) for r in _table_beside(folder) if r["file"]}
+    if not of_file:
         return None
-    of_file = {str(row["file"]): str(row["index"]) for row in rows if row["file"]}
     names = [path.relative_to(folder).as_posix() for path in files]
     if not all(_is_whole(of_file.get(name, "")) for name in names):
         return None

@@ -530,10 +530,15 @@ def _order_flag(
     if fired:
         row = int(asked[elsewhere][0])
         other = int(closest[elsewhere][0])
+        why = (
+            f"they stand in another order; {remedy}"
+            if fits
+            else "they are of other images, or their values were changed, as by normalising"
+        )
         said = (
             f"Of {len(asked)} examined outside the ball, {count} are closer to another image than "
             f"to their own (number {row} to image {other}, not {int(rows[row])}), and {fits} lie "
-            f"in the ball of that one: they stand in another order; {remedy}."
+            f"in the ball of that one: {why}."
         )
     elif count:
         said = (

@@ -115,7 +115,7 @@ def export(
     if card or annex:
         text = card_of(runs, model) if card else annex_of(runs)
         if kind and kind != ".md":
-            raise InputError(f"{to}: a {'card' if card else 'annex'} is a folder's, or FILE.md")
+            raise InputError(f"{to}: {'a card' if card else 'an annex'} is a folder's, or FILE.md")
         file = to if kind == ".md" and not to.is_dir() else to / (CARD if card else ANNEX)
         return Exported((_write(file, text, force),))
     if kind in (".md", ".tex") and not to.is_dir():

@@ -272,9 +272,23 @@ def parsed_all(requirements: str | Iterable[str]) -> list[Requirement]:
     return [Requirement.parse(text) for text in texts]
 
 
-def checked_for_evaluation(requirements: Sequence[str]) -> None:
+def checked_for_evaluation(
+    requirements: Sequence[str], *, aimed: bool | None = None, defended: bool | None = None
+) -> None:
     """Before an evaluation begins: InputError where a requirement cannot be read, or is of a figure
-    that no evaluation has."""
+    that no evaluation has, or this one will not have.
+
+    Args:
+        aimed: whether only one class counts as a success; None where that is not known yet.
+        defended: whether the model is behind a defence; None likewise.
+    """
+    lacking = {}
+    if aimed is False:
+        lacking["target-reached"] = "measured with --goal target only"
+    if aimed or defended is False:
+        lacking["unaware"] = (
+            "not measured with --goal target" if aimed else "measured behind a --defence only"
+        )
     for requirement in parsed_all(requirements):
         name = requirement.figure
         if name not in OF_EVALUATIONS:
@@ -282,6 +296,8 @@ def checked_for_evaluation(requirements: Sequence[str]) -> None:
                 f"requirement {requirement.text!r}: an evaluation has no figure "
                 f"{name!r}{nearest(name, OF_EVALUATIONS)}"
             )
+        if name in lacking:
+            raise InputError(f"requirement {requirement.text!r}: {name!r} is {lacking[name]}")
         requirement.check(name, Figure(None, counted=name == "flags"))
 
 
