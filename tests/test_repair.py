@@ -3,26 +3,22 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from hidden import THREAT, diagnosed, small_network, smooth_pictures, standing
+from hiding import FURTHER, INPUTS, LOGITS, WHOLE, Hiding, Whole
 from plain_networks import PLAIN, plain
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "benchmarks"))
-
-from hiding import FURTHER, INPUTS, LOGITS, WHOLE, Hiding, Whole
-
 import holdfast as hf
-from holdfast.attacks import APGD, PGD, suite_named
+from holdfast.attacks import APGD, suite_named
 from holdfast.attacks.suite import REPAIRED
 from holdfast.models.wrapper import wrapped
-from holdfast.repair import Diagnosis, repaired
+from holdfast.repair import repaired
 from holdfast.runs.records import Repair
 
-THREAT = hf.Threat("linf", 8 / 255)
 # What cannot be told from the bare network to rounding: where the answer itself is another.
 OTHER_PICTURES = {
     "jpeg", "pil", "scipy", "inverted by numpy", "mirrored by numpy", "thermometer", "sine",
@@ -32,22 +28,12 @@ OTHER_PICTURES = {
 
 @pytest.fixture(scope="module")
 def images() -> torch.Tensor:
-    """Smooth pictures, (24, 3, 16, 16): what leaves PyTorch is known again by its looks."""
-    generator = torch.Generator().manual_seed(0)
-    small = torch.rand(24, 3, 4, 4, generator=generator)
-    return nn.functional.interpolate(small, (16, 16), mode="bilinear").clamp(0, 1)
+    return smooth_pictures()
 
 
 @pytest.fixture(scope="module")
 def network() -> nn.Module:
-    """A network with margins of about 1 that every PGD breaks."""
-    with torch.random.fork_rng():
-        torch.manual_seed(3)
-        net = nn.Sequential(
-            nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(4), nn.Flatten(),
-            nn.Linear(128, 5),
-        )  # fmt: skip
-    return net.eval()
+    return small_network()
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +49,6 @@ class Quantise(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.network((x * 15).round() / 15)
-
-
-def standing(model: nn.Module, search: nn.Module, images, labels) -> int:
-    points = PGD(steps=20, step_size=0.15, loss="margin")(search, images, labels, THREAT)
-    with torch.no_grad():
-        return int((model(points).argmax(1) == labels).sum())
-
-
-def diagnosed(model: nn.Module, images, labels) -> tuple[nn.Module, Diagnosis]:
-    model = wrapped(model)
-    found = repaired(model, images, labels)
-    assert not found.remark
-    return model, found
 
 
 @pytest.mark.parametrize("before", INPUTS)

@@ -1,4 +1,4 @@
-"""Custom autograd functions: whether a backward pass is that of its forward pass."""
+"""Custom autograd functions and operators: whether a backward pass is that of its forward pass."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._library.custom_ops import OPDEFS
+from torch.utils.checkpoint import CheckpointFunction
 
 from .graph import Graph, has_history, mapped, tensors_in
 
@@ -18,20 +20,50 @@ def apply(graph: Graph, original: Callable[..., Any], cls: Any, args: Any, kwarg
     """A call of somebody's autograd function."""
     own = graph.idle or cls.__module__.split(".")[0] in ("torch", "holdfast")
     with graph.resting(), torch.inference_mode(False), torch.enable_grad():
+        if cls is CheckpointFunction:  # it runs its first argument again when differentiated
+            with graph.resting(False):
+                return args[0](*args[2:])
         if own or not has_history(args):
             return original(*args, **kwargs)
-        call = graph.number(cls.__name__)
-        if graph.finding:
-            graph.plan.backwards[call] = _backward_of(graph, original, cls, args, kwargs)
-            if graph.plan.backwards[call] != "own":
-                graph.note(f"backward of {cls.__name__}")
-        way = graph.plan.backwards.get(call, "own")
-        if way == "forward":
+
+        def forward(*args: Any) -> Any:
             return _forward(graph, cls, args, kwargs)
-        value = original(*args, **kwargs)
-        if way == "identity" and isinstance(value, Tensor):
-            return graph.result(value, next(t for t in tensors_in(args) if t.requires_grad))
-        return value
+
+        return _repaired(graph, cls.__name__, original, forward, args, kwargs)
+
+
+def operator(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
+    """A call of somebody's operator, which may have been written in Python."""
+    if not has_history(args):
+        return func(*args, **kwargs)
+    name = str(func).removesuffix(".default")
+    written = OPDEFS.get(name.replace(".", "::"))
+
+    def forward(*args: Any) -> Any:
+        return written._init_fn(*args, **kwargs)  # type: ignore[union-attr]
+
+    return _repaired(graph, name, func, forward if written is not None else None, args, kwargs)
+
+
+Call = Callable[..., Any]
+
+
+def _repaired(
+    graph: Graph, name: str, original: Call, forward: Call | None, args: Any, kwargs: Any
+) -> Any:
+    """The call with a useful backward pass; `forward`: what it does as ordinary operations."""
+    call = graph.number(name)
+    if graph.finding:
+        graph.plan.backwards[call] = _backward_of(graph, original, forward, args, kwargs)
+        if graph.plan.backwards[call] != "own":
+            graph.note(f"backward of {name}")
+    way = graph.plan.backwards.get(call, "own")
+    if way == "forward" and forward is not None:
+        return forward(*args)
+    value = original(*args, **kwargs)
+    if way == "identity" and isinstance(value, Tensor):
+        return graph.result(value, next(t for t in tensors_in(args) if t.requires_grad))
+    return value
 
 
 def _forward(graph: Graph, cls: Any, args: Any, kwargs: Any) -> Any:
@@ -43,7 +75,7 @@ def _forward(graph: Graph, cls: Any, args: Any, kwargs: Any) -> Any:
         return cls.forward(_Context(len(args)), *args, **kwargs)
 
 
-def _backward_of(graph: Graph, original: Any, cls: Any, args: Any, kwargs: Any) -> str:
+def _backward_of(graph: Graph, original: Call, forward: Call | None, args: Any, kwargs: Any) -> str:
     """Which backward pass a custom function gets: its own if that is the slope of what it
     does, or has any where what it does has none."""
 
@@ -64,7 +96,7 @@ def _backward_of(graph: Graph, original: Any, cls: Any, args: Any, kwargs: Any) 
 
     calls, left, graph.finding = graph.calls.copy(), len(graph.left), False
     own = slope(lambda leaves: original(*leaves, **kwargs))
-    true = slope(lambda leaves: _forward(graph, cls, leaves, kwargs))
+    true = None if forward is None else slope(lambda leaves: forward(*leaves))
     graph.finding, graph.calls = True, calls
     del graph.left[left:]
     alike = (
@@ -79,8 +111,9 @@ def _backward_of(graph: Graph, original: Any, cls: Any, args: Any, kwargs: Any) 
 
 
 def _cotangent(like: Tensor) -> Tensor:
-    """Random numbers of fixed seed, which leave torch's generator alone."""
-    generator = torch.Generator().manual_seed(0)
+    """Random numbers that leave torch's generator alone, and whose seed nobody else takes: they
+    must not be those that a backward pass draws."""
+    generator = torch.Generator().manual_seed(0x686F6C64)
     return torch.randn(like.shape, generator=generator).to(like)
 
 

@@ -118,11 +118,13 @@ def resemblance(candidate: Tensor, wanted: Tensor) -> float:
     return float(((a * b).sum(1).abs() / norms.clamp_min(1e-30)).mean())
 
 
-def found(images: Tensor, left: list[Tensor], wanted: Tensor) -> Splice | None:
+def found(
+    images: Tensor, left: list[Tensor], wanted: Tensor, at_least: float = RESEMBLES
+) -> Splice | None:
     """The splice whose stand-in resembles a tensor most; None if nothing does."""
     if not wanted.ndim or not len(wanted) or len(wanted) % len(images):
         return None
-    best, chosen = RESEMBLES + wanted[0].numel() ** -0.5, None
+    best, chosen = at_least + wanted[0].numel() ** -0.5, None
     for name, source in sources(images, left):
         if len(source) != len(images):
             continue

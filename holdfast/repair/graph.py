@@ -7,6 +7,7 @@ history.
 from __future__ import annotations
 
 import sys
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -40,6 +41,9 @@ class Plan:
             the logits, so that attacks climb what lies before a rounded or saturated end. Empty:
             nowhere.
         gain: what gradients of the logits are multiplied by.
+        entry: what stands in for what enters the first layer; None: nothing.
+        steps: whether there are steps that are known by autograd's nodes alone.
+        end: the number of the logits on the way that are climbed; None: the model's answers are.
     """
 
     classes: int
@@ -50,6 +54,18 @@ class Plan:
     flat_remainders: bool = False
     softened: tuple[int, ...] = ()
     gain: float = 1.0
+    entry: detours.Splice | None = None
+    steps: bool = False
+    end: int | None = None
+
+    @property
+    def climbs(self) -> bool:
+        """Whether what is climbed may differ from the model's answers."""
+        return bool(self.softened) or self.end is not None
+
+
+class Reached(BaseException):
+    """The first layer was reached, and nothing further is wanted of the pass."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +94,9 @@ class Choice:
 
 
 def name_of(func: Callable[..., Any]) -> str:
-    return getattr(func, "__name__", "").rstrip("_") if not is_operator(func) else func.__name__
+    if is_operator(func):
+        return func.__name__
+    return getattr(func, "__name__", "").rstrip("_").removeprefix("special_")
 
 
 def is_operator(func: Callable[..., Any]) -> bool:
@@ -154,6 +172,10 @@ class Graph:
         self.carried: dict[int, tuple[Tensor, Tensor]] = {}
         self.choices: dict[int, tuple[Tensor, Choice]] = {}
         self.asked: dict[int, Tensor] = {}  # what the model itself made require gradients
+        self.made_logits: list[Tensor] = []  # what has a history and as many columns as classes
+        self.first: Tensor | None = None  # the first layer's weight
+        self.entering: list[Tensor] = []  # what entered it
+        self.stops, self.thread = False, threading.current_thread()  # whether it ends there
         self.idle = False  # inside somebody's autograd function
 
     # -- functions without a rule ------------------------------------------------------------
@@ -189,6 +211,8 @@ class Graph:
 
     def made(self, value: Tensor, stand_in: Tensor) -> Tensor:
         """The value with the gradient of a stand-in of the same shape."""
+        if self.finding and not self.found and linked(stand_in):
+            self.note("no gradient")  # where nothing says what took it
         if stand_in.shape[1:] == self.plan.softened and stand_in.ndim == 2:
             return stand_in.to(value.dtype)
         return replace_backward(value.detach(), stand_in.to(value.dtype))
@@ -311,6 +335,28 @@ class Graph:
         return args[0]
 
     # -- what is remembered -----------------------------------------------------------------
+
+    def seen(self, result: Any) -> Any:
+        """A result, remembered where it may be logits."""
+        if (
+            isinstance(result, Tensor)
+            and result.ndim == 2
+            and result.shape[1] == self.plan.classes
+            and result.is_floating_point()
+            and linked(result)
+        ):
+            self.made_logits.append(result)
+        return result
+
+    def reaches(self, entering: Tensor, weight: Tensor) -> bool:
+        """Whether this is the first layer, perhaps once more: known by its weight."""
+        if self.first is None:
+            self.first = weight
+            if self.stops:
+                self.entering.append(entering)
+                if threading.current_thread() is self.thread:  # in another, nobody would know
+                    raise Reached
+        return weight is self.first
 
     def carry(self, counted: Tensor, floats: Tensor) -> None:
         """Let whole numbers carry the floats that they came from."""

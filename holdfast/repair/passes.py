@@ -13,12 +13,14 @@ from types import FunctionType
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import custom
 from .graph import Graph, Place
 from .rules import by_place, rule_of
+from .threads import in_other_threads
 
 
 class Pass(TorchFunctionMode):
@@ -36,7 +38,7 @@ class Pass(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         graph, kwargs = self.graph, kwargs or {}
-        if graph.idle:
+        if graph.idle or torch._C._functorch.peek_interpreter_stack() is not None:  # in `vmap`
             return func(*args, **kwargs)
         if graph.finding and torch.is_inference_mode_enabled():
             graph.note("inference_mode", once=True)
@@ -44,8 +46,8 @@ class Pass(TorchFunctionMode):
         # Whatever the model switched off.
         with torch.inference_mode(False), torch.enable_grad():
             if rule is not None:
-                return rule(graph, func, *by_place(args, kwargs))
-            return graph.any_other(func, args, kwargs)
+                return graph.seen(rule(graph, func, *by_place(args, kwargs)))
+            return graph.seen(graph.any_other(func, args, kwargs))
 
 
 def _hooks(part: nn.Module) -> list[dict[int, Any]]:
@@ -94,6 +96,36 @@ def _autograd_functions(graph: Graph) -> Iterator[None]:
         apply.__code__, home["_shown"] = code, before
 
 
+@contextmanager
+def _saved_as_they_are(graph: Graph) -> Iterator[None]:
+    """Inside, tensors are saved for the backward pass as they are, as hooks may hand back others,
+    and checkpoints run a part again when no graph sees it; and modules pass gradients on as they
+    are."""
+    hooks, checkpoint = torch.autograd.graph.saved_tensors_hooks, torch.utils.checkpoint
+
+    def enter(self: Any) -> None:
+        if type(self).__module__ != checkpoint.__name__:
+            graph.note("hook on saved tensors", once=True)
+
+    def leave(self: Any, *args: Any) -> None: ...
+
+    def kept(self: Any, args: Any) -> Any:
+        graph.note("hook on a gradient", once=True)
+        return args
+
+    of_modules = torch.utils.hooks.BackwardHook
+    with ExitStack() as stack:
+        for home, name, other in (
+            (hooks, "__enter__", enter),
+            (hooks, "__exit__", leave),
+            (of_modules, "setup_input_hook", kept),
+            (of_modules, "setup_output_hook", kept),
+        ):
+            stack.callback(setattr, home, name, getattr(home, name))
+            setattr(home, name, other)
+        yield
+
+
 def _with_class() -> Any:
     __class__ = None  # the cell of `super()`, which the code that is replaced has
 
@@ -115,9 +147,17 @@ def repairing(graph: Graph, model: Any) -> Iterator[None]:
             if graph.finding:
                 graph.found[Place("hook on a gradient", type(part).__name__)] += 1
         stack.enter_context(_autograd_functions(graph))
-        if graph.plan.hidden:
-            stack.enter_context(torch.no_grad())
+        stack.enter_context(_saved_as_they_are(graph))
+        stack.enter_context(in_other_threads(lambda: _watched(graph)))
         if "torch._dynamo" in sys.modules:  # compiled parts run as they were written
             stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(Pass(graph))
+        stack.callback(setattr, graph, "idle", True)  # for threads that go on
+        stack.enter_context(_watched(graph))
+        yield
+
+
+@contextmanager
+def _watched(graph: Graph) -> Iterator[None]:
+    """Inside, a graph sees the calls that this thread makes."""
+    with torch.set_grad_enabled(not graph.plan.hidden), Pass(graph):
         yield

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -19,13 +18,20 @@ from ..models.backward import replace_backward
 from ..models.wrapper import is_out_of_memory, unwrapped, wrapped
 from ..runs.records import Repair
 from ..types import Images, Labels, Logits, Model
-from . import detours
-from .graph import Graph, Place, Plan
+from . import contest, detours, ends, nodes
+from .ends import Doubt
+from .graph import Graph, Place, Plan, Reached
 from .passes import repairing
 
 LOOKED_AT = 16  # images on which gradients are compared
 THE_SAME = 0.99  # cosine from which two gradients are one
 SMALL, LARGE = 1e-6, 1e6  # spreads of logits between which gradients need no gain
+
+BEFORE = Repair(what="what lies before the first layer", where="the model", times=1)
+BEHIND = Repair(what="what lies behind the logits", where="the model", times=1)
+
+# Under which plan something stays doubtful, and what was repaired by then.
+Doubts = list[tuple[Plan, Doubt, tuple[Repair, ...]]]
 
 
 class Repaired(nn.Module):
@@ -45,8 +51,11 @@ class Repaired(nn.Module):
     def forward(self, images: Images) -> Logits:
         if not (torch.is_grad_enabled() and images.requires_grad):
             return self.inner(images)
-        logits, _ = through(self.inner, images, self.plan)
-        if not self.plan.softened:
+        logits, graph = through(self.inner, images, self.plan)
+        if self.plan.end is not None:
+            made = ends.logits_of(graph.made_logits, len(images))
+            logits = made[self.plan.end] if self.plan.end < len(made) else logits
+        if not self.plan.climbs:
             return logits
         # What lies before a rounded or saturated end is climbed, but the prediction is the model's.
         with torch.no_grad():
@@ -61,12 +70,17 @@ class Repaired(nn.Module):
 
 def through(
     model: Model, images: Images, plan: Plan, finding: bool = False
-) -> tuple[Logits, Counter[Place]]:
-    """One forward pass through the repaired graph: the logits, and what was found."""
+) -> tuple[Logits, Graph]:
+    """One forward pass through the repaired graph: the logits, and what it remembers."""
     x = images.view_as(images)  # no leaf, so that it may be written to
     graph = Graph(x, plan, finding)
     with repairing(graph, model):
         logits = model(x)
+    if finding or plan.steps:
+        for node, name in nodes.steps_in(logits):
+            nodes.go_straight_through(node)
+            graph.found[Place(name, "code that is not seen")] += 1
+            plan.steps = True
     if not logits.requires_grad:
         splice = _splice_at_the_end(graph, logits, plan, finding)
         made = None if splice is None else detours.stand_in(splice, x, graph.left, logits)
@@ -74,7 +88,7 @@ def through(
             logits = replace_backward(logits, made)
     if logits.requires_grad and plan.gain != 1.0:
         logits = replace_backward(logits, logits * plan.gain)
-    return logits, graph.found
+    return logits, graph
 
 
 def _splice_at_the_end(
@@ -146,6 +160,14 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
         answers = model(x).float()
     if _hides_nothing(model, x, y, answers):
         return Diagnosis(None, ())
+    best, doubts = _by_rules(model, x, y, answers)
+    if doubts:
+        best = _beyond_rules(model, best, doubts, x, answers)
+    return best
+
+
+def _by_rules(model: Model, x: Images, y: Labels, answers: Logits) -> tuple[Diagnosis, Doubts]:
+    """What the rules repair, and what remains doubtful under the plans that were tried."""
     own, seen = _own(model, x, y)
     steady = _steady(model, x, answers)
     hidden = steady and seen is not None and not _alike(seen, answers)
@@ -153,10 +175,10 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
     plans = [Plan(classes, hidden=hidden), Plan(classes, hidden=hidden, flat_remainders=True)]
     if seen is None:  # it fails where it is differentiated: perhaps only where it sees that it is
         plans.append(Plan(classes, hidden=True))
-    best, failed = Diagnosis(None, ()), None
+    best, failed, doubts = Diagnosis(None, ()), None, []
     for plan in plans:
         try:
-            _, found = _planned(model, plan, x, answers)
+            _, graph, doubt = _planned(model, plan, x, y, answers)
         except Exception as error:  # somebody's code
             if is_out_of_memory(error):
                 raise
@@ -164,25 +186,48 @@ def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
             continue
         repairs = tuple(
             Repair(what=place.what, where=place.where, times=times)
-            for place, times in found.items()
+            for place, times in graph.found.items()
         )
+        if doubt:
+            doubts.append((plan, doubt, repairs))
         made = Repaired(model, plan, repairs)
         gradient, logits = _own(made, x, y)
         if logits is not None and steady and not _alike(logits, answers):
             remark = "gradients cannot be repaired: the answers would change"
-            return Diagnosis(None, repairs, remark)
+            return Diagnosis(None, repairs, remark), doubts
         if gradient is not None and bool(_useful(gradient).any()):
             best, failed = _worth(made, own, gradient), None
             break
         if repairs:
             best = Diagnosis(None, repairs, "gradients cannot be repaired: they stay zero")
-    if failed is not None and not best.repairs:
+    if failed is not None and not best.repairs and not doubts:
         raise failed
     if not best.repairs:
-        return Diagnosis(None, ())
+        return Diagnosis(None, ()), doubts
     if best.model is not None:
         _soften(best.model, x, answers)
-    return best
+    return best, doubts
+
+
+def _beyond_rules(
+    model: Model, best: Diagnosis, doubts: Doubts, x: Images, answers: Logits
+) -> Diagnosis:
+    """What stands in for the way before the network or behind it, by whatever means it hides, if
+    that leads further than the rules do."""
+    first = best.model or model
+    others = []
+    for plan, doubt, repairs in doubts:
+        places = [BEFORE] if doubt.entry is not None else []
+        if doubt.logits:
+            places.append(BEHIND)
+        for end in doubt.logits or (None,):
+            made = replace(plan, entry=doubt.entry, end=end, gain=1.0)
+            others.append(Repaired(model, made, (*repairs, *places)))
+    with _same_draws():
+        found = contest.best(model, first, others, x, answers.argmax(1))
+    if found is first or not isinstance(found, Repaired):
+        return best
+    return Diagnosis(found, found.repairs)
 
 
 def _hides_nothing(model: Model, x: Images, y: Labels, answers: Logits) -> bool:
@@ -190,30 +235,50 @@ def _hides_nothing(model: Model, x: Images, y: Labels, answers: Logits) -> bool:
     most models this is all that is ever asked of them."""
     x = x.detach().requires_grad_()
     try:
-        logits, found = _planned(model, Plan(answers.shape[1]), x, answers)
+        logits, graph, doubt = _planned(model, Plan(answers.shape[1]), x, y, answers)
     except Exception as error:  # somebody's code: looked at more closely
         if is_out_of_memory(error):
             raise
         return False
-    if found or not logits.requires_grad or not _alike(logits.detach(), answers):
+    if graph.found or doubt or not logits.requires_grad or not _alike(logits.detach(), answers):
         return False
     gradient = _of_margin(logits, x, y)
     return gradient is not None and bool(_useful(gradient).any())
 
 
-def _planned(model: Model, plan: Plan, x: Images, answers: Logits) -> tuple[Logits, Counter[Place]]:
-    """Fill in a plan by a first pass; its logits, and what it found."""
+def _planned(
+    model: Model, plan: Plan, x: Images, y: Labels, answers: Logits
+) -> tuple[Logits, Graph, Doubt]:
+    """Fill in a plan by a first pass; its logits, what it found, and what stays doubtful."""
     with _same_draws(), torch.enable_grad():
         if not x.requires_grad:
             x = x.detach().requires_grad_()
-        logits, found = through(model, x, plan, finding=True)
+        logits, graph = through(model, x, plan, finding=True)
+        doubt = _doubt(model, x, y, plan, graph, logits, answers)
+    found = graph.found
     spread = float(answers.std())
     if 0 < spread < SMALL or spread > LARGE:
         plan.gain = 1 / spread
         found[Place(f"logits of a spread of {spread:.0e}", "the model")] += 1
     if plan.hidden:
         found[Place("answers that differ when differentiated", "the model")] += 1
-    return logits, found
+    return logits, graph, doubt
+
+
+def _doubt(
+    model: Model, x: Images, y: Labels, plan: Plan, graph: Graph, logits: Logits, answers: Logits
+) -> Doubt:
+    """Whether the gradient at the network's ends tells what happens there."""
+
+    def entering(images: Images) -> Tensor | None:
+        moved = Graph(images.view_as(images), plan)
+        moved.stops = True
+        with torch.no_grad(), suppress(Reached, Exception), repairing(moved, model):
+            model(moved.images)
+        return moved.entering[0] if moved.entering else None
+
+    entry = ends.entry_of(x, graph.entering[0], entering) if graph.entering else None
+    return Doubt(entry, ends.doubtful(graph.made_logits, logits, answers, y))
 
 
 def _worth(made: Repaired, own: Tensor | None, gradient: Tensor) -> Diagnosis:

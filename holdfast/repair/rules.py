@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..models.backward import replace_backward
-from . import detours
+from . import custom, detours
 from .graph import (
     Choice,
     Graph,
@@ -56,6 +56,7 @@ def _attribute(name: str) -> Any:
 
 
 _IS_LEAF = _attribute("is_leaf").__get__
+_GRAD_FN = _attribute("grad_fn").__get__
 
 # -- rules: steps, clamps and saturation ------------------------------------------------
 
@@ -408,6 +409,10 @@ def no_gradient(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 def seen(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Whether a tensor is differentiated, as the model is to see it."""
     value = func(*args, **kwargs)
+    if func is _GRAD_FN and linked(args[0]):
+        # That of another view: hooks on it change nothing.
+        graph.note("hook on a gradient", once=True)
+        value = args[0].view_as(args[0]).grad_fn
     if not graph.plan.hidden or id(args[0]) in graph.asked or not linked(args[0]):
         return value
     return (
@@ -432,12 +437,16 @@ def hook(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
 
 def layer(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     """Something enters a layer: without a history, it may have come a detour."""
+    weight = kwargs.get("weight", args[1] if len(args) > 1 else None)
+    first = isinstance(weight, nn.Parameter) and graph.reaches(args[0], weight)
     entering = [
-        spliced(graph, arg)
+        spliced(graph, arg, first and number == 0)
         if isinstance(arg, Tensor) and (number == 0 or _is_no_weight(arg, number))
         else arg
         for number, arg in enumerate(args)
     ]
+    if first and graph.finding:
+        graph.entering.append(entering[0])
     return graph.any_other(func, entering, kwargs)
 
 
@@ -445,9 +454,14 @@ def _is_no_weight(tensor: Tensor, number: int) -> bool:
     return number == 1 and not isinstance(tensor, nn.Parameter)
 
 
-def spliced(graph: Graph, tensor: Tensor) -> Tensor:
-    """A tensor without a history with what stands in for the way that it came."""
+def spliced(graph: Graph, tensor: Tensor, first: bool = False) -> Tensor:
+    """A tensor without a history with what stands in for the way that it came; what enters the
+    first layer also where its history is of no use."""
     images, left, n = graph.images, graph.left, len(graph.images)
+    entry = graph.plan.entry if first else None
+    if entry is not None:
+        made = detours.stand_in(entry, images, [], tensor)
+        return tensor if made is None else replace_backward(tensor.detach(), made)
     if (
         linked(tensor)
         or not tensor.is_floating_point()
@@ -526,6 +540,9 @@ def _rules() -> dict[Callable[..., Any], Rule]:
 RULES = _rules()
 
 
+# Namespaces of operators that come with torch.
+OF_TORCH = {"aten", "prims", "prim", "quantized", "quantized_decomposed", "higher_order", "mkldnn"}
+
 # The names of leading parameters, in the order in which functions with a rule have them.
 LEADING = ("condition", "input", "self", "other", "mask", "value")
 
@@ -550,4 +567,6 @@ def rule_of(func: Any) -> tuple[Any, Rule | None]:
             if known in RULES:
                 # Layers keep their own order of arguments.
                 return (func if RULES[known] is layer else known), RULES[known]
+        if space not in OF_TORCH:
+            return func, custom.operator
     return func, RULES.get(func)
