@@ -64,6 +64,8 @@ def test_labels_may_come_in_any_form(kind):
     assert result.broken.any()
     by_name = {cost.name: cost for cost in result.attacks}
     assert by_name["rays"].ran and "needs scores" in by_name["square"].outcome
+    # Labels stand as rows that sum to 1, and are no probabilities.
+    assert "outputs-look-like-probabilities" not in [f.name for f in result.flags if f.fired]
 
 
 def test_one_hot_rows_are_recognised_and_square_is_not_tried_in_vain():

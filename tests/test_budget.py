@@ -9,6 +9,8 @@ import re
 import shutil
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,6 +27,7 @@ from holdfast.evaluation.sample import Sampler
 from holdfast.intervals import anytime_interval, clopper_pearson
 from holdfast.parsing import parse_percentage
 from holdfast.runs.records import EvaluationRecord
+from holdfast.search.journal import Block
 
 # --- the interval ------------------------------------------------------------------------------
 
@@ -416,6 +419,22 @@ def test_the_progress_line_shows_it_closing(checkpoint: Path, tmp_path: Path, mo
     known = [found for word in words if (found := pattern.fullmatch(word))]
     widths = [float(found[1]) for found in known]
     assert widths and widths[0] > widths[-1] and widths[-1] <= 8.0
+
+
+def test_the_time_left_counts_the_block_under_way(monkeypatch) -> None:
+    words: list[str] = []
+    line: Any = SimpleNamespace(show=lambda share, word: words.append(word))
+    nothing: Any = None
+    sampler = Sampler(
+        nothing, nothing, nothing, None, line, Limits(None, 0.12, 0.0), torch.arange(80), 0.0
+    )
+    # Eight images that an earlier session had searched, then a block of 32 that takes minutes.
+    sampler.n, sampler.width, sampler.blocks = 8, 0.45, [Block(0, 8, 0, 0.1)]
+    sampler.block = 32
+    for now, share in ((60, 0.1), (120, 0.5), (180, 0.9)):
+        monkeypatch.setattr(time, "monotonic", lambda now=now: now)
+        sampler.hear(share, "square")
+    assert [word.split(", ")[-1] for word in words] == ["6:09 left", "4:40 left", "3:31 left"]
 
 
 def test_results_of_before_have_no_sample(tmp_path: Path) -> None:

@@ -29,9 +29,20 @@ MISLEADING = ("gradients-vanish", "stands-at-huge-eps")
 MORE_STANDING = 0.02  # share of the images by which long runs may break fewer than short ones
 
 
-def outputs_like_probabilities(logits: Tensor) -> Flag:
-    """Rows of non-negative numbers that sum to 1: a softmax inside makes gradients vanish."""
+def outputs_like_probabilities(logits: Tensor, labels_only: bool = False) -> Flag:
+    """Rows of non-negative numbers that sum to 1: a softmax inside makes gradients vanish.
+
+    Args:
+        labels_only: whether the model returns classes, which stand here as rows with a single 1.
+    """
     sums = logits.sum(1)
+    if labels_only:
+        return Flag(
+            name="outputs-look-like-probabilities",
+            fired=False,
+            detail="The model returns labels only.",
+            figures={"least": float(logits.min()), "mean_sum": float(sums.mean())},
+        )
     fired = bool((logits >= 0).all()) and bool(((sums - 1).abs() < 1e-3).all())
     return Flag(
         name="outputs-look-like-probabilities",

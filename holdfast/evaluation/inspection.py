@@ -209,13 +209,13 @@ class Inspection:
     def _health(self, samples: int) -> list[Flag]:
         if self.queries is not None:
             return [
-                health.outputs_like_probabilities(self.logits),
+                health.outputs_like_probabilities(self.logits, self.labels_only),
                 self.classes,
                 self.changes,
                 self.gradients,
             ]
         return [
-            health.outputs_like_probabilities(self.logits),
+            health.outputs_like_probabilities(self.logits, self.labels_only),
             self.classes,
             health.averaged(self.changes, samples),
             health.depends_on_batch(self.model, self.images, self.changes.fired, self._calls),

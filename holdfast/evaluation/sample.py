@@ -93,7 +93,8 @@ class Sampler:
         blocks: of which sizes, and what each took.
         standing: of the images that are judged, block by block, which stand.
         first: of which size the first block is.
-        began, share: when the block began that is searched now, and how much of it is done.
+        began, block, share: when the block began that is searched now, its size, and how much of it
+            is done.
         robust, width, interval: the share that stands, half the width of its interval, and that.
     """
 
@@ -110,6 +111,7 @@ class Sampler:
     standing: list[Bool[Tensor, " b"]] = field(default_factory=list)
     first: int = FIRST
     began: float = 0.0
+    block: int = 0
     share: float = 0.0
     robust: float = 0.0
     width: float = 0.5  # half of the interval's
@@ -180,6 +182,7 @@ class Sampler:
         while not (why := self.enough()):
             size, called = self.size(), self.search.called
             rows, self.began = self.places[self.n : self.n + size], time.monotonic()
+            self.block, self.share = size, 0.0
             # Without a single image there would be no result, however late it is.
             alone = not self.n and size == 1
             stop = partial(bool, False) if alone else partial(self._is_late, self.n + size)
@@ -244,6 +247,7 @@ class Sampler:
             journal.judged(block)
         self.blocks.append(block)
         self._count(self.places[block.first : block.first + block.images])
+        self.block, self.share = 0, 0.0
         self.account_time()
         self.tell()
 
@@ -290,7 +294,7 @@ class Sampler:
             left.append(max(0.0, self.limits.budget - self.elapsed))
             shares.append(self.elapsed / self.limits.budget)
         if self.limits.until is not None and self.n:
-            left.append(self.each * (self.needed - self.n))
+            left.append(self._to_go())
             shares.append(self.n / self.needed)
         known = f"robust {100 * self.robust:.1f} % ± {100 * self.width:.1f}, {self.n} images"
         word = known if self.n else f"first images, {stage}"
@@ -298,6 +302,16 @@ class Sampler:
             word += f", {clock(min(left))} left"
         self.line.known = self._known
         self.line.show(min(1.0, max(shares, default=0.0)), word)
+
+    def _to_go(self) -> float:
+        """Seconds until the precision asked for is reached, about. The block under way counts: the
+        images before it may have been searched by an earlier session, or have been easy."""
+        here = self.share * self.block
+        seconds = sum(block.seconds for block in self.blocks)
+        if self.block:
+            seconds += time.monotonic() - self.began
+        done = sum(block.images for block in self.blocks) + here
+        return seconds / max(1.0, done) * max(0.0, self.needed - self.n - here)
 
     def _known(self) -> dict[str, Any]:
         """For who looks on."""
