@@ -34,7 +34,7 @@ from .models.weights import (
 )
 from .models.wrapper import WrappedModel, unwrapped, wrapped
 from .models.zoo import ADDRESS, zoo_folders, zoo_index, zoo_names
-from .parsing import import_named, nearest, one_line, split_options
+from .parsing import defined_in, import_named, nearest, one_line, split_options
 from .runs.files import read_json
 from .runs.records import RESULT, check_files
 from .terminal import tell
@@ -101,7 +101,8 @@ def load(
     if architecture is not None and not (_carded(text) or os.path.isfile(text)):
         file = weights_in(Path(text))
         if file is None:
-            raise InputError(f"--architecture is for a file of weights, and {text!r} is none")
+            what = "holds none" if os.path.isdir(text) else "is no file"
+            raise InputError(f"--architecture is for a file of weights, and {text!r} {what}")
         source = file
         text = str(file)
     found = _of_library(text, code, asked)
@@ -190,8 +191,9 @@ def _found(source: Path | str, code: bool, architecture: str | None, asked: Adap
     if os.path.isfile(folder):
         model = _of_file(folder, code, architecture, asked)
         return model if hasattr(model, "card") else wrapped(model)  # ours, or anybody's
-    if os.sep in text:
-        raise InputError(f"model {text!r}: there is no such folder")
+    if os.sep in text or file_ending(text):
+        kind = "file" if file_ending(text) else "folder"
+        raise InputError(f"model {text!r}: there is no such {kind}")
     if text in zoo_index():
         size = zoo_index()[text].size / 1e6
         raise InputError(
@@ -256,6 +258,11 @@ def _of_file(file: Path, code: bool, architecture: str | None, asked: Adaptation
         if architecture is not None:
             raise InputError(f"model {file} brings its own network: --architecture is not needed")
         return load_program(file)
+    if file.suffix == ".py" and architecture is None:
+        raise InputError(
+            f"model {str(file)!r} is code: say which function, class or module of it builds the "
+            f"network, {file}:NAME{_defined(file)}"
+        )
     if architecture is None and not file.name.endswith(ENDINGS):
         raise InputError(
             f"model {str(file)!r} is a file; what can be loaded is a "
@@ -276,6 +283,20 @@ def _of_file(file: Path, code: bool, architecture: str | None, asked: Adaptation
     if told:
         model.told = told  # type: ignore[assignment]  # one of `adaptation_lines`
     return model.eval()
+
+
+def _defined(file: Path) -> str:
+    """The end of a line that names what a Python file defines; empty where nothing is known."""
+    try:
+        names = defined_in(file.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return ""
+    return f"; it has {', '.join(names[:10])}" if names else ""
+
+
+def file_ending(text: str) -> bool:
+    """Whether a name ends as files of models do."""
+    return text.endswith((*ENDINGS, ".py", ".pt2", ".onnx"))
 
 
 def _built(architecture: str) -> nn.Module:
@@ -306,7 +327,7 @@ def _call(text: str, what: str = "model") -> nn.Module:
         model = build()
     except InputError:
         raise
-    except Exception as error:  # the user's own code: say what it said
+    except (Exception, SystemExit) as error:  # the user's own code: say what it said
         raise InputError(f"{what} {text!r} cannot be built: {one_line(error)}") from None
     if not callable(model):
         raise InputError(f"{what} {text!r} built a {type(model).__name__}, which cannot be called")

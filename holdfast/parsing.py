@@ -3,6 +3,7 @@ misspelt names."""
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import importlib.util
@@ -11,6 +12,7 @@ import re
 import sys
 import zlib
 from collections.abc import Iterable, Sequence
+from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any
 
@@ -39,36 +41,99 @@ def import_named(text: str, what: str) -> object:
         )
     except InputError:
         raise
-    except Exception as error:  # whatever the user's module raises while it is read
+    except (Exception, SystemExit) as error:  # whatever the user's module raises while it is read
         raise InputError(
             f"{what} {text!r}: cannot import {module_name!r}: {one_line(error)}"
         ) from error
     if not hasattr(module, name):
-        raise InputError(f"{what} {text!r}: {module_name!r} has no {name!r}")
+        own = getattr(module, "__name__", "")
+        there = [key for key, value in vars(module).items() if _is_built_there(value, key, own)]
+        has = nearest(name, there) if there else ""
+        raise InputError(f"{what} {text!r}: {module_name!r} has no {name!r}{has}")
     return getattr(module, name)
 
 
+def _is_built_there(value: object, name: str, module: str) -> bool:
+    """Whether something is a function or class of a module's own, not one that it imported."""
+    return (
+        callable(value) and not name.startswith("_") and getattr(value, "__module__", "") == module
+    )
+
+
+def defined_in(source: bytes) -> list[str]:
+    """The functions and classes that Python code defines, but for those that begin with `_`.
+
+    Raises:
+        SyntaxError, ValueError: it is no Python.
+
+    Example:
+        >>> defined_in(b"def build(): ...")
+        ['build']
+    """
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    nodes = [node for node in ast.parse(source).body if isinstance(node, kinds)]
+    return [node.name for node in nodes if not node.name.startswith("_")]
+
+
 def _module_of(file: str) -> ModuleType:
-    """A Python file as a module, which finds the files beside it."""
+    """A Python file as a module, which finds the files beside it.
+
+    One that says `from .other import …`, and an `__init__.py`, is a part of its package.
+    """
     path = os.path.abspath(file)
+    if os.path.basename(path) == "__init__.py" or _imports_relatively(path):
+        return _of_package(path)
     name = f"holdfast_file_{zlib.crc32(path.encode()):08x}"
     if name in sys.modules:
         return sys.modules[name]
     spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    if os.path.dirname(path) not in sys.path:
-        sys.path.append(os.path.dirname(path))
-    sys.modules[name] = module
+    assert spec is not None
+    return _executed(spec, os.path.dirname(path))
+
+
+def _imports_relatively(path: str) -> bool:
     try:
-        spec.loader.exec_module(module)
+        with open(path, "rb") as file:
+            tree = ast.parse(file.read())
+    except (OSError, SyntaxError, ValueError):
+        return False  # what imports it will say what is wrong
+    return any(isinstance(node, ast.ImportFrom) and node.level for node in ast.walk(tree))
+
+
+def _of_package(path: str) -> ModuleType:
+    """A file as a module of the outermost package that holds it, else of its folder, under a name
+    that no other package has."""
+    top = os.path.dirname(path)
+    while os.path.isfile(os.path.join(os.path.dirname(top), "__init__.py")):
+        top = os.path.dirname(top)
+    package = f"holdfast_package_{zlib.crc32(top.encode()):08x}"
+    if package not in sys.modules:
+        spec: ModuleSpec | None = ModuleSpec(package, None, is_package=True)
+        if os.path.isfile(own := os.path.join(top, "__init__.py")):
+            spec = importlib.util.spec_from_file_location(package, own)
+        assert spec is not None
+        spec.submodule_search_locations = [top]
+        _executed(spec, os.path.dirname(top))
+    parts = os.path.relpath(path, top)[: -len(".py")].split(os.sep)
+    return importlib.import_module(".".join([package, *parts]).removesuffix(".__init__"))
+
+
+def _executed(spec: ModuleSpec, finds: str) -> ModuleType:
+    """A module that was read, and finds those in a folder."""
+    module = importlib.util.module_from_spec(spec)
+    if finds not in sys.path:
+        sys.path.append(finds)
+    sys.modules[spec.name] = module
+    try:
+        if spec.loader is not None:  # a folder without `__init__.py` has none
+            spec.loader.exec_module(module)
     except BaseException:
-        del sys.modules[name]
+        del sys.modules[spec.name]
         raise
     return module
 
 
-def one_line(error: Exception) -> str:
+def one_line(error: BaseException) -> str:
     """The type and message of an exception of the user's own code, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())
 
@@ -156,7 +221,7 @@ def nearest(name: str, known: Iterable[str]) -> str:
         >>> nearest("x", ["apgd", "swift"])
         '; known: apgd, swift'
     """
-    known = sorted(known)
+    known = sorted(set(known))
     close = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
     if close:
         return f"; did you mean {close[0]!r}?"

@@ -127,6 +127,12 @@ def _loaded(
     if source == "digits":
         _no_labels("digits", labels)
         return _fixed_size(digits.load(), size)
+    if not str(source).strip():
+        raise InputError("--data is empty; give a folder or a file, or 'digits'")
+    if isinstance(source, str) and "://" in source:
+        raise InputError(
+            f"--data {source}: an address; download it, and give the folder or the file"
+        )
     path, word = Path(source), None if labels is None else str(labels)
     try:
         if cifar10.is_here(path) or (download and not path.is_file()):
@@ -155,6 +161,13 @@ def _loaded(
         raise InputError(f"{path}: cannot be read ({_reason(error)})") from None
 
 
+# What people call data that they think is there.
+NAMES = {
+    "digits", "mnist", "fashion-mnist", "fashionmnist", "emnist", "kmnist", "cifar100", "cifar-100",
+    "svhn", "imagenet", "tiny-imagenet", "imagenette", "stl10", "food101", "caltech101", "gtsrb",
+}  # fmt: skip
+
+
 def _is_other(path: Path) -> bool:
     """Whether something else than CIFAR-10 is there, which needs no download."""
     kinds = (cifar100, svhn, numpy_files, parquet, folder)
@@ -173,6 +186,13 @@ def _reason(error: OSError | ValueError) -> str:
 def _nothing(path: Path) -> str:
     """What to say of a path where no data set is."""
     own = "or give a folder that holds images in one folder a class"
+    if not path.exists() and path.name.lower() in NAMES and path.name == str(path):
+        if path.name.lower() == "digits":
+            return f"{path}: no such folder; did you mean 'digits'?"
+        return (
+            f"{path}: no such folder; only 'digits' goes by its name; give the folder or file "
+            f"that holds {path}"
+        )
     if not path.exists():
         return f"{path}: no such folder; {cifar10.how_to_get(path)}; {own}"
     if not path.is_dir():

@@ -20,16 +20,11 @@ from pathlib import Path
 
 from ..errors import InputError
 from ..runs.files import read_text
-from .base import SPLITS
+from .base import SPLIT_WORDS, SPLITS
 from .class_order import SYNSET, read_class_order
 from .label_tables import LabelTable, beside, read_table
 from .names import natural, shown
 
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
-}
 PICTURES = {
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm",
     ".pgm", ".pbm", ".pnm",
@@ -38,7 +33,13 @@ PICTURES = {
 BESIDE = {
     ".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".md", ".html", ".htm",
     ".db", ".ini", ".mat", ".npy", ".npz", ".pdf", ".rst", ".py", ".cfg", ".toml", ".log",
-    ".zip", ".tar", ".gz", ".tgz", ".pkl", ".parquet", ".arrow", ".lock", ".license", ".sqlite",
+    ".zip", ".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar", ".pkl", ".parquet", ".arrow",
+    ".tfrecord", ".h5", ".hdf5", ".pt", ".pth", ".lock", ".license", ".sqlite",
+    # What photo programs and maps, downloads, editors and versions of data leave beside a picture.
+    ".xmp", ".aae", ".thm", ".pp3", ".dop", ".exif", ".wld", ".jgw", ".pgw", ".tfw", ".prj",
+    ".geojson", ".pts", ".url", ".lnk", ".webloc", ".md5", ".sha1", ".sha256", ".part", ".tmp",
+    ".bak", ".swp", ".crdownload", ".dvc", ".sh", ".bat", ".ipynb", ".doc", ".docx", ".xls",
+    ".xlsx", ".mp3", ".mp4", ".mov", ".avi", ".wav",
 }  # fmt: skip
 INNER = ("images", "image", "imgs", "img")  # in a class folder, the folder of its images
 PLAIN_WORDS = {*INNER, "data", "dataset", "set", "split", "ilsvrc", "imagenet"}
@@ -82,7 +83,7 @@ def arrange(folder: Path, labels: str | Path | None = None) -> Arrangement:
             beside them, if there is one.
 
     Raises:
-        InputError: no such folder; no classes; a class without images, or missing in a split; two
+        InputError: no such folder; no classes; a class without images, or one that `train` lacks; two
             folders for one split. One line.
     """
     if not folder.is_dir():
@@ -423,7 +424,7 @@ def _order_classes(found: Arrangement, folder: Path) -> None:
     """The classes, the same in every split, sorted by name; synsets by what they are called.
 
     Raises:
-        InputError: a class whose folder is missing in a split.
+        InputError: a class that is in another split, and not in `train`.
     """
     splits = found.splits
     first = next(split for split in ("train", "all", "validation", "test") if split in splits)
@@ -438,13 +439,17 @@ def _order_classes(found: Arrangement, folder: Path) -> None:
                 if old != new
             ]
         missing = sorted(names ^ set(files), key=natural)
-        if split in found.tables:  # a sample need not have every class
-            missing = [name for name in missing if name not in names]
-        if missing:
+        if not names >= set(files):
             here, there = (first, split) if missing[0] in names else (split, first)
             raise InputError(f"{folder}: class {missing[0]!r} is in {here} but not in {there}")
+        if missing and split not in found.tables:  # a file of labels may well be of a sample
+            found.told.append(
+                f"{folder}: {split} has no folder for {len(missing)} of {len(names)} classes, so no"
+                f" images of them: {_several(missing)}"
+            )
         splits[split] = {name: files.get(name, []) for name in names}
-    found.classes = sorted(names, key=natural)
+    whole = all(re.fullmatch(r"-?[0-9]{1,9}", name) for name in names)
+    found.classes = sorted(names, key=int if whole else natural)
     if found.classes == [str(number) for number in range(len(names))]:
         found.named = False
     _name_synsets(found, folder)

@@ -22,6 +22,7 @@ from typing import IO
 import numpy as np
 
 from ..errors import InputError
+from ..placeholders import placeholder_at
 
 CHUNK = 8 * 2**20  # bytes read at a time
 LARGEST_HEADER = 10_000  # characters; that of a plain array has about 100
@@ -69,6 +70,8 @@ def opened(path: Path, what: str = "") -> Iterator[IO[bytes]]:
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise Wrong("is a folder" if path.is_dir() else "is no plain file")
+        if path.stat().st_size and (instead := placeholder_at(path)):
+            raise Wrong(f"is {instead}")
         with path.open("rb") as file:
             yield file
         return

@@ -15,6 +15,12 @@ from .images import ImageArray, digests, joined, part
 
 SPLITS = ("train", "validation", "test")
 ALL = "all"  # the split that holds every image
+# What people call splits: in names of folders, files and columns, and where one is asked for.
+SPLIT_WORDS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing", "eval", "evaluation"), "test"),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,9 +200,11 @@ class DataSet:
         return [name for name in SPLITS if len(getattr(self, name))]
 
     def usual(self, name: str | None) -> str:
-        """The split asked for; of None `test`, or what there is where that holds no images."""
+        """The split asked for, by our name (`val` and `Dev` are `validation`); of None `test`, or
+        what there is where that holds no images."""
         if name is not None:
-            return name
+            word = name.strip().lower()
+            return SPLIT_WORDS.get(word, word if word == ALL else name)
         return next((each for each in ("test", "validation") if each in self.held), ALL)
 
     def split(self, name: str) -> Split:

@@ -29,7 +29,7 @@ from .arrays import (
     place,
     read_header,
 )
-from .base import DataSet, Split
+from .base import SPLIT_WORDS, DataSet, Split
 from .images import ImageArray, fingerprint
 from .label_tables import read_table
 from .label_values import MOST_LABELS, Column, column, numbered
@@ -37,11 +37,7 @@ from .labelled import assembled, is_grouped
 from .pixel_values import images_of
 
 SUFFIXES = (".npz", ".npy")
-SPLIT_WORDS = {
-    **dict.fromkeys(("train", "training", "tr"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "validation"),
-    **dict.fromkeys(("test", "testing", "eval", "evaluation", "te"), "test"),
-}
+ARRAY_WORDS = {**SPLIT_WORDS, "tr": "train", "te": "test"}  # the parts of arrays' names
 IMAGE_WORDS = (
     "images", "image", "imgs", "img", "x", "data", "inputs", "input", "pixels", "samples",
     "pictures", "features", "arr0",
@@ -128,7 +124,7 @@ def _files(folder: Path) -> list[Path]:
         for path in sorted(folder.iterdir()):
             if path.suffix.lower() in SUFFIXES and not path.name.startswith("."):
                 found.append(path)
-            elif path.name.lower() in SPLIT_WORDS and path.is_dir():
+            elif path.name.lower() in ARRAY_WORDS and path.is_dir():
                 found += sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
     except OSError as error:
         raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
@@ -260,7 +256,7 @@ def _words(name: str) -> list[str]:
     spaced = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)
     words = re.split(r"[\W_]+", spaced.lower().replace("arr_", "arr"))
     kinds = "|".join([*IMAGE_WORDS, *LABEL_WORDS])
-    splits = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
+    splits = "|".join(sorted(ARRAY_WORDS, key=len, reverse=True))
     out: list[str] = []
     for word in filter(None, words):
         pair = re.fullmatch(f"({kinds})({splits})|({splits})({kinds})", word)
@@ -273,8 +269,8 @@ def _role(key: str) -> _Role | None:
     """What an array is; None where its name does not say."""
     *folders, name = key.split("/")
     words = _words(name)
-    split_words = [SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS]
-    around = [SPLIT_WORDS[w] for part in folders for w in _words(part) if w in SPLIT_WORDS]
+    split_words = [ARRAY_WORDS[word] for word in words if word in ARRAY_WORDS]
+    around = [ARRAY_WORDS[w] for part in folders for w in _words(part) if w in ARRAY_WORDS]
     split = next(reversed([*around, *split_words]), None)
     kinds = [
         kind

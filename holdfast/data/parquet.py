@@ -23,9 +23,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import InputError
-from .arrangement import SPLIT_WORDS
 from .arrays import opened
-from .base import DataSet, Split, overlaps
+from .base import SPLIT_WORDS, DataSet, Split, overlaps
 from .brought import Remembered, check_size
 from .images import IN_MEMORY, ImageArray, LazyImages, fingerprint
 from .label_values import Column, checked_numbers, numbered, printable

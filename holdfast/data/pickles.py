@@ -23,6 +23,7 @@ from typing import Any, Literal
 import numpy as np
 
 from ..errors import InputError
+from ..placeholders import MOST, placeholder
 
 LARGEST_FILE = 256 * 2**20  # bytes; a CIFAR-10 batch has 31 million
 MOST_OPCODES = 1_000_000  # a CIFAR-10 batch has about 30,000
@@ -117,9 +118,12 @@ def read_file(path: str | Path, most: int = LARGEST_FILE) -> bytes:
             raise InputError(f"{path}: {reason}")
         if path.stat().st_size > most:
             raise InputError(f"{path}: larger than {most // 2**20} MiB, too large to be read")
-        return path.read_bytes()
+        data = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    if data and (instead := placeholder(data[:MOST])):  # of nothing, others say more
+        raise InputError(f"{path}: {instead}")
+    return data
 
 
 def parse_pickle(data: bytes, path: str | Path) -> Any:

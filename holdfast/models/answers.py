@@ -186,8 +186,8 @@ def _parts(answer: Any) -> list[tuple[Key, Any]]:
         return list(answer.items())
     if isinstance(answer, tuple):
         return list(enumerate(answer))
-    if isinstance(answer, list):
-        return []
+    if isinstance(answer, list):  # a row an image, as a list has them, is none of one's own
+        return [(i, part) for i, part in enumerate(answer) if getattr(part, "ndim", 2) > 1]
     held = dict(getattr(answer, "__dict__", {}))
     for name in getattr(type(answer), "__slots__", ()):
         if isinstance(name, str) and hasattr(answer, name):
@@ -198,7 +198,7 @@ def _parts(answer: Any) -> list[tuple[Key, Any]]:
 
 
 def _inside(answer: Any, key: Key) -> Any:
-    if isinstance(answer, Mapping | tuple) or isinstance(key, int):
+    if isinstance(answer, Mapping | tuple | list) or isinstance(key, int):
         return answer[key]
     return getattr(answer, key)
 

@@ -6,10 +6,11 @@ which many of its outputs stand for. A file says which; its forms are in docs/mo
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,14 @@ class ClassMap:
         outputs: for each class one or several outputs, by number.
         names: of the classes, where the file names them.
         said: what it does, as a line.
+        total: how many outputs the model must have, where the file lists all; None: at least
+            those that are named.
     """
 
     outputs: tuple[Outputs, ...]
     names: tuple[str, ...] = ()
     said: str = ""
+    total: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.outputs) < 2:
@@ -83,13 +87,13 @@ class ByClass(nn.Module):
     def __init__(self, classes: ClassMap):
         super().__init__()
         widest = max(len(outputs) for outputs in classes.outputs)
-        self.least, self.single = classes.least, widest == 1
+        self.least, self.total, self.single = classes.least, classes.total, widest == 1
         # A row too short is filled up by an output that is added at the end, of −∞.
         filled = [[*outputs, *[-1] * (widest - len(outputs))] for outputs in classes.outputs]
         self.register_buffer("rows", torch.tensor(filled))
 
     def forward(self, logits: Float[Tensor, "n k"]) -> Float[Tensor, "n c"]:
-        _check_outputs(logits, self.least)
+        _check_outputs(logits, self.least, self.total)
         if self.single:
             return logits[:, self.rows[:, 0]]
         nothing = torch.full_like(logits[:, :1], -torch.inf)
@@ -97,7 +101,12 @@ class ByClass(nn.Module):
 
 
 @torch.fx.wrap
-def _check_outputs(logits: Tensor, least: int) -> None:
+def _check_outputs(logits: Tensor, least: int, total: int | None) -> None:
+    if total is not None and logits.shape[1] != total:
+        raise InputError(
+            f"classes: a list of {total} names, in the order of the model's outputs, and the model "
+            f"has {logits.shape[1]}"
+        )
     if logits.shape[1] < least:
         raise InputError(
             f"classes: output {least - 1} is named, and the model has {logits.shape[1]}, counted "
@@ -181,6 +190,8 @@ def _of_lines(lines: list[str], where: str) -> Any:
     """What lines of text say, as JSON would."""
     if not lines:
         raise InputError(f"{where}: empty")
+    if (table := _of_table(lines, where)) is not None:
+        return table
     if all(_NUMBERS.fullmatch(line) for line in lines):
         return [_integers(line) for line in lines]
     named = [_NAMED.fullmatch(line) for line in lines]
@@ -190,6 +201,48 @@ def _of_lines(lines: list[str], where: str) -> Any:
             raise InputError(f"{where}: a name stands there twice")
         return told
     return lines
+
+
+def _of_table(lines: list[str], where: str) -> Any:
+    """What a table of names and numbers of outputs says (CSV, with or without a heading), as JSON
+    would; None where it is none."""
+    mark = next((mark for mark in "\t;," if all(mark in line for line in lines)), None)
+    if mark is None:
+        return None
+    try:
+        read = [[cell.strip() for cell in row] for row in csv.reader(lines, delimiter=mark)]
+    except csv.Error:  # a cell of 128 KiB
+        return None
+    rows = [[cell for cell in row if cell] for row in read]
+    if not all(rows):
+        return None
+    kinds = [tuple(_is_number(cell) for cell in row) for row in rows]
+    if len(rows) > 1 and not any(kinds[0]):  # a heading, if what follows has numbers
+        if all(len(kind) > 1 and all(kind) for kind in kinds[1:]):
+            raise InputError(
+                f"{where}: numbers alone under the heading {lines[0]!r:.40}: write a line for each "
+                "class, in the data's order, with the numbers of its outputs; or names beside them"
+            )
+        if all(map(any, kinds[1:])):
+            rows, kinds = rows[1:], kinds[1:]
+    if all(kind[0] and not any(kind[1:]) for kind in kinds):  # number, name, …
+        values: list[list[Any]] = [row[1:] for row in rows]
+    elif all(not kind[0] and all(kind[1:]) for kind in kinds):  # name, number, …
+        values = [[int(n) for n in row[1:]] for row in rows]
+    else:
+        return None
+    keys = [row[0] for row in rows]
+    if len(set(keys)) < len(keys):
+        raise InputError(f"{where}: {_twice(keys)!r} stands there twice")
+    return dict(zip(keys, values, strict=True))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch(r"\d{1,9}", text) is not None
+
+
+def _twice(values: Sequence[str]) -> str:
+    return next(value for i, value in enumerate(values) if value in values[:i])
 
 
 def _integers(text: str) -> list[int]:
@@ -254,7 +307,7 @@ def _of_names(
     if data is not None:
         found = _of_output_names({str(i): name for i, name in enumerate(given)}, data)
         if found is not None:
-            return found
+            return replace(found, total=len(given))
     if model is not None:
         known = _numbers(model)
         outputs = tuple(

@@ -22,10 +22,19 @@ Options = dict[str, Any]
 
 # What wrappers put before the names of weights.
 PREFIXES = (
-    "module.", "_orig_mod.", "model.", "net.", "network.", "encoder.", "backbone.", "1.",
+    "module.", "model.", "net.", "network.", "encoder.", "backbone.", "1.",
 )  # fmt: skip
+# Of torch.compile, activation checkpointing, FSDP and Lightning Fabric: anywhere in a name, since
+# parts of a network are wrapped too.
+WRAPPERS = re.compile(
+    r"(?:(?<=\.)|^)(?:_orig_mod|_checkpoint_wrapped_module|_fsdp_wrapped_module|_forward_module)\."
+)
 # Left in files by publications, and part of no forward pass.
-LEFTOVERS = (r"sub_block1\.", r"model_preact_hl1\.", r"attacker\.", r"n_averaged$")
+LEFTOVERS = (
+    r"sub_block1\.", r"model_preact_hl1\.", r"attacker\.", r"n_averaged$",
+    r"(.*\.)?total_(ops|params)$",  # of thop
+    r"(criterion|loss|loss_fn|loss_function)\.",  # such as weights of classes, by Lightning
+)  # fmt: skip
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
 NORMALISE = ("normalise.mean", "normalise.std")
 
@@ -131,19 +140,42 @@ class Translated(NamedTuple):
 
 
 def bare(state: State) -> State:
-    """Weights without what wrappers put before their names.
+    """Weights without what wrappers put into their names, and without the name of a part that
+    holds all of a network's parts.
 
     Example:
         >>> list(bare({"module.fc.weight": torch.zeros(1), "module.fc.bias": torch.zeros(1)}))
         ['fc.weight', 'fc.bias']
     """
+    unwrapped = {WRAPPERS.sub("", name): value for name, value in state.items()}
+    state = unwrapped if len(unwrapped) == len(state) else state
     while True:
-        for prefix in PREFIXES:
-            if state and all(name.startswith(prefix) for name in state):
+        for prefix in (*PREFIXES, _whole(state)):
+            if state and prefix and all(name.startswith(prefix) for name in state):
                 state = {name.removeprefix(prefix): value for name, value in state.items()}
                 break
         else:
             return state
+
+
+def _whole(state: State) -> str:
+    """The name of what holds all parts of a network, with its dot; empty where nothing does.
+
+    Example:
+        >>> _whole(dict.fromkeys(["classifier.conv.weight", "classifier.fc.weight"]))
+        'classifier.'
+        >>> _whole(dict.fromkeys(["fc.weight", "fc.bias"]))
+        ''
+    """
+    first, last = min(state, default=""), max(state, default="")  # what both begin with, all do
+    prefix = ""
+    for one, other in zip(first.split(".")[:-1], last.split(".")[:-1], strict=False):
+        if one != other:
+            break
+        prefix += f"{one}."
+    rest = [name.removeprefix(prefix) for name in state]
+    parts = {name.partition(".")[0] for name in rest if "." in name}
+    return prefix if len(parts) > 1 else ""
 
 
 def translations(state: State) -> Iterator[Translated]:

@@ -62,7 +62,7 @@ def built_by_code(architecture: str, arguments: Mapping[str, Any]) -> nn.Module:
         model = copy.deepcopy(build) if isinstance(build, nn.Module) else build(**arguments)
     except InputError:
         raise
-    except Exception as error:  # the user's own code: say what it said
+    except (Exception, SystemExit) as error:  # the user's own code: say what it said
         raise InputError(f"{what} cannot be built: {one_line(error)}") from error
     if not isinstance(model, nn.Module):
         raise InputError(

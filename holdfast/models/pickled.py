@@ -1,9 +1,10 @@
 """Files of `torch.save` that hold more than tensors, read without running any of their code.
 
 Checkpoints often carry objects of somebody's classes beside the weights: arguments, numpy's
-numbers, a scheduler, or the whole pickled model. Reading them the usual way imports these classes
+scalars, a scheduler, or the whole pickled model. Reading them the usual way imports these classes
 and calls whatever the file says. Here each of them becomes a `Foreign`, which only keeps the values
-that it was given: nothing is imported, and the only functions ever called put tensors together.
+that it was given: nothing is imported, and the only functions ever called put tensors and arrays
+together.
 """
 
 from __future__ import annotations
@@ -15,14 +16,33 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch._utils import _rebuild_parameter, _rebuild_tensor_v2
 
 from ..errors import InputError
 
-# What a file may build: containers, and tensors out of its own storages.
+
+def _array(kind: Any, shape: Any, code: Any) -> np.ndarray:
+    """An array that is filled next, as numpy's own pickles begin."""
+    return np.ndarray.__new__(np.ndarray, (0,), "b")
+
+
+def _encoded(text: str, encoding: str = "") -> bytes:
+    """Bytes, as Python 2's protocols write them."""
+    return text.encode("latin-1")
+
+
+# What a file may build: containers, arrays of numbers, and tensors out of its own storages.
 BUILDERS: dict[tuple[str, str], Callable[..., Any]] = {
+    **{
+        (core, "_reconstruct"): _array
+        for core in ("numpy.core.multiarray", "numpy._core.multiarray")
+    },
+    ("numpy", "ndarray"): np.ndarray,
+    ("numpy", "dtype"): np.dtype,
+    ("_codecs", "encode"): _encoded,
     ("collections", "OrderedDict"): OrderedDict,
     ("builtins", "set"): set,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,

@@ -22,6 +22,7 @@ from torch import nn
 
 from ..errors import InputError
 from ..parsing import one_line
+from ..placeholders import placeholder_at
 
 # `torch.ops.NAMESPACE.OPERATOR.OVERLOAD`, arithmetic on sizes, and their largest and smallest.
 OPERATOR = re.compile(
@@ -64,7 +65,8 @@ def load_program(file: Path) -> nn.Module:
                 return torch.export.load(file).module()  # already as it was exported
         return torch.jit.load(str(file), map_location="cpu").eval()
     except Exception as error:  # of either reader, on a damaged file
-        said = f"not a program that torch can read: {one_line(error)[:150]}"
+        why = placeholder_at(file) or one_line(error)[:150]
+        said = f"not a program that torch can read: {why}"
         raise InputError(f"model {file}: {refused[0] if refused else said}") from None
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import InputError
 from ..parsing import one_line
+from ..placeholders import placeholder_at
 from ..runs.files import read_json
 from .naming import (
     NORMALISE,
@@ -74,6 +75,8 @@ def read_states(file: Path) -> Held:
     except InputError:
         raise
     except pickle.UnpicklingError as error:
+        if instead := placeholder_at(file):
+            raise InputError(f"weights {file}: cannot be read: {instead}") from None
         if "GLOBAL" in str(error) or "unrecognized function" in str(error):
             raise InputError(
                 f"weights {file}: the file holds more than weights, and would run code when it is "
@@ -84,7 +87,7 @@ def read_states(file: Path) -> Held:
             "model.state_dict() alone"
         ) from None
     except Exception as error:  # of any reader, on a file that somebody else wrote
-        said = one_line(error).split(". ")[0][:150]
+        said = placeholder_at(file) or _damaged(file) or one_line(error).split(". ")[0][:150]
         raise InputError(f"weights {file}: cannot be read: {said}") from None
     if not found:
         kind = type(content).__name__
@@ -95,6 +98,20 @@ def read_states(file: Path) -> Held:
         return Held(found, f"a pickled {content.called}, whose weights are read and code is not")
     others = sorted(name for name in foreign if name.split(".")[0] not in UNSAID)
     return Held(found, f"not read: objects of {_few(others)}" if others else "")
+
+
+def _damaged(file: Path) -> str:
+    """What is wrong with a file that neither is what its beginning or its ending says, nor whole;
+    empty where nothing is known."""
+    with file.open("rb") as opened:
+        start = opened.read(4)
+    if start == b"PK\x03\x04":
+        return "damaged or cut off; copy it again"
+    if file.suffix == ".npz":
+        return "no .npz file"
+    if file.suffix != ".safetensors" and not file.name.endswith(INDEX) and start[:1] != b"\x80":
+        return "not what torch.save writes; save model.state_dict() alone"
+    return ""
 
 
 def _saved(file: Path) -> tuple[Any, set[str]]:
@@ -157,12 +174,21 @@ def _states(content: Any, where: str) -> Iterator[tuple[str, State]]:
         content = dict(enumerate(content))
     if not isinstance(content, Mapping):
         return
-    tensors = {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
+    tensors = {str(k): v for k, each in content.items() if (v := _tensor(each)) is not None}
     if tensors and len(tensors) >= len(content) / 2:
         yield where, tensors
     for key, inner in content.items():
         if isinstance(inner, Mapping | Foreign | list | tuple):
             yield from _states(inner, f"{where}.{key}".lstrip("."))
+
+
+def _tensor(value: Any) -> Tensor | None:
+    """A tensor, or an array of numbers as one; None of anything else."""
+    if isinstance(value, Tensor):
+        return value
+    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
+        return torch.from_numpy(value.astype(value.dtype.newbyteorder("="), order="C"))
+    return None
 
 
 def _misfits(state: State, model: nn.Module) -> tuple[list[str], list[str], list[str]]:
@@ -207,8 +233,9 @@ def load_weights_file(file: Path, model: nn.Module, architecture: str) -> str:
         for said, named in readings(state, model, architecture.partition(":")[0]):
             missing, unexpected, shapes = _misfits(named, model)
             if not (missing or unexpected or shapes):
-                _check_numbers(file, named)
-                model.load_state_dict(named, strict=False)
+                plain = _in_full(file, named, model)
+                _check_numbers(file, plain)
+                model.load_state_dict(plain, strict=False)
                 taken = [f"{where!r} taken"] if where else []
                 taken += [said] if said else []
                 taken += [*_precision(named), *([held.said] if held.said else [])]
@@ -274,17 +301,60 @@ def _mean(key: str, state: State, own: State) -> Tensor:
     return value.expand_as(own[key]) if value.numel() == 1 else value
 
 
+def _in_full(file: Path, state: State, model: nn.Module) -> State:
+    """Weights that fit a network by name and shape, dense and of its kinds of numbers.
+
+    Raises:
+        InputError: integers where the network has fractions, which say nothing without the scales
+            that they were quantised by; complex numbers where it has none; tensors without numbers.
+    """
+    plain: State = {}
+    wanted = model.state_dict()
+    for name, value in state.items():
+        if value.is_meta:
+            raise InputError(f"weights {file}: {name!r} has a shape and no numbers")
+        if value.is_quantized:
+            value = value.dequantize()
+        if value.layout != torch.strided:
+            value = value.to_dense()
+        own, numbers = wanted.get(name), str(value.dtype).removeprefix("torch.")
+        if own is None:
+            continue  # a counter, which is not used
+        whole = not (value.is_floating_point() or value.is_complex() or value.dtype == torch.bool)
+        if own.is_floating_point() and whole and value.numel() > 1:
+            raise InputError(
+                f"weights {file}: {name!r} holds {numbers} numbers, and the network's are "
+                "fractions: quantised weights without their scales, it seems; save them as float32"
+            )
+        if value.is_complex() and not own.is_complex():
+            raise InputError(
+                f"weights {file}: {name!r} holds {numbers} numbers, the network's are real"
+            )
+        plain[name] = value
+    return plain
+
+
 def _check_numbers(file: Path, state: State) -> None:
     for name, value in state.items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+        if value.is_floating_point() and not bool(
+            torch.isfinite(value.float() if value.itemsize == 1 else value).all()
+        ):
             raise InputError(f"weights {file}: {name!r} holds numbers that are not finite")
 
 
 def _precision(state: State) -> list[str]:
-    """That weights are of a low precision, where they are."""
+    """That weights are sparse, quantised or of a low precision, where they are."""
+    said = [
+        word
+        for word, found in (
+            ("sparse weights filled up with zeros", lambda v: v.layout != torch.strided),
+            ("quantised weights multiplied by their scales", lambda v: v.is_quantized),
+        )
+        if any(map(found, state.values()))
+    ]
     kinds = {str(v.dtype).removeprefix("torch.") for v in state.values() if v.is_floating_point()}
     low = sorted(kinds - {"float32", "float64"})
-    return [f"{' and '.join(low)} weights used in float32"] if low else []
+    return said + ([f"{' and '.join(low)} weights used in float32"] if low else [])
 
 
 def hint_of(held: Held) -> str:

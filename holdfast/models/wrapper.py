@@ -375,8 +375,16 @@ def _input_error(error: Exception, images: Images) -> InputError:
     what = one_line(error)
     return InputError(
         f"the model cannot answer images of shape {tuple(images.shape)} on {images.device}: "
-        f"{what[:300]}{'…' if len(what) > 300 else ''}"
+        f"{what[:300]}{'…' if len(what) > 300 else ''}{_grey_hint(images)}"
     )
+
+
+def _grey_hint(images: Images) -> str:
+    """What to do for a model of one channel, where grey images were stored in three."""
+    if images.ndim != 4 or images.shape[1] != 3 or not len(images):
+        return ""
+    grey = bool((images[:, :1] == images[:, 1:]).all())
+    return "; the images are grey, in 3 equal channels: of a model of 1, say --grey" if grey else ""
 
 
 # --- wrapping and unwrapping --------------------------------------------------------------------

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from ...errors import InputError
 from ...parsing import one_line
+from ...placeholders import placeholder_at
 from .base import Source, imported, quiet
 from .onnx_graph import TYPES, OnnxGraph, unknown
 
@@ -128,7 +129,8 @@ def _read(onnx: Any, name: str, what: str) -> Any:
                 model = onnx.inliner.inline_local_functions(model)
         return model
     except Exception as error:  # of the reader, on whatever the file holds
-        raise InputError(f"model {what}: no ONNX model: {one_line(error)[:200]}") from None
+        said = placeholder_at(name) or one_line(error)[:200]
+        raise InputError(f"model {what}: no ONNX model: {said}") from None
 
 
 def _input_shape(model: Any, what: str) -> Shape:
