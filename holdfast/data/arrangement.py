@@ -83,8 +83,8 @@ def arrange(folder: Path, labels: str | Path | None = None) -> Arrangement:
             beside them, if there is one.
 
     Raises:
-        InputError: no such folder; no classes; a class without images, or one that `train` lacks; two
-            folders for one split. One line.
+        InputError: no such folder; no classes; a class without images, or one that `train` lacks;
+            two folders for one split. One line.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder")

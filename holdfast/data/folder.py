@@ -69,8 +69,8 @@ def load(
         A split that is not there is empty, and asking for it says why.
 
     Raises:
-        InputError: no such folder; fewer than two classes; a class without images, or one that `train` lacks, in a
-            split; a file that is no image, is larger than 50 million pixels, has more than 8 bits
+        InputError: no such folder; fewer than two classes; a class without images, or one that
+            `train` lacks, in a split; a file that is no image, is larger than 50 million pixels, has more than 8 bits
             a channel, or has another size than the rest. Where images are decoded when they are
             asked for, that is when this is said.
     """
