@@ -449,7 +449,9 @@ def _order_classes(found: Arrangement, folder: Path) -> None:
             )
         splits[split] = {name: files.get(name, []) for name in names}
     whole = all(re.fullmatch(r"-?[0-9]{1,9}", name) for name in names)
-    found.classes = sorted(names, key=int if whole else natural)
+    found.classes = sorted(names, key=natural)
+    if whole:  # −1 before 0
+        found.classes.sort(key=int)
     if found.classes == [str(number) for number in range(len(names))]:
         found.named = False
     _name_synsets(found, folder)
