@@ -70,9 +70,9 @@ def load(
 
     Raises:
         InputError: no such folder; fewer than two classes; a class without images, or one that
-            `train` lacks, in a split; a file that is no image, is larger than 50 million pixels, has more than 8 bits
-            a channel, or has another size than the rest. Where images are decoded when they are
-            asked for, that is when this is said.
+            `train` lacks, in a split; a file that is no image, is larger than 50 million pixels,
+            has more than 8 bits a channel, or has another size than the rest. Where images are
+            decoded when they are asked for, that is when this is said.
     """
     folder = Path(folder)
     check_size(size)
