@@ -171,15 +171,18 @@ class ObjectiveSpec(Spec):
         eps_warmup: share of the schedule over which the ε of training attacks grows, linearly
             from 0 to the threat model's (Pang et al., "Bag of tricks for adversarial training",
             ICLR 2021); 0 for all of it from the beginning.
+        self_distillation: at the end of the schedule, the weight of the averaged weights' answers
+            in the labels; it grows linearly from 0 (`self_distillation.softened`).
     """
 
-    LATER = ("awp", "awp_warmup", "eps_warmup")
+    LATER = ("awp", "awp_warmup", "eps_warmup", "self_distillation")
 
     name: Text = "n-fgsm"
     arguments: Arguments = {}  # noqa: RUF012 - pydantic copies it
     awp: ShareBelow1 = 0.0
     awp_warmup: Share = 0.05
     eps_warmup: Share = 0.0
+    self_distillation: ShareBelow1 = 0.0
 
 
 class OptimiserSpec(Spec):

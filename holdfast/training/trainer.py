@@ -32,6 +32,7 @@ from .lengthening import in_epochs
 from .objectives import objective_named
 from .optimisers import STATE, optimiser_for
 from .schedule import Schedule, one_cycle
+from .self_distillation import softened
 from .tracking import Tracking
 from .validation import Validator, averaged_figures, collapsed, in_words
 
@@ -136,6 +137,8 @@ class Trainer:
         self.objective.progress = schedule.progress
         with self._own_errors():
             with self.fabric.autocast():
+                if share := recipe.objective.self_distillation * schedule.progress:
+                    batch = softened(batch, self.average.model, share)
                 loss = self.objective(self.model, batch, self._present_threat())
             self.fabric.backward(loss.value)
         if schedule.steps < recipe.optimiser.frozen_epochs * self.steps_per_epoch:
