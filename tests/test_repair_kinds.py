@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import thread
+
 import pytest
 import torch
 from hidden import diagnosed, small_network, smooth_pictures, standing
@@ -65,3 +68,40 @@ def test_no_search_is_held_where_nothing_is_hidden(name, images, monkeypatch) ->
         labels = model(images).argmax(1)
     monkeypatch.setattr(contest, "best", lambda *args: pytest.fail("nothing hides"))
     assert repaired(model, images, labels).model is None
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda x: x + 0.1 * torch.randn_like(x),
+        lambda x: x * (0.9 + 0.2 * torch.rand(len(x), 1, 1, 1)),
+        lambda x: torch.roll(x, int(torch.randint(0, 3, ())), 3),
+    ],
+    ids=["noise", "brightness", "place"],
+)
+def test_random_numbers_hide_nothing(change, network, images, labels, monkeypatch) -> None:
+    monkeypatch.setattr(contest, "best", lambda *args: pytest.fail("nothing hides"))
+    found = repaired(wrapped(lambda x: network(change(x))), images, labels)
+    assert found.model is None and not found.remark, found
+
+
+def test_torch_is_left_as_it_was(network, images, labels) -> None:
+    """What is replaced while a model is looked at is put back, also after a failure."""
+    homes = [
+        (threading.Thread, "run"),
+        (thread._WorkItem, "run"),
+        (torch.autograd.graph.saved_tensors_hooks, "__enter__"),
+        (torch.autograd.graph.saved_tensors_hooks, "__exit__"),
+        (torch.utils.hooks.BackwardHook, "setup_input_hook"),
+        (torch.utils.hooks.BackwardHook, "setup_output_hook"),
+    ]
+
+    def failing(x: torch.Tensor) -> torch.Tensor:
+        if x.requires_grad:
+            raise RuntimeError("no gradients here")
+        return network(x.round())
+
+    before = [getattr(home, name) for home, name in homes]
+    for model in (lambda x: network(x.round()), failing):
+        repaired(wrapped(model), images, labels)
+    assert [getattr(home, name) for home, name in homes] == before

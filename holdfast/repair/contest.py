@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from ..attacks.losses import margin_loss
+from ..draws import fixed_draws
 from ..models.wrapper import is_out_of_memory
 from ..types import Images, Labels, Model
 
@@ -17,12 +19,26 @@ LEAST = 1e-12  # a gradient below this is none
 CLEARLY = 2  # images more that a gradient breaks
 
 
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """Inside, a random model draws the same every time; afterwards torch's generators are as they
+    were."""
+    devices = range(torch.cuda.device_count())
+    with torch.random.fork_rng(devices=devices), fixed_draws(0):
+        torch.manual_seed(0)
+        yield
+
+
 def best(model: Model, first: Model, others: Sequence[Model], x: Images, y: Labels) -> Model:
     """The model among `first` and `others` whose gradient breaks the most images of `model`, whose
     answers all of them have. `first` is left only for what breaks clearly more."""
     for eps in SIZES:
-        led = broken(model, first, x, y, eps)
-        found = [broken(model, other, x, y, eps) for other in others]
+        with same_draws():
+            led = broken(model, first, x, y, eps)
+        found = []
+        for other in others:
+            with same_draws():
+                found.append(broken(model, other, x, y, eps))
         if max(found) >= led + CLEARLY:
             return others[found.index(max(found))]
         if led:

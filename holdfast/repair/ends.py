@@ -105,9 +105,10 @@ def entry_of(
         entering: what enters for them.
         moved: what enters for other images; None where nothing does.
     """
-    if entering is x or not entering.is_floating_point():
+    if entering is x or not entering.is_floating_point() or not entering.ndim:
         return None
-    splice = detours.found(x, [], entering, at_least=detours.CLEARLY)
+    # Of a model that takes them in turns, the first images.
+    splice = detours.found(x[: len(entering)], [], entering, at_least=detours.CLEARLY)
     return None if splice is None or _follows(x, entering, moved) else splice
 
 
@@ -126,6 +127,7 @@ def _follows(x: Images, entering: Tensor, moved: Callable[[Images], Tensor | Non
         return False
     if slope is None or not bool(slope.isfinite().all()):
         return False
+    slope, step = slope[: len(entering)], step[: len(entering)]
     foretold = float((slope * step).sum() / effect.square().sum().clamp_min(1e-30))
     cosine = float(cosine_similarity(slope.flatten(1), step.flatten(1), dim=1).mean())
     return FOLLOWS <= foretold <= 1 / FOLLOWS and cosine > POINTS

@@ -171,6 +171,7 @@ class Graph:
         # beside them, or another could get the number of one that is gone.
         self.carried: dict[int, tuple[Tensor, Tensor]] = {}
         self.choices: dict[int, tuple[Tensor, Choice]] = {}
+        self.back: dict[int, tuple[Tensor, Tensor]] = {}  # what came back, and what stands in
         self.asked: dict[int, Tensor] = {}  # what the model itself made require gradients
         self.made_logits: list[Tensor] = []  # what has a history and as many columns as classes
         self.first: Tensor | None = None  # the first layer's weight
@@ -212,7 +213,7 @@ class Graph:
     def made(self, value: Tensor, stand_in: Tensor) -> Tensor:
         """The value with the gradient of a stand-in of the same shape."""
         if self.finding and not self.found and linked(stand_in):
-            self.note("no gradient")  # where nothing says what took it
+            self.note("lost gradient")  # where nothing says what took it
         if stand_in.shape[1:] == self.plan.softened and stand_in.ndim == 2:
             return stand_in.to(value.dtype)
         return replace_backward(value.detach(), stand_in.to(value.dtype))
@@ -367,6 +368,11 @@ class Graph:
     def float_of(self, tensor: Tensor) -> Tensor:
         """The floats that whole numbers carry; any other tensor as it is."""
         known = self.carried.get(id(tensor))
+        return tensor if known is None else known[1]
+
+    def as_it_came_back(self, tensor: Tensor) -> Tensor:
+        """What stands in for a tensor that came a detour; any other as it is."""
+        known = self.back.get(id(tensor))
         return tensor if known is None else known[1]
 
     def number(self, name: str) -> tuple[str, int]:

@@ -7,6 +7,7 @@ returns; what kills gradients gets a useful backward pass by its rule.
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from types import FunctionType
@@ -18,7 +19,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from . import custom
-from .graph import Graph, Place
+from .graph import Graph, Place, mapped, mapped_values
 from .rules import by_place, rule_of
 from .threads import in_other_threads
 
@@ -42,6 +43,9 @@ class Pass(TorchFunctionMode):
             return func(*args, **kwargs)
         if graph.finding and torch.is_inference_mode_enabled():
             graph.note("inference_mode", once=True)
+        if graph.back:
+            args = mapped(args, graph.as_it_came_back)
+            kwargs = mapped_values(kwargs, graph.as_it_came_back)
         func, rule = rule_of(func)
         # Whatever the model switched off.
         with torch.inference_mode(False), torch.enable_grad():
@@ -139,10 +143,14 @@ def _with_class() -> Any:
 _shows = _with_class()
 
 
+# What is replaced for a pass, such as `Function.apply`, is replaced for all threads.
+_ALONE = threading.RLock()
+
+
 @contextmanager
 def repairing(graph: Graph, model: Any) -> Iterator[None]:
     """Inside, the calls that a model makes go through a graph."""
-    with ExitStack() as stack:
+    with _ALONE, ExitStack() as stack:
         for part in stack.enter_context(_frozen(model)):
             if graph.finding:
                 graph.found[Place("hook on a gradient", type(part).__name__)] += 1

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,12 +12,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cosine_similarity
 
 from ..attacks.losses import margin_loss
-from ..draws import fixed_draws
 from ..models.backward import replace_backward
 from ..models.wrapper import is_out_of_memory, unwrapped, wrapped
 from ..runs.records import Repair
 from ..types import Images, Labels, Logits, Model
 from . import contest, detours, ends, nodes
+from .contest import same_draws
 from .ends import Doubt
 from .graph import Graph, Place, Plan, Reached
 from .passes import repairing
@@ -156,7 +155,7 @@ def repaired(model: Model, images: Images, labels: Labels) -> Diagnosis:
 
 
 def _diagnosed(model: Model, x: Images, y: Labels) -> Diagnosis:
-    with _same_draws(), torch.no_grad():
+    with same_draws(), torch.no_grad():
         answers = model(x).float()
     if _hides_nothing(model, x, y, answers):
         return Diagnosis(None, ())
@@ -223,8 +222,7 @@ def _beyond_rules(
         for end in doubt.logits or (None,):
             made = replace(plan, entry=doubt.entry, end=end, gain=1.0)
             others.append(Repaired(model, made, (*repairs, *places)))
-    with _same_draws():
-        found = contest.best(model, first, others, x, answers.argmax(1))
+    found = contest.best(model, first, others, x, answers.argmax(1))
     if found is first or not isinstance(found, Repaired):
         return best
     return Diagnosis(found, found.repairs)
@@ -250,7 +248,7 @@ def _planned(
     model: Model, plan: Plan, x: Images, y: Labels, answers: Logits
 ) -> tuple[Logits, Graph, Doubt]:
     """Fill in a plan by a first pass; its logits, what it found, and what stays doubtful."""
-    with _same_draws(), torch.enable_grad():
+    with same_draws(), torch.enable_grad():
         if not x.requires_grad:
             x = x.detach().requires_grad_()
         logits, graph = through(model, x, plan, finding=True)
@@ -273,7 +271,7 @@ def _doubt(
     def entering(images: Images) -> Tensor | None:
         moved = Graph(images.view_as(images), plan)
         moved.stops = True
-        with torch.no_grad(), suppress(Reached, Exception), repairing(moved, model):
+        with same_draws(), suppress(Reached, Exception), repairing(moved, model):
             model(moved.images)
         return moved.entering[0] if moved.entering else None
 
@@ -293,7 +291,7 @@ def _worth(made: Repaired, own: Tensor | None, gradient: Tensor) -> Diagnosis:
 def _soften(made: Repaired, x: Images, answers: Logits) -> None:
     """Let attacks climb what lies before a rounded or saturated end, if that predicts the same."""
     made.plan.softened = tuple(answers.shape[1:])
-    with _same_draws(), torch.enable_grad():
+    with same_draws(), torch.enable_grad():
         logits = made(x.detach().requires_grad_()).detach()
     top = answers.gather(1, logits.argmax(1, keepdim=True)).squeeze(1)
     # Among equal logits any may be the largest.
@@ -316,30 +314,20 @@ def _useful(gradient: Float[Tensor, "n c h w"]) -> Tensor:
     return flat.isfinite().all(1) & (flat.abs().amax(1) > 1e-12)
 
 
-@contextmanager
-def _same_draws() -> Iterator[None]:
-    """Inside, a random model draws the same every time; afterwards torch's generators are as they
-    were."""
-    devices = range(torch.cuda.device_count())
-    with torch.random.fork_rng(devices=devices), fixed_draws(0):
-        torch.manual_seed(0)
-        yield
-
-
 def _alike(found: Logits, answers: Logits) -> bool:
     return torch.allclose(found.float(), answers, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
 def _steady(model: Model, x: Images, answers: Logits) -> bool:
     """Whether the model answers the same twice, with the same draws."""
-    with _same_draws(), torch.no_grad():
+    with same_draws(), torch.no_grad():
         return _alike(model(x), answers)
 
 
 def _own(model: Model, x: Images, y: Labels) -> tuple[Tensor | None, Logits | None]:
     """The gradient of the model's own margin, and its answers when it is differentiated."""
     try:
-        with _same_draws(), torch.enable_grad():
+        with same_draws(), torch.enable_grad():
             x = x.detach().requires_grad_()
             logits = model(x).float()
     except Exception as error:  # it takes no images that require gradients

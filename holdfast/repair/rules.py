@@ -411,7 +411,7 @@ def seen(graph: Graph, func: Any, args: Any, kwargs: Any) -> Any:
     value = func(*args, **kwargs)
     if func is _GRAD_FN and linked(args[0]):
         # That of another view: hooks on it change nothing.
-        graph.note("hook on a gradient", once=True)
+        graph.note("use of grad_fn", once=True)
         value = args[0].view_as(args[0]).grad_fn
     if not graph.plan.hidden or id(args[0]) in graph.asked or not linked(args[0]):
         return value
@@ -460,6 +460,9 @@ def spliced(graph: Graph, tensor: Tensor, first: bool = False) -> Tensor:
     images, left, n = graph.images, graph.left, len(graph.images)
     entry = graph.plan.entry if first else None
     if entry is not None:
+        if len(tensor) < n:  # a few images after the others
+            start = (graph.number("entering")[1] - 1) * len(tensor) % n
+            images = images[start : start + len(tensor)]
         made = detours.stand_in(entry, images, [], tensor)
         return tensor if made is None else replace_backward(tensor.detach(), made)
     if (
@@ -483,7 +486,11 @@ def spliced(graph: Graph, tensor: Tensor, first: bool = False) -> Tensor:
             graph.note(f"detour outside PyTorch, from {splice.source.split()[0]}", once=number < 0)
     known = graph.plan.splices.get(number)
     made = None if known is None else detours.stand_in(known, images, left, tensor)
-    return tensor if made is None else replace_backward(tensor, made)
+    if made is None:
+        return tensor
+    back = replace_backward(tensor, made)
+    graph.back[id(tensor)] = tensor, back  # for what else is done to it, such as a shortcut
+    return back
 
 
 def _rules() -> dict[Callable[..., Any], Rule]:
