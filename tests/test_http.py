@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import itertools
 import json
 import socket
 import threading
@@ -228,6 +229,24 @@ def test_another_number_of_classes_in_the_middle_is_one_line():
         pytest.raises(InputError, match="2 and 3 classes in turn"),
     ):
         HttpModel(server.url, batch_size=1)(X[:2])
+
+
+FORMS = {
+    "logits": {"logits": [[1.0, 2.0]]},
+    "probabilities": {"probabilities": [[0.4, 0.6]]},
+    "labels": {"labels": [1]},
+    "outputs": {"outputs": [{"shape": [1, 2], "data": [1.0, 2.0]}]},
+}
+
+
+@pytest.mark.parametrize(("before", "now"), itertools.permutations(FORMS, 2))
+def test_another_form_of_answer_in_the_middle_is_one_line(before, now):
+    turns = in_turn(*(answer(**FORMS[form]) for form in (before, before, now)))
+    with serving(turns) as server:
+        model = HttpModel(server.url, classes=2, batch_size=1)
+        assert len(model(X[:2])) == 2  # the same form again is believed
+        with pytest.raises(InputError, match=f"answered {before} before, and {now} now"):
+            model(X[:1])
 
 
 # -- servers that are busy, slow or away ----------------------------------------------------------

@@ -472,7 +472,8 @@ class Attack(ABC, Generic[S]):
             float32 (N, C, H, W): for each image the first point found that is a success (where any
             mistake counts, also one at which the model answers nothing), else the one with the
             smallest margin. All lie in the ball and the box. An image that is a success as it is
-            comes back as it is.
+            comes back as it is. A search for the closest adversarial point (`minimum_norm`) returns
+            that, in the box but perhaps outside the ball: `threat.contains` tells.
 
         Raises:
             InputError (a ValueError): images outside [0, 1] or not finite, labels out of range,

@@ -131,6 +131,7 @@ class HttpModel:
             _token(token)
         self.requests = self.repeated = 0
         self._answered = False  # at least once
+        self._form: str | None = None  # of its answers: labels, logits, …
         self._next = 0.0  # when the next request may be sent
         self._connection: http.client.HTTPConnection | None = None
 
@@ -294,7 +295,11 @@ class HttpModel:
         kind, value = _held(answer, self.address, self.output)
         who = f"{self.address} ({kind})"
         values = _numbers(value, who)
-        if kind == "labels" or (kind == "outputs" and values.ndim == 1):
+        form = "labels" if kind == "outputs" and values.ndim == 1 else kind
+        if self._form not in (None, form):
+            raise InputError(f"{self.address} answered {self._form} before, and {form} now")
+        self._form = form
+        if form == "labels":
             return labels_as_scores(torch.from_numpy(values), count, self.classes, who)
         if values.ndim != 2 or len(values) != count or values.shape[1] < 2:
             raise InputError(
