@@ -528,6 +528,21 @@ def test_tables_say_what_the_runs_say() -> None:
     assert markdown("*a* [b](c) `d`") == r"\*a\* \[b\](c) \`d\`"
 
 
+def test_tables_say_what_is_a_sample(tmp_path: Path) -> None:
+    """Its interval is another one, and the number of images was not fixed."""
+    wide = {"robust_accuracy_anytime_interval": [0.31, 0.52], "population": 5000}
+    sample = evaluation_run(tmp_path / "sample", stopped="until", **wide)
+    whole = evaluation_run(tmp_path / "whole", name="other", stopped="all images", **wide)
+    for kind in ("md", "tex"):
+        text = hf.export([sample, whole], tmp_path / f"t.{kind}").files[0].read_text()
+        assert "1000 of 5000" in text and text.count("of 5000") == 1
+        assert "31.0, 52.0" in text and "valid at any time" in text
+        assert "any time" not in hf.export(whole, tmp_path / f"w.{kind}").files[0].read_text()
+    hf.export([sample, whole], tmp_path / "all.csv")
+    rows = rows_of(tmp_path / "all.summary.csv")
+    assert [(row["population"], row["anytime"]) for row in rows] == [("5000", "1"), ("1000", "0")]
+
+
 def test_tables_group_what_compares(judged: Path, tmp_path: Path) -> None:
     slim, w40 = RESULTS / "cifar10-linf-slim-swift", RESULTS / "cifar10-linf-w40-swift"
     (file,) = hf.export([slim, judged, w40], tmp_path / "t.md").files

@@ -50,7 +50,7 @@ def csv_files(runs: Sequence[EvaluationRun]) -> tuple[str, str]:
         [
             "run", "model", "sha256", "data", "split", "pixels", "norm", "eps", "suite", "seed",
             "n", "standard_accuracy", "standard_low", "standard_high", "robust_accuracy",
-            "robust_low", "robust_high", "flags",
+            "robust_low", "robust_high", "flags", "population", "anytime",
         ],
         ([str(run.path), *_summary(run)] for run in runs),
     )  # fmt: skip
@@ -66,7 +66,8 @@ def _summary(run: EvaluationRun) -> list[object]:
     for name in ("standard", "robust"):
         figure = accuracy(record, name)
         cells += [figure.value, *(figure.interval or (None, None))]
-    return [*cells, "; ".join(flag.name for flag in record.fired)]
+    sampled = [record.population, 1] if record.is_sample else [record.n, 0]
+    return [*cells, "; ".join(flag.name for flag in record.fired), *sampled]
 
 
 def table_of(runs: Sequence[Run], kind: str) -> str:
@@ -92,6 +93,10 @@ def table_of(runs: Sequence[Run], kind: str) -> str:
         columns = tuple(dict.fromkeys(column for line in lines for column in line))
         rows = [[line.get(column, NONE) for column in columns] for line in lines]
         caption = f"{caption}. Intervals in brackets are 95 %."
+        if any(" of " in line["n"] for line in lines):
+            caption += (
+                " Where n is a part drawn at random, they are valid at any time, and of all images."
+            )
         if kind == ".tex":
             parts.append(latex_table(columns, rows, caption))
         else:
@@ -142,6 +147,8 @@ def _row(run: Measured, name: str) -> dict[str, str]:
                     ends = None if held.low is None else (held.low, held.high)
                     cells[f"{shown}, {condition}"] = percent(Figure(held.value, ends))
     cells["n"] = str(run.n)
+    if isinstance(run, EvaluationRun) and run.record.is_sample:
+        cells["n"] += f" of {run.record.population}"
     cells["flags"] = ", ".join(flag.name for flag in run.fired) or "none"
     return cells
 
