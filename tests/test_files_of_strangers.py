@@ -347,3 +347,17 @@ def test_grey_images_in_three_channels_name_the_option(grey):
     with pytest.raises(InputError) as caught:
         hf.evaluate(model, images, torch.arange(4), hf.Threat("linf", 0.1), "fgsm")
     assert ("--grey" in str(caught.value)) is grey
+
+
+@pytest.mark.parametrize(
+    ("images", "line"),
+    [
+        (np.array(3), "shape of a single number is none of images"),
+        (np.zeros((4, 784), np.uint8), "rows of pixels are to be reshaped"),
+        (np.zeros((0, 8, 8), np.uint8), "holds 0 images"),
+    ],
+)
+def test_arrays_that_are_no_images_are_told_by_their_shape(tmp_path, images, line):
+    np.savez(tmp_path / "x.npz", images=images, labels=np.arange(4))
+    with pytest.raises(InputError, match=line):
+        data.load(tmp_path / "x.npz")

@@ -34,7 +34,7 @@ from .images import ImageArray, fingerprint
 from .label_tables import read_table
 from .label_values import MOST_LABELS, Column, column, numbered
 from .labelled import assembled, is_grouped
-from .pixel_values import images_of
+from .pixel_values import images_of, layout
 
 SUFFIXES = (".npz", ".npy")
 ARRAY_WORDS = {**SPLIT_WORDS, "tr": "train", "te": "test"}  # the parts of arrays' names
@@ -161,7 +161,11 @@ def load(source: str | Path, labels: str | None = None) -> DataSet:
     splits: dict[str, tuple[ImageArray, str]] = {}
     columns: dict[str, Column] = {}
     for split, (x, y) in pairs.items():
-        count = x.checked().shape[0]
+        shape = x.checked().shape
+        layout(shape, x.where)
+        count = shape[0]
+        if not count:
+            raise InputError(f"{x.where}: holds 0 images")
         if y is not None:
             _check_labels(y, count)
         images, said = images_of(x.load(), x.where)

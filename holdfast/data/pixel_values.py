@@ -55,6 +55,8 @@ def layout(shape: tuple[int, ...], where: str) -> Layout:
             found = Layout("NCHW", (shape[1], shape[2], shape[3]))
     if found is None:
         hint = ": alpha is to be dropped" if len(shape) == 4 and 4 in (shape[1], shape[3]) else ""
+        if len(shape) == 2:
+            hint = ": rows of pixels are to be reshaped"
         raise InputError(
             f"{where}: shape {written} is none of images; N×H×W×C, N×C×H×W or N×H×W with 1 or 3"
             f" channels is{hint}"
