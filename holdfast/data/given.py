@@ -511,9 +511,9 @@ def _pictures(folder: Path, shape: Shape, most: int) -> Given:
         key=lambda path: natural(str(path.relative_to(folder))),
     )
     if not files:
-        hint = ": JPEG changes the pixels; save PNG" if lossy else ""
         if (folder / "request.json").is_file():
-            hint = f": a run folder without {EXAMPLES}, which evaluations write"
+            raise InputError(f"{folder}: a run folder without {EXAMPLES}, which evaluations write")
+        hint = ": JPEG changes the pixels; save PNG" if lossy else ""
         raise InputError(f"{folder}: holds no PNG files{hint}")
     if len(files) > most:
         raise InputError(f"{folder}: holds {len(files)} pictures; the data has {most} images")
