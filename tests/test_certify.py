@@ -330,7 +330,7 @@ def test_bad_objectives(name, arguments, threat, says):
         ({"sigma": 0.25, "radius": [math.nan]}, "radius must be"),
         ({"limit": 0}, "--limit must be at least 1"),
         ({}, "interval bounds need an nn.Sequential"),
-        ({"sigma": 0.25, "split": "dev"}, "split 'dev' is unknown"),
+        ({"sigma": 0.25, "split": "devset"}, "split 'devset' is unknown"),
     ],
 )
 def test_bad_input_is_one_line(options, says, noisy, tmp_path):

@@ -60,7 +60,7 @@ def one_line(text: str) -> str:
         ),
         (["evaluate", "MODEL", "--data", "digits", "--suite", "apgdd", "--out", "OUT"], "'apgd'"),
         (["evaluate", "MODEL", "--data", "digits", "--limit", "0", "--out", "OUT"], "--limit"),
-        (["evaluate", "MODEL", "--data", "digits", "--split", "dev", "--out", "OUT"], "dev"),
+        (["evaluate", "MODEL", "--data", "digits", "--split", "devset", "--out", "OUT"], "devset"),
         (["evaluate", "os:nothing_here", "--data", "digits", "--out", "OUT"], "nothing_here"),
         (["evaluate", "no_such_module:f", "--data", "digits", "--out", "OUT"], "no_such_module"),
         (["mix", "MODEL", "no-model", "--data", "digits", "--out", "OUT"], "no-model"),

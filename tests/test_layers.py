@@ -16,7 +16,7 @@ PACKAGE = Path(__file__).parents[1] / "holdfast"
 FLOORS: list[set[str]] = [
     {"version", "lazy", "terminal", "palette"},
     {"errors", "types", "stored"},
-    {"parsing", "intervals", "draws", "spatial", "launchers", "picture_files"},
+    {"parsing", "intervals", "draws", "spatial", "launchers", "picture_files", "placeholders"},
     {"threat", "shipped"},
     {"inputs", "distributed"},
     {"runs", "charts"},
