@@ -204,6 +204,22 @@ def test_code_that_ends_the_program_ends_in_a_line(tmp_path, code):
         hf.load(tmp_path / "w.pth", architecture=f"{tmp_path / 'net.py'}:build")
 
 
+@pytest.mark.parametrize("calls", [0, 3], ids=["at once", "under attack"])
+@pytest.mark.parametrize("wrong", [SystemExit(7), SystemExit("wants arguments"), SystemExit()])
+def test_a_model_that_ends_the_program_ends_in_a_line(wrong, calls):
+    asked = []
+
+    def model(images):
+        asked.append(len(images))
+        if len(asked) > calls:
+            raise wrong
+        return images.flatten(1)[:, :10]
+
+    images, labels = torch.rand(4, 1, 8, 8), torch.arange(4)
+    with pytest.raises(InputError, match=r"cannot answer images of shape .*SystemExit"):
+        hf.evaluate(model, images, labels, hf.Threat("linf", 0.1), "fgsm")
+
+
 def test_a_file_of_code_without_a_name_tells_what_is_in_it(tmp_path):
     (tmp_path / "net.py").write_text(BUILD.format(3) + "class Net: ...\ndef _inner(): ...\n")
     with pytest.raises(InputError, match=r"net.py:NAME; it has build, Net$"):

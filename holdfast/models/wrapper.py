@@ -13,7 +13,7 @@ import itertools
 import re
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -240,11 +240,11 @@ class WrappedModel(nn.Module):
         copied = images.to(dtype, copy=True)
         callers = _callers_defaults.get()
         asked = copied if traits.form == PLAIN else traits.form.images(copied)
-        if callers is None:
-            output = self.inner(asked)
-        else:
-            with _defaults(*callers):
+        with nullcontext() if callers is None else _defaults(*callers):
+            try:
                 output = self.inner(asked)
+            except SystemExit as error:  # it would end the caller's program without a word
+                raise RuntimeError(one_line(error)) from error
         if not traits.calls:
             self._recognise(output, len(images))
         if traits.form != PLAIN:
