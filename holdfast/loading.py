@@ -191,8 +191,8 @@ def _found(source: Path | str, code: bool, architecture: str | None, asked: Adap
     if os.path.isfile(folder):
         model = _of_file(folder, code, architecture, asked)
         return model if hasattr(model, "card") else wrapped(model)  # ours, or anybody's
-    if os.sep in text or file_ending(text):
-        kind = "file" if file_ending(text) else "folder"
+    if os.sep in text or _ends_as_a_file(text):
+        kind = "file" if _ends_as_a_file(text) else "folder"
         raise InputError(f"model {text!r}: there is no such {kind}")
     if text in zoo_index():
         size = zoo_index()[text].size / 1e6
@@ -294,7 +294,7 @@ def _defined(file: Path) -> str:
     return f"; it has {', '.join(names[:10])}" if names else ""
 
 
-def file_ending(text: str) -> bool:
+def _ends_as_a_file(text: str) -> bool:
     """Whether a name ends as files of models do."""
     return text.endswith((*ENDINGS, ".py", ".pt2", ".onnx"))
 

@@ -162,7 +162,7 @@ def _loaded(
 
 
 # What people call data that they think is there.
-NAMES = {
+_NAMES = {
     "digits", "mnist", "fashion-mnist", "fashionmnist", "emnist", "kmnist", "cifar100", "cifar-100",
     "svhn", "imagenet", "tiny-imagenet", "imagenette", "stl10", "food101", "caltech101", "gtsrb",
 }  # fmt: skip
@@ -186,7 +186,7 @@ def _reason(error: OSError | ValueError) -> str:
 def _nothing(path: Path) -> str:
     """What to say of a path where no data set is."""
     own = "or give a folder that holds images in one folder a class"
-    if not path.exists() and path.name.lower() in NAMES and path.name == str(path):
+    if not path.exists() and path.name.lower() in _NAMES and path.name == str(path):
         if path.name.lower() == "digits":
             return f"{path}: no such folder; did you mean 'digits'?"
         return (
