@@ -268,11 +268,19 @@ OUTPUTS = ((2,), (0,))  # of cat and dog, where the model's outputs are dog, shi
         "index;name\n0;dog\n1;ship\n2;cat\n",
         'index,synset,name\n0,n00000001,"dog, hound"\n1,n00000002,ship\n2,n00000003,cat\n',
         "class\toutput\ndog\t0\ncat\t2\n",
+        "cat = 2\ndog = 0\n",
     ],
 )
 def test_tables_of_names_and_numbers_are_read_by_their_numbers(tmp_path, text):
     (tmp_path / "classes.csv").write_text(text)
     assert class_map(tmp_path / "classes.csv", ["cat", "dog"]).outputs == OUTPUTS
+
+
+@pytest.mark.parametrize("mark", [": ", "=", "\t"])
+@pytest.mark.parametrize("between", [", ", ",", " ", "; "])
+def test_several_outputs_of_a_named_class_are_no_table(tmp_path, mark, between):
+    (tmp_path / "c.txt").write_text(f"cat{mark}5{between}2\ndog{mark}0{between}7\n")
+    assert class_map(tmp_path / "c.txt", ["cat", "dog"]).outputs == ((5, 2), (0, 7))
 
 
 @pytest.mark.parametrize(

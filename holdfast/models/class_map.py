@@ -190,8 +190,6 @@ def _of_lines(lines: list[str], where: str) -> Any:
     """What lines of text say, as JSON would."""
     if not lines:
         raise InputError(f"{where}: empty")
-    if (table := _of_table(lines, where)) is not None:
-        return table
     if all(_NUMBERS.fullmatch(line) for line in lines):
         return [_integers(line) for line in lines]
     named = [_NAMED.fullmatch(line) for line in lines]
@@ -200,7 +198,8 @@ def _of_lines(lines: list[str], where: str) -> Any:
         if len(told) < len(lines):
             raise InputError(f"{where}: a name stands there twice")
         return told
-    return lines
+    table = _of_table(lines, where)  # last: `cat: 281, 282` has commas, too
+    return lines if table is None else table
 
 
 def _of_table(lines: list[str], where: str) -> Any:
